@@ -1,0 +1,1 @@
+"""The house that gives agreed bytes their meaning: money, models, attribution."""

@@ -1,0 +1,1 @@
+"""Proof of Attribution: whose data shaped an answer."""

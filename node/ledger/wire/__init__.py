@@ -1,0 +1,1 @@
+"""Wire objects of the ledger: their shapes, encodings and sizes."""

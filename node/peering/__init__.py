@@ -1,0 +1,1 @@
+"""Where agreed rules meet real peers."""

@@ -1,0 +1,1 @@
+"""Many LoRA models on one base: from order to signed receipt."""

@@ -1,0 +1,1 @@
+"""Making models: the tiny base, fine-tuning, publishing."""

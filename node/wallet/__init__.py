@@ -1,0 +1,1 @@
+"""Private keys, and the payer's side of a channel."""

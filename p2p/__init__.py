@@ -1,0 +1,1 @@
+"""Bytes and peers: the only place that knows libp2p."""

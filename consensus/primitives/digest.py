@@ -1,0 +1,30 @@
+"""SHA-256, and the two prefixes that keep hashed and signed bytes apart.
+
+Why prefixes: a body signed for one purpose, or on one chain, must never be valid for another;
+and nothing that is signed shares bytes with anything that is hashed.
+"""
+
+from hashlib import sha256 as _sha256
+from typing import Final
+
+PROJECT: Final = b"olnode/1/"
+HASH_BYTES: Final = 32
+
+
+def sha256(*parts: bytes) -> bytes:
+    """SHA-256 of the concatenated parts, 32 bytes."""
+    digest = _sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()
+
+
+def domain_hash(word: bytes, *parts: bytes) -> bytes:
+    """SHA-256 of `olnode/1/<word>\\0` and the parts: a hash that serves one purpose only."""
+    return sha256(PROJECT, word, b"\0", *parts)
+
+
+def signing_bytes(tag: bytes, chain_id: bytes, body: bytes) -> bytes:
+    """What a signature with `tag` covers on the chain `chain_id` (32 bytes)."""
+    assert len(chain_id) == HASH_BYTES
+    return PROJECT + tag + b"\0" + chain_id + body

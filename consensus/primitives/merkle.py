@@ -1,0 +1,134 @@
+"""RFC 6962 trees: roots, paths, and a frontier that grows by one leaf at a time.
+
+Why this tree: its prefixes (00 leaf, 01 node) keep leaves and nodes apart, an odd node moves up
+unchanged, and a path's length follows from index and size alone, so a verifier can refuse
+surplus hashes. Used for everything but the state, which needs proofs of absence.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from consensus.primitives.digest import HASH_BYTES, sha256
+from consensus.primitives.errors import Invalid
+
+EMPTY_ROOT: Final = sha256()
+LEAVES_MAX: Final = 2**63 - 1
+
+
+def leaf_hash(data: bytes) -> bytes:
+    """SHA-256(00 ‖ data)."""
+    return sha256(b"\0", data)
+
+
+def node_hash(left: bytes, right: bytes) -> bytes:
+    """SHA-256(01 ‖ left ‖ right)."""
+    return sha256(b"\1", left, right)
+
+
+def root(leaves: Iterable[bytes]) -> bytes:
+    """The root over leaf data; of no leaves, SHA-256 of nothing."""
+    return root_of_hashes([leaf_hash(leaf) for leaf in leaves])
+
+
+def root_of_hashes(hashes: Sequence[bytes]) -> bytes:
+    """The root over leaf hashes."""
+    if not hashes:
+        return EMPTY_ROOT
+    level = list(hashes)
+    while len(level) > 1:
+        level = _parents(level)
+    return level[0]
+
+
+def _parents(level: list[bytes]) -> list[bytes]:
+    paired = [node_hash(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+    return paired + level[-1:] if len(level) % 2 else paired
+
+
+def prove(leaves: Iterable[bytes], index: int) -> tuple[bytes, ...]:
+    """The sibling hashes from leaf `index` up to the root."""
+    return prove_hashes([leaf_hash(leaf) for leaf in leaves], index)
+
+
+def prove_hashes(hashes: Sequence[bytes], index: int) -> tuple[bytes, ...]:
+    """The same over leaf hashes."""
+    assert 0 <= index < len(hashes)
+    level, path = list(hashes), []
+    while len(level) > 1:
+        sibling = index ^ 1
+        if sibling < len(level):
+            path.append(level[sibling])
+        level, index = _parents(level), index // 2
+    return tuple(path)
+
+
+def path_length(index: int, size: int) -> int:
+    """How many hashes the path of leaf `index` in a tree of `size` leaves has."""
+    assert 0 <= index < size
+    length, last = 0, size - 1
+    while last > 0:
+        length += (index ^ 1) <= last
+        index, last = index // 2, last // 2
+    return length
+
+
+def root_of_path(leaf: bytes, index: int, size: int, path: Sequence[bytes]) -> bytes:
+    """The root that leaf hash `leaf` at `index` of `size` and `path` imply.
+
+    Raises `Invalid` `merkle.index`, `merkle.path_length` or `merkle.hash_length`.
+    """
+    if not 0 <= index < size <= LEAVES_MAX:
+        raise Invalid("merkle.index", index=index, size=size)
+    if len(path) != path_length(index, size):
+        raise Invalid("merkle.path_length", length=len(path))
+    if any(len(item) != HASH_BYTES for item in path):
+        raise Invalid("merkle.hash_length")
+    here, last, rest = leaf, size - 1, iter(path)
+    while last > 0:
+        if index & 1:
+            here = node_hash(next(rest), here)
+        elif index < last:
+            here = node_hash(here, next(rest))
+        index, last = index // 2, last // 2
+    return here
+
+
+def verify_path(
+    expected_root: bytes, leaf: bytes, index: int, size: int, path: Sequence[bytes]
+) -> None:
+    """Raise `Invalid` unless leaf hash `leaf` stands at `index` of `size` under the root."""
+    if root_of_path(leaf, index, size, path) != expected_root:
+        raise Invalid("merkle.root")
+
+
+class Frontier:
+    """The right edge of a growing tree: enough to append and to give the root, in O(log n)."""
+
+    __slots__ = ("_peaks", "size")
+
+    def __init__(self, size: int = 0, hashes: Sequence[bytes] = ()) -> None:
+        assert len(hashes) == size.bit_count(), "one peak per set bit of the size"
+        self.size = size
+        self._peaks = list(hashes)  # the largest complete subtree first
+
+    @property
+    def hashes(self) -> tuple[bytes, ...]:
+        """The peaks, largest first: with `size`, all that must be stored."""
+        return tuple(self._peaks)
+
+    def append(self, data: bytes) -> None:
+        """Add one leaf."""
+        here, size = leaf_hash(data), self.size
+        while size & 1:
+            here, size = node_hash(self._peaks.pop(), here), size >> 1
+        self._peaks.append(here)
+        self.size += 1
+
+    def root(self) -> bytes:
+        """The RFC 6962 root over all leaves appended so far."""
+        if not self._peaks:
+            return EMPTY_ROOT
+        here = self._peaks[-1]
+        for peak in reversed(self._peaks[:-1]):
+            here = node_hash(peak, here)
+        return here

@@ -1,0 +1,142 @@
+"""Length frames on a stream, and the strict codec of this floor's own few messages.
+
+Why a codec of its own: this floor imports nothing of ours, and its messages (ping, status, peers,
+address records, the reply envelope) need the same rule as all others: arrays, integers of
+0..2^63-1 and bytes, each in its one shortest form, or refused.
+What this file does not know: libp2p, and what any body means.
+"""
+
+import struct
+from typing import Final, NoReturn, Protocol
+
+import msgpack
+
+from p2p.errors import EndOfStream, Misbehaving
+
+INT_MAX: Final = 2**63 - 1
+LENGTH_BYTES: Final = 4
+ITEMS_MAX: Final = 128  # of any one array of ours
+DEPTH_MAX: Final = 6
+
+Value = int | bytes | tuple["Value", ...]
+
+_LENGTH = struct.Struct(">I")
+
+
+class FrameStream(Protocol):
+    """A duplex stream of whole frames to one peer.
+
+    One task may read while another writes; two readers or two writers are a caller's bug. A cancel
+    inside `read` or `write` resets the stream, since half a frame is gone; the connection stays.
+    Read without pausing: a writer whose bytes nobody takes for 5 s loses its stream.
+    """
+
+    async def read(self, bytes_max: int, timeout_s: float) -> bytes:
+        """The next frame. `timeout_s` may be infinite: it bounds the wait for the frame's start.
+
+        EndOfStream in order, Unreachable if it broke, TooSlow, Misbehaving above `bytes_max`.
+        """
+        ...
+
+    async def write(self, body: bytes, timeout_s: float) -> None:
+        """Send one frame of 1 byte or more. Unreachable if it broke, TooSlow: then it is reset."""
+        ...
+
+    async def close(self) -> None:
+        """No more frames from us; what was written still arrives. Never raises."""
+        ...
+
+    async def reset(self) -> None:
+        """Drop the stream both ways at once. Never raises."""
+        ...
+
+
+class ByteStream(Protocol):
+    """What frames are read from: at least one byte, or `b""` at the end."""
+
+    async def read_some(self, bytes_max: int) -> bytes: ...
+
+
+def frame(body: bytes) -> bytes:
+    """`body` with its length before it; an empty body is our own bug."""
+    assert body
+    return _LENGTH.pack(len(body)) + body
+
+
+def frame_length(head: bytes, bytes_max: int) -> int:
+    """The body's length from the 4 bytes before it; Misbehaving at 0 or above `bytes_max`."""
+    length: int = _LENGTH.unpack(head)[0]
+    if length == 0 or length > bytes_max:
+        raise Misbehaving(f"a frame of {length} bytes, {bytes_max} allowed")
+    return length
+
+
+async def read_exactly(stream: ByteStream, size: int, *, between_frames: bool = False) -> bytes:
+    """`size` bytes; EndOfStream only at the very start and `between_frames`, else Misbehaving."""
+    data = bytearray()
+    while len(data) < size:
+        part = await stream.read_some(size - len(data))
+        if not part:
+            if between_frames and not data:
+                raise EndOfStream("closed by the peer")
+            raise Misbehaving("the stream ended inside a frame")
+        data += part
+    return bytes(data)
+
+
+def encode(value: Value) -> bytes:
+    """Canonical bytes of arrays, integers and bytes; anything else is our own bug."""
+    _check(value, DEPTH_MAX, AssertionError)
+    packed: bytes = msgpack.packb(value, use_bin_type=True)
+    return packed
+
+
+def decode(raw: bytes, bytes_max: int) -> Value:
+    """The value of canonical bytes; Misbehaving for anything that does not re-encode to `raw`."""
+    if len(raw) > bytes_max:
+        raise Misbehaving(f"{len(raw)} bytes, {bytes_max} allowed")
+    try:
+        value = msgpack.unpackb(
+            raw,
+            use_list=False,
+            raw=False,
+            max_array_len=ITEMS_MAX,
+            max_map_len=0,
+            max_str_len=0,
+            max_ext_len=0,
+            max_bin_len=bytes_max,
+        )
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        raise Misbehaving(f"not canonical: {type(error).__name__}") from None
+    _check(value, DEPTH_MAX, Misbehaving)
+    if msgpack.packb(value, use_bin_type=True) != raw:
+        raise Misbehaving("not canonical: another form of the same value")
+    return value  # type: ignore[no-any-return]  # _check has just looked at every part
+
+
+def _check(value: object, depth: int, wrong: type[Exception]) -> None:
+    kind = type(value)
+    if kind is bytes:
+        return
+    if kind is int:
+        if not 0 <= value <= INT_MAX:  # type: ignore[operator]  # kind is int
+            raise wrong("an integer outside 0..2^63-1")
+        return
+    if kind is tuple:
+        if depth == 0:
+            raise wrong("arrays too deep")
+        for part in value:  # type: ignore[attr-defined]  # kind is tuple
+            _check(part, depth - 1, wrong)
+        return
+    raise wrong(f"neither integer, bytes nor array: {kind.__name__}")
+
+
+def fields(value: Value, *kinds: type, what: str) -> tuple[Value, ...]:
+    """The fields of an array with exactly these kinds (int, bytes, tuple); else Misbehaving."""
+    if type(value) is not tuple or tuple(type(part) for part in value) != kinds:
+        _wrong(what)
+    return value
+
+
+def _wrong(what: str) -> NoReturn:
+    raise Misbehaving(f"{what}: wrong shape")

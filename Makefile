@@ -6,7 +6,7 @@ PY ?= $(shell for p in python3.11 python3.12 python3 python; do \
 	$$p -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' \
 	>/dev/null 2>&1 && echo $$p && break; done)
 VENV := .venv/bin/python
-PIP := $(VENV) -m pip --disable-pip-version-check install --quiet
+PIP := $(VENV) -m pip --disable-pip-version-check install -qq
 
 .PHONY: demo test lint setup clean
 .DEFAULT_GOAL := setup

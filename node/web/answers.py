@@ -1,0 +1,262 @@
+"""What the node tells about itself and its ledger, as typed values, and how they become JSON.
+
+Why types first: whoever fills an answer gives plain integers and bytes, and their text (grains
+as decimal strings, hashes as lower-case hex, accounts as `open1…`) is decided here once. A
+JavaScript number would lose grains above 2^53.
+What it does not know: where the values come from, HTTP.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+
+from node.ledger.addresses import account_text
+
+Grains = Annotated[int, "grains"]  # a decimal string in JSON
+Hex = Annotated[bytes, "hex"]
+Account = Annotated[bytes, "account"]
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The node at a glance; `checks` are those of /readyz, by name."""
+
+    chain_id: Hex
+    profile: str
+    name: str
+    roles: tuple[str, ...]
+    node_account: Account
+    height: int
+    block_id: Hex
+    time_ms: int  # of the last block
+    lag_blocks: int  # behind the best height that peers claim
+    peers: int
+    validators: int
+    signing: bool  # whether this node votes
+    last_signed_height: int
+    pool_transactions: int
+    pool_bundles: int
+    engine: str  # "none", "starting", "ready", "failed"
+    models: tuple[str, ...]  # served here, "name@version"
+    supply: Grains
+    app_version: int
+    build: str
+    ready: bool
+    checks: Mapping[str, bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    peer_id: str
+    address: str
+    direction: str  # "in" or "out"
+    rtt_ms: int
+    height: int
+    score: int
+
+
+@dataclass(frozen=True, slots=True)
+class AccountAnswer:
+    account: Account
+    balance: Grains
+    nonce: int
+    maturing: Grains  # paid, but inside the challenge window
+
+
+@dataclass(frozen=True, slots=True)
+class Earning:
+    """What one account earned of one kind; a contribution number where the kind is data."""
+
+    kind: str  # "provider", "data", "creator", "stakers", "fund", "treasury"
+    contribution: int  # 0 where it does not apply
+    datanet: str
+    model: str
+    matured: Grains
+    maturing: Grains
+
+
+@dataclass(frozen=True, slots=True)
+class Earnings:
+    account: Account
+    height: int
+    matured: Grains
+    maturing: Grains
+    items: tuple[Earning, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Payout:
+    """A leaf of a block's payouts: who gets what part of a version's fees."""
+
+    kind: str
+    account: Account | None  # None where the payee is a fund, a pool or the burn
+    contribution: int
+    model: str
+    version: int
+    amount: Grains
+    matures_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockAnswer:
+    height: int
+    block_id: Hex
+    parent_id: Hex
+    time_ms: int
+    proposer: Account
+    state_root: Hex
+    supply: Grains
+    transactions: tuple[Hex, ...]
+    bundles: tuple[Hex, ...]
+    signers: tuple[Account, ...]
+    payouts: tuple[Payout, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionAnswer:
+    transaction: Hex
+    state: str  # "pending" or "settled"
+    height: int  # 0 while pending
+    code: int  # 0 done; page 30's number where a rule refused it
+    reason: str  # the number's word, "" when done
+    sender: Account
+    type: int
+    type_name: str
+    nonce: int
+    max_fee: Grains
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    contribution: int
+    contributor: Account
+    datanet: str
+    share_bps: int
+    amount: Grains  # of this receipt's fee, before rounding is settled over the block
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptAnswer:
+    receipt: Hex
+    state: str  # "bundled" or "settled"
+    height: int  # 0 until settled
+    provider: Account
+    payer: Account
+    channel: Hex
+    lane: int
+    seq: int
+    order: Hex
+    model: str
+    version: int
+    tokens_in: int
+    tokens_out: int
+    fee: Grains
+    started_ms: int
+    finished_ms: int
+    status: str  # "complete" or "partial"
+    split: Mapping[str, Grains]  # the fee by role
+    credits: tuple[Credit, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelAnswer:
+    number: int
+    name: str
+    version: int  # the active one; 0 before the first
+    creator: Account
+    base: Hex
+    adapter: Hex
+    datanet: str
+    price_in: Grains  # per 1,000,000 tokens
+    price_out: Grains
+    price_call: Grains
+    fund: Grains
+    providers: int  # with a live offer
+
+
+@dataclass(frozen=True, slots=True)
+class DatanetAnswer:
+    number: int
+    name: str
+    steward: Account
+    contributions: int
+    accepted: int
+    records: int
+    contributors: int
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatorAnswer:
+    key: Account
+    power: int
+    proposer_next: bool
+    this_node: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Params:
+    height: int
+    chain_id: Hex
+    app_version: int
+    values: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceReceipt:
+    """The last line of an answer's stream: what was paid for, and the payer's own checks."""
+
+    receipt: Hex
+    provider: Account
+    model: str
+    version: int
+    fee: Grains
+    tokens_in: int
+    tokens_out: int
+    status: str
+    body: Hex  # the signed receipt
+    signature: Hex
+    checks: Mapping[str, bool]  # fee, counts, answer_root: what the payer compared
+
+
+def as_json(answer: Any) -> Any:
+    """JSON-able form of an answer, by its declared types; field order as declared."""
+    return _converter(type(answer))(answer)
+
+
+_converters: dict[Any, Callable[[Any], Any]] = {}  # one entry per declared type
+
+
+def _converter(kind: Any) -> Callable[[Any], Any]:
+    found = _converters.get(kind)
+    if found is None:
+        found = _converters[kind] = _make_converter(kind)
+    return found
+
+
+def _make_converter(kind: Any) -> Callable[[Any], Any]:
+    if is_dataclass(kind):
+        hints = get_type_hints(kind, include_extras=True)
+        parts = [(f.name, _converter(hints[f.name])) for f in fields(kind)]
+        return lambda value: {name: show(getattr(value, name)) for name, show in parts}
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is Annotated:
+        return _TEXT_OF[inner[1]]
+    if origin is tuple:
+        item = _converter(inner[0])
+        return lambda value: [item(member) for member in value]
+    if origin is Mapping:
+        item = _converter(inner[1])
+        return lambda value: {key: item(member) for key, member in value.items()}
+    if origin in (Union, UnionType):
+        present = _converter(next(one for one in inner if one is not NoneType))
+        return lambda value: None if value is None else present(value)
+    assert kind in (int, str, bool), kind  # bytes and floats must say how they are shown
+    return lambda value: value
+
+
+_TEXT_OF: dict[str, Callable[[Any], Any]] = {
+    "grains": str,
+    "hex": bytes.hex,
+    "account": account_text,
+}

@@ -1,0 +1,209 @@
+"""The node's HTTP face on its own socket: status, questions, stop, and the ledger's routes.
+
+Why a Unix socket: file rights are admin rights, and nothing outside the machine can reach it.
+Only this file knows hypercorn. The daemon hands over a `Backend` of callables; a handler calls
+one of them and decides nothing.
+What it does not know: chain, pool, wallet, peers.
+"""
+
+import contextlib
+import stat
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import msgspec
+import trio
+from hypercorn.config import Config as ServerConfig
+from hypercorn.trio import serve
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from consensus.primitives.errors import Invalid
+from node.ledger.addresses import account_of
+from node.web import answers
+from node.web.ledger import Ledger
+from node.web.ledger import routes as ledger_routes
+from node.web.requests import (
+    check_parameters,
+    not_found,
+    number_of,
+    read_body,
+    route,
+    wrong_method,
+)
+from node.web.streams import LineStream, Tell
+
+QUESTION_BYTES_MAX: Final = 1_048_576
+HEADER_TIMEOUT_S: Final = 5
+CONNECTIONS_MAX: Final = 64  # one operator and their scripts
+
+
+class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /infer; `max_fee` in grains, `provider` an account as text."""
+
+    model: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]  # name or name@version
+    prompt: Annotated[str, msgspec.Meta(min_length=1, max_length=262_144)]
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=32_768)] = 64
+    temperature_milli: Annotated[int, msgspec.Meta(ge=0, le=2_000)] = 0
+    top_p_milli: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 1_000
+    top_k: Annotated[int, msgspec.Meta(ge=0, le=1_024)] = 0
+    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**63)] | None = None
+    max_fee: Annotated[str, msgspec.Meta(pattern="^[0-9]{1,19}$")] | None = None
+    provider: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A question as the wallet takes it; None where the payer's own config decides."""
+
+    model: str
+    prompt: str
+    max_tokens: int
+    temperature_milli: int
+    top_p_milli: int
+    top_k: int
+    seed: int | None
+    max_fee: int | None
+    provider: bytes | None
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """Everything the HTTP face may ask of the daemon.
+
+    `infer(order, tell)` awaits `tell(text)` for each piece of the answer, returns the receipt once
+    it is checked, and raises Invalid before the first piece or midway; a cancel means that the
+    caller has gone: the wallet pays for what was delivered. `stop` only asks for an orderly end.
+    """
+
+    status: Callable[[], answers.Status]
+    checks: Callable[[], Mapping[str, bool]]  # of readiness, by name
+    peers: Callable[[], tuple[answers.Peer, ...]]
+    infer: Callable[[Order, Callable[[str], Awaitable[None]]], Awaitable[answers.InferenceReceipt]]
+    stop: Callable[[], None]
+    ledger: Ledger
+
+
+def make_app(backend: Backend) -> Starlette:
+    """The ASGI application over `backend`."""
+    missing: Any = {404: not_found, 405: wrong_method}  # Starlette types its handlers too narrowly
+    routes = [*_node_routes(backend), *ledger_routes(backend.ledger)]
+    return Starlette(routes=routes, exception_handlers=missing)
+
+
+def _node_routes(backend: Backend) -> list[Route]:
+    async def status(request: Request) -> Response:
+        check_parameters(request)
+        return JSONResponse(answers.as_json(backend.status()))
+
+    async def live(request: Request) -> Response:
+        check_parameters(request)
+        return JSONResponse({"live": True})  # the loop answered: that is what it tells
+
+    async def ready(request: Request) -> Response:
+        check_parameters(request, "verbose")
+        checks = dict(backend.checks())
+        return JSONResponse(
+            {"ready": all(checks.values()), "checks": checks},
+            200 if all(checks.values()) else 503,
+        )
+
+    async def peers(request: Request) -> Response:
+        check_parameters(request)
+        return JSONResponse({"peers": [answers.as_json(peer) for peer in backend.peers()]})
+
+    async def stop(request: Request) -> Response:
+        check_parameters(request)
+        backend.stop()
+        return JSONResponse({"stopping": True}, 202)
+
+    async def infer(request: Request) -> Response:
+        check_parameters(request)
+        order = order_of(await read_body(request, QUESTION_BYTES_MAX, "application/json"))
+
+        async def work(tell: Tell) -> None:
+            async def tell_text(text: str) -> None:
+                await tell({"text": text})
+
+            receipt = await backend.infer(order, tell_text)
+            await tell({"receipt": answers.as_json(receipt)})
+
+        return LineStream(work, where="/infer")
+
+    return [
+        route("GET", "/status", status),
+        route("GET", "/livez", live),
+        route("GET", "/readyz", ready),
+        route("GET", "/peers", peers),
+        route("POST", "/stop", stop),
+        route("POST", "/infer", infer),
+    ]
+
+
+def order_of(body: bytes) -> Order:
+    """The order in a request's JSON; raises Invalid `request.invalid_value` with what is wrong."""
+    try:
+        asked = msgspec.json.decode(body, type=Question)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Invalid("request.invalid_value", why=str(error)[:200]) from None
+    return Order(
+        model=asked.model,
+        prompt=asked.prompt,
+        max_tokens=asked.max_tokens,
+        temperature_milli=asked.temperature_milli,
+        top_p_milli=asked.top_p_milli,
+        top_k=asked.top_k,
+        seed=asked.seed,
+        max_fee=None if asked.max_fee is None else number_of(asked.max_fee, "max_fee"),
+        provider=None if asked.provider is None else account_of(asked.provider),
+    )
+
+
+async def serve_socket(
+    app: Starlette,
+    path: Path,
+    *,
+    wait_for_stop: Callable[[], Awaitable[None]],
+    drain_s: int,
+    task_status: Any = trio.TASK_STATUS_IGNORED,  # libp2p brings old types for trio
+) -> None:
+    """Serve `app` on the Unix socket `path` (mode 0600) until `wait_for_stop` returns.
+
+    Open streams get `drain_s` seconds more. The caller holds the home's lock, so a socket that lies
+    there is a dead daemon's and is replaced. Removes the socket when it ends.
+    """
+    _remove_dead_socket(path)
+    config = ServerConfig()
+    config.bind = [f"unix:{path}"]
+    config.umask = 0o177
+    config.graceful_timeout = drain_s
+    config.read_timeout = None
+    config.keep_alive_timeout = HEADER_TIMEOUT_S
+    config.backlog = CONNECTIONS_MAX
+    config.accesslog = None
+    config.errorlog = None
+    config.include_server_header = False
+    try:
+        async with trio.open_nursery() as nursery:
+            # A trigger is given, so that hypercorn takes no signals: the daemon has them.
+            await nursery.start(
+                lambda task_status: serve(
+                    app,  # type: ignore[arg-type]  # hypercorn's ASGI types are its own
+                    config,
+                    shutdown_trigger=wait_for_stop,
+                    task_status=task_status,
+                )
+            )
+            task_status.started()
+    finally:
+        _remove_dead_socket(path)
+
+
+def _remove_dead_socket(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(path.lstat().st_mode):
+            path.unlink()

@@ -1,0 +1,50 @@
+"""Refusals as HTTP: which status a code gets, and the one shape of every error body.
+
+Why by the code's last word: parts name their refusals `part.reason`, and the reason alone says
+whose turn it is (the caller's, the purse's, a provider's), so a new part needs no new row.
+What it does not know: routes, sockets.
+"""
+
+from typing import Any, Final
+
+from starlette.responses import JSONResponse
+
+from consensus.primitives.errors import Invalid
+
+# fmt: off
+STATUS_OF: Final = {  # page 80, "Answer"; any other reason is the caller's: 400
+    "not_found": 404, "model_not_found": 404, "unknown_model": 404, "unknown_path": 404,
+    "method": 405, "too_large": 413, "media_type": 415,
+    "payment_required": 402, "budget_exhausted": 402, "channel_exhausted": 402,
+    "max_fee_too_low": 402, "insufficient": 402,
+    "already_charged": 409,
+    "provider_misbehaved": 502,
+    "no_provider": 503, "not_ready": 503, "draining": 503, "busy": 503, "no_proof": 404,
+    "deadline_exceeded": 504,
+    "internal": 500,
+}
+# fmt: on
+
+
+def status_of(code: str) -> int:
+    """The HTTP status of a refusal's code."""
+    return STATUS_OF.get(code.rsplit(".", 1)[-1], 400)
+
+
+def error_body(code: str, facts: dict[str, object]) -> dict[str, Any]:
+    """`{"error": {"code", "message", "facts"}}`; facts as text, bytes in hex."""
+    told = {name: v.hex() if isinstance(v, bytes) else v for name, v in facts.items()}
+    shown = {n: v if isinstance(v, (int, str, bool)) else str(v) for n, v in told.items()}
+    return {"error": {"code": code, "message": str(Invalid(code, **facts)), "facts": shown}}
+
+
+def error_response(error: Invalid) -> JSONResponse:
+    """The answer to a refused request."""
+    return JSONResponse(error_body(error.code, error.facts), status_of(error.code))
+
+
+def find_invalid(error: BaseException) -> Invalid | None:
+    """The refusal inside nursery groups, if one stands alone there; None for our own faults."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error if isinstance(error, Invalid) else None

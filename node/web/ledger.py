@@ -1,0 +1,159 @@
+"""Routes that read the ledger and take transactions: each calls one function below and shows it.
+
+Why callables: the daemon hands over reads of its own chain, so this file decides nothing and a
+test serves it from a table. Lists are paged by number: `after` is the last number seen.
+What it does not know: state, storage, who is asking.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from consensus.primitives.errors import Invalid
+from node.ledger.addresses import account_of
+from node.web import answers
+from node.web.requests import check_parameters, number_of, read_body, route
+
+LIST_MAX: Final = 100
+LIST_DEFAULT: Final = 50
+TRANSACTION_BYTES_MAX: Final = 65_536
+PROOF_TYPE: Final = "application/vnd.olnode"
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """What the routes read; a `find_` gives None for what the ledger does not hold.
+
+    `submit` takes the wire bytes of a signed transaction and returns its id once the pool has it;
+    raises Invalid with page 30's word and `number`. `prove_*` return the bytes of a proof file, or
+    None while nothing that a header commits to holds the subject. `list_*(after, limit)` give
+    numbers greater than `after`, ascending.
+    """
+
+    find_account: Callable[[bytes], answers.AccountAnswer | None]
+    find_earnings: Callable[[bytes], answers.Earnings | None]
+    find_block: Callable[[int], answers.BlockAnswer | None]
+    latest_height: Callable[[], int]
+    find_transaction: Callable[[bytes], answers.TransactionAnswer | None]
+    find_receipt: Callable[[bytes], answers.ReceiptAnswer | None]
+    prove_receipt: Callable[[bytes], bytes | None]
+    prove_account: Callable[[bytes], bytes | None]
+    list_models: Callable[[int, int], tuple[answers.ModelAnswer, ...]]
+    list_datanets: Callable[[int, int], tuple[answers.DatanetAnswer, ...]]
+    list_validators: Callable[[], tuple[answers.ValidatorAnswer, ...]]
+    get_params: Callable[[], answers.Params]
+    submit: Callable[[bytes], Awaitable[bytes]]
+
+
+def routes(ledger: Ledger) -> list[Route]:
+    """The routes under /ledger."""
+
+    async def account(request: Request) -> Response:
+        check_parameters(request)
+        return shown(ledger.find_account(account_in_path(request)), "account")
+
+    async def earnings(request: Request) -> Response:
+        check_parameters(request)
+        return shown(ledger.find_earnings(account_in_path(request)), "account")
+
+    async def account_proof(request: Request) -> Response:
+        check_parameters(request)
+        return proof(request, ledger.prove_account(account_in_path(request)))
+
+    async def block(request: Request) -> Response:
+        check_parameters(request)
+        word = request.path_params["height"]
+        height = ledger.latest_height() if word == "latest" else number_of(word, "height")
+        return shown(ledger.find_block(height), "block")
+
+    async def transaction(request: Request) -> Response:
+        check_parameters(request)
+        return shown(ledger.find_transaction(hash_in_path(request)), "transaction")
+
+    async def receipt(request: Request) -> Response:
+        check_parameters(request)
+        return shown(ledger.find_receipt(hash_in_path(request)), "receipt")
+
+    async def receipt_proof(request: Request) -> Response:
+        check_parameters(request)
+        return proof(request, ledger.prove_receipt(hash_in_path(request)))
+
+    async def models(request: Request) -> Response:
+        return page("models", ledger.list_models(*paging(request)))
+
+    async def datanets(request: Request) -> Response:
+        return page("datanets", ledger.list_datanets(*paging(request)))
+
+    async def validators(request: Request) -> Response:
+        check_parameters(request)
+        return page("validators", ledger.list_validators())
+
+    async def params(request: Request) -> Response:
+        check_parameters(request)
+        return shown(ledger.get_params(), "params")
+
+    async def submit(request: Request) -> Response:
+        check_parameters(request)
+        raw = await read_body(request, TRANSACTION_BYTES_MAX, "application/octet-stream")
+        return JSONResponse({"transaction": (await ledger.submit(raw)).hex()}, 202)
+
+    return [
+        route("GET", "/ledger/accounts/{account}", account),
+        route("GET", "/ledger/accounts/{account}/earnings", earnings),
+        route("GET", "/ledger/accounts/{account}/proof", account_proof),
+        route("GET", "/ledger/blocks/{height}", block),
+        route("GET", "/ledger/transactions/{id}", transaction),
+        route("POST", "/ledger/transactions", submit),
+        route("GET", "/ledger/receipts/{id}", receipt),
+        route("GET", "/ledger/receipts/{id}/proof", receipt_proof),
+        route("GET", "/ledger/models", models),
+        route("GET", "/ledger/datanets", datanets),
+        route("GET", "/ledger/validators", validators),
+        route("GET", "/ledger/params", params),
+    ]
+
+
+def shown(answer: Any | None, what: str) -> JSONResponse:
+    """The answer as JSON; raises Invalid `<what>.not_found` for None."""
+    if answer is None:
+        raise Invalid(f"{what}.not_found")
+    return JSONResponse(answers.as_json(answer))
+
+
+def page(name: str, items: tuple[Any, ...]) -> JSONResponse:
+    return JSONResponse({name: [answers.as_json(item) for item in items]})
+
+
+def proof(request: Request, raw: bytes | None) -> Response:
+    """The proof file: its bytes when asked for by type, else as hex in JSON."""
+    if raw is None:
+        raise Invalid("ledger.no_proof")
+    if request.headers.get("accept") == PROOF_TYPE:
+        return Response(raw, media_type=PROOF_TYPE)
+    return JSONResponse({"proof": raw.hex()})
+
+
+def account_in_path(request: Request) -> bytes:
+    return account_of(request.path_params["account"])
+
+
+def hash_in_path(request: Request) -> bytes:
+    """The 32-byte id in the path; lower-case hex only, so one id has one address."""
+    text = request.path_params["id"]
+    if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
+        raise Invalid("request.bad_id")
+    return bytes.fromhex(text)
+
+
+def paging(request: Request) -> tuple[int, int]:
+    """(after, limit) of a list; limit 1..100."""
+    check_parameters(request, "after", "limit")
+    after = number_of(request.query_params.get("after", "0"), "after")
+    limit = number_of(request.query_params.get("limit", str(LIST_DEFAULT)), "limit")
+    if not 1 <= limit <= LIST_MAX:
+        raise Invalid("request.bad_parameter", param="limit", limit_max=LIST_MAX)
+    return after, limit

@@ -1,0 +1,152 @@
+"""The provider's signed account of one answer, and the credits it pays.
+
+Why credits stand beside the receipt: the receipt holds their hash, so that it stays small and a
+bundle can carry both; the ledger compares the hash and never opens a sketch or an answer.
+Why the accumulator: one running hash per lane lets a single voucher acknowledge every receipt
+before it, by content and in order.
+What this file does not know: who the provider is, whether the price was right.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
+
+from consensus.primitives.digest import domain_hash, sha256, signing_bytes
+from consensus.primitives.encoding import U8, U16, U32, U63, H, ListOf, Record, decode, encode
+from consensus.primitives.errors import Invalid
+from consensus.primitives.keys import verify_signature
+from consensus.primitives.merkle import leaf_hash, root
+from node.ledger.wire.orders import LANES, SALT_BYTES, VERSION, pack_ids
+
+COMPLETE: Final = 0
+PARTIAL: Final = 2
+
+RECEIPT_BYTES_MAX: Final = 512
+CREDITS_BYTES_MAX: Final = 1_024
+CREDITS_MAX: Final = 64
+BPS: Final = 10_000
+ANSWER_LEAF_TOKENS_MAX: Final = 256
+
+Credits = tuple[tuple[int, int], ...]  # (contribution, share_bps), ascending
+
+
+class Receipt(NamedTuple):
+    """One answer, as the provider signs it. Hashes are opened by auditors, not by the ledger."""
+
+    version: int
+    channel: bytes
+    lane: int
+    seq: int
+    order_hash: bytes
+    model: int
+    model_version: int
+    tokens_in: int
+    tokens_out: int
+    fee: int
+    answer_root: bytes
+    attribution_root: bytes
+    sketch_hash: bytes
+    fingerprint_hash: bytes
+    started_ms: int
+    finished_ms: int
+    status: int
+
+
+RECEIPT: Final = Record(U8, H, U16, U63, H, U63, U32, U32, U32, U63, H, H, H, H, U63, U63, U8)
+CREDITS: Final = ListOf(Record(U63, U16), CREDITS_MAX)
+
+
+def encode_receipt(receipt: Receipt) -> bytes:
+    """Canonical bytes: what the provider signs."""
+    return encode(receipt)
+
+
+def decode_receipt(raw: bytes) -> Receipt:
+    """Raises Invalid `receipt.too_large|malformed|not_canonical|version|status|lane|seq`."""
+    receipt = Receipt(*decode(raw, RECEIPT, RECEIPT_BYTES_MAX, "receipt"))
+    if receipt.version != VERSION:
+        raise Invalid("receipt.version", version=receipt.version)
+    if receipt.status not in (COMPLETE, PARTIAL):
+        raise Invalid("receipt.status", status=receipt.status)
+    if receipt.lane >= LANES:
+        raise Invalid("receipt.lane", lane=receipt.lane)
+    if receipt.seq == 0:
+        raise Invalid("receipt.seq")
+    return receipt
+
+
+def receipt_id(raw: bytes) -> bytes:
+    """SHA-256 of the receipt's bytes."""
+    return sha256(raw)
+
+
+def receipt_message(chain_id: bytes, raw: bytes) -> bytes:
+    """The bytes that a receipt's signature covers."""
+    return signing_bytes(b"receipt", chain_id, raw)
+
+
+def verify_receipt(chain_id: bytes, raw: bytes, signature: bytes, key: bytes) -> None:
+    """Raises Invalid `receipt.signature`; `key` is the provider's current one."""
+    verify_signature(key, receipt_message(chain_id, raw), signature, "receipt.signature")
+
+
+def encode_credits(credits: Sequence[tuple[int, int]]) -> bytes:
+    """Canonical bytes; their SHA-256 is the receipt's `attribution_root`."""
+    return encode(credits)
+
+
+def decode_credits(raw: bytes) -> Credits:
+    """Raises Invalid `credits.too_large|malformed|not_canonical|order|share|sum`."""
+    credits: Credits = decode(raw, CREDITS, CREDITS_BYTES_MAX, "credits")
+    last, total = 0, 0
+    for contribution, share_bps in credits:
+        if contribution <= last:
+            raise Invalid("credits.order", contribution=contribution)
+        if share_bps == 0:
+            raise Invalid("credits.share", contribution=contribution)
+        last = contribution
+        total += share_bps
+    if credits and total != BPS:
+        raise Invalid("credits.sum", total=total)
+    return credits
+
+
+def attribution_root(credits_raw: bytes) -> bytes:
+    """What a receipt says of its credits."""
+    return sha256(credits_raw)
+
+
+def sketch_root(sketch: bytes, statement: bytes) -> bytes:
+    """`Receipt.sketch_hash`: RFC 6962 root over sketch and statement (page 60 §5)."""
+    return root((sketch, statement))
+
+
+def answer_root(
+    salt16: bytes,
+    payer_nonce: bytes,
+    provider_nonce: bytes,
+    answers: Iterable[Sequence[int]],
+) -> bytes:
+    """`Receipt.answer_root` over both nonces and the token ids of each choice (page 50 §7)."""
+    assert len(salt16) == SALT_BYTES
+    leaves = [salt16 + payer_nonce + provider_nonce]
+    for choice, ids in enumerate(answers):
+        place = salt16 + choice.to_bytes(4, "big")
+        for start in range(0, len(ids), ANSWER_LEAF_TOKENS_MAX):
+            part = ids[start : start + ANSWER_LEAF_TOKENS_MAX]
+            leaves.append(place + start.to_bytes(4, "big") + pack_ids(part))
+    return root(leaves)
+
+
+def accumulator_start(channel: bytes, lane: int) -> bytes:
+    """acc_0 of a lane: what a voucher for its first request names."""
+    return domain_hash(b"acc", channel, lane.to_bytes(2, "big"))
+
+
+def accumulate(accumulator: bytes, receipt_leaf: bytes) -> bytes:
+    """acc_n = SHA-256(acc_{n-1} ‖ leaf hash of receipt n)."""
+    return sha256(accumulator, receipt_leaf)
+
+
+def accumulate_receipt(accumulator: bytes, raw: bytes) -> bytes:
+    """The same from the receipt's bytes."""
+    return accumulate(accumulator, leaf_hash(raw))

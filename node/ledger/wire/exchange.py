@@ -6,6 +6,7 @@ for another frame (page 70 §7).
 What this file does not know: streams, time, and who is right.
 """
 
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from consensus.primitives.encoding import (
@@ -215,7 +216,7 @@ def decode_provider_frame(raw: bytes) -> Accepted | Tokens | Alive | Finished | 
     return frame
 
 
-def _decode(raw: bytes, kinds: dict[int, type]) -> Any:
+def _decode(raw: bytes, kinds: Mapping[int, type]) -> Any:
     # The kind is the second byte: canonical arrays of at most 15 items have a head of one byte.
     kind = kinds.get(raw[1]) if len(raw) >= 2 else None
     if kind is None:

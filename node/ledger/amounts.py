@@ -1,0 +1,66 @@
+"""Money as integers: grains within 63 bits, the price of an answer, and the exact split.
+
+Why a split of its own: floors leave grains over, and who gets them must be the same on every
+node, in any order of payees. The largest remainders get them, ties go to the smaller key.
+What this file does not know: accounts, and why anybody is paid.
+"""
+
+from collections.abc import Sequence
+from typing import Final, Protocol, TypeVar
+
+from consensus.primitives.encoding import INT_MAX
+from consensus.primitives.errors import Invalid
+
+GRAINS_PER_OPEN: Final = 10**9
+SUPPLY_GRAINS: Final = 10**18  # made once, in genesis
+AMOUNT_MAX: Final = INT_MAX
+BPS: Final = 10_000
+TOKENS_PER_PRICE: Final = 10**6  # prices are per so many tokens
+
+
+class _Ordered(Protocol):
+    def __lt__(self, other: "_Ordered", /) -> bool: ...
+
+
+Key = TypeVar("Key", bound=object)
+
+
+def checked(amount: int) -> int:
+    """`amount`, if it is one; raises `Invalid` `amount.out_of_range` below 0 and above 2^63-1."""
+    if not 0 <= amount <= AMOUNT_MAX:
+        raise Invalid("amount.out_of_range", amount=amount)
+    return amount
+
+
+def price(tokens_in: int, tokens_out: int, p_in: int, p_out: int, p_call: int) -> int:
+    """Grains of an answer: ceil((tokens_in·p_in + tokens_out·p_out) / 10^6) + p_call (page 30 §3).
+
+    Raises `Invalid` `amount.out_of_range` above 2^63-1.
+    """
+    metered = tokens_in * p_in + tokens_out * p_out
+    return checked(-(-metered // TOKENS_PER_PRICE) + checked(p_call))
+
+
+def split(amount: int, weights: Sequence[tuple[Key, int]]) -> list[int]:
+    """Parts of `amount` by weight, in the order given; their sum is exactly `amount`.
+
+    Floor, then largest remainder, ties to the smaller key: keys must be distinct and of one
+    ordered type. Each part errs by less than one grain. Raises `Invalid` `amount.no_weight` when
+    all weights are zero, so a caller always carries a payee to fall back on.
+    """
+    total = sum(weight for _, weight in weights)
+    if total == 0:
+        raise Invalid("amount.no_weight")
+    shares = [divmod(amount * weight, total) for _, weight in weights]
+    parts = [whole for whole, _ in shares]
+    left = amount - sum(parts)
+    if left:
+        order = sorted(range(len(weights)), key=lambda i: (-shares[i][1], weights[i][0]))
+        for i in order[:left]:
+            parts[i] += 1
+    return parts
+
+
+def part_bps(amount: int, bps: int) -> int:
+    """floor(amount × bps / 10,000)."""
+    return amount * bps // BPS

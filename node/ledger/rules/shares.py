@@ -1,0 +1,174 @@
+"""Who is paid for an answer, in whole numbers: panel, threshold, apportioning, credits.
+
+The rule attr-v1 of design page 60 §4. A score is a product of two committed byte rows. The median
+|score| of a panel, drawn only after the index root stood on the ledger, is the noise floor; `Z`
+lifts it to what the largest of N noise scores would reach; only rows above are paid, in
+proportion to how far above. Rounding is per row, before rows are grouped, so no way of
+splitting data over contributions or accounts moves one basis point.
+Why here and not in attribution/: every validator settles disputes with these functions, and a
+light client checks shares with them. No step uses a float.
+What this file does not know: how a row or a sketch was made, or how rows are scanned fast.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from consensus.primitives.digest import domain_hash, sha256
+from consensus.primitives.errors import Invalid
+from node.ledger.wire.claims import (
+    HALF_BYTES,
+    PAID_MAX,
+    PANEL_ROWS,
+    RETRIEVAL,
+    ROW_BYTES,
+    ROWS_MAX,
+    SPAN,
+    SPANS_PAID_MAX,
+    IndexHeader,
+    Statement,
+)
+from node.ledger.wire.claims import RETRIEVED_MAX as CITED_MAX
+
+TOTAL_BPS: Final = 10_000
+SCALE: Final = 16  # scores are compared in sixteenths, so that Z is a table of integers
+NORM_MIN: Final = 464_000  # of a half: 0.90 × 512·(127/4)²
+NORM_MAX: Final = 521_300  # 1.01 × 512·(127/4)²
+SCORE_MAX: Final = 127 * 127 * ROW_BYTES  # 16,516,096 < 2^24
+
+# Z[b] = round(16·√(2 ln 2^b)/0.6745) for b = bit_length(N): the expected maximum of N draws of
+# noise over its median magnitude. Index 0 is never asked for: an index has a row.
+# fmt: off
+Z: Final = (
+    0, 28, 39, 48, 56, 62, 68, 74, 79, 84, 88, 93, 97,
+    101, 105, 108, 112, 115, 118, 122, 125, 128, 131, 134, 137,
+)
+# fmt: on
+
+Credits = tuple[tuple[int, int], ...]  # ((contribution, bps), …) ascending, 10,000 or empty
+
+
+def panel_seed(
+    chain_id: bytes, index_root: bytes, model: int, version: int, published_ms: int
+) -> bytes:
+    """32 bytes that exist only after the root is on the ledger: rows cannot be fitted to it."""
+    numbers = (number.to_bytes(8) for number in (model, version, published_ms))
+    return domain_hash(b"panel", chain_id, index_root, *numbers)
+
+
+def draw_panel(seed: bytes, rows: int) -> tuple[int, ...]:
+    """The rows whose scores set the floor, in draw order: all of `rows` ≤ 127, else 127."""
+    assert 1 <= rows <= ROWS_MAX
+    if rows <= PANEL_ROWS:
+        return tuple(range(rows))
+    drawn: dict[int, None] = {}
+    draw = 0
+    while len(drawn) < PANEL_ROWS:  # repeats are skipped: at most one in two draws, at 128 rows
+        drawn[int.from_bytes(sha256(seed, draw.to_bytes(4))[:8]) % rows] = None
+        draw += 1
+    return tuple(drawn)
+
+
+def score(row: bytes, sketch: bytes) -> int:
+    """Σ q·x over 1,024 signed bytes each: the definition that every fast kernel must equal."""
+    assert len(row) == len(sketch) == ROW_BYTES
+    signed = zip(memoryview(row).cast("b"), memoryview(sketch).cast("b"), strict=True)
+    return sum(x * q for x, q in signed)
+
+
+def half_norm(half: bytes) -> int:
+    """Σ x² of 512 signed bytes."""
+    return sum(x * x for x in memoryview(half).cast("b"))
+
+
+def is_sound_row(row: bytes) -> bool:
+    """Whether `row` has 1,024 bytes, no −128, and both halves' norms within bounds."""
+    if len(row) != ROW_BYTES or 0x80 in row:
+        return False
+    return all(
+        NORM_MIN <= half_norm(half) <= NORM_MAX for half in (row[:HALF_BYTES], row[HALF_BYTES:])
+    )
+
+
+def check_sketch(sketch: bytes) -> None:
+    """Raise `Invalid` `sketch.malformed` unless length, entries and norms are in bounds."""
+    if not is_sound_row(sketch):
+        raise Invalid("sketch.malformed", bytes=len(sketch))
+
+
+def threshold(floors: Sequence[int], rows: int) -> int:
+    """tau, in sixteenths of a score: Z[bit_length(rows)] × lower median of `floors`."""
+    assert floors
+    return Z[rows.bit_length()] * sorted(floors)[(len(floors) - 1) // 2]
+
+
+def paid_cap(mix: tuple[tuple[int, int], ...]) -> int:
+    """How many rows the gradient part may pay, so that all parts keep within 64 credits."""
+    parts = dict(mix)
+    return PAID_MAX - SPANS_PAID_MAX * (SPAN in parts) - CITED_MAX * (RETRIEVAL in parts)
+
+
+def choose_paid(scores: Iterable[tuple[int, int]], tau: int, cap: int) -> list[tuple[int, int]]:
+    """Of (row, score) those above tau; at most `cap`, the highest (ties: lower row). By row."""
+    above = [(row, s) for row, s in scores if SCALE * s > tau]
+    above.sort(key=lambda pair: (-pair[1], pair[0]))
+    return sorted(above[:cap])
+
+
+def apportion(weights: Sequence[tuple[int, int]], total: int) -> list[tuple[int, int]]:
+    """(row, part) by largest remainder (ties: lower row); parts sum to `total`, some may be 0.
+
+    `weights` are (row, weight ≥ 1); of none, nothing.
+    """
+    whole = sum(weight for _, weight in weights)
+    if whole == 0:
+        return []
+    parts = {row: weight * total // whole for row, weight in weights}
+    assert len(parts) == len(weights)
+    by_remainder = sorted((-(weight * total % whole), row) for row, weight in weights)
+    for _, row in by_remainder[: total - sum(parts.values())]:
+        parts[row] += 1
+    return sorted(parts.items())
+
+
+def row_shares(statement: Statement, rows: int) -> list[tuple[int, int]]:
+    """(row, bps) of the paid rows, summing to 10,000, or nothing. `rows` is the index's N."""
+    tau = threshold(statement.floors, rows)
+    return apportion([(row, SCALE * s - tau) for row, _, s in statement.paid], TOTAL_BPS)
+
+
+def credits_of(statement: Statement, rows: int) -> Credits:
+    """What each contribution earns: the sum of its rows, ascending, zeros left out.
+
+    The statement has passed `check_statement`. Empty: the data part goes to the model's fund.
+    """
+    owners = {row: contribution for row, contribution, _ in statement.paid}
+    sums: dict[int, int] = {}
+    for row, bps in row_shares(statement, rows):
+        sums[owners[row]] = sums.get(owners[row], 0) + bps
+    return tuple(sorted((contribution, bps) for contribution, bps in sums.items() if bps))
+
+
+def check_statement(statement: Statement, header: IndexHeader, index_root: bytes) -> None:
+    """Raise `Invalid` `statement.…` where the statement breaks a rule that needs no row opened.
+
+    `index_root`, `floors` (their number, or one too large), `rows` (not ascending, or not in the
+    index), `cap`, `unpaid_row` (a score not above tau), `scorer` (a part the mix does not have).
+    """
+    if statement.index_root != index_root:
+        raise Invalid("statement.index_root")
+    if len(statement.floors) != min(header.rows, PANEL_ROWS):
+        raise Invalid("statement.floors", floors=len(statement.floors))
+    if max(statement.floors) > SCORE_MAX:
+        raise Invalid("statement.floors", floor=max(statement.floors))
+    numbers = [row for row, _, _ in statement.paid]
+    if numbers != sorted(set(numbers)) or (numbers and numbers[-1] >= header.rows):
+        raise Invalid("statement.rows")
+    if len(numbers) > paid_cap(header.mix):
+        raise Invalid("statement.cap", paid=len(numbers))
+    tau = threshold(statement.floors, header.rows)
+    for row, _, s in statement.paid:
+        if not tau < SCALE * s <= SCALE * SCORE_MAX:
+            raise Invalid("statement.unpaid_row", row=row)
+    mix = dict(header.mix)
+    if (statement.spans and SPAN not in mix) or (statement.retrieved and RETRIEVAL not in mix):
+        raise Invalid("statement.scorer")

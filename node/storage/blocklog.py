@@ -1,0 +1,129 @@
+"""The block log: every decided block with its certificate, in order. The truth; the rest is index.
+
+Why it is written before the database: LevelDB may silently reopen at an older whole batch when
+its log was cut, and these records then bring it forward again.
+What this file does not know: what a block contains, or whether its certificate is good.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from consensus.primitives.encoding import Bytes, Record, decode, encode
+from consensus.primitives.errors import Invalid
+from node.storage.errors import Damaged
+from node.storage.frames import Frame, FrameFormat
+from node.storage.segments import SEGMENT_BYTES, Place, SegmentLog
+
+BLOCK_BYTES_MAX: Final = 2 << 20  # header, payload of 1 MiB, last certificate
+CERTIFICATE_BYTES_MAX: Final = 8 << 10
+RECORD_BYTES_MAX: Final = BLOCK_BYTES_MAX + CERTIFICATE_BYTES_MAX + 16
+
+MAGIC: Final = b"OLBF"
+KIND_BLOCK: Final = 1
+
+_FORMAT: Final = FrameFormat(MAGIC, has_height=True, payload_bytes_max=RECORD_BYTES_MAX)
+_RECORD: Final = Record(Bytes(BLOCK_BYTES_MAX), Bytes(CERTIFICATE_BYTES_MAX))
+
+
+class BlockRecord(NamedTuple):
+    """What one frame holds: the encoded block and the certificate that decided it."""
+
+    height: int
+    block: bytes
+    certificate: bytes
+
+
+class BlockLog:
+    """Blocks in order of height, without holes. One writer; reads from any thread."""
+
+    def __init__(self, directory: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
+        """Open or make the log. Raises `Damaged` for a bad frame that is not a torn tail."""
+        self._log = SegmentLog(directory, _FORMAT, segment_bytes)
+        if self._log.damage:
+            raise self._damaged(self._log.segments[-1], self._log.damage[0].start)
+        newest = [frame.height for _, frame in self._log.newest_frames()]
+        if newest != list(range(newest[0], newest[0] + len(newest)) if newest else ()):
+            raise self._damaged(self._log.segments[-1], 0)
+        self.height = newest[-1] if newest else self._last_of_older()
+        """Height of the newest block, 0 if there is none."""
+
+    @property
+    def cut_bytes(self) -> int:
+        """Bytes of a torn tail that this opening cut."""
+        return self._log.cut_bytes
+
+    def append(self, height: int, block: bytes, certificate: bytes) -> Place:
+        """Write the next block; durable only after `sync`."""
+        assert self.height in (0, height - 1), "a block log has no holes"
+        place = self._log.append(KIND_BLOCK, encode((block, certificate)), height)
+        self.height = height
+        return place
+
+    def sync(self) -> None:
+        """Make all appended blocks durable. Blocks for an fsync."""
+        self._log.sync()
+
+    def read(self, place: Place) -> BlockRecord:
+        """The block at `place`. Raises `Damaged` unless it is whole."""
+        return self._record(self._log.read(place))
+
+    def records_from(self, height: int) -> Iterator[tuple[Place, BlockRecord]]:
+        """All blocks from `height` on, in order. Raises `Damaged` at a hole or a bad frame."""
+        expected = height
+        for segment in self._log.segments[self._segment_of(height) :]:
+            frames, gaps = self._log.segment_frames(segment)
+            if gaps:
+                raise self._damaged(segment, gaps[0].start)
+            for place, frame in frames:
+                if frame.height < height:
+                    continue
+                if frame.height != expected:
+                    raise self._damaged(segment, frame.offset)
+                expected += 1
+                yield place, self._record(frame)
+
+    def close(self) -> None:
+        """Sync, and let go of the files."""
+        self._log.close()
+
+    def _segment_of(self, height: int) -> int:
+        """Index of the last segment that begins at or below `height`; 0 if none does."""
+        for index in reversed(range(len(self._log.segments))):
+            first = self._first_height(self._log.segments[index])
+            if first is not None and first <= height:
+                return index
+        return 0
+
+    def _first_height(self, segment: int) -> int | None:
+        for place, _ in self._log.segment_heads(segment, 0):
+            return self._log.read(place).height
+        return None
+
+    def _last_of_older(self) -> int:
+        # A crash just after a segment was made leaves it empty.
+        for segment in reversed(self._log.segments[:-1]):
+            frames, gaps = self._log.segment_frames(segment)
+            if gaps:
+                raise self._damaged(segment, gaps[0].start)
+            if frames:
+                return frames[-1][1].height
+        return 0
+
+    def _record(self, frame: Frame) -> BlockRecord:
+        try:
+            block, certificate = decode(frame.payload, _RECORD, RECORD_BYTES_MAX, "blocklog.record")
+        except Invalid as error:
+            raise Damaged(
+                f"block {frame.height} in {self._log.directory} is not a record of ours",
+                why=str(error),
+                mend="olnode db rebuild",
+            ) from error
+        return BlockRecord(frame.height, block, certificate)
+
+    def _damaged(self, segment: int, offset: int) -> Damaged:
+        return Damaged(
+            f"the block log {self._log.directory} is damaged",
+            why=f"segment {segment:06d}, byte {offset}",
+            mend="olnode restore DIR from a backup, or a fresh home that syncs from its peers",
+        )

@@ -1,0 +1,146 @@
+"""Bodies of bundles: appended when admitted, and durable before we precommit what names them.
+
+Why apart from blocks: a payload names bundles by hash and stays small; their bodies are needed
+to execute it and for proofs, and may go some time after the challenge window.
+Why the index is in memory: a bundle carries hundreds of receipts and costs about 200 bytes here
+(8 MB for ten million receipts); after a start it is read back from the heads of the frames.
+A body that rotted is forgotten at opening, or fails loudly when read: peers have it by hash.
+What this file does not know: whether a bundle is good.
+"""
+
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from consensus.primitives.encoding import Bytes, Fixed, Record, decode, encode
+from consensus.primitives.errors import Invalid
+from node.storage.errors import Damaged
+from node.storage.frames import FrameFormat
+from node.storage.segments import SEGMENT_BYTES, Place, SegmentLog
+
+MAGIC: Final = b"OLBF"
+KIND_BUNDLE: Final = 2
+HASH_BYTES: Final = 32
+HEADER_BYTES_MAX: Final = 16_384
+BODY_BYTES_MAX: Final = 2 << 20
+RECORD_BYTES_MAX: Final = HASH_BYTES + HEADER_BYTES_MAX + BODY_BYTES_MAX + 128
+
+_FORMAT: Final = FrameFormat(MAGIC, has_height=True, payload_bytes_max=RECORD_BYTES_MAX)
+_RECORD: Final = Record(Bytes(HEADER_BYTES_MAX), Fixed(64), Bytes(BODY_BYTES_MAX))
+
+
+class StoredBundle(NamedTuple):
+    """An admitted bundle: encoded header, the provider's signature, encoded body."""
+
+    header: bytes
+    signature: bytes
+    body: bytes
+
+
+class BundleStore:
+    """Bundles by hash. One writer; `get` from any thread."""
+
+    def __init__(self, directory: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
+        """Open or make the store and cut a torn tail. Reads one segment, and heads of others."""
+        self.height = 0
+        """The chain's height, told by the chain: bodies appended now are dated with it."""
+        self._log = SegmentLog(directory, _FORMAT, segment_bytes)
+        self._places: dict[bytes, Place] = {}
+        self._newest_height: dict[int, int] = {}  # segment → the youngest date in it
+        self.damaged_count = len(self._log.damage)
+        for segment in self._log.segments[:-1]:
+            self._index_older(segment)
+        for place, frame in self._log.newest_frames():
+            self._places[frame.payload[:HASH_BYTES]] = place
+            self._date(place.segment, frame.height)
+
+    def __contains__(self, bundle_hash: bytes) -> bool:
+        return bundle_hash in self._places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @property
+    def cut_bytes(self) -> int:
+        """Bytes of a torn tail that this opening cut."""
+        return self._log.cut_bytes
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether every admitted body is durable."""
+        return self._log.is_synced
+
+    def append(self, bundle_hash: bytes, header: bytes, signature: bytes, body: bytes) -> None:
+        """Keep a bundle; known ones cost nothing. Durable only after `sync`."""
+        assert len(bundle_hash) == HASH_BYTES
+        if bundle_hash in self._places:
+            return
+        payload = bundle_hash + encode((header, signature, body))
+        place = self._log.append(KIND_BUNDLE, payload, self.height)
+        self._places[bundle_hash] = place
+        self._date(place.segment, self.height)
+
+    def sync(self) -> None:
+        """Make all appended bodies durable: before our precommit leaves. Blocks for an fsync."""
+        self._log.sync()
+
+    def get(self, bundle_hash: bytes) -> StoredBundle | None:
+        """The bundle, or None if we never had it, dropped it, or found it damaged (then the
+        caller fetches it from peers and appends it again).
+        """
+        place = self._places.get(bundle_hash)
+        if place is None:
+            return None
+        try:
+            payload = self._log.read(place).payload
+            if payload[:HASH_BYTES] != bundle_hash:
+                raise Damaged("a bundle stands where another should")
+            record = decode(payload[HASH_BYTES:], _RECORD, RECORD_BYTES_MAX, "bundlestore.record")
+        except (Damaged, Invalid):
+            self._places.pop(bundle_hash, None)
+            self.damaged_count += 1
+            return None
+        return StoredBundle(*record)
+
+    def prune(self, height: int) -> int:
+        """Drop the oldest segments in which all bodies were appended below chain height `height`.
+
+        Returns how many bodies went.
+        """
+        gone = 0
+        while len(self._log.segments) > 1:
+            segment = self._log.segments[0]
+            if self._newest_in(segment) >= height:
+                break
+            old = [key for key, place in self._places.items() if place.segment == segment]
+            for key in old:
+                del self._places[key]
+            gone += len(old)
+            self._log.drop(segment)
+            self._newest_height.pop(segment, None)
+        return gone
+
+    def close(self) -> None:
+        """Sync, and let go of the files."""
+        self._log.close()
+
+    def _index_older(self, segment: int) -> None:
+        end = 0
+        for place, head in self._log.segment_heads(segment, HASH_BYTES):
+            self._places[head] = place
+            end = place.offset + place.frame_bytes
+        if end == self._log.segment_size(segment):
+            return
+        frames, gaps = self._log.segment_frames(segment)  # a head rotted: find what lies behind it
+        self.damaged_count += len(gaps)
+        for place, frame in frames:
+            self._places[frame.payload[:HASH_BYTES]] = place
+            self._date(segment, frame.height)
+
+    def _date(self, segment: int, height: int) -> None:
+        self._newest_height[segment] = max(height, self._newest_height.get(segment, 0))
+
+    def _newest_in(self, segment: int) -> int:
+        if segment not in self._newest_height:
+            frames, _ = self._log.segment_frames(segment)
+            self._newest_height[segment] = max((frame.height for _, frame in frames), default=0)
+        return self._newest_height[segment]

@@ -1,0 +1,158 @@
+"""The block log keeps what was synced, cuts what was torn, and stops at what is damaged."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from node.storage.blocklog import BlockLog
+from node.storage.errors import Damaged, StorageError
+
+
+def block(height: int) -> bytes:
+    return b"block %d " % height * (1 + height % 5)
+
+
+def make(path: Path, heights: int, segment_bytes: int = 1 << 20) -> list[int]:
+    """A log of blocks 1..heights; gives the file size after each (one segment)."""
+    log, sizes = BlockLog(path, segment_bytes), []
+    for height in range(1, heights + 1):
+        log.append(height, block(height), b"certificate %d" % height)
+        sizes.append((path / "000001").stat().st_size)
+    log.close()
+    return sizes
+
+
+def test_blocks_come_back_in_order(tmp_path: Path) -> None:
+    make(tmp_path, 10)
+    log = BlockLog(tmp_path)
+    assert log.height == 10
+    found = list(log.records_from(4))
+    assert [record.height for _, record in found] == list(range(4, 11))
+    place, record = found[0]
+    assert record == log.read(place)
+    assert (record.block, record.certificate) == (block(4), b"certificate 4")
+    log.close()
+
+
+def test_log_goes_on_over_many_segments(tmp_path: Path) -> None:
+    make(tmp_path, 30, segment_bytes=200)
+    log = BlockLog(tmp_path, segment_bytes=200)
+    assert len(list(tmp_path.iterdir())) > 5
+    assert log.height == 30
+    for start in (1, 2, 17, 30, 31):
+        assert [r.height for _, r in log.records_from(start)] == list(range(start, 31))
+    log.append(31, block(31), b"")
+    log.close()
+    assert BlockLog(tmp_path, segment_bytes=200).height == 31
+
+
+def test_torn_at_every_byte_of_the_last_three_blocks_is_cut(tmp_path: Path) -> None:
+    sizes = make(tmp_path / "base", 6)
+    whole = (tmp_path / "base" / "000001").read_bytes()
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    for cut in range(sizes[2], sizes[5] + 1):
+        for tail in (b"", bytes(64)):
+            (torn / "000001").write_bytes(whole[:cut] + tail)
+            log = BlockLog(torn)
+            left = sum(cut >= size for size in sizes)
+            assert log.height == left
+            assert log.cut_bytes == cut + len(tail) - sizes[left - 1]
+            log.append(left + 1, b"again", b"")
+            log.close()
+            again = BlockLog(torn)
+            assert again.height == left + 1
+            again.close()
+
+
+def test_damage_before_the_end_is_named_not_cut(tmp_path: Path) -> None:
+    sizes = make(tmp_path, 6)
+    path = tmp_path / "000001"
+    good, rng = path.read_bytes(), random.Random(1)
+    for _ in range(60):
+        at = rng.randrange(sizes[4])
+        path.write_bytes(good[:at] + bytes([good[at] ^ (1 << rng.randrange(8))]) + good[at + 1 :])
+        with pytest.raises(Damaged, match="block log"):
+            BlockLog(tmp_path)
+    assert len(path.read_bytes()) == len(good)
+
+
+def test_damage_in_an_older_segment_is_found_when_read(tmp_path: Path) -> None:
+    make(tmp_path, 30, segment_bytes=200)
+    path = tmp_path / "000002"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    log = BlockLog(tmp_path, segment_bytes=200)
+    with pytest.raises(Damaged):
+        list(log.records_from(1))
+    log.close()
+
+
+def test_missing_segment_is_named(tmp_path: Path) -> None:
+    make(tmp_path, 30, segment_bytes=200)
+    (tmp_path / "000003").unlink()
+    with pytest.raises(Damaged, match="segment is missing"):
+        BlockLog(tmp_path)
+
+
+def test_empty_newest_segment_is_what_a_crash_may_leave(tmp_path: Path) -> None:
+    make(tmp_path, 3)
+    (tmp_path / "000002").touch()
+    log = BlockLog(tmp_path)
+    assert log.height == 3
+    log.append(4, b"", b"")
+    assert [record.height for _, record in log.records_from(1)] == [1, 2, 3, 4]
+    log.close()
+
+
+def test_hole_in_the_heights_is_our_own_fault(tmp_path: Path) -> None:
+    log = BlockLog(tmp_path)
+    log.append(1, b"", b"")
+    with pytest.raises(AssertionError):
+        log.append(3, b"", b"")
+    log.close()
+
+
+def test_closed_log_refuses_to_write(tmp_path: Path) -> None:
+    log = BlockLog(tmp_path)
+    log.close()
+    with pytest.raises(StorageError):
+        log.append(1, b"", b"")
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from node.storage.blocklog import BlockLog
+log = BlockLog(Path(sys.argv[1]), 4_000)
+while True:
+    height = log.height + 1
+    log.append(height, b"%d," % height * (height % 300), b"c")
+    log.sync()
+    print(height, flush=True)
+"""
+
+
+def test_killed_writer_loses_no_synced_block(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    for _ in range(6):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE
+        )
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        time.sleep(rng.random() * 0.03)
+        writer.send_signal(signal.SIGKILL)
+        told = writer.stdout.read().split(b"\n")
+        writer.wait()
+        log = BlockLog(tmp_path, 4_000)
+        assert log.height >= max((int(line) for line in told[:-1]), default=1)
+        for expected, (_, record) in enumerate(log.records_from(1), start=1):
+            assert record.height == expected
+            assert record.block == b"%d," % expected * (expected % 300)
+        log.close()

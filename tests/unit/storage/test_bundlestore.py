@@ -1,0 +1,97 @@
+"""Bodies are found by hash, survive a restart, and go when they are old."""
+
+import random
+from hashlib import sha256
+from pathlib import Path
+
+from node.storage.bundlestore import BundleStore, StoredBundle
+
+
+def bundle(number: int) -> tuple[bytes, bytes, bytes, bytes]:
+    header = b"header %d" % number
+    return sha256(header).digest(), header, bytes([number % 256]) * 64, b"body %d " % number * 9
+
+
+def fill(path: Path, count: int, segment_bytes: int = 600) -> BundleStore:
+    store = BundleStore(path, segment_bytes)
+    for number in range(count):
+        store.height = number // 2
+        store.append(*bundle(number))
+    store.sync()
+    return store
+
+
+def test_bundle_is_found_by_hash_also_after_a_restart(tmp_path: Path) -> None:
+    fill(tmp_path, 20).close()
+    store = BundleStore(tmp_path, 600)
+    assert len(store) == 20
+    for number in range(20):
+        key, *rest = bundle(number)
+        assert key in store
+        assert store.get(key) == StoredBundle(*rest)
+    assert store.get(bytes(32)) is None
+
+
+def test_same_bundle_is_kept_once(tmp_path: Path) -> None:
+    store = fill(tmp_path, 1)
+    size = (tmp_path / "000001").stat().st_size
+    store.append(*bundle(0))
+    assert (tmp_path / "000001").stat().st_size == size
+
+
+def test_bodies_are_durable_only_after_sync(tmp_path: Path) -> None:
+    store = fill(tmp_path, 1)
+    assert store.is_synced
+    store.append(*bundle(1))
+    assert not store.is_synced
+    store.sync()
+    assert store.is_synced
+
+
+def test_old_segments_go_and_younger_bodies_stay(tmp_path: Path) -> None:
+    store = fill(tmp_path, 40)
+    assert store.prune(0) == 0
+    gone = store.prune(10)
+    assert 0 < gone <= 20  # bodies 0..19 were dated below height 10
+    for number in range(40):
+        assert (bundle(number)[0] in store) == (number >= gone)
+    assert store.prune(10**9) > 0
+    assert bundle(39)[0] in store  # the newest segment is never dropped
+    store.close()
+    assert len(BundleStore(tmp_path, 600)) == len(store)
+
+
+def test_pruning_after_a_restart_reads_the_dates_back(tmp_path: Path) -> None:
+    expected = fill(tmp_path / "a", 40).prune(10)
+    fill(tmp_path / "b", 40).close()
+    assert BundleStore(tmp_path / "b", 600).prune(10) == expected
+
+
+def test_rotted_body_is_forgotten_and_can_be_kept_again(tmp_path: Path) -> None:
+    """Peers have it by hash: damage costs one body, never the store."""
+    fill(tmp_path, 40).close()
+    rng = random.Random(2)
+    for path in sorted(tmp_path.iterdir())[:6]:
+        data = bytearray(path.read_bytes())
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(data))
+    store = BundleStore(tmp_path, 600)
+    lost = [number for number in range(40) if store.get(bundle(number)[0]) is None]
+    assert 1 <= len(lost) <= 6
+    assert store.damaged_count >= 1
+    for number in lost:
+        store.append(*bundle(number))
+    for number in range(40):
+        assert store.get(bundle(number)[0]) == StoredBundle(*bundle(number)[1:])
+
+
+def test_torn_tail_costs_only_what_was_not_synced(tmp_path: Path) -> None:
+    fill(tmp_path / "base", 3, segment_bytes=1 << 20).close()
+    whole = (tmp_path / "base" / "000001").read_bytes()
+    (tmp_path / "torn").mkdir()
+    size = len(whole) // 3
+    for cut in range(size, len(whole)):
+        (tmp_path / "torn" / "000001").write_bytes(whole[:cut])
+        store = BundleStore(tmp_path / "torn")
+        assert len(store) == cut // size
+        store.close()

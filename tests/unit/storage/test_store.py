@@ -1,0 +1,177 @@
+"""Both maps keep one contract, and LevelDB refuses what it cannot vouch for."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from node.storage.errors import Damaged
+from node.storage.store import KV, LevelKV, MemoryKV
+
+SOME = [b"a", b"ab", b"b", b"b\x00", b"c\xff"]
+
+
+@pytest.fixture(params=["level", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[KV]:
+    made: KV = LevelKV(tmp_path / "db") if request.param == "level" else MemoryKV()
+    yield made
+    made.close()
+
+
+def test_what_was_written_is_read(store: KV) -> None:
+    store.write([(b"k", b"v"), (b"empty", b"")])
+    assert store.get(b"k") == b"v"
+    assert store.get(b"empty") == b""
+    assert store.get(b"absent") is None
+
+
+def test_scan_gives_start_inclusive_stop_exclusive_in_order(store: KV) -> None:
+    store.write((key, key * 2) for key in reversed(SOME))
+    assert [key for key, _ in store.scan(b"ab", b"c\xff")] == [b"ab", b"b", b"b\x00"]
+    assert list(store.scan(b"b", b"b\x00")) == [(b"b", b"bb")]
+
+
+def test_reversed_or_empty_range_gives_nothing(store: KV) -> None:
+    store.write([(b"k", b"v")])
+    assert list(store.scan(b"z", b"a")) == []
+    assert list(store.scan(b"k", b"k")) == []
+
+
+def test_delete_comes_before_put_in_one_write(store: KV) -> None:
+    store.write([(b"k", b"old")])
+    store.write([(b"k", b"new")], [b"k", b"never was"])
+    assert store.get(b"k") == b"new"
+    store.write([], [b"k"])
+    assert store.get(b"k") is None
+    assert list(store.scan(b"", b"z")) == []
+
+
+def test_failing_write_changes_nothing(store: KV) -> None:
+    def puts() -> Iterator[tuple[bytes, bytes]]:
+        yield b"k", b"v"
+        raise RuntimeError("halfway")
+
+    store.write([(b"old", b"1")])
+    with pytest.raises(RuntimeError):
+        store.write(puts(), [b"old"])
+    assert store.get(b"k") is None
+    assert store.get(b"old") == b"1"
+
+
+def test_snapshot_does_not_see_later_writes(store: KV) -> None:
+    store.write([(b"k", b"1"), (b"l", b"1")])
+    before = store.snapshot()
+    store.write([(b"k", b"2"), (b"n", b"2")], [b"l"])
+    assert before.get(b"k") == b"1"
+    assert list(before.scan(b"a", b"z")) == [(b"k", b"1"), (b"l", b"1")]
+    after = store.snapshot()
+    assert list(after.scan(b"a", b"z")) == [(b"k", b"2"), (b"n", b"2")]
+    before.close()
+    after.close()
+
+
+KEYS = st.binary(min_size=1, max_size=3)
+WRITES = st.lists(
+    st.tuples(st.dictionaries(KEYS, st.binary(max_size=4), max_size=5), st.lists(KEYS, max_size=4)),
+    max_size=12,
+)
+
+
+@given(WRITES)
+@settings(max_examples=60, deadline=None)
+def test_memory_map_equals_a_dict(writes: list[tuple[dict[bytes, bytes], list[bytes]]]) -> None:
+    store, model = MemoryKV(), {}
+    for puts, deletes in writes:
+        held, was = store.snapshot(), dict(model)
+        store.write(puts.items(), deletes)
+        for key in deletes:
+            model.pop(key, None)
+        model.update(puts)
+        assert list(store.scan(b"", b"\xff" * 4)) == sorted(model.items())
+        assert list(held.scan(b"", b"\xff" * 4)) == sorted(was.items())
+
+
+def test_level_map_is_there_after_reopening(tmp_path: Path) -> None:
+    first = LevelKV(tmp_path / "db")
+    first.write([(b"k", b"v")])
+    first.close()
+    second = LevelKV(tmp_path / "db")
+    assert second.get(b"k") == b"v"
+    second.close()
+
+
+def filled(path: Path) -> None:
+    store = LevelKV(path)
+    for height in range(60):
+        store.write((b"%03d %02d" % (height, j), bytes([j]) * 50) for j in range(20))
+    store.close()
+    LevelKV(path).close()  # a second opening turns the log into a table
+
+
+@pytest.mark.parametrize("kind", [".ldb", "MANIFEST", "CURRENT"])
+def test_flipped_bit_is_refused_or_harmless(tmp_path: Path, kind: str) -> None:
+    """Never a wrong value: without checks these flips gave silent holes and wrong values."""
+    rng = random.Random(kind)
+    filled(tmp_path / "base")
+    for number in range(20):
+        copy = tmp_path / f"copy{number}"
+        shutil.copytree(tmp_path / "base", copy)
+        path = next(p for p in sorted(copy.iterdir()) if kind in p.name and p.stat().st_size)
+        data = bytearray(path.read_bytes())
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(data))
+        try:
+            store = LevelKV(copy)
+        except Damaged:
+            continue
+        try:
+            for key, value in store.scan(b"", b"\xff"):
+                assert value == bytes([int(key[-2:])]) * 50
+        except Damaged:
+            pass
+        store.close()
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from node.storage.store import LevelKV
+store = LevelKV(Path(sys.argv[1]))
+height = int(store.get(b"height") or b"0")
+while True:
+    height += 1
+    puts = [(b"b%08d %02d" % (height, j), b"%d" % height * 30) for j in range(height % 40)]
+    store.write([*puts, (b"height", b"%d" % height)])
+    print(height, flush=True)
+"""
+
+
+def test_killed_writer_splits_no_batch_and_loses_none_acknowledged(tmp_path: Path) -> None:
+    rng, checked = random.Random(5), 0
+    for _ in range(5):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path / "db")], stdout=subprocess.PIPE
+        )
+        assert writer.stdout is not None
+        writer.stdout.readline()  # it is writing
+        time.sleep(rng.random() * 0.05)
+        writer.send_signal(signal.SIGKILL)
+        told = writer.stdout.read().split(b"\n")
+        writer.wait()
+        acknowledged = max((int(line) for line in told[:-1]), default=0)
+        store = LevelKV(tmp_path / "db")
+        height = int(store.get(b"height") or b"0")
+        assert height >= acknowledged
+        for h in range(checked + 1, height + 1):
+            assert len(list(store.scan(b"b%08d" % h, b"b%08d~" % h))) == h % 40
+        assert not list(store.scan(b"b%08d" % (height + 1), b"c"))
+        checked = height
+        store.close()

@@ -35,23 +35,32 @@ PREFIX: Final = "base_model.model."
 SIDES: Final = (".lora_A.weight", ".lora_B.weight")
 DTYPE_BYTES: Final = {"F32": 4, "F16": 2, "BF16": 2}
 
-# A value other than these would change the mathematics in a way that we do not serve.
-_MUST_BE: Final[tuple[tuple[str, tuple[Any, ...]], ...]] = (
-    ("use_dora", (False, None)),
-    ("use_qalora", (False, None)),
-    ("modules_to_save", (None, [])),
-    ("bias", ("none", None)),
-    ("lora_bias", (False, None)),
-    ("fan_in_fan_out", (False, None)),
-    ("layers_to_transform", (None,)),
-    ("layers_pattern", (None,)),
-    ("layer_replication", (None,)),
-    ("megatron_config", (None,)),
-    ("target_parameters", (None, [])),
-    ("trainable_token_indices", (None, [], {})),
-    ("alora_invocation_tokens", (None, [])),
-    ("arrow_config", (None,)),
-)
+_MATHEMATICS: Final = {
+    "peft_type",
+    "task_type",
+    "r",
+    "lora_alpha",
+    "rank_pattern",
+    "alpha_pattern",
+    "use_rslora",
+    "target_modules",
+}
+_INDIFFERENT: Final = {  # matters to training or to peft's book-keeping, not to serving
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "exclude_modules",
+    "lora_dropout",
+    "megatron_core",
+    "qalora_group_size",
+}
+_HARMLESS: Final[Mapping[str, tuple[Any, ...]]] = {
+    "bias": ("none",),
+    # pissa, olora, loftq and others change the base's weights too
+    "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
+}
+_OFF: Final[tuple[Any, ...]] = (None, False, [], {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,9 +220,11 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         raise BadAdapter(key="peft_type", value=settings.get("peft_type"))
     if settings.get("task_type") != "CAUSAL_LM":
         raise BadAdapter(key="task_type", value=settings.get("task_type"))
-    for key, fine in _MUST_BE:
-        if key in settings and settings[key] not in fine:
-            raise BadAdapter(key=key, value=settings[key])
+    for key, value in sorted(settings.items()):
+        if key in _MATHEMATICS or key in _INDIFFERENT or value in _HARMLESS.get(key, ()):
+            continue
+        if value not in _OFF:  # DoRA, biases, extra modules, and whatever peft invents next
+            raise BadAdapter(key=key, value=value)
     _check_rank("r", settings.get("r"))
     _check_alpha("lora_alpha", settings.get("lora_alpha"))
     for key, check in (("rank_pattern", _check_rank), ("alpha_pattern", _check_alpha)):

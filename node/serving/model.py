@@ -1,0 +1,69 @@
+"""The base model in memory, from a plain Hugging Face folder on this disk.
+
+Why so strict: no code, no pickle and no network ever comes with weights; the dtype is the class
+that a model version promised.
+"""
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from node.serving.adapters import base_files
+from node.serving.engine import Unsupported
+
+if TYPE_CHECKING:
+    import torch
+
+
+def load_base(
+    folder: str | os.PathLike[str], dtype_class: str = "fp32", device: str = "cpu"
+) -> Any:
+    """An AutoModelForCausalLM in eval mode, no gradients, attention `sdpa`.
+
+    Raises Unsupported for code in the folder, a quantised base, mixtures of experts.
+    """
+    base_files(folder)
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    hush_transformers()
+    if dtype_class not in ("fp32", "bf16"):
+        raise Unsupported(what=f"dtype class {dtype_class}")
+    settings = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    for key in ("quantization_config", "num_local_experts", "num_experts"):
+        if getattr(settings, key, None):
+            raise Unsupported(what=key)
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        dtype=torch.float32 if dtype_class == "fp32" else torch.bfloat16,
+        attn_implementation="sdpa",
+    )
+    model.requires_grad_(False)
+    model.train(False)
+    return model.to(device)
+
+
+def hush_transformers() -> None:
+    """No bars, no advice on standard error: callers draw their own."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]  # theirs has no annotations
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+
+
+def length_of(model: Any) -> int:
+    """The longest prompt and answer together, clamped to a sliding window."""
+    settings = model.config
+    window = getattr(settings, "sliding_window", None)
+    longest = int(settings.max_position_embeddings)
+    return min(longest, int(window)) if window else longest
+
+
+def dtype_of(model: Any) -> "torch.dtype":
+    """The dtype of the weights."""
+    dtype: torch.dtype = next(model.parameters()).dtype
+    return dtype

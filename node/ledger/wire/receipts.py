@@ -115,11 +115,6 @@ def attribution_root(credits_raw: bytes) -> bytes:
     return sha256(credits_raw)
 
 
-def sketch_root(sketch: bytes, statement: bytes) -> bytes:
-    """`Receipt.sketch_hash`: RFC 6962 root over sketch and statement (page 60 §5)."""
-    return root((sketch, statement))
-
-
 def answer_root(
     salt16: bytes,
     payer_nonce: bytes,

@@ -1,0 +1,68 @@
+"""Every kernel that is used equals plain Python integers, whatever the rows."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from node.attribution import score
+from node.ledger.rules import shares
+
+
+def random_rows(rows: int, seed: int = 1) -> NDArray[np.int8]:
+    return np.random.default_rng(seed).integers(-127, 128, (rows, 1_024), np.int8)
+
+
+@pytest.mark.parametrize("rows", [1, 3, 4_095, 4_096, 4_097])
+def test_scan_equals_plain_integers(rows: int) -> None:
+    table, sketch = random_rows(rows), random_rows(1, seed=2)[0].tobytes()
+    scores = score.scan(table, sketch)
+    assert scores.dtype == np.int32
+    for row in {0, rows // 2, rows - 1}:
+        assert scores[row] == shares.score(table[row].tobytes(), sketch)
+
+
+def test_scan_reads_a_mapped_file_with_a_torn_last_shard(tmp_path: Path) -> None:
+    table, sketch = random_rows(5_000), random_rows(1, seed=2)[0]
+    table.tofile(tmp_path / "rows.bin")
+    mapped = np.memmap(tmp_path / "rows.bin", np.int8, "r", shape=(5_000, 1_024))
+    wanted = table.astype(np.int64) @ sketch.astype(np.int64)
+    assert (score.scan(mapped, sketch.tobytes()) == wanted).all()
+
+
+def test_extremes_do_not_overflow() -> None:
+    table = np.full((2, 1_024), 127, np.int8)
+    table[1] = -127
+    assert score.scan(table, table[0].tobytes()).tolist() == [16_516_096, -16_516_096]
+
+
+def saturating(rows: score.Rows, sketch: NDArray[np.int8]) -> score.Scores:
+    return np.clip(score.integers(rows, sketch), -(2**23), 2**23)
+
+
+def absent(rows: score.Rows, sketch: NDArray[np.int8]) -> score.Scores:
+    raise RuntimeError("no such instruction")
+
+
+@pytest.mark.parametrize("kernel", [saturating, absent])
+def test_kernel_that_differs_is_not_used(kernel: score.Kernel) -> None:
+    assert not score.is_exact(kernel)
+    assert score.choose_kernel([kernel]) is score.integers
+
+
+def test_without_an_exact_kernel_attribution_does_not_start(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(score, "integers", saturating)
+    with pytest.raises(score.NoExactKernel):
+        score.choose_kernel()
+
+
+@pytest.mark.ml
+def test_torch_kernel_is_exact_or_refused() -> None:
+    from node.attribution.kernels import int_mm
+
+    chosen = score.choose_kernel([int_mm])
+    table, sketch = random_rows(300), random_rows(1, seed=2)[0]
+    assert (chosen(table, sketch) == score.integers(table, sketch)).all()

@@ -168,7 +168,7 @@ class Unbonding(NamedTuple):
 
 
 class Stake(NamedTuple):
-    """0a. `per_grain`: grains ever paid to one bonded grain, × 2^64. `undistributed`: not collected."""
+    """0a. `per_grain`: ever paid to one bonded grain, × 2^64. `undistributed`: not collected."""
 
     bonded: int = 0
     per_grain: int = 0

@@ -14,6 +14,7 @@ EFFECT_CODE_MIN: Final = 20  # from here on a transaction stays in its block and
 # Envelope of a transaction: any of these makes the whole payload invalid (page 30 §11).
 ENVELOPE_CODES: Final = {
     "tx.malformed": 1,
+    "tx.not_canonical": 1,
     "tx.too_large": 2,
     "tx.version": 3,
     "tx.unknown_type": 4,

@@ -13,9 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from consensus.effects import SignerRecord
+from consensus.certificate import VOTE_TAG
+from consensus.messages import PROPOSAL_TAG
 from consensus.primitives.encoding import U8, U63, Bytes, Fixed, Record, decode, encode
 from consensus.primitives.errors import Invalid
+from consensus.records import SIGNED_PROPOSAL, SignerRecord
 from node.storage.errors import StorageError
 from node.storage.frames import FrameFormat, read_all
 from node.storage.segments import read_file, sync_directory, write_at
@@ -25,7 +27,6 @@ from node.storage.signer import (
     SignerFile,
     decode_record,
     encode_record,
-    order_of,
 )
 
 MAGIC: Final = b"OLJF"
@@ -45,8 +46,6 @@ HEIGHTS_KEPT: Final = 16
 FORMAT: Final = FrameFormat(MAGIC, has_height=False, payload_bytes_max=PAYLOAD_BYTES_MAX)
 _HEAD: Final = Record(U8, Fixed(32), U63)
 _MESSAGE: Final = Record(Bytes(MESSAGE_BYTES_MAX), U8, U8)
-
-PROPOSAL: Final = 0  # SignerRecord.kind; 1 and 2 are votes
 
 Sign = Callable[[bytes, bytes], bytes]  # (tag, body) → signature
 
@@ -125,9 +124,9 @@ class Journal:
             sync_directory(self._directory)
         if recovered.signed is not None:
             self._learn(recovered.signed)
-        self._promises = {order_of(record): record.body for record in recovered.promises}
+        self._promises = {record.place(): record.body for record in recovered.promises}
         if self._last is not None:
-            self._promises[order_of(self._last)] = self._last.body
+            self._promises[self._last.place()] = self._last.body
         self._forget_old(height)
         return recovered
 
@@ -161,13 +160,13 @@ class Journal:
                 mend="free space on the disk, then restart olnode",
             ) from error
         self._last = record
-        self._promises[order_of(record)] = record.body
+        self._promises[record.place()] = record.body
 
     def sign(self, record: SignerRecord, sign: Sign) -> bytes:
         """The signature of a recorded body. Raises `DoubleSign` for one that no file holds."""
-        if self._promises.get(order_of(record)) != record.body:
-            raise DoubleSign(f"no record holds the body of {order_of(record)}")
-        return sign(b"proposal" if record.kind == PROPOSAL else b"vote", record.body)
+        if self._promises.get(record.place()) != record.body:
+            raise DoubleSign(f"no record holds the body of {record.place()}")
+        return sign(PROPOSAL_TAG if record.kind == SIGNED_PROPOSAL else VOTE_TAG, record.body)
 
     def end(self) -> None:
         """Note that this height is durable in the chain. Not synced: it can be told again."""
@@ -182,11 +181,11 @@ class Journal:
     def _check_order(self, record: SignerRecord) -> None:
         if record.height != self.height:
             raise DoubleSign(f"a promise of height {record.height} in journal {self.height}")
-        if self._last is None or order_of(record) > order_of(self._last):
+        if self._last is None or record.place() > self._last.place():
             return
-        if order_of(record) == order_of(self._last) and record.body == self._last.body:
+        if record.place() == self._last.place() and record.body == self._last.body:
             return
-        raise DoubleSign(f"{order_of(record)} after {order_of(self._last)}")
+        raise DoubleSign(f"{record.place()} after {self._last.place()}")
 
     def _append(self, kind: int, payload: bytes) -> None:
         assert self._descriptor >= 0, "begin a height first"
@@ -210,7 +209,7 @@ class Journal:
     # -- recovery
 
     def _learn(self, record: SignerRecord) -> None:
-        if self._last is None or order_of(record) > order_of(self._last):
+        if self._last is None or record.place() > self._last.place():
             self._last = record
 
     def _learn_from_newest(self) -> None:
@@ -249,7 +248,7 @@ class Journal:
             else:
                 raise self._damaged(path, f"a frame of unknown kind {frame.kind}")
         signed = [r for r in (*promises, self._last) if r is not None and r.height == height]
-        greatest = max(signed, key=order_of, default=None)
+        greatest = max(signed, key=SignerRecord.place, default=None)
         recovered = Recovered(greatest, tuple(promises), tuple(blocks), tuple(messages), is_ended)
         return recovered, end
 

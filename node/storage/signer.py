@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
-from consensus.effects import SignerRecord
+from consensus.records import SignerRecord
 from node.storage.errors import Damaged, StorageError
 from node.storage.segments import read_file, sync_directory, write_at
 
@@ -25,8 +25,6 @@ CHECK_BYTES: Final = 8
 BODY_BYTES_MAX: Final = 64  # a vote signs 45 bytes, a proposal 48
 RECORD_BYTES: Final = 1 + 8 + 4 + 1 + BODY_BYTES_MAX + 2 * (4 + 32)
 USED_BYTES: Final = 4 + 1 + 8 + 32 + 32 + RECORD_BYTES
-
-NIL: Final = bytes(32)
 
 
 class CannotSign(StorageError):
@@ -68,11 +66,6 @@ def decode_record(raw: bytes) -> SignerRecord:
         locked=locked,
         valid=valid,
     )
-
-
-def order_of(record: SignerRecord) -> tuple[int, int, int]:
-    """What must grow from one promise to the next."""
-    return record.height, record.round, record.kind
 
 
 def create_signer(path: Path, chain_id: bytes, key: bytes) -> None:

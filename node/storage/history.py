@@ -1,0 +1,67 @@
+"""The history of block ids as a stored RFC 6962 tree: one header proves any older block.
+
+Why every complete subtree is kept: `history_root` of a header is over the ids of all blocks
+before it, so a proof may need the tree as it was at any later height. A block adds two hashes on
+average (80 bytes), and a path of 10^6 blocks reads at most 40 of them.
+Leaf i is the id of block i + 1; node (level, i) covers the leaves i·2^level up to (i+1)·2^level.
+"""
+
+from collections.abc import Iterator
+
+from consensus.primitives.merkle import EMPTY_ROOT, Frontier, leaf_hash, node_hash
+from node.storage import keyspace
+from node.storage.store import Reader
+
+
+def _key(level: int, index: int) -> bytes:
+    return keyspace.HISTORY + bytes([level]) + keyspace.u64(index)
+
+
+def appended(reader: Reader, size: int, block_id: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """The puts that add `block_id` as leaf number `size` (from 0)."""
+    level, index, here = 0, size, leaf_hash(block_id)
+    yield _key(level, index), here
+    while index & 1:
+        left = reader.get(_key(level, index - 1))
+        assert left is not None, "the history has a hole"
+        level, index, here = level + 1, index >> 1, node_hash(left, here)
+        yield _key(level, index), here
+
+
+def frontier(reader: Reader, size: int) -> Frontier:
+    """The growing edge over the first `size` ids."""
+    peaks, start = [], 0
+    for level in reversed(range(size.bit_length())):
+        if size >> level & 1:
+            peaks.append(_node(reader, level, start >> level, size))
+            start += 1 << level
+    return Frontier(size, peaks)
+
+
+def root(reader: Reader, size: int) -> bytes:
+    """`history_root` of the header of height `size` + 1."""
+    return frontier(reader, size).root() if size else EMPTY_ROOT
+
+
+def prove(reader: Reader, index: int, size: int) -> tuple[bytes, ...]:
+    """The path of leaf `index` in the tree of `size` leaves, leaf's sibling first."""
+    assert 0 <= index < size
+    path, level, last = [], 0, size - 1
+    while last > 0:
+        sibling = index ^ 1
+        if sibling <= last:
+            path.append(_node(reader, level, sibling, size))
+        level, index, last = level + 1, index >> 1, last >> 1
+    return tuple(path)
+
+
+def _node(reader: Reader, level: int, index: int, size: int) -> bytes:
+    """The hash of a node in the tree of `size` leaves; on the right edge made from its parts."""
+    if (index + 1) << level <= size:
+        stored = reader.get(_key(level, index))
+        assert stored is not None, "the history has a hole"
+        return stored
+    left = _node(reader, level - 1, 2 * index, size)
+    if (2 * index + 1) << (level - 1) >= size:
+        return left  # an odd node moves up
+    return node_hash(left, _node(reader, level - 1, 2 * index + 1, size))

@@ -1,0 +1,330 @@
+"""The state as one hash: a Jellyfish Merkle tree, pure over `read_node`.
+
+Why this tree: the root depends only on the set of keys and values, a block writes only the paths
+it touched, and a proof can also show that a key is absent. Nodes are 16-way in storage and binary
+in hashing; a subtree with one leaf is that leaf (the rules of penumbra-zone/jmt).
+Node key = version u64 ‖ one byte per nibble; version = height. Leaves sit in their parent.
+Root record: empty, or `L` ‖ key ‖ value hash, or `I` ‖ hash ‖ version u64.
+What this file does not know: what keys mean, and how nodes are stored and pruned.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final, NamedTuple, TypeVar
+
+from consensus.primitives.digest import HASH_BYTES, sha256
+from consensus.primitives.errors import Invalid
+
+EMPTY_ROOT: Final = b"SPARSE_MERKLE_PLACEHOLDER_HASH__"
+EMPTY_RECORD: Final = b""
+SIBLINGS_MAX: Final = 256
+KEY_BITS: Final = 256
+_VERSION_BYTES: Final = 8
+
+T = TypeVar("T")
+
+
+class Leaf(NamedTuple):
+    """Key hash (SHA-256 of the flat key) and value hash (SHA-256 of the value)."""
+
+    key: bytes
+    value: bytes
+
+
+class Inner(NamedTuple):
+    """The hash of a stored node and the version it was written at."""
+
+    digest: bytes
+    version: int
+
+
+Child = Leaf | Inner
+Node = dict[int, Child]  # nibble -> child
+ReadNode = Callable[[bytes], bytes | None]
+
+
+class Update(NamedTuple):
+    """What a block does to the tree: new nodes, and keys of nodes that no later version needs."""
+
+    root: bytes
+    record: bytes
+    nodes: list[tuple[bytes, bytes]]
+    stale: list[bytes]
+
+
+class Proof(NamedTuple):
+    """The leaf met on the way to a key, or None; siblings, root first."""
+
+    leaf: Leaf | None
+    siblings: tuple[bytes, ...]
+
+
+class MissingNode(Exception):
+    """The store lacks a node that the tree refers to: corruption, never a peer's fault."""
+
+
+def leaf_hash(leaf: Leaf) -> bytes:
+    """SHA-256(`JMT::LeafNode` ‖ key ‖ value hash)."""
+    return sha256(b"JMT::LeafNode", leaf.key, leaf.value)
+
+
+def inner_hash(left: bytes, right: bytes) -> bytes:
+    """SHA-256(`JMT::IntrnalNode` ‖ left ‖ right): the missing letter is the published rule's."""
+    return sha256(b"JMT::IntrnalNode", left, right)
+
+
+def root_hash(record: bytes) -> bytes:
+    """The root of a root record."""
+    top = _decode_record(record)
+    return EMPTY_ROOT if top is None else _child_hash(top)
+
+
+def update(
+    read_node: ReadNode,
+    previous: bytes,
+    version: int,
+    changes: Iterable[tuple[bytes, bytes | None]],
+) -> Update:
+    """The tree after `changes` (flat key, value or None to delete) on root record `previous`.
+
+    `version` must be above that of every stored node. Raises `MissingNode`.
+    """
+    items = sorted((sha256(key), None if raw is None else sha256(raw)) for key, raw in changes)
+    return update_hashes(read_node, previous, version, items)
+
+
+def update_hashes(
+    read_node: ReadNode,
+    previous: bytes,
+    version: int,
+    items: Sequence[tuple[bytes, bytes | None]],
+) -> Update:
+    """The same over key and value hashes, sorted by key hash, each key once."""
+    writer = _Writer(read_node, version)
+    top = _decode_record(previous)
+    if items:
+        top = writer.change(top, b"", items)
+    root = EMPTY_ROOT if top is None else _child_hash(top)
+    return Update(root, _encode_record(top), writer.nodes, sorted(writer.stale))
+
+
+def prove(read_node: ReadNode, record: bytes, flat_key: bytes) -> Proof:
+    """Proof of presence or absence of a flat key under a root record. Raises `MissingNode`."""
+    key = sha256(flat_key)
+    child, path = _decode_record(record), b""
+    siblings: list[bytes] = []
+    while isinstance(child, Inner):
+        node = _load(read_node, child, path)
+        nibble, low, high = _nibble(key, len(path)), 0, 16
+        while high - low > 1:
+            inside = [place for place in node if low <= place < high]
+            alone = node[inside[0]] if len(inside) == 1 else None
+            if not inside or isinstance(alone, Leaf):
+                return Proof(alone if isinstance(alone, Leaf) else None, tuple(siblings))
+            middle = (low + high) // 2
+            if nibble < middle:
+                siblings.append(_range_hash(node, middle, high))
+                high = middle
+            else:
+                siblings.append(_range_hash(node, low, middle))
+                low = middle
+        child, path = node.get(nibble), path + bytes([nibble])
+    return Proof(child, tuple(siblings))
+
+
+def verify(root: bytes, flat_key: bytes, value: bytes | None, proof: Proof) -> None:
+    """Raise `Invalid` `tree.…` unless `flat_key` has `value` (None: is absent) under `root`."""
+    key, depth = sha256(flat_key), len(proof.siblings)
+    if depth > SIBLINGS_MAX:
+        raise Invalid("tree.depth", siblings=depth)
+    if any(len(sibling) != HASH_BYTES for sibling in proof.siblings):
+        raise Invalid("tree.sibling")
+    leaf = proof.leaf
+    bits = int.from_bytes(key, "big")
+    if value is not None:
+        if leaf is None or leaf.key != key:
+            raise Invalid("tree.key")
+        if leaf.value != sha256(value):
+            raise Invalid("tree.value")
+    elif leaf is not None:
+        if leaf.key == key:
+            raise Invalid("tree.present")
+        met = int.from_bytes(leaf.key, "big")
+        if met >> KEY_BITS - depth != bits >> KEY_BITS - depth:
+            raise Invalid("tree.other_path")
+    here = EMPTY_ROOT if leaf is None else leaf_hash(leaf)
+    for level in range(depth - 1, -1, -1):
+        sibling = proof.siblings[level]
+        right = bits >> KEY_BITS - 1 - level & 1
+        here = inner_hash(sibling, here) if right else inner_hash(here, sibling)
+    if here != root:
+        raise Invalid("tree.root")
+
+
+class _Writer:
+    """One update in the making."""
+
+    def __init__(self, read_node: ReadNode, version: int) -> None:
+        self._read_node = read_node
+        self._version = version.to_bytes(_VERSION_BYTES, "big")
+        self._number = version
+        self.nodes: list[tuple[bytes, bytes]] = []
+        self.stale: list[bytes] = []
+
+    def change(
+        self, child: Child | None, path: bytes, items: Sequence[tuple[bytes, bytes | None]]
+    ) -> Child | None:
+        """The child at `path` after `items`, all of which lie under it. Depth ≤ 64."""
+        if not isinstance(child, Inner):
+            return self._build(_merged(child, items), path)
+        node = _load(self._read_node, child, path)
+        for nibble, some in _runs(items, len(path)):
+            below = self.change(node.get(nibble), path + bytes([nibble]), some)
+            if below is None:
+                node.pop(nibble, None)
+            else:
+                node[nibble] = below
+        self.stale.append(_node_key(child, path))
+        return self._stored(node, path)
+
+    def _build(self, items: Sequence[tuple[bytes, bytes]], path: bytes) -> Child | None:
+        if len(items) < 2:
+            return Leaf(*items[0]) if items else None
+        node: Node = {}
+        for nibble, some in _runs(items, len(path)):
+            below = self._build(some, path + bytes([nibble]))
+            assert below is not None
+            node[nibble] = below
+        return self._stored(node, path)
+
+    def _stored(self, node: Node, path: bytes) -> Child | None:
+        if not node:
+            return None
+        if len(node) == 1:
+            (only,) = node.values()
+            if isinstance(only, Leaf):
+                return only  # lifted: a subtree with one leaf is that leaf
+        self.nodes.append((self._version + path, _encode_node(node)))
+        return Inner(_node_hash(node), self._number)
+
+
+def _merged(
+    leaf: Leaf | None, items: Sequence[tuple[bytes, bytes | None]]
+) -> list[tuple[bytes, bytes]]:
+    values: dict[bytes, bytes | None] = {} if leaf is None else {leaf.key: leaf.value}
+    values.update(items)
+    return [(key, value) for key, value in sorted(values.items()) if value is not None]
+
+
+def _runs(
+    items: Sequence[tuple[bytes, T]], depth: int
+) -> Iterator[tuple[int, Sequence[tuple[bytes, T]]]]:
+    """Sorted items cut where the nibble at `depth` changes."""
+    start = 0
+    while start < len(items):
+        nibble, end = _nibble(items[start][0], depth), start
+        while end < len(items) and _nibble(items[end][0], depth) == nibble:
+            end += 1
+        yield nibble, items[start:end]
+        start = end
+
+
+def _nibble(key: bytes, depth: int) -> int:
+    return key[depth >> 1] & 15 if depth & 1 else key[depth >> 1] >> 4
+
+
+def _child_hash(child: Child) -> bytes:
+    return leaf_hash(child) if isinstance(child, Leaf) else child.digest
+
+
+def _range_hash(node: Node, low: int, high: int) -> bytes:
+    """The hash of the children low..high−1 of a node, as a binary subtree."""
+    inside = [place for place in node if low <= place < high]
+    if not inside:
+        return EMPTY_ROOT
+    if len(inside) == 1:
+        child = node[inside[0]]
+        if isinstance(child, Leaf):
+            return leaf_hash(child)
+        if high - low == 1:
+            return child.digest
+    middle = (low + high) // 2
+    return inner_hash(_range_hash(node, low, middle), _range_hash(node, middle, high))
+
+
+def _node_hash(node: Node) -> bytes:
+    """`_range_hash(node, 0, 16)`, bottom-up: each leaf is hashed once, twice as quick."""
+    row: list[tuple[bytes, bool] | None] = [None] * 16  # (hash, is a lone leaf) or nothing
+    for place, child in node.items():
+        row[place] = (_child_hash(child), isinstance(child, Leaf))
+    while len(row) > 1:
+        row = [_joined(row[i], row[i + 1]) for i in range(0, len(row), 2)]
+    assert row[0] is not None
+    return row[0][0]
+
+
+def _joined(
+    left: tuple[bytes, bool] | None, right: tuple[bytes, bool] | None
+) -> tuple[bytes, bool] | None:
+    if left is None or right is None:
+        one = left or right
+        if one is None or one[1]:
+            return one
+    return inner_hash(left[0] if left else EMPTY_ROOT, right[0] if right else EMPTY_ROOT), False
+
+
+def _node_key(child: Inner, path: bytes) -> bytes:
+    return child.version.to_bytes(_VERSION_BYTES, "big") + path
+
+
+def _load(read_node: ReadNode, child: Inner, path: bytes) -> Node:
+    raw = read_node(_node_key(child, path))
+    if raw is None:
+        raise MissingNode(f"version {child.version}, path {path.hex()}")
+    return _decode_node(raw)
+
+
+def _encode_node(node: Node) -> bytes:
+    inner = sum(1 << place for place, child in node.items() if isinstance(child, Inner))
+    leaves = sum(1 << place for place, child in node.items() if isinstance(child, Leaf))
+    parts = [inner.to_bytes(2, "big"), leaves.to_bytes(2, "big")]
+    for place in sorted(node):
+        child = node[place]
+        if isinstance(child, Leaf):
+            parts += (child.key, child.value)
+        else:
+            parts += (child.digest, child.version.to_bytes(_VERSION_BYTES, "big"))
+    return b"".join(parts)
+
+
+def _decode_node(raw: bytes) -> Node:
+    inner, leaves = int.from_bytes(raw[:2], "big"), int.from_bytes(raw[2:4], "big")
+    node: Node = {}
+    at = 4
+    for place in range(16):
+        if inner >> place & 1:
+            version = int.from_bytes(raw[at + 32 : at + 40], "big")
+            node[place] = Inner(raw[at : at + 32], version)
+            at += 40
+        elif leaves >> place & 1:
+            node[place] = Leaf(raw[at : at + 32], raw[at + 32 : at + 64])
+            at += 64
+    if at != len(raw):
+        raise MissingNode(f"{len(raw)} bytes are no node")
+    return node
+
+
+def _encode_record(top: Child | None) -> bytes:
+    if top is None:
+        return EMPTY_RECORD
+    if isinstance(top, Leaf):
+        return b"L" + top.key + top.value
+    return b"I" + top.digest + top.version.to_bytes(_VERSION_BYTES, "big")
+
+
+def _decode_record(record: bytes) -> Child | None:
+    if record == EMPTY_RECORD:
+        return None
+    if record[:1] == b"L":
+        return Leaf(record[1:33], record[33:65])
+    assert record[:1] == b"I", "no root record"
+    return Inner(record[1:33], int.from_bytes(record[33:], "big"))

@@ -1,0 +1,129 @@
+"""The tree equals a rebuild after any changes; its proofs hold and forged ones do not."""
+
+from hashlib import sha256
+from random import Random
+
+import pytest
+
+from consensus.primitives.errors import Invalid
+from node.ledger import tree
+
+
+class Nodes:
+    """A store of nodes that also prunes what is stale."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[bytes, bytes] = {}
+        self.record, self.version = tree.EMPTY_RECORD, 0
+
+    def apply(self, changes: dict[bytes, bytes | None]) -> bytes:
+        self.version += 1
+        done = tree.update(self.nodes.get, self.record, self.version, changes.items())
+        for key in done.stale:
+            del self.nodes[key]
+        self.nodes.update(done.nodes)
+        self.record = done.record
+        assert tree.root_hash(done.record) == done.root
+        return done.root
+
+
+def rebuilt_root(model: dict[bytes, bytes]) -> bytes:
+    return Nodes().apply(dict(model))
+
+
+def refusal(root: bytes, key: bytes, value: bytes | None, proof: tree.Proof) -> str | None:
+    try:
+        tree.verify(root, key, value, proof)
+    except Invalid as error:
+        return error.code
+    return None
+
+
+def test_root_depends_only_on_keys_and_values() -> None:
+    """150 versions with deletions, stale nodes deleted at once, against a rebuild."""
+    chance, nodes, model = Random(1), Nodes(), {}
+    for _ in range(150):
+        changes: dict[bytes, bytes | None] = {}
+        for _ in range(chance.randrange(1, 30)):
+            key = b"%d" % chance.randrange(400)
+            changes[key] = None if chance.random() < 0.35 else chance.randbytes(20)
+        root = nodes.apply(changes)
+        model |= changes
+        model = {key: value for key, value in model.items() if value is not None}
+        assert root == rebuilt_root(model)
+        for _ in range(5):
+            key = b"%d" % chance.randrange(500)
+            proof = tree.prove(nodes.nodes.get, nodes.record, key)
+            assert refusal(root, key, model.get(key), proof) is None
+            assert refusal(root, key, b"forged", proof) is not None
+            if key in model:
+                assert refusal(root, key, None, proof) == "tree.present"
+    assert rebuilt_root(model) == nodes.apply({})
+
+
+def test_all_deleted_is_the_empty_tree() -> None:
+    nodes = Nodes()
+    nodes.apply({b"a": b"1", b"b": b"2"})
+    assert nodes.apply({b"a": None, b"b": None}) == tree.EMPTY_ROOT
+    assert nodes.nodes == {}
+    proof = tree.prove(nodes.nodes.get, nodes.record, b"a")
+    tree.verify(tree.EMPTY_ROOT, b"a", None, proof)
+
+
+def test_one_leaf_is_its_own_root() -> None:
+    nodes = Nodes()
+    leaf = tree.Leaf(sha256(b"a").digest(), sha256(b"1").digest())
+    assert nodes.apply({b"a": b"1"}) == tree.leaf_hash(leaf)
+    assert nodes.nodes == {}
+
+
+@pytest.fixture(scope="module")
+def grown() -> Nodes:
+    nodes = Nodes()
+    nodes.apply({b"key%d" % i: b"value%d" % i for i in range(300)})
+    return nodes
+
+
+def forged(proof: tree.Proof, **changes: object) -> tree.Proof:
+    return proof._replace(**changes)
+
+
+def test_each_forgery_is_refused_by_its_code(grown: Nodes) -> None:
+    root = tree.root_hash(grown.record)
+    proof = tree.prove(grown.nodes.get, grown.record, b"key7")
+    other = tree.prove(grown.nodes.get, grown.record, b"key8")
+    siblings, leaf = proof.siblings, proof.leaf
+    assert leaf is not None
+    flipped = bytes([siblings[0][0] ^ 1]) + siblings[0][1:]
+    assert refusal(root, b"key7", b"value7", proof) is None
+    cases = [
+        (b"key7", b"value8", proof, "tree.value"),
+        (b"key8", b"value7", proof, "tree.key"),
+        (b"key7", None, proof, "tree.present"),
+        (b"key7", b"value7", forged(proof, leaf=None), "tree.key"),
+        (b"key7", None, forged(proof, leaf=None), "tree.root"),
+        (b"key7", None, forged(proof, leaf=other.leaf), "tree.other_path"),
+        (b"key7", b"value7", forged(proof, siblings=siblings[1:]), "tree.root"),
+        (b"key7", b"value7", forged(proof, siblings=(flipped, *siblings[1:])), "tree.root"),
+        (b"key7", b"value7", forged(proof, siblings=(b"short", *siblings[1:])), "tree.sibling"),
+        (b"key7", b"value7", forged(proof, siblings=siblings[:1] * 257), "tree.depth"),
+    ]
+    for key, value, forgery, code in cases:
+        assert refusal(root, key, value, forgery) == code
+
+
+def test_absence_is_shown_by_the_leaf_met_or_an_empty_slot(grown: Nodes) -> None:
+    root = tree.root_hash(grown.record)
+    met = set()
+    for i in range(60):
+        proof = tree.prove(grown.nodes.get, grown.record, b"absent%d" % i)
+        tree.verify(root, b"absent%d" % i, None, proof)
+        met.add(proof.leaf is None)
+    assert met == {True, False}
+
+
+def test_missing_node_is_corruption_and_no_refusal(grown: Nodes) -> None:
+    with pytest.raises(tree.MissingNode):
+        tree.prove(lambda _: None, grown.record, b"key7")
+    with pytest.raises(tree.MissingNode):
+        tree.prove(lambda _: b"\0\0\0\1", grown.record, b"key7")

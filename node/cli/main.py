@@ -1,0 +1,130 @@
+"""The command `olnode`: the table of nouns, the common options, and one exit status per fault.
+
+Why a table: a noun's file is imported only when it is called, so `olnode --help` takes 0.3 s and
+loads no torch, libp2p or web server. Common options may stand anywhere before `--`.
+Exit: 0 done, 1 failed, 2 usage, 3 not initialised, 4 node unreachable, 5 funds, 6 verification
+failed, 7 data damaged, 78 configuration, 130 and 143 signals.
+"""
+
+import importlib
+import itertools
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
+
+from node.cli.frame import FAILED, Frame
+
+NOUNS: Final = {  # noun -> module of node.cli, help
+    "init": ("init", "make a home: folders, keys, config"),
+    "keys": ("keys", "add, list, show, export, import keys"),
+    "config": ("config", "show and validate the settings"),
+    "version": ("version", "versions of program, home and rules"),
+}
+COMMON_FLAGS: Final = frozenset({"--yes"})
+COMMON_OPTIONS: Final = frozenset({"--home", "--profile", "--instance", "-o", "--log-level"})
+EXITS: Final = (
+    "Exit: 0 done, 1 failed, 2 usage, 3 not initialised, 4 node unreachable, 5 funds, "
+    "6 verification failed, 7 data damaged, 78 configuration, 130/143 signals."
+)
+
+
+class Nouns(TyperGroup):
+    """The group that imports a noun when it is called, not when it is listed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """The nouns, in the table's order."""
+        return list(NOUNS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A shadow with its help line alone: for listings."""
+        if cmd_name not in NOUNS:
+            return None
+        return TyperCommand(cmd_name, help=NOUNS[cmd_name][1])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The real command, imported now."""
+        name, shadow, rest = super().resolve_command(ctx, args)
+        if name is None or shadow is None:
+            return name, shadow, rest
+        module = importlib.import_module(f"node.cli.{NOUNS[name][0]}")
+        command = get_command(module.app)
+        command.name = name
+        return name, command, rest
+
+
+app = typer.Typer(
+    cls=Nouns,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXITS,
+)
+
+
+@app.callback()
+def common(
+    ctx: typer.Context,
+    home: Annotated[str | None, typer.Option(help="home folder")] = None,
+    profile: Annotated[str | None, typer.Option(help="devnet, testnet or mainnet")] = None,
+    instance: Annotated[int | None, typer.Option(help="adds 10 times itself to ports")] = None,
+    output: Annotated[str, typer.Option("-o", help="text or json")] = "text",
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="answer questions with yes")] = False,
+) -> None:
+    """olnode: peer-to-peer models that pay those whose data shaped the answer."""
+    if output not in ("text", "json"):
+        raise typer.BadParameter("text or json", param_hint="-o")
+    ctx.obj = Frame(home, profile, instance, output == "json", log_level, yes)
+
+
+def main() -> None:
+    """The console script. Ends the process with the status of what happened."""
+    if not __debug__:
+        sys.stderr.write("olnode: refuses to run with -O or PYTHONOPTIMIZE: its checks are off\n")
+        sys.exit(FAILED)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """One call; returns its exit status."""
+    hoisted = hoist(arguments)
+    try:
+        result = get_command(app).main(hoisted, prog_name="olnode", standalone_mode=False)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Who reads us has gone: nothing more to say, and nothing to say at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
+    except BaseException as error:  # noqa: BLE001  # the last edge: every fault gets a status
+        from node.cli.faults import tell
+
+        return tell(error, as_json=_wants_json(hoisted))
+    return result if isinstance(result, int) else 0
+
+
+def hoist(arguments: Sequence[str]) -> list[str]:
+    """The common options first, so that they may stand after the noun too; `--` ends them."""
+    common_part: list[str] = []
+    rest: list[str] = []
+    waiting = iter(arguments)
+    for word in waiting:
+        if word == "--":
+            rest += [word, *waiting]
+        elif word in COMMON_FLAGS or word.partition("=")[0] in COMMON_OPTIONS - {word}:
+            common_part.append(word)
+        elif word in COMMON_OPTIONS:
+            common_part += [word, *(value for value in [next(waiting, None)] if value is not None)]
+        else:
+            rest.append(word)
+    return common_part + rest
+
+
+def _wants_json(hoisted: Sequence[str]) -> bool:
+    return any(pair == ("-o", "json") for pair in itertools.pairwise(hoisted))

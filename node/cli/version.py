@@ -1,0 +1,21 @@
+"""`olnode version`: what this program, its home and the rules it knows are called."""
+
+import sys
+from importlib.metadata import version as installed_version
+
+import typer
+
+from node.cli.frame import HOME_VERSION, frame_of, pairs
+
+app = typer.Typer()
+
+
+@app.command()
+def version(ctx: typer.Context) -> None:
+    """Show the versions of program, home and rules."""
+    fields = {
+        "version": installed_version("olnode"),
+        "home_version": HOME_VERSION,
+        "python": sys.version.split()[0],
+    }
+    frame_of(ctx).show("version/1", fields, pairs(fields.items()))

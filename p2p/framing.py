@@ -7,7 +7,7 @@ What this file does not know: libp2p, and what any body means.
 """
 
 import struct
-from typing import Final, NoReturn, Protocol
+from typing import Any, Final, Protocol
 
 import msgpack
 
@@ -91,7 +91,7 @@ def encode(value: Value) -> bytes:
     return packed
 
 
-def decode(raw: bytes, bytes_max: int) -> Value:
+def decode(raw: bytes, bytes_max: int, items_max: int = ITEMS_MAX) -> Value:
     """The value of canonical bytes; Misbehaving for anything that does not re-encode to `raw`."""
     if len(raw) > bytes_max:
         raise Misbehaving(f"{len(raw)} bytes, {bytes_max} allowed")
@@ -100,7 +100,7 @@ def decode(raw: bytes, bytes_max: int) -> Value:
             raw,
             use_list=False,
             raw=False,
-            max_array_len=ITEMS_MAX,
+            max_array_len=items_max,
             max_map_len=0,
             max_str_len=0,
             max_ext_len=0,
@@ -131,12 +131,8 @@ def _check(value: object, depth: int, wrong: type[Exception]) -> None:
     raise wrong(f"neither integer, bytes nor array: {kind.__name__}")
 
 
-def fields(value: Value, *kinds: type, what: str) -> tuple[Value, ...]:
+def fields(value: Value, *kinds: type, what: str) -> tuple[Any, ...]:
     """The fields of an array with exactly these kinds (int, bytes, tuple); else Misbehaving."""
     if type(value) is not tuple or tuple(type(part) for part in value) != kinds:
-        _wrong(what)
+        raise Misbehaving(f"{what}: wrong shape")
     return value
-
-
-def _wrong(what: str) -> NoReturn:
-    raise Misbehaving(f"{what}: wrong shape")

@@ -6,21 +6,24 @@ restart of libp2p below it.
 What this file does not know: libp2p, and what any body means.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterable, Mapping
 from typing import Protocol
 
 import trio
 
+from p2p.counters import NetworkStatistics
 from p2p.framing import FrameStream
-from p2p.gossip import Gossip, Verdict
+from p2p.gossip import Gossip, Judge, Verdict
 from p2p.limits import ServeLimits, TopicLimits
 from p2p.peers import Joined, Left, PeerId, PeerView, StatusFacts
+from p2p.requests import Handler, StreamHandler
 
 __all__ = [
     "FrameStream",
     "Gossip",
+    "Handler",
     "Joined",
+    "Judge",
     "Left",
     "Network",
     "NetworkStatistics",
@@ -28,34 +31,17 @@ __all__ = [
     "PeerView",
     "ServeLimits",
     "StatusFacts",
+    "StreamHandler",
+    "TaskStatus",
     "TopicLimits",
     "Verdict",
 ]
 
-Judge = Callable[[PeerId, PeerId, bytes], Verdict]
-Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
-StreamHandler = Callable[[PeerId, FrameStream], Awaitable[None]]
 
+class TaskStatus(Protocol):
+    """What `nursery.start` hands to a task: `started()` says that it is ready."""
 
-@dataclass(frozen=True, slots=True)
-class NetworkStatistics:
-    """Counters since start and gauges of now; no peer ids. Keys of the maps as page 70 §13."""
-
-    peers_in: int
-    peers_out: int
-    admitted: int
-    streams: int
-    bans: int
-    restarts: int
-    is_ready: bool
-    heartbeat_interval_s: float  # 0 where there is none; must read 1 on libp2p
-    dials: Mapping[str, int]  # result: ok, failed, banned
-    messages: Mapping[tuple[str, str], int]  # (topic, published|accepted|ignored|rejected)
-    queue_dropped: Mapping[tuple[str, str], int]  # (topic, shed|outbound_full|oversize)
-    requests: Mapping[tuple[str, str, int], int]  # (protocol, asked|served, code)
-    penalties: Mapping[str, int]  # reason
-    faults: Mapping[str, int]  # what a guard caught: our bugs and the library's
-    mesh_peers: Mapping[str, int]  # topic
+    def started(self) -> None: ...
 
 
 class Network(Protocol):
@@ -66,7 +52,7 @@ class Network(Protocol):
 
     me: PeerId
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
         """Forever; started once it listens. Restarts libp2p inside; ListenError at first start."""
         ...
 

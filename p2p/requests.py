@@ -1,0 +1,350 @@
+"""Requests and duplex streams: limits before work, one reply envelope, no exception let out.
+
+A request is one frame out and one frame back, `[code, retry_ms, body]` (page 70 §6). Why the server
+waits a moment after its reply: to drop the stream at once would drop bytes not read yet.
+Why both networks share this file: codes, rates and limits hold on both or on none.
+What this file does not know: libp2p, what a body means, who is connected how.
+"""
+
+import logging
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import trio
+
+from p2p.counters import Counters
+from p2p.errors import Code, Misbehaving, NetworkError, Refused, TooSlow, Unreachable
+from p2p.framing import FrameStream, decode, encode, fields
+from p2p.limits import (
+    AUTHORS_MAX,
+    CLOSE_S,
+    FRAME_BYTES_MAX,
+    OPEN_S,
+    STREAMS_MAX,
+    STREAMS_PER_PEER_MAX,
+    ServeLimits,
+    TokenBucket,
+)
+from p2p.peers import PeerId
+
+log = logging.getLogger(__name__)
+
+ENVELOPE_BYTES_MAX = 32  # what [code, retry_ms, body] adds to a body
+BUSY_RETRY_MS = 200
+
+Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
+StreamHandler = Callable[[PeerId, FrameStream], Awaitable[None]]
+Blame = Callable[[PeerId, str], None]
+
+
+def _drop(counter: Counter[Any], name: Any, count: int) -> None:
+    """Count down, and keep no zero: the keys are as many as peers ever seen."""
+    counter[name] -= count
+    if counter[name] <= 0:
+        del counter[name]
+
+
+class Opener(Protocol):
+    """Opens streams to connected peers; raises Unreachable or TooSlow."""
+
+    async def open_stream(self, peer: PeerId, protocol: str) -> FrameStream: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    limits: ServeLimits
+    handler: Handler | None = None
+    stream_handler: StreamHandler | None = None
+
+
+class Requests:
+    """Everything asked of others and everything others ask of us."""
+
+    def __init__(
+        self,
+        *,
+        counters: Counters,
+        is_admitted: Callable[[PeerId], bool],
+        is_banned: Callable[[PeerId], bool],
+        blame: Blame,
+        upload_bytes_s: int,
+    ) -> None:
+        self._counters = counters
+        self._is_admitted = is_admitted
+        self._is_banned = is_banned
+        self._blame = blame
+        self._served: dict[str, _Served] = {}
+        self._running: Counter[tuple[PeerId, str]] = Counter()
+        self._running_of_peer: Counter[PeerId] = Counter()  # requests only, not duplex streams
+        self._running_of_protocol: Counter[str] = Counter()
+        self._requests_running = 0
+        self._buckets: OrderedDict[tuple[PeerId, str], TokenBucket] = OrderedDict()
+        self._upload_bytes_s = upload_bytes_s
+        self._upload_due_s = -math.inf
+        self.is_closing = False
+
+    # --- asking
+
+    async def request(
+        self,
+        opener: Opener,
+        peer: PeerId,
+        protocol: str,
+        body: bytes,
+        *,
+        timeout_s: float,
+        bytes_max: int,
+    ) -> bytes:
+        """One exchange on its own stream, all of it within `timeout_s`; see Network.request."""
+        assert 0 < len(body) <= FRAME_BYTES_MAX
+        assert bytes_max <= FRAME_BYTES_MAX
+        code = -1
+        try:
+            reply = await self._exchange(opener, peer, protocol, body, timeout_s, bytes_max)
+            code = 0
+            return reply
+        except Refused as refusal:
+            code = refusal.code
+            raise
+        except TooSlow:
+            self._blame(peer, "timeout")
+            raise
+        except Misbehaving:
+            self._blame(peer, "malformed")
+            raise
+        finally:
+            self._counters.requests[protocol, "asked", code] += 1
+
+    async def _exchange(
+        self,
+        opener: Opener,
+        peer: PeerId,
+        protocol: str,
+        body: bytes,
+        timeout_s: float,
+        bytes_max: int,
+    ) -> bytes:
+        stream: FrameStream | None = None
+        is_done = False
+        try:
+            with trio.fail_after(timeout_s):
+                stream = await opener.open_stream(peer, protocol)
+                await stream.write(body, timeout_s)
+                raw = await stream.read(bytes_max + ENVELOPE_BYTES_MAX, timeout_s)
+                is_done = True
+        except trio.TooSlowError:
+            raise TooSlow(f"{protocol}: no reply within {timeout_s} s") from None
+        finally:
+            if stream is not None:
+                if is_done:
+                    await stream.close()
+                await stream.reset()
+        code, retry_ms, reply = fields(decode(raw, len(raw)), int, int, bytes, what="reply")
+        if code != Code.OK:
+            raise Refused(code, retry_ms, reply)
+        if len(reply) > bytes_max:
+            raise Misbehaving(f"a reply of {len(reply)} bytes, {bytes_max} asked for")
+        answer: bytes = reply
+        return answer
+
+    async def open(self, opener: Opener, peer: PeerId, protocol: str) -> FrameStream:
+        """A duplex stream, opened within OPEN_S."""
+        try:
+            with trio.fail_after(OPEN_S):
+                return await opener.open_stream(peer, protocol)
+        except trio.TooSlowError:
+            raise TooSlow(f"{protocol}: not opened within {OPEN_S} s") from None
+
+    # --- answering
+
+    def serve(self, protocol: str, handler: Handler, limits: ServeLimits) -> None:
+        self._register(protocol, _Served(limits, handler=handler))
+
+    def accept(self, protocol: str, handler: StreamHandler, limits: ServeLimits) -> None:
+        self._register(protocol, _Served(limits, stream_handler=handler))
+
+    def _register(self, protocol: str, served: _Served) -> None:
+        if protocol in self._served:
+            raise ValueError(f"{protocol} is served already")
+        if served.handler is not None and served.limits.reply_max > FRAME_BYTES_MAX:
+            raise ValueError("replies are limited to one frame")
+        self._served[protocol] = served
+
+    def names(self) -> Collection[str]:
+        return self._served.keys()
+
+    def running(self) -> int:
+        """Requests being answered now."""
+        return self._requests_running
+
+    def streams(self) -> int:
+        """Requests and duplex streams of others being served now."""
+        return sum(self._running_of_protocol.values())
+
+    async def incoming(self, peer: PeerId, protocol: str, stream: FrameStream) -> None:
+        """Serve one stream of a peer to its end. Only a cancel leaves this function."""
+        served = self._served.get(protocol)
+        if served is None or self._is_banned(peer):
+            await stream.reset()
+            return
+        key = peer, protocol
+        refusal = self._find_refusal(peer, protocol, served)
+        if refusal is not None:
+            await self._turn_away(peer, protocol, served, stream, refusal)
+            return
+        is_request = served.handler is not None
+        self._running[key] += 1
+        self._running_of_protocol[protocol] += 1
+        self._running_of_peer[peer] += is_request
+        self._requests_running += is_request
+        is_done = False
+        try:
+            if served.handler is not None:
+                await self._answer(peer, protocol, served, served.handler, stream)
+            elif served.stream_handler is not None:
+                await self._hand_over(peer, protocol, served.stream_handler, stream)
+            is_done = True
+        finally:
+            if not is_done:
+                await stream.reset()
+            self._requests_running -= is_request
+            _drop(self._running, key, 1)
+            _drop(self._running_of_protocol, protocol, 1)
+            _drop(self._running_of_peer, peer, int(is_request))
+
+    def _find_refusal(self, peer: PeerId, protocol: str, served: _Served) -> Refused | None:
+        """Cheapest checks first; None when the stream may be served."""
+        limits = served.limits
+        if self.is_closing:
+            return Refused(Code.CLOSING)
+        if limits.admitted_only and not self._is_admitted(peer):
+            return Refused(Code.NOT_ADMITTED)
+        busy = (
+            self._running[peer, protocol] >= limits.at_once_max
+            or self._running_of_protocol[protocol] >= limits.total_max
+            or (
+                served.handler is not None
+                and (
+                    self._requests_running >= STREAMS_MAX
+                    or self._running_of_peer[peer] >= STREAMS_PER_PEER_MAX
+                )
+            )
+        )
+        if busy:
+            return Refused(Code.BUSY, BUSY_RETRY_MS)
+        now_s = trio.current_time()
+        bucket = self._bucket(peer, protocol, limits, now_s)
+        if not bucket.take(now_s):
+            return Refused(Code.RATE_EXCEEDED, math.ceil(bucket.wait_s(now_s) * 1_000))
+        return None
+
+    def _bucket(
+        self, peer: PeerId, protocol: str, limits: ServeLimits, now_s: float
+    ) -> TokenBucket:
+        key = peer, protocol
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            while len(self._buckets) >= AUTHORS_MAX:
+                self._buckets.popitem(last=False)
+            bucket = self._buckets[key] = TokenBucket(limits.rate_s, limits.burst, now_s)
+        self._buckets.move_to_end(key)
+        return bucket
+
+    async def _turn_away(
+        self, peer: PeerId, protocol: str, served: _Served, stream: FrameStream, refusal: Refused
+    ) -> None:
+        """Say no without reading; a duplex stream has no reply to say it in."""
+        self._counters.requests[protocol, "served", refusal.code] += 1
+        if served.handler is None:
+            await stream.reset()
+            return
+        await self._reply(stream, refusal.code, refusal.retry_ms, refusal.body)
+
+    async def _answer(
+        self, peer: PeerId, protocol: str, served: _Served, handler: Handler, stream: FrameStream
+    ) -> None:
+        limits = served.limits
+        code, retry_ms, reply = int(Code.OUR_FAILURE), 0, b""
+        try:
+            body = await stream.read(limits.request_max, limits.timeout_s)
+            with trio.fail_after(limits.timeout_s):
+                reply = await handler(peer, body)
+            code = Code.OK
+            if len(reply) > limits.reply_max:
+                code, reply = Code.REPLY_TOO_LARGE, b""
+        except Refused as refusal:
+            code, retry_ms, reply = refusal.code, refusal.retry_ms, refusal.body
+        except Misbehaving:
+            code = Code.MALFORMED
+            self._blame(peer, "malformed")
+        except TooSlow:
+            self._blame(peer, "timeout")
+            await stream.reset()
+            return
+        except Unreachable:
+            await stream.reset()
+            return
+        except trio.TooSlowError:
+            self._counters.faults["slow_handler"] += 1
+        except Exception as error:  # noqa: BLE001  # our bug must not end the library's own task
+            self._note_fault(protocol, error)
+        finally:
+            self._counters.requests[protocol, "served", int(code)] += 1
+        if code == Code.OK:
+            await self._pace(len(reply))
+        await self._reply(stream, code, retry_ms, reply)
+
+    async def _hand_over(
+        self, peer: PeerId, protocol: str, handler: StreamHandler, stream: FrameStream
+    ) -> None:
+        code = int(Code.OK)
+        try:
+            await handler(peer, stream)
+        except Misbehaving:
+            code = Code.MALFORMED
+            self._blame(peer, "malformed")
+        except NetworkError:
+            code = Code.EXPIRED
+        except Exception as error:  # noqa: BLE001  # our bug must not end the library's own task
+            code = Code.OUR_FAILURE
+            self._note_fault(protocol, error)
+        self._counters.requests[protocol, "served", int(code)] += 1
+        await (self._part(stream) if code == Code.OK else stream.reset())
+
+    def _note_fault(self, protocol: str, error: Exception) -> None:
+        where = f"handler {protocol}"
+        self._counters.faults[where] += 1
+        if self._counters.faults[where] == 1:  # once with its trace, then only counted
+            log.error("handler raised", extra={"protocol": protocol}, exc_info=error)
+
+    async def _reply(self, stream: FrameStream, code: int, retry_ms: int, body: bytes) -> None:
+        try:
+            await stream.write(encode((int(code), retry_ms, body)), OPEN_S)
+        except NetworkError:
+            return  # it went away; the stream is reset already
+        await self._part(stream)
+
+    async def _part(self, stream: FrameStream) -> None:
+        """Close our side, give the peer a moment to take the rest and close its own."""
+        await stream.close()
+        try:
+            with trio.move_on_after(CLOSE_S):
+                # Its unread request, if we turned it away, then the end of the stream.
+                while True:
+                    await stream.read(FRAME_BYTES_MAX, CLOSE_S)
+        except NetworkError:
+            pass
+        await stream.reset()
+
+    async def _pace(self, size: int) -> None:
+        """Wait our turn of the upload rate; small answers (status, light) never wait."""
+        if not self._upload_bytes_s or size <= 64 * 1_024:
+            return
+        now_s = trio.current_time()
+        self._upload_due_s = max(self._upload_due_s, now_s)
+        wait_s = self._upload_due_s - now_s
+        self._upload_due_s += size / self._upload_bytes_s
+        await trio.sleep(wait_s)

@@ -57,12 +57,17 @@ def panel_seed(
 
 def draw_panel(seed: bytes, rows: int) -> tuple[int, ...]:
     """The rows whose scores set the floor, in draw order: all of `rows` ≤ 127, else 127."""
+    return draw_rows(seed, rows, PANEL_ROWS)
+
+
+def draw_rows(seed: bytes, rows: int, count: int) -> tuple[int, ...]:
+    """`count` distinct rows in draw order, or all of them ascending if there are no more."""
     assert 1 <= rows <= ROWS_MAX
-    if rows <= PANEL_ROWS:
+    if rows <= count:
         return tuple(range(rows))
     drawn: dict[int, None] = {}
     draw = 0
-    while len(drawn) < PANEL_ROWS:  # repeats are skipped: at most one in two draws, at 128 rows
+    while len(drawn) < count:  # repeats are skipped; to draw all but one takes rows × ln(rows)
         drawn[int.from_bytes(sha256(seed, draw.to_bytes(4))[:8]) % rows] = None
         draw += 1
     return tuple(drawn)

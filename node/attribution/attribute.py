@@ -1,0 +1,139 @@
+"""One answer's sketch → its statement and credits, and the reasons in words that people can check.
+
+The whole exact part: scan the index, take the panel's median, pay what stands above the
+threshold. Whoever holds the index gets the same bytes (audit.py does just that).
+What this file does not know: how the sketch was made, who the contributors are, money.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from consensus.primitives.digest import HASH_BYTES
+from node.attribution.datanets import Record
+from node.attribution.index import Index
+from node.attribution.score import Kernel, integers, scan
+from node.ledger.rules import shares
+from node.ledger.rules.shares import Credits
+from node.ledger.wire import claims
+from node.ledger.wire.claims import Statement
+
+NO_SKETCH: Final = bytes(HASH_BYTES)  # a receipt's sketch_hash where there is none: page 60 §5
+SNIPPET_CHARS_MAX: Final = 160
+
+Place = tuple[int, int]  # contribution, position in it
+
+
+class Version(NamedTuple):
+    """The model version as the ledger knows it: what the panel is drawn from, with the root."""
+
+    chain_id: bytes
+    model: int
+    version: int
+    published_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Attribution:
+    """What a receipt commits to, and the bundle carries: see design page 60 §5."""
+
+    sketch: bytes
+    statement: Statement
+    statement_bytes: bytes
+    sketch_hash: bytes
+    credits: Credits
+
+
+@dataclass(frozen=True, slots=True)
+class PaidRow:
+    """One line of an explanation. `score_bps` is the score over the threshold's, in bps."""
+
+    rank: int
+    row: int
+    contribution: int
+    position: int
+    bps: int
+    score: int
+    score_bps: int
+    snippet: str | None  # None where the record is not held
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why an answer paid whom: rows by share, the noise floor, tau in sixteenths, rows N."""
+
+    rows: tuple[PaidRow, ...]
+    floor: int
+    tau: int
+    index_rows: int
+
+
+def attribute(
+    index: Index, sketch: bytes, version: Version, kernel: Kernel = integers
+) -> Attribution:
+    """The statement and credits of one answer; 0.1 ms and a scan (27 ms per 100,000 rows).
+
+    Raises `Invalid` `sketch.malformed`. Empty credits: nothing stood above the threshold.
+    """
+    shares.check_sketch(sketch)
+    n = index.header.rows
+    scores = scan(index.rows, sketch, kernel)
+    seats = shares.draw_panel(shares.panel_seed(index_root=index.root, **version._asdict()), n)
+    floors = tuple(np.abs(scores[list(seats)]).tolist())
+    tau = shares.threshold(floors, n)
+    above = np.flatnonzero(scores.astype(np.int64) * shares.SCALE > tau)
+    candidates = ((row, int(scores[row])) for row in above.tolist())
+    paid = shares.choose_paid(candidates, tau, shares.paid_cap(index.header.mix))
+    statement = Statement(
+        version=claims.STATEMENT_VERSION,
+        index_root=index.root,
+        floors=floors,
+        paid=tuple((row, index.contribution_of(row), s) for row, s in paid),
+        spans=(),
+        retrieved=(),
+    )
+    encoded = claims.encode_statement(statement)
+    return Attribution(
+        sketch=sketch,
+        statement=statement,
+        statement_bytes=encoded,
+        sketch_hash=claims.sketch_hash(sketch, encoded),
+        credits=shares.credits_of(statement, n),
+    )
+
+
+def explain(
+    statement: Statement, index: Index, records: Mapping[Place, Record] | None = None
+) -> Explanation:
+    """The paid rows of a checked statement by share, with text where `records` holds it."""
+    n = index.header.rows
+    tau = shares.threshold(statement.floors, n)
+    parts = dict(shares.row_shares(statement, n))
+    scores = {row: s for row, _, s in statement.paid}
+    ranked = sorted(scores, key=lambda row: (-parts[row], row))
+    rows = []
+    for rank, row in enumerate(ranked, start=1):
+        place = index.place_of(row)
+        record = (records or {}).get(place)
+        rows.append(
+            PaidRow(
+                rank=rank,
+                row=row,
+                contribution=place[0],
+                position=place[1],
+                bps=parts[row],
+                score=scores[row],
+                score_bps=scores[row] * shares.SCALE * 10_000 // max(1, tau),
+                snippet=None if record is None else snippet(record),
+            )
+        )
+    floor = sorted(statement.floors)[(len(statement.floors) - 1) // 2]
+    return Explanation(tuple(rows), floor, tau, n)
+
+
+def snippet(record: Record) -> str:
+    """At most 160 characters of a record, on one line."""
+    text = " ".join(f"{record.prompt} {record.completion}".split())
+    return text if len(text) <= SNIPPET_CHARS_MAX else text[: SNIPPET_CHARS_MAX - 1] + "…"

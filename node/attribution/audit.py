@@ -1,0 +1,72 @@
+"""Checking what others stated: any node with the index recomputes an answer's credits to the bit.
+
+Why all of it and not a sample: a full rescan costs milliseconds, and a row left out shows in no
+other way. A node that finds a difference neither relays nor proposes the bundle, and keeps the
+finding. Cheapest check first: hashes, then shape, then arithmetic, then the scan.
+What this file does not know: who is asked for sketch and statement, what a finding costs.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from consensus.primitives.errors import Invalid
+from node.attribution.attribute import NO_SKETCH, Version, attribute
+from node.attribution.index import Index
+from node.attribution.score import Kernel, integers
+from node.ledger.rules import shares
+from node.ledger.rules.shares import Credits
+from node.ledger.wire import claims
+
+
+class Claim(NamedTuple):
+    """What a provider committed to for one receipt; both empty where it states no sketch."""
+
+    sketch_hash: bytes
+    credits: Credits
+    sketch: bytes
+    statement: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A claim that is not true. `code` is a stable word `claim.reason`, `why` the difference."""
+
+    code: str
+    why: str
+
+
+def recheck(
+    index: Index, version: Version, claim: Claim, kernel: Kernel = integers
+) -> Finding | None:
+    """None when the claim is what the index gives for its sketch, else the first difference.
+
+    Codes: `claim.no_sketch` (credits without a sketch), `claim.hash`, `sketch.malformed`,
+    `statement.…`, `claim.credits` (not what the statement pays), `claim.scores` (not what the
+    index gives). Whether the sketch is honest is not asked here: design page 60 §9.
+    """
+    if claim.sketch_hash == NO_SKETCH:
+        return Finding("claim.no_sketch", "credits without a sketch") if claim.credits else None
+    if claims.sketch_hash(claim.sketch, claim.statement) != claim.sketch_hash:
+        return Finding("claim.hash", "sketch and statement are not those committed to")
+    try:
+        shares.check_sketch(claim.sketch)
+        statement = claims.decode_statement(claim.statement)
+        shares.check_statement(statement, index.header, index.root)
+    except Invalid as refusal:
+        return Finding(refusal.code, str(refusal))
+    if shares.credits_of(statement, index.header.rows) != claim.credits:
+        return Finding("claim.credits", "the statement pays otherwise")
+    true = attribute(index, claim.sketch, version, kernel)
+    if true.statement_bytes != claim.statement:
+        return Finding("claim.scores", _first_difference(statement, true.statement))
+    return None
+
+
+def _first_difference(stated: claims.Statement, true: claims.Statement) -> str:
+    for seat, (said, found) in enumerate(zip(stated.floors, true.floors, strict=True)):
+        if said != found:
+            return f"floor {seat} is {found}, not {said}"
+    for listed, right in zip(stated.paid, true.paid, strict=False):
+        if listed != right:
+            return f"(row, contribution, score) is {right}, not {listed}"
+    return f"{len(true.paid)} rows are paid, not {len(stated.paid)}"

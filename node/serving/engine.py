@@ -48,6 +48,21 @@ class EngineInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """What an engine is started with. A zero is chosen by the engine: the model's length, twice
+    the rows (at least 64) as slots, all cores but one as threads."""
+
+    base_folder: str
+    rows: int = 32
+    max_model_len: int = 0
+    slots: int = 0
+    threads: int = 0
+    dtype_class: str = "fp32"
+    device: str = "cpu"
+    ram_bytes: int = 2 * 2**30
+
+
+@dataclass(frozen=True, slots=True)
 class AdapterRef:
     """An adapter's content hash and the peft folder that should hold it."""
 

@@ -1,0 +1,198 @@
+"""Batched LoRA on an unmodified model: one adapter per row, stacked matrices, few kernels.
+
+Why wrap each linear: the base's weights are shared by all rows, and a row's own matrices are
+added after the base's product. A is kept [slot, r, in], B [slot, r, out], transposed and
+multiplied by alpha/r in float64, then cast. A rank is padded with zeros to its bucket.
+Kernels (page 50 §3): `segment` when all rows have one adapter (two plain products), `active` per
+bucket when they differ (matrices gathered once per change of rows), `leaves` for gradients.
+What this file does not know: requests, tokens, which adapter is wanted.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from node.serving.adapters import BUCKETS, PREFIX, SIDES, AdapterFile
+from node.serving.engine import WrongBase
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one linear's A and B lie in a flat adapter of a bucket."""
+
+    module: str
+    inputs: int
+    outputs: int
+    at: int
+    bucket: int
+
+    def views(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """A [..., r, in] and B [..., r, out] inside `flat` [..., elements]."""
+        middle = self.at + self.bucket * self.inputs
+        stop = middle + self.bucket * self.outputs
+        a = flat[..., self.at : middle].view(*flat.shape[:-1], self.bucket, self.inputs)
+        b = flat[..., middle:stop].view(*flat.shape[:-1], self.bucket, self.outputs)
+        return a, b
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Every linear's place in a flat adapter of `bucket`; `elements` in all."""
+
+    bucket: int
+    places: Mapping[str, Place]
+    elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Rows of a batch whose adapters share a bucket. `rows` None: the first `len(slots)` rows."""
+
+    bucket: int
+    slots: tuple[int, ...]
+    rows: tuple[int, ...] | None
+
+
+class LoraLinear(nn.Module):
+    """A base linear with the rows' low-rank terms; `LoraStack` tells it which."""
+
+    def __init__(self, base: nn.Linear) -> None:
+        super().__init__()
+        self.base = base
+        self.segment: tuple[int, Tensor, Tensor] | None = None  # rows, A^T [in, r], B [r, out]
+        self.active: list[tuple[Tensor | None, Tensor, Tensor]] = []
+        self.leaves: tuple[Tensor, Tensor] | None = None  # A^T [n, in, r], B [n, r, out]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [rows, length, in] → [rows, length, out]."""
+        y: Tensor = self.base(x)
+        if self.leaves is not None:
+            a, b = self.leaves
+            return y + torch.bmm(torch.bmm(x, a), b)
+        if self.segment is not None:
+            count, a, b = self.segment
+            y[:count].add_((x[:count] @ a) @ b)
+        for rows, a, b in self.active:
+            if rows is None:
+                count = a.shape[0]
+                y[:count].baddbmm_(torch.bmm(x[:count], a), b)
+            else:
+                y.index_add_(0, rows, torch.bmm(torch.bmm(x.index_select(0, rows), a), b))
+        return y
+
+
+class LoraStack:
+    """All wrapped linears of one model, and the flat slot pools behind them."""
+
+    def __init__(self, model: Any, slots: int) -> None:
+        self.linears = _wrap(model)
+        weight = next(model.parameters())
+        self.dtype, self.device = weight.dtype, weight.device
+        self.slots = slots
+        self.layouts = {bucket: _layout(self.linears, bucket) for bucket in BUCKETS}
+        self.pools: dict[int, Tensor] = {}  # bucket → [slots, elements], made when first needed
+        self.has: dict[tuple[int, int], frozenset[str]] = {}  # (bucket, slot) → adapted linears
+
+    def pack(self, adapter: AdapterFile) -> Tensor:
+        """The adapter as one flat tensor of its bucket; raises WrongBase naming the tensor."""
+        layout = self.layouts[adapter.bucket]
+        flat = torch.zeros(layout.elements, dtype=self.dtype)
+        for module, (rank, scale) in adapter.modules.items():
+            place = layout.places.get(module)
+            if place is None:
+                raise WrongBase(key=module)
+            a, b = (torch.from_numpy(half.copy()) for half in adapter.pair(module))
+            if a.shape[1] != place.inputs or b.shape[0] != place.outputs:
+                raise WrongBase(key=PREFIX + module + SIDES[0])
+            at_a, at_b = place.views(flat)
+            at_a[:rank].copy_(a)
+            at_b[:rank].copy_((b.double() * scale).t())
+        return flat
+
+    def fill(self, bucket: int, slot: int, packed: Tensor, modules: frozenset[str]) -> None:
+        """Copy a packed adapter into a slot: one copy."""
+        if bucket not in self.pools:
+            shape = (self.slots, self.layouts[bucket].elements)
+            self.pools[bucket] = torch.zeros(shape, dtype=self.dtype, device=self.device)
+        self.pools[bucket][slot].copy_(packed)
+        self.has[bucket, slot] = modules
+
+    def use(self, groups: Sequence[Group]) -> None:
+        """Choose kernels for a batch's rows; call it when the composition changes.
+
+        Rows in no group run on the base alone. No groups: LoRA is off.
+        """
+        self.off()
+        for group in groups:
+            pool, layout = self.pools[group.bucket], self.layouts[group.bucket]
+            one = group.rows is None and len(set(group.slots)) == 1
+            slots = torch.tensor(group.slots, device=self.device)
+            rows = None if group.rows is None else torch.tensor(group.rows, device=self.device)
+            used = frozenset().union(*(self.has[group.bucket, slot] for slot in group.slots))
+            for module in used:  # absent targets are skipped, not multiplied by zero
+                linear = self.linears[module]
+                a, b = layout.places[module].views(pool)
+                if one:
+                    slot = group.slots[0]
+                    linear.segment = len(group.slots), a[slot].t(), b[slot]
+                else:
+                    gathered = a.index_select(0, slots).transpose(1, 2).contiguous()
+                    linear.active.append((rows, gathered, b.index_select(0, slots)))
+
+    def off(self) -> None:
+        """The base alone."""
+        for linear in self.linears.values():
+            linear.segment, linear.leaves = None, None
+            linear.active = []
+
+    def use_leaves(
+        self, bucket: int, packed: Sequence[Tensor], modules: frozenset[str]
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Give each row its own A^T and B as leaves that ask for gradients; by module name."""
+        self.off()
+        stacked = torch.stack([flat.to(self.device) for flat in packed])
+        leaves = {}
+        for module in sorted(modules):
+            a, b = self.layouts[bucket].places[module].views(stacked)
+            pair = a.transpose(1, 2).contiguous().requires_grad_(), b.clone().requires_grad_()
+            self.linears[module].leaves = leaves[module] = pair
+        return leaves
+
+
+def groups_of(rows: Sequence[tuple[int, int] | None]) -> list[Group]:
+    """Groups by bucket of a batch; per row (bucket, slot), or None for the base alone."""
+    by_bucket: dict[int, tuple[list[int], list[int]]] = {}
+    for row, place in enumerate(rows):
+        if place is not None:
+            at, slots = by_bucket.setdefault(place[0], ([], []))
+            at.append(row)
+            slots.append(place[1])
+    groups = []
+    for bucket, (at, slots) in sorted(by_bucket.items()):
+        everyone = at == list(range(len(rows)))
+        groups.append(Group(bucket, tuple(slots), None if everyone else tuple(at)))
+    return groups
+
+
+def _wrap(model: Any) -> dict[str, LoraLinear]:
+    """Replace every linear but the output layer; names as in the unwrapped model."""
+    output = model.get_output_embeddings()
+    wrapped = {}
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and module is not output:
+            parent, _, last = name.rpartition(".")
+            wrapped[name] = LoraLinear(module)
+            setattr(model.get_submodule(parent), last, wrapped[name])
+    return wrapped
+
+
+def _layout(linears: Mapping[str, LoraLinear], bucket: int) -> Layout:
+    places, at = {}, 0
+    for name, linear in linears.items():
+        inputs, outputs = linear.base.in_features, linear.base.out_features
+        places[name] = Place(name, inputs, outputs, at, bucket)
+        at += bucket * (inputs + outputs)
+    return Layout(bucket, places, at)

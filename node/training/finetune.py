@@ -15,7 +15,7 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +24,7 @@ from consensus.primitives.digest import sha256
 from node.attribution.datanets import Record, RecordIds, encode_record
 from node.attribution.tokens import TextTokenizer
 from node.serving.adapters import base_hash, write_adapter
+from node.serving.engine import EngineError
 from node.training.schedule import one_cycle
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ STEPS_MIN: Final = 10  # below it the run cannot be attributed
 EARLY, MIDDLE, FINAL = "early", "middle", "final"  # folders under `out`
 _STATE: Final = "state.safetensors"
 _STATE_FACTS: Final = "state.json"
+_DONE: Final = "done.json"  # written last: what a finished training was of, and its result
 _BETA_2: Final = 0.99
 _IGNORED: Final = -100
 
@@ -150,6 +152,9 @@ class _Training:
 
     def run(self, on_progress: Callable[[Step], None] | None) -> Adapter:
         """All steps that are left, then the final folder."""
+        finished = self._finished()
+        if finished is not None:
+            return finished
         self.out.mkdir(parents=True, exist_ok=True)
         self._resume()
         early, middle = checkpoint_steps(self.total)
@@ -175,14 +180,34 @@ class _Training:
         hashes = {name: self._hash_of(name) for name in (EARLY, MIDDLE, FINAL)}
         recent = self.losses[-max(1, self.total // self.config.epochs) :]
         mean = math.fsum(recent) / max(1, len(recent))
-        return Adapter(
-            hashes[EARLY],
-            hashes[MIDDLE],
-            hashes[FINAL],
-            str(self.out),
-            self.total,
-            mean,
-            self.cut,
+        facts = {"identity": self.identity, "loss": mean}
+        facts |= {name: folder_hash.hex() for name, folder_hash in hashes.items()}
+        _write_durably(self.out / _DONE, json.dumps(facts).encode())
+        return self._adapter(hashes, mean)
+
+    def _adapter(self, hashes: Mapping[str, bytes], loss: float) -> Adapter:
+        named = (hashes[EARLY], hashes[MIDDLE], hashes[FINAL])
+        return Adapter(*named, str(self.out), self.total, loss, self.cut)
+
+    def _finished(self) -> Adapter | None:
+        """The result of an earlier run of the same recipe, if its folders are still whole."""
+        try:
+            facts = json.loads((self.out / _DONE).read_bytes())
+        except (FileNotFoundError, ValueError):
+            return None
+        if facts.get("identity") != self.identity:
+            raise self._another_recipe()
+        try:
+            hashes = {name: self._hash_of(name) for name in (EARLY, MIDDLE, FINAL)}
+        except (OSError, EngineError):
+            return None
+        if any(facts.get(name) != folder_hash.hex() for name, folder_hash in hashes.items()):
+            return None  # damaged since: trained again
+        return self._adapter(hashes, float(facts["loss"]))
+
+    def _another_recipe(self) -> TrainingError:
+        return TrainingError(
+            f"{self.out} holds another base, snapshot or recipe: choose another folder or remove it"
         )
 
     def _one_step(self) -> tuple[float, int]:
@@ -266,10 +291,7 @@ class _Training:
         except FileNotFoundError:
             return
         if facts["identity"] != self.identity:
-            raise TrainingError(
-                f"{self.out} holds the state of another base, snapshot or recipe: "
-                "choose another folder or remove it"
-            )
+            raise self._another_recipe()
         if sha256(raw).hex() != facts["tensors"]:
             return  # torn between the two files: the training starts again
         tensors = load(raw)

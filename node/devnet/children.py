@@ -1,0 +1,148 @@
+"""The devnet's daemons: real processes of `olnode start`, watched and restarted.
+
+Why real processes: what is shown must be what an operator runs, and a `kill -9` must show a real
+recovery. A child that dies is started again; one that dies too often ends the devnet with its
+last lines of log, for a loop of crashes helps nobody.
+What this file does not know: what the daemons are for.
+"""
+
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from node.config import socket_path
+from node.web.ask import Node, Refusal, Unreachable
+
+DEATHS_MAX: Final = 3
+DEATHS_WINDOW_S: Final = 60.0
+RESTART_PAUSE_S: Final = 0.5
+STOP_S: Final = 20.0  # then SIGKILL
+LOG_LINES: Final = 20
+POLL_S: Final = 0.1
+START_S: Final = 60.0
+
+
+class ChildFailed(Exception):
+    """A daemon died too often, or never answered; `log` holds its last lines."""
+
+    def __init__(self, name: str, why: str, log: str) -> None:
+        super().__init__(f"{name}: {why}")
+        self.log = log
+
+
+@dataclass
+class Child:
+    """One daemon with its own home; `deaths` are the times of the ends nobody asked for."""
+
+    name: str
+    home: Path
+    roles: tuple[str, ...]
+    process: subprocess.Popen[bytes] | None = None
+    stopping: bool = False
+    restarts: int = 0
+    deaths: deque[float] = field(default_factory=lambda: deque(maxlen=DEATHS_MAX))
+
+    @property
+    def node(self) -> Node:
+        """Its admin socket."""
+        return Node(socket_path(self.home), timeout_s=60.0)
+
+    @property
+    def log_path(self) -> Path:
+        """Where its standard error goes."""
+        return self.home / "log"
+
+    def last_lines(self) -> str:
+        """The end of its log."""
+        if not self.log_path.exists():
+            return ""
+        lines = self.log_path.read_text("utf-8", "replace").splitlines()
+        return "\n".join(lines[-LOG_LINES:])
+
+    def start(self) -> None:
+        """Spawn `olnode start` on the home; its group of its own, so Ctrl-C reaches us alone."""
+        command = [
+            sys.executable,
+            "-P",
+            "-c",
+            "from node.cli.main import main; main()",
+            "--home",
+            str(self.home),
+            "start",
+        ]
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def ask_to_stop(self) -> None:
+        """SIGTERM: an orderly end."""
+        self.stopping = True
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """SIGKILL to the whole group, engine included."""
+        self.stopping = True
+        if self.process is not None and self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                self.process.kill()
+            self.process.wait()
+
+
+async def watch(child: Child, *, on_restart: Callable[[Child], None]) -> None:
+    """Restart `child` whenever it ends unasked; ChildFailed after three deaths in a minute."""
+    while not child.stopping:
+        await trio.sleep(POLL_S)
+        if child.process is None or child.process.poll() is None or child.stopping:
+            continue
+        now = trio.current_time()
+        child.deaths.append(now)
+        if len(child.deaths) == DEATHS_MAX and now - child.deaths[0] < DEATHS_WINDOW_S:
+            why = f"died {DEATHS_MAX} times in {DEATHS_WINDOW_S:.0f} s"
+            raise ChildFailed(child.name, why, child.last_lines())
+        await trio.sleep(RESTART_PAUSE_S)
+        child.start()
+        child.restarts += 1
+        on_restart(child)
+
+
+async def wait_answering(child: Child) -> None:
+    """Until its socket answers; ChildFailed after START_S."""
+    with trio.move_on_after(START_S):
+        while True:
+            with suppress(Unreachable, Refusal):
+                await trio.to_thread.run_sync(lambda: child.node.get("/status"))
+                return
+            await trio.sleep(POLL_S)
+    raise ChildFailed(child.name, f"did not answer within {START_S:.0f} s", child.last_lines())
+
+
+async def stop_all(children: list[Child]) -> None:
+    """SIGTERM to all, SIGKILL to those that are still there after STOP_S. Not cancellable."""
+    with trio.CancelScope(shield=True):
+        for child in children:
+            child.ask_to_stop()
+        with trio.move_on_after(STOP_S):
+            while any(_alive(children)):  # noqa: ASYNC110  # a process ends without an event
+                await trio.sleep(POLL_S)
+        for child in children:
+            child.kill()
+
+
+def _alive(children: list[Child]) -> Iterator[Child]:
+    for child in children:
+        if child.process is not None and child.process.poll() is None:
+            yield child

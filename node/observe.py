@@ -33,7 +33,11 @@ def set_up(level: str, format: Format, levels: Mapping[str, str]) -> None:
     _levels.update({part: LEVELS[name] for part, name in levels.items()})
     as_text = format == "text" or (format == "auto" and sys.stderr.isatty())
     renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+        structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            # The default one prints locals: prompts and keys.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
         if as_text
         else structlog.processors.JSONRenderer(default=_plain)
     )
@@ -56,6 +60,8 @@ def set_up(level: str, format: Format, levels: Mapping[str, str]) -> None:
 
 def get_log(part: str) -> Any:
     """The log of one part; `log.info("block committed", height=h)`."""
+    if not structlog.is_configured():
+        set_up("warning", "json", {})
     return structlog.get_logger(part=part)
 
 

@@ -51,7 +51,7 @@ class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     temperature_milli: Annotated[int, msgspec.Meta(ge=0, le=2_000)] = 0
     top_p_milli: Annotated[int, msgspec.Meta(ge=1, le=1_000)] = 1_000
     top_k: Annotated[int, msgspec.Meta(ge=0, le=1_024)] = 0
-    seed: Annotated[int, msgspec.Meta(ge=0, lt=2**63)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] | None = None
     max_fee: Annotated[str, msgspec.Meta(pattern="^[0-9]{1,19}$")] | None = None
     provider: str | None = None
 

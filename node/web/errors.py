@@ -32,10 +32,14 @@ def status_of(code: str) -> int:
 
 
 def error_body(code: str, facts: dict[str, object]) -> dict[str, Any]:
-    """`{"error": {"code", "message", "facts"}}`; facts as text, bytes in hex."""
+    """`{"error": {"code", "message", "status", "facts"}}`; facts as text, bytes in hex.
+
+    The status stands inside too: an error midway through a stream has no status line.
+    """
     told = {name: v.hex() if isinstance(v, bytes) else v for name, v in facts.items()}
     shown = {n: v if isinstance(v, (int, str, bool)) else str(v) for n, v in told.items()}
-    return {"error": {"code": code, "message": str(Invalid(code, **facts)), "facts": shown}}
+    message = str(Invalid(code, **facts))
+    return {"error": {"code": code, "message": message, "status": status_of(code), "facts": shown}}
 
 
 def error_response(error: Invalid) -> JSONResponse:

@@ -1,0 +1,386 @@
+"""The HTTP face over a real server on a real Unix socket; behind it stands a table, no chain."""
+
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from consensus.primitives.errors import Invalid
+from node.cli.ask import Daemon, Refused
+from node.cli.frame import CommandError
+from node.ledger.addresses import account_text
+from node.web import answers
+from node.web.app import QUESTION_BYTES_MAX, Backend, Order, make_app, serve_socket
+from node.web.ledger import TRANSACTION_BYTES_MAX, Ledger
+
+ALICE = bytes([1]) * 32
+ID = bytes([0xAB]) * 32
+BIG = 2**63 - 1  # grains that a JavaScript number would round
+
+STATUS = answers.Status(
+    chain_id=ID,
+    profile="devnet",
+    name="n0",
+    roles=("validator",),
+    node_account=ALICE,
+    height=7,
+    block_id=ID,
+    time_ms=1,
+    lag_blocks=0,
+    peers=3,
+    validators=4,
+    signing=True,
+    last_signed_height=7,
+    pool_transactions=0,
+    pool_bundles=0,
+    engine="none",
+    models=(),
+    supply=BIG,
+    app_version=1,
+    build="0.1.0",
+    ready=True,
+    checks={"storage": True},
+)
+RECEIPT = answers.InferenceReceipt(
+    receipt=ID,
+    provider=ALICE,
+    model="contracts",
+    version=1,
+    fee=BIG,
+    tokens_in=3,
+    tokens_out=2,
+    status="complete",
+    body=b"\1\2",
+    signature=b"\3",
+    checks={"fee": True},
+)
+
+
+@dataclass
+class Behind:
+    """What the routes ask of; a test changes a part and looks at what was asked."""
+
+    checks: dict[str, bool] = field(default_factory=lambda: {"storage": True})
+    stopped: bool = False
+    asked: list[Any] = field(default_factory=list)
+    cancelled: trio.Event = field(default_factory=trio.Event)
+    pieces: tuple[str, ...] = ("two ", "words")
+    refuse_at: int | None = None  # before this piece `infer` raises
+    refusal: Exception = field(default_factory=lambda: Invalid("payer.no_provider", tried=2))
+    stall: bool = False
+    drain: trio.Event = field(default_factory=trio.Event)
+
+    async def infer(
+        self, order: Order, tell: Callable[[str], Awaitable[None]]
+    ) -> answers.InferenceReceipt:
+        self.asked.append(order)
+        try:
+            for i, piece in enumerate(self.pieces):
+                if i == self.refuse_at:
+                    raise self.refusal
+                await tell(piece)
+            if self.stall:
+                await trio.sleep_forever()
+        except trio.Cancelled:
+            self.cancelled.set()
+            raise
+        return RECEIPT
+
+    async def submit(self, raw: bytes) -> bytes:
+        self.asked.append(raw)
+        if raw == b"bad":
+            raise Invalid("tx.nonce", number=7)
+        return ID
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def find_account(self, account: bytes) -> answers.AccountAnswer | None:
+        return answers.AccountAnswer(account, BIG, 3, 0) if account == ALICE else None
+
+    def find_block(self, height: int) -> answers.BlockAnswer | None:
+        if height == 5:
+            raise RuntimeError("a secret of ours")
+        if height > 7:
+            return None
+        return answers.BlockAnswer(height, ID, ID, 1, ALICE, ID, BIG, (ID,), (), (ALICE,), ())
+
+    def list_models(self, after: int, limit: int) -> tuple[answers.ModelAnswer, ...]:
+        self.asked.append((after, limit))
+        return ()
+
+    def backend(self) -> Backend:
+        ledger = Ledger(
+            find_account=self.find_account,
+            find_earnings=lambda account: None,
+            find_block=self.find_block,
+            latest_height=lambda: 7,
+            find_transaction=lambda tx: None,
+            find_receipt=lambda receipt: None,
+            prove_receipt=lambda receipt: b"\0proof" if receipt == ID else None,
+            prove_account=lambda account: None,
+            list_models=self.list_models,
+            list_datanets=lambda after, limit: (),
+            list_validators=lambda: (answers.ValidatorAnswer(ALICE, 10, True, False),),
+            get_params=lambda: answers.Params(7, ID, 1, {"block_bytes_max": 5}),
+            submit=self.submit,
+        )
+        return Backend(
+            status=lambda: STATUS,
+            checks=lambda: self.checks,
+            peers=lambda: (),
+            infer=self.infer,
+            stop=self.stop,
+            ledger=ledger,
+        )
+
+
+@asynccontextmanager
+async def served(behind: Behind, folder: Path) -> AsyncIterator[Path]:
+    """The socket of a running server, stopped at the end."""
+    path = folder / "olnode.sock"
+    async with trio.open_nursery() as nursery:
+
+        async def serve(task_status: Any) -> None:
+            await serve_socket(
+                make_app(behind.backend()),
+                path,
+                wait_for_stop=behind.drain.wait,
+                drain_s=1,
+                task_status=task_status,
+            )
+
+        await nursery.start(serve)
+        try:
+            yield path
+        finally:
+            behind.drain.set()
+
+
+async def ask(path: Path, call: Callable[[Daemon], Any]) -> Any:
+    """Run a blocking call of the command line's client in a thread."""
+    return await trio.to_thread.run_sync(call, Daemon(path))
+
+
+async def raw(path: Path, request: bytes) -> tuple[int, dict[str, Any]]:
+    """(status, JSON) of bytes sent as they are."""
+
+    def talk() -> bytes:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(5)
+            connection.connect(str(path))
+            connection.sendall(request)
+            answer = b""
+            while chunk := connection.recv(65_536):
+                answer += chunk
+            return answer
+
+    answer = await trio.to_thread.run_sync(talk)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), json.loads(body or b"{}")
+
+
+def request(method: str, target: str, body: bytes = b"", media_type: str = "") -> bytes:
+    head = f"{method} {target} HTTP/1.1\r\nHost: olnode\r\nConnection: close\r\n"
+    if media_type:
+        head += f"Content-Type: {media_type}\r\n"
+    if body or method == "POST":
+        head += f"Content-Length: {len(body)}\r\n"
+    return head.encode() + b"\r\n" + body
+
+
+async def test_amounts_are_decimal_text_and_accounts_are_open1(tmp_path: Path) -> None:
+    async with served(Behind(), tmp_path) as path:
+        status = await ask(path, lambda daemon: daemon.get("/status"))
+        address = account_text(ALICE)
+        account = await ask(path, lambda daemon: daemon.get(f"/ledger/accounts/{address}"))
+    assert (status["supply"], status["chain_id"], status["height"]) == (str(BIG), ID.hex(), 7)
+    assert status["node_account"] == address
+    assert account == {"account": address, "balance": str(BIG), "nonce": 3, "maturing": "0"}
+
+
+async def test_socket_is_for_its_owner_alone_and_goes_with_the_server(tmp_path: Path) -> None:
+    async with served(Behind(), tmp_path) as path:
+        assert path.stat().st_mode & 0o777 == 0o600
+    assert not path.exists()
+
+
+async def test_socket_of_a_dead_daemon_is_replaced(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "olnode.sock"))
+    async with served(Behind(), tmp_path) as path:
+        assert (await ask(path, lambda daemon: daemon.get("/livez"))) == {"live": True}
+
+
+async def test_readiness_names_the_check_that_fails(tmp_path: Path) -> None:
+    behind = Behind(checks={"storage": True, "peers": False})
+    async with served(behind, tmp_path) as path:
+        status, told = await raw(path, request("GET", "/readyz"))
+    assert (status, told["ready"], told["checks"]["peers"]) == (503, False, False)
+
+
+async def test_answer_streams_piece_by_piece_and_ends_with_its_receipt(tmp_path: Path) -> None:
+    behind = Behind()
+    asked = {"model": "contracts@1", "prompt": "why?", "max_fee": "5", "seed": 3}
+    async with served(behind, tmp_path) as path:
+        lines = await ask(path, lambda daemon: list(daemon.stream("/infer", asked)))
+    assert lines[:2] == [{"text": "two "}, {"text": "words"}]
+    assert lines[2]["receipt"]["fee"] == str(BIG)
+    assert behind.asked[0].max_fee == 5
+    assert behind.asked[0].temperature_milli == 0
+
+
+async def test_refusal_before_the_first_piece_is_a_status(tmp_path: Path) -> None:
+    behind = Behind(refuse_at=0)
+    asked = {"model": "contracts", "prompt": "why?"}
+    async with served(behind, tmp_path) as path:
+        with pytest.raises(Refused) as refusal:
+            await ask(path, lambda daemon: list(daemon.stream("/infer", asked)))
+    assert (refusal.value.http_status, refusal.value.code) == (503, "payer.no_provider")
+
+
+async def test_failure_midway_is_told_and_never_a_silent_end(tmp_path: Path) -> None:
+    behind = Behind(refuse_at=1, refusal=Invalid("payer.provider_misbehaved", check="fee"))
+    asked = {"model": "contracts", "prompt": "why?"}
+    heard: list[Any] = []
+    async with served(behind, tmp_path) as path:
+        with pytest.raises(Refused) as refusal:
+            await ask(path, lambda daemon: heard.extend(daemon.stream("/infer", asked)))
+    assert refusal.value.code == "payer.provider_misbehaved"
+    assert refusal.value.exit_status == 6
+
+
+async def test_own_fault_midway_tells_nothing_of_itself(tmp_path: Path) -> None:
+    behind = Behind(refuse_at=1, refusal=RuntimeError("a secret of ours"))
+    asked = {"model": "contracts", "prompt": "why?"}
+    async with served(behind, tmp_path) as path:
+        with pytest.raises(Refused) as refusal:
+            await ask(path, lambda daemon: list(daemon.stream("/infer", asked)))
+        assert (await ask(path, lambda daemon: daemon.get("/livez"))) == {"live": True}
+    assert refusal.value.code == "request.internal"
+    assert "secret" not in str(refusal.value)
+
+
+async def test_reader_that_leaves_cancels_the_work(tmp_path: Path) -> None:
+    behind = Behind(stall=True)
+    body = json.dumps({"model": "contracts", "prompt": "why?"}).encode()
+
+    def leave_after_first_piece(path: Path) -> None:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(path))
+            connection.sendall(request("POST", "/infer", body, "application/json"))
+            heard = b""
+            while b"words" not in heard:
+                heard += connection.recv(4_096)
+
+    async with served(behind, tmp_path) as path:
+        await trio.to_thread.run_sync(leave_after_first_piece, path)
+        with trio.fail_after(2):
+            await behind.cancelled.wait()
+
+
+BAD_QUESTIONS = [
+    (b"", "request.invalid_value"),
+    (b"{", "request.invalid_value"),
+    (b"[" * 10_000, "request.invalid_value"),
+    (b'{"model": "m", "prompt": "p", "stream": 1}', "request.invalid_value"),
+    (b'{"model": "m"}', "request.invalid_value"),
+    (b'{"model": "", "prompt": "p"}', "request.invalid_value"),
+    (b'{"model": "m", "prompt": "p", "max_tokens": 0}', "request.invalid_value"),
+    (b'{"model": "m", "prompt": "p", "temperature_milli": NaN}', "request.invalid_value"),
+    (b'{"model": "m", "prompt": "p", "seed": 9223372036854775808}', "request.invalid_value"),
+    (b'{"model": "m", "prompt": "p", "max_fee": "-1"}', "request.invalid_value"),
+    (b'{"model": "m", "prompt": "p", "max_fee": "9223372036854775808"}', "request.bad_parameter"),
+    (b'{"model": "m", "prompt": "p", "provider": "open1x"}', "address.length"),
+    (b'{"model": "m", "prompt": "\xff"}', "request.invalid_value"),
+]
+
+
+async def test_bad_question_is_refused_with_its_code(tmp_path: Path) -> None:
+    behind = Behind()
+    async with served(behind, tmp_path) as path:
+        for body, code in BAD_QUESTIONS:
+            status, told = await raw(path, request("POST", "/infer", body, "application/json"))
+            assert (status, told["error"]["code"]) == (400, code), body
+    assert behind.asked == []
+
+
+BAD_REQUESTS = [  # method, target, body, media type -> status, code
+    ("GET", "/nowhere", b"", "", 404, "request.unknown_path"),
+    ("GET", "/stop", b"", "", 405, "request.method"),
+    ("GET", "/status?verbos=1", b"", "", 400, "request.unknown_parameter"),
+    ("GET", "/ledger/models?limit=0", b"", "", 400, "request.bad_parameter"),
+    ("GET", "/ledger/models?limit=101", b"", "", 400, "request.bad_parameter"),
+    ("GET", "/ledger/models?after=-1", b"", "", 400, "request.bad_parameter"),
+    ("GET", "/ledger/models?after=9223372036854775808", b"", "", 400, "request.bad_parameter"),
+    ("GET", "/ledger/blocks/%D9%A1", b"", "", 400, "request.bad_parameter"),
+    ("GET", "/ledger/blocks/8", b"", "", 404, "block.not_found"),
+    ("GET", "/ledger/blocks/5", b"", "", 500, "request.internal"),
+    ("GET", "/ledger/accounts/open1", b"", "", 400, "address.length"),
+    ("GET", "/ledger/accounts/" + account_text(ID), b"", "", 404, "account.not_found"),
+    ("GET", "/ledger/transactions/AB", b"", "", 400, "request.bad_id"),
+    ("GET", "/ledger/transactions/" + "AB" * 32, b"", "", 400, "request.bad_id"),
+    ("GET", "/ledger/transactions/" + "ab" * 32, b"", "", 404, "transaction.not_found"),
+    ("GET", "/ledger/receipts/" + "00" * 32 + "/proof", b"", "", 404, "ledger.no_proof"),
+    ("POST", "/infer", b"{}", "text/plain", 415, "request.media_type"),
+    ("POST", "/ledger/transactions", b"bad", "application/octet-stream", 400, "tx.nonce"),
+]
+
+
+async def test_bad_request_is_refused_with_status_and_code(tmp_path: Path) -> None:
+    async with served(Behind(), tmp_path) as path:
+        for method, target, body, media_type, wanted, code in BAD_REQUESTS:
+            status, told = await raw(path, request(method, target, body, media_type))
+            assert (status, told["error"]["code"]) == (wanted, code), target
+
+
+@pytest.mark.parametrize(
+    ("target", "media_type", "limit"),
+    [
+        ("/ledger/transactions", "application/octet-stream", TRANSACTION_BYTES_MAX),
+        ("/infer", "application/json", QUESTION_BYTES_MAX),
+    ],
+)
+async def test_body_one_byte_over_its_limit_is_refused(
+    tmp_path: Path, target: str, media_type: str, limit: int
+) -> None:
+    async with served(Behind(), tmp_path) as path:
+        at_limit = await raw(path, request("POST", target, b" " * limit, media_type))
+        over = await raw(path, request("POST", target, b" " * (limit + 1), media_type))
+    assert at_limit[1].get("error", {}).get("code") != "request.too_large"
+    assert (over[0], over[1]["error"]["code"]) == (413, "request.too_large")
+
+
+async def test_proof_comes_as_bytes_or_as_hex(tmp_path: Path) -> None:
+    target = f"/ledger/receipts/{ID.hex()}/proof"
+    async with served(Behind(), tmp_path) as path:
+        told = await ask(path, lambda daemon: daemon.get(target))
+        file = await ask(path, lambda d: d.get_file(target, "application/vnd.olnode"))
+    assert (told["proof"], file) == (b"\0proof".hex(), b"\0proof")
+
+
+async def test_list_is_paged_by_number(tmp_path: Path) -> None:
+    behind = Behind()
+    async with served(behind, tmp_path) as path:
+        await ask(path, lambda daemon: daemon.get("/ledger/models?after=7&limit=100"))
+        await ask(path, lambda daemon: daemon.get("/ledger/models"))
+    assert behind.asked == [(7, 100), (0, 50)]
+
+
+async def test_stop_is_handed_on(tmp_path: Path) -> None:
+    behind = Behind()
+    async with served(behind, tmp_path) as path:
+        assert (await ask(path, lambda daemon: daemon.post("/stop"))) == {"stopping": True}
+    assert behind.stopped
+
+
+async def test_home_without_daemon_is_told_as_unreachable(tmp_path: Path) -> None:
+    with pytest.raises(CommandError) as refusal:
+        await ask(tmp_path / "olnode.sock", lambda daemon: daemon.get("/status"))
+    assert (refusal.value.exit_status, refusal.value.mend) == (4, "olnode start")

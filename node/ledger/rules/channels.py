@@ -1,0 +1,340 @@
+"""Metered channels: a payer's escrow for one provider, drawn on by bundles.
+
+Why the cap leaves the balance at once: two providers can never be promised the same grain. Why a
+payer's close waits: bundles under way still settle; a provider's own close gives up what it has
+not settled, so it needs no waiting (page 30 §7).
+Why a bundle settles whole or not at all: each receipt is paid at most once and in order, since a
+lane continues exactly where the ledger left it (B1 to B4 of page 30 §8).
+What this file does not know: signatures (checked in `wire/bundles.py`), and how fees are split.
+"""
+
+from typing import Final, NamedTuple
+
+from consensus.primitives.errors import Invalid
+from node.ledger import purses, tables
+from node.ledger.amounts import checked, part_bps, price
+from node.ledger.context import Context
+from node.ledger.rules.accounts import check_key, current_key
+from node.ledger.rules.staking import is_active_provider
+from node.ledger.state import State
+from node.ledger.tables import Channel, Lane
+from node.ledger.wire.bundles import CheckedBundle, CheckedSection
+from node.ledger.wire.orders import LANES, channel_id
+from node.ledger.wire.receipts import BPS, Receipt, accumulate, accumulator_start
+from node.ledger.wire.transactions import CloseChannel, OpenChannel, Transaction
+
+CHANNELS_PER_PAIR_MAX: Final = 64
+CREDITED_KINDS: Final = (0, 1)  # data and corrections; sealed records are never trained on
+CREDITED_STATUSES: Final = (tables.ACCEPTED, tables.WITHDRAWN, tables.SLASHED)
+
+
+class VersionFees(NamedTuple):
+    """What one bundle brings to one model version.
+
+    `weights`: contribution → Σ fee × share in bps. `unattributed`: Σ fee × 10,000 of receipts
+    with empty credits.
+    """
+
+    fees: int
+    receipts: int
+    weights: dict[int, int]
+    unattributed: int
+
+
+class BundleFees(NamedTuple):
+    """The sums of one settled bundle, by (model, version)."""
+
+    bundle_hash: bytes
+    provider: bytes
+    versions: dict[tuple[int, int], VersionFees]
+
+
+# --- transactions
+
+
+def apply_open_channel(
+    state: State, context: Context, tx: Transaction, payload: OpenChannel
+) -> None:
+    """Type 10. Reserve `cap` of the sender's balance for one provider.
+
+    Raises Invalid: 20 balance, 21 provider or allowance, 23 not active, 25 too many between the
+    two, 26 cap below the minimum or a bad spender key.
+    """
+    sender = tx.sender
+    if payload.allowance:
+        raise Invalid("tx.not_found", allowance=payload.allowance)  # none can be granted yet
+    if not state.has(tables.PROVIDER, payload.provider):
+        raise Invalid("tx.not_found", provider=payload.provider)
+    if not is_active_provider(state, payload.provider):
+        raise Invalid("tx.wrong_state", provider=payload.provider)
+    if payload.cap < state.parameter("channel_cap_min"):
+        raise Invalid("tx.bad_value", cap=payload.cap)
+    check_key(state, payload.spender)
+    pair = _pair_counter(sender, payload.provider)
+    count = state.counter(pair)
+    if count >= CHANNELS_PER_PAIR_MAX:
+        raise Invalid("tx.limit", channels=count)
+    channel = channel_id(context.chain_id, sender, payload.provider, tx.nonce)
+    state.set_counter(pair, count + 1)
+    record = Channel(
+        payer=sender,
+        provider=payload.provider,
+        spender=payload.spender,
+        cap=0,
+        paid=0,
+        allowance=0,
+        state=tables.CHANNEL_OPEN,
+        opened_ms=context.time_ms,
+        close_at_ms=0,
+    )
+    state.put(tables.CHANNEL, (channel,), record)
+    state.move(purses.account(sender), purses.channel(channel), payload.cap)
+
+
+def apply_close_channel(
+    state: State, context: Context, tx: Transaction, payload: CloseChannel
+) -> None:
+    """Type 12. The payer starts the waiting time; the provider ends the channel at once.
+
+    Raises Invalid: 21 unknown, 22 neither payer nor provider, 23 already closing or closed.
+    """
+    channel, sender = payload.channel, tx.sender
+    record = state.find(tables.CHANNEL, channel)
+    if record is None:
+        raise Invalid("tx.not_found", channel=channel)
+    if sender not in (record.payer, record.provider):
+        raise Invalid("tx.not_yours", channel=channel)
+    if sender == record.provider and record.state != tables.CHANNEL_CLOSED:
+        _finish_close(state, channel, context.time_ms)
+        return
+    if record.state != tables.CHANNEL_OPEN:
+        raise Invalid("tx.wrong_state", state=record.state)
+    close_at_ms = checked(context.time_ms + state.parameter("channel_close_ms"))
+    closing = record._replace(state=tables.CHANNEL_CLOSING, close_at_ms=close_at_ms)
+    state.put(tables.CHANNEL, (channel,), closing)
+    state.add_due(close_at_ms, tables.DUE_CHANNEL_CLOSE, channel)
+
+
+def apply_due_close(state: State, context: Context, due_ms: int, channel: bytes) -> None:
+    """The waiting time is over: what was never paid returns to the payer."""
+    record = state.find(tables.CHANNEL, channel)
+    if record is not None and record.state == tables.CHANNEL_CLOSING:
+        _finish_close(state, channel, due_ms)
+
+
+def apply_due_forget(state: State, context: Context, due_ms: int, channel: bytes) -> None:
+    """Remove a channel closed long ago, with its lanes."""
+    for key, _ in state.scan(tables.LANE, channel):
+        state.remove(tables.LANE, *key)
+    state.remove(tables.CHANNEL, channel)
+
+
+def _finish_close(state: State, channel: bytes, now_ms: int) -> None:
+    record = state.get(tables.CHANNEL, channel)
+    rest = record.cap - record.paid
+    state.move(purses.channel_rest(channel), purses.account(record.payer), rest)
+    closed = state.get(tables.CHANNEL, channel)._replace(state=tables.CHANNEL_CLOSED)
+    state.put(tables.CHANNEL, (channel,), closed)
+    pair = _pair_counter(record.payer, record.provider)
+    state.set_counter(pair, state.counter(pair) - 1)
+    forget_ms = checked(now_ms + state.parameter("channel_forget_ms"))
+    state.add_due(forget_ms, tables.DUE_CHANNEL_FORGET, channel)
+
+
+def _pair_counter(payer: bytes, provider: bytes) -> bytes:
+    return b"pair/" + payer + provider
+
+
+# --- keys that `wire/bundles.verify` asks for
+
+
+def find_provider_key(state: State, provider: bytes) -> bytes | None:
+    """The key a provider's bundles are checked with; None unless it is registered."""
+    if not state.has(tables.PROVIDER, provider):
+        return None
+    return current_key(state, provider)
+
+
+def find_spender_key(state: State, channel: bytes) -> bytes | None:
+    """The key a channel's vouchers are checked with; None for an unknown channel."""
+    record = state.find(tables.CHANNEL, channel)
+    return None if record is None else record.spender
+
+
+# --- bundles
+
+
+def apply_bundle(state: State, context: Context, bundle: CheckedBundle) -> BundleFees:
+    """Settle a bundle that has passed A1 to A7: B1 to B4, then take its fees out of the channels.
+
+    The fees lie in `purses.SETTLING` afterwards, for `payout.settle_fees`. Raises Invalid
+    `bundle.channel|amount|price|credits` (45 to 48) and may then have changed `state`: run it in a
+    trial, or drop the state.
+    """
+    time_ms = context.time_ms
+    provider = state.get(tables.PROVIDER, bundle.header.provider)
+    if bundle.header.bundle_seq <= provider.bundle_seq:
+        raise Invalid("bundle.channel", why="bundle_seq", settled=provider.bundle_seq)
+    versions = _Versions(state, time_ms)
+    sums: dict[tuple[int, int], VersionFees] = {}
+    for section in bundle.sections:
+        _settle_section(state, bundle.header.provider, section, time_ms)
+        for receipt, credits in zip(section.receipts, section.credits, strict=True):
+            versions.check_receipt(receipt, credits)
+            which = (receipt.model, receipt.model_version)
+            sums[which] = _added(sums.get(which), receipt.fee, credits)
+    state.put(
+        tables.PROVIDER,
+        (bundle.header.provider,),
+        provider._replace(bundle_seq=bundle.header.bundle_seq),
+    )
+    _note_settled(state, bundle, versions.base, time_ms)
+    return BundleFees(bundle.hash, bundle.header.provider, sums)
+
+
+def lane_of(state: State, channel: bytes, lane: int) -> Lane:
+    """Where a lane stands on the ledger; one never used stands at its start."""
+    found = state.find(tables.LANE, channel, lane)
+    return found or Lane(0, 0, accumulator_start(channel, lane))
+
+
+def maturing_bucket(state: State, time_ms: int) -> int:
+    """When what is settled now matures: the first multiple of window ÷ 24 at or after its end."""
+    window_ms = state.parameter("challenge_window_ms")
+    step_ms = max(1, window_ms // 24)
+    return checked(-(-(time_ms + window_ms) // step_ms) * step_ms)
+
+
+def _settle_section(
+    state: State, provider: bytes, checked_section: CheckedSection, time_ms: int
+) -> None:
+    """B1 and B2 of one section, then its money and its lane."""
+    section, voucher = checked_section.section, checked_section.voucher
+    channel = state.find(tables.CHANNEL, section.channel)
+    if channel is None or channel.provider != provider:
+        raise Invalid("bundle.channel", why="another provider's")
+    if channel.state not in (tables.CHANNEL_OPEN, tables.CHANNEL_CLOSING):
+        raise Invalid("bundle.channel", why="closed")
+    if section.lane >= LANES:
+        raise Invalid("bundle.amount", why="lane")
+    lane = lane_of(state, section.channel, section.lane)
+    if section.from_seq != lane.seq + 1:
+        raise Invalid("bundle.channel", why="from_seq", settled=lane.seq)
+    if checked_section.start_cumulative != lane.cumulative:
+        raise Invalid("bundle.channel", why="cumulative")
+    accumulator = before_last = lane.accumulator
+    for leaf in checked_section.leaves:
+        before_last, accumulator = accumulator, accumulate(accumulator, leaf)
+    promised = accumulator if checked_section.acknowledged else before_last
+    if voucher.accumulator != promised:
+        raise Invalid("bundle.channel", why="accumulator")
+    if voucher.expires_ms <= time_ms:
+        raise Invalid("bundle.amount", why="voucher expired", expires_ms=voucher.expires_ms)
+    if section.amount != checked_section.fees:
+        raise Invalid("bundle.amount", why="amount")
+    if channel.paid + section.amount > channel.cap:
+        raise Invalid("bundle.amount", why="above the cap", cap=channel.cap)
+    state.move(purses.channel(section.channel), purses.SETTLING, section.amount)
+    settled = Lane(section.to_seq, lane.cumulative + section.amount, accumulator)
+    state.put(tables.LANE, (section.channel, section.lane), settled)
+
+
+def _added(sums: VersionFees | None, fee: int, credits: tuple[tuple[int, int], ...]) -> VersionFees:
+    held = sums or VersionFees(0, 0, {}, 0)
+    for contribution, share_bps in credits:
+        held.weights[contribution] = held.weights.get(contribution, 0) + fee * share_bps
+    unattributed = held.unattributed + (0 if credits else fee * BPS)
+    return held._replace(
+        fees=held.fees + fee, receipts=held.receipts + 1, unattributed=unattributed
+    )
+
+
+def _note_settled(state: State, bundle: CheckedBundle, base: bytes, time_ms: int) -> None:
+    """What later disputes are checked against; forgotten when its bucket is due."""
+    header = bundle.header
+    bucket_ms = maturing_bucket(state, time_ms)
+    record = tables.Settled(
+        provider=header.provider,
+        base=base,
+        receipts_root=header.receipts_root,
+        count=header.count,
+        infra=part_bps(header.fee_total, state.parameter_values("split_bps")[0]),
+        bucket_ms=bucket_ms,
+    )
+    state.put(tables.SETTLED, (bundle.hash,), record)
+    state.add_due(bucket_ms, tables.DUE_MATURING, bundle.hash)
+
+
+class _Versions:
+    """B3 and B4 with each version, price and contribution looked up once a bundle."""
+
+    def __init__(self, state: State, time_ms: int) -> None:
+        self._state = state
+        self._time_ms = time_ms
+        self._prices: dict[tuple[int, int], tuple[tuple[int, int, int], ...]] = {}
+        self._snapshots: dict[tuple[int, int], tuple[tables.Snapshot, ...]] = {}
+        self._credited: set[tuple[int, int, int]] = set()
+        self.base = b""
+
+    def check_receipt(self, receipt: Receipt, credits: tuple[tuple[int, int], ...]) -> None:
+        """The version may be served at that fee, and pays none but its own data."""
+        which = (receipt.model, receipt.model_version)
+        if which not in self._prices:
+            self._prices[which] = self._admit(which)
+        ceiling = max(price(receipt.tokens_in, receipt.tokens_out, *p) for p in self._prices[which])
+        if receipt.fee > ceiling:
+            raise Invalid("bundle.price", why="fee above the price", ceiling=ceiling)
+        for contribution, _ in credits:
+            if (*which, contribution) not in self._credited:
+                self._check_credit(which, contribution)
+
+    def _admit(self, which: tuple[int, int]) -> tuple[tuple[int, int, int], ...]:
+        """The prices that hold now for a version that may be served; the dearest is the ceiling."""
+        state, now_ms = self._state, self._time_ms
+        model = state.find(tables.MODEL, which[0])
+        version = state.find(tables.VERSION, *which)
+        found = state.find(tables.PRICE, *which)
+        if model is None or version is None or found is None:
+            raise Invalid("bundle.price", why="unknown version")
+        if self.base not in (b"", model.base):
+            raise Invalid("bundle.price", why="two bases in one bundle")
+        if model.status == tables.MODEL_RETIRED:
+            raise Invalid("bundle.price", why="model retired")
+        if version.status == tables.VERSION_SUPERSEDED:
+            if now_ms >= version.superseded_ms + state.parameter("superseded_ms"):
+                raise Invalid("bundle.price", why="superseded")
+        elif version.status != tables.VERSION_CURRENT:
+            raise Invalid("bundle.price", why="suspended")
+        self.base = model.base
+        new, old = found[:3], found[3:6]
+        if now_ms < found.changed_ms:
+            return (old,)
+        # For a while both hold: an order made before the change may settle after it.
+        return (new, old) if now_ms < found.changed_ms + _notice_ms(state) else (new,)
+
+    def _check_credit(self, which: tuple[int, int], number: int) -> None:
+        if which not in self._snapshots:
+            self._snapshots[which] = self._snapshots_of(which)
+        found = self._state.find(tables.CONTRIBUTION, number)
+        if found is None or found.kind not in CREDITED_KINDS:
+            raise Invalid("bundle.credits", contribution=number)
+        if found.status not in CREDITED_STATUSES or not found.accepted_ms:
+            raise Invalid("bundle.credits", contribution=number, status=found.status)
+        for snapshot in self._snapshots[which]:
+            is_older = number <= snapshot.last_contribution
+            was_there = not found.withdrawn_ms or found.withdrawn_ms >= snapshot.made_ms
+            if found.datanet == snapshot.datanet and is_older and was_there:
+                self._credited.add((*which, number))
+                return
+        raise Invalid("bundle.credits", contribution=number, why="not in the snapshot")
+
+    def _snapshots_of(self, which: tuple[int, int]) -> tuple[tables.Snapshot, ...]:
+        version = self._state.get(tables.VERSION, *which)
+        numbers = [version.snapshot]
+        for model, part, _ in version.parts:
+            numbers.append(self._state.get(tables.VERSION, model, part).snapshot)
+        return tuple(self._state.get(tables.SNAPSHOT, n) for n in numbers if n)
+
+
+def _notice_ms(state: State) -> int:
+    return state.parameter("price_notice_ms")

@@ -9,6 +9,7 @@ Needs torch: import this file lazily. What it does not know: models, records, ro
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import sqrt
@@ -35,6 +36,24 @@ HALVES: Final = (0, 1)  # early, middle
 
 Gradients = Mapping[str, Tensor]  # canonical matrix name → (records, out, in)
 Tensors = dict[str, Tensor]
+
+
+_WRAPPERS: Final = re.compile(r"^base_model\.model\.")
+_TAIL: Final = re.compile(r"\.(lora_[AB])(\.[^.]+)?(\.weight)?$")
+
+
+def canonical_matrix_name(tensor_name: str) -> str:
+    """The one name of a LoRA matrix: `model.layers.0.self_attn.q_proj.lora_A`.
+
+    Takes a name in the adapter's file, or a peft parameter or module (`….lora_A.default.weight`).
+    Sorting canonical names sorts as the file's names do.
+    """
+    return _TAIL.sub(r".\1", _WRAPPERS.sub("", tensor_name))
+
+
+def is_matrix_name(name: str) -> bool:
+    """Whether `name` (of a tensor, parameter or module) is of a LoRA matrix."""
+    return _TAIL.search(name) is not None
 
 
 class MatrixBasis(NamedTuple):
@@ -247,18 +266,20 @@ class Sketcher:
         return tuple(self._bases[half])
 
     def rows(self, half: int, gradients: Gradients) -> Tensor:
-        """int8 (records, 512) from {canonical matrix name: (records, out, in)}, any float dtype.
+        """int8 (records, 512) from {matrix name: (records, out, in)}, any float dtype.
 
-        `half` 0 is the early checkpoint, 1 the middle. Gradients are of the tensors as the
-        adapter's file holds them: lora_A (rank, in), lora_B (out, rank), not scaled by alpha.
+        Names as in the adapter's file, or canonical. `half` 0 is the early checkpoint, 1 the
+        middle. Gradients are of the tensors as the adapter's file holds them: lora_A (rank, in),
+        lora_B (out, rank), not scaled by alpha.
         A row of zeros means that there is none (see `quantise`).
         """
         matrices = self._bases[half]
-        assert gradients.keys() == matrices.keys(), "gradients of other matrices than the basis has"
-        first = next(iter(gradients.values()))
-        sums = torch.zeros(len(first), HALF_BYTES, dtype=torch.float64)
+        named = {canonical_matrix_name(name): tensor for name, tensor in gradients.items()}
+        assert named.keys() == matrices.keys(), "gradients of other matrices than the basis has"
+        records = len(next(iter(named.values())))
+        sums = torch.zeros(records, HALF_BYTES, dtype=torch.float64)
         for name, basis in matrices.items():
-            gradient = self._narrowing[half].apply(name, gradients[name].detach().cpu().float())
+            gradient = self._narrowing[half].apply(name, named[name].detach().cpu().float())
             assert gradient.shape[1:] == basis.weight.shape, name
             rotated = _rotate(gradient, basis.left, basis.right) * basis.weight
             buckets, signs = self._buckets[half][name]

@@ -8,7 +8,7 @@ list, so a resumed or shared build gives the same bytes.
 Needs torch, transformers and peft: import this file lazily.
 """
 
-import re
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -18,7 +18,9 @@ from peft import PeftModel
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
 
+from node.attribution.basis import canonical_matrix_name, is_matrix_name
 from node.attribution.datanets import RecordIds
 
 BATCH_RECORDS: Final = 16
@@ -28,18 +30,6 @@ BATCH_COSINE_MIN: Final = 0.9999  # batched against alone, else records are take
 ADAPTERS: Final = ("early", "middle")
 
 Reduce = Callable[[int, str, Tensor], Tensor]  # half, matrix, (records, out, in) → smaller
-
-_WRAPPERS: Final = re.compile(r"^base_model\.model\.")
-_TAIL: Final = re.compile(r"\.(lora_[AB])(\.[^.]+)?(\.weight)?$")
-
-
-def canonical_matrix_name(tensor_name: str) -> str:
-    """The one name of a LoRA matrix: `model.layers.0.self_attn.q_proj.lora_A`.
-
-    Takes a name in the adapter's file, a peft parameter or module (`….lora_A.default.weight`).
-    Sorting canonical names sorts as the file's names do.
-    """
-    return _TAIL.sub(r".\1", _WRAPPERS.sub("", tensor_name))
 
 
 def answer_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -106,24 +96,9 @@ class RecordGradients:
     def _load(self) -> None:
         if self._model is not None:
             return
-        base, *checkpoints = self._folders
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            base,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            attn_implementation="sdpa",
-        )
-        for parameter in model.parameters():
-            parameter.requires_grad_(False)
-        # With no trainable weight, a graph exists only if the activations start one.
-        model.enable_input_require_grads()
-        wrapped = PeftModel.from_pretrained(model, checkpoints[0], adapter_name=ADAPTERS[0])
-        wrapped.load_adapter(checkpoints[1], adapter_name=ADAPTERS[1])
-        wrapped.eval()
+        wrapped = _load_wrapped(*self._folders)
         for name, module in wrapped.named_modules():
-            if _TAIL.search(name):
+            if is_matrix_name(name) and isinstance(module, torch.nn.Linear):
                 half = ADAPTERS.index(name.rsplit(".", 1)[1])
                 module.register_forward_hook(self._watch(half, canonical_matrix_name(name)))
         self._model = wrapped
@@ -165,3 +140,24 @@ class RecordGradients:
 
 def _flat(gradients: dict[str, Tensor]) -> Tensor:
     return torch.cat([gradient.flatten(1).double() for gradient in gradients.values()], dim=1)
+
+
+def _load_wrapped(base: str, early: str, middle: str) -> Any:
+    """The frozen base with both checkpoints, in evaluation mode."""
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # peft 0.21 asks transformers 5.23 an old question
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            base,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+        )
+        # With no trainable weight, a graph exists only if the activations start one.
+        model.enable_input_require_grads()
+        wrapped: Any = PeftModel.from_pretrained(model, early, adapter_name=ADAPTERS[0])
+        wrapped.load_adapter(middle, adapter_name=ADAPTERS[1])
+    wrapped.eval()
+    return wrapped

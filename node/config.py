@@ -191,6 +191,7 @@ ABSENT: Final = (  # key, the value that this version can honour, what it lacks
 )
 # fmt: on
 
+HOME_VERSION: Final = 1  # of the files in a home; raised when their layout changes
 CONFIG_BYTES_MAX: Final = 1_048_576
 ENVIRONMENT_PREFIX: Final = "OLNODE_"
 NOT_CONFIG: Final = {"OLNODE_HOME", "OLNODE_PASSWORD_FILE"}  # of the command line's own

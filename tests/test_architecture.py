@@ -26,14 +26,14 @@ FLOORS = (  # top down; a room imports itself and lower lines, never upwards, ne
     {"node.cli"},
     {"node.devnet", "node.doctor"},
     {"node.daemon"},
-    {"node.web"},
+    {"node.web", "node.home"},
     {"node.training"},
     {"node.serving", "node.wallet", "node.peering"},
     {"node.attribution", "node.light", "node.storage", "node.simulate"},
     {"node.ledger"},
     {"consensus", "p2p", "node.config", "node.observe"},
 )
-UNPACK_CONFIG = {"node.cli", "node.devnet", "node.doctor", "node.daemon"}
+UNPACK_CONFIG = {"node.cli", "node.devnet", "node.doctor", "node.daemon", "node.home"}
 TORCH_ROOMS = ("node/serving/", "node/training/", "node/attribution/gradients.py",
                "node/attribution/basis.py", "node/attribution/kernels.py")
 ONLY_IN = {  # package -> path prefixes that may import it

@@ -30,8 +30,6 @@ DAMAGED: Final = 7
 CONFIGURATION: Final = 78
 INTERRUPTED: Final = 130
 
-HOME_VERSION: Final = 1  # of the files in a home; raised when their layout changes
-
 
 class CommandError(Exception):
     """A command cannot do as asked; `exit_status` is one of the statuses above."""
@@ -82,6 +80,8 @@ class Frame:
 
     def initialised(self, **more: Any) -> "Settings":
         """The same of a home that `olnode init` made, of a version that we know."""
+        from node.config import HOME_VERSION
+
         version = self.home / "version"
         if not version.exists():
             raise CommandError(

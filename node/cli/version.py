@@ -5,7 +5,7 @@ from importlib.metadata import version as installed_version
 
 import typer
 
-from node.cli.frame import HOME_VERSION, frame_of, pairs
+from node.cli.frame import frame_of, pairs
 
 app = typer.Typer()
 
@@ -13,6 +13,8 @@ app = typer.Typer()
 @app.command()
 def version(ctx: typer.Context) -> None:
     """Show the versions of program, home and rules."""
+    from node.config import HOME_VERSION
+
     fields = {
         "version": installed_version("olnode"),
         "home_version": HOME_VERSION,

@@ -81,6 +81,15 @@ _LOCKED = _field("locked", tables.POOL, "pools", "locked", tables.Pool())
 _DATANET = _field("datanet", tables.DATANET, "datanets", "pool")
 _STAKE = _field("stake", tables.STAKE, "undistributed", "undistributed", tables.Stake())
 _SETTLING = _field("settling", tables.COUNTER, "settling", "value", tables.Counter())
+_VESTING = PurseKind(
+    "vesting",
+    tables.VESTING,
+    "vesting",
+    lambda row: int(row.total - row.claimed),
+    lambda row, by: (
+        row._replace(total=row.total + by) if by >= 0 else row._replace(claimed=row.claimed - by)
+    ),
+)
 _DEPOSITS: Final = {
     "provider": _field("provider deposit", tables.PROVIDER, "deposits", "deposit"),
     "datanet": _field("datanet deposit", tables.DATANET, "deposits", "deposit"),
@@ -138,6 +147,11 @@ def pool(number: int) -> Purse:
 def locked(number: int) -> Purse:
     """The locked part of a pool."""
     return Purse(_LOCKED, (number,))
+
+
+def vesting(key: bytes, index: int) -> Purse:
+    """What is not claimed of a vesting row; into it raises the total."""
+    return Purse(_VESTING, (key, index))
 
 
 def datanet_pool(number: int) -> Purse:

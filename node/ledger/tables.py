@@ -374,7 +374,7 @@ class Settled(NamedTuple):
     provider: bytes
     base: bytes
     receipts_root: bytes
-    receipts: int
+    count: int  # type: ignore[assignment]  # the word of the design; hides tuple.count
     infra: int
     bucket_ms: int
 

@@ -9,7 +9,6 @@ from typing import Final
 from consensus.primitives.errors import Invalid
 
 OK: Final = 0
-EFFECT_CODE_MIN: Final = 20  # from here on a transaction stays in its block and pays
 
 # Envelope of a transaction: any of these makes the whole payload invalid (page 30 §11).
 ENVELOPE_CODES: Final = {
@@ -64,8 +63,15 @@ _NAMES: Final = {number: word for word, number in (ENVELOPE_CODES | EFFECT_CODES
 
 
 def find_code(refusal: Invalid) -> int | None:
-    """The number of a refusal; None when page 30 gives it none (then it is no effect's)."""
+    """The number of a refusal of a transaction or bundle; None when page 30 gives it none."""
     return _NUMBERS.get(refusal.code)
+
+
+def effect_code(refusal: Invalid) -> int:
+    """The number of a transaction's effect; one that has none is our own fault."""
+    code = EFFECT_CODES.get(refusal.code)
+    assert code is not None, f"{refusal} is no effect"
+    return code
 
 
 def code_name(number: int) -> str:

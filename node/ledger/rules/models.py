@@ -1,0 +1,218 @@
+"""Models and their versions: who made them, what they cost, what they were trained on.
+
+Why a version is immutable: a receipt names one, and adapter, index and snapshot behind that number
+must be the same for ever. Why parts are flattened when published: nothing is recursive at payment.
+What this file does not know: weights, indices, training; the ledger keeps their hashes.
+"""
+
+from typing import Final
+
+from consensus.primitives.errors import Invalid
+from node.ledger import purses, tables
+from node.ledger.amounts import BPS, checked, part_bps, split
+from node.ledger.context import Context
+from node.ledger.rules.registry import LICENCES
+from node.ledger.rules.staking import pay_stakers
+from node.ledger.state import State
+from node.ledger.wire.transactions import (
+    FundMaintenance,
+    PublishVersion,
+    RegisterModel,
+    Transaction,
+    check_name,
+)
+
+MODELS_NAME: Final = b"models"
+TOKEN_PRICE_MAX: Final = 10**15
+PARTS_STORED_MAX: Final = 8
+OWN: Final = (0, 0)  # a version's own share among its parts
+
+Which = tuple[int, int]  # model, version
+
+
+def apply_register_model(
+    state: State, context: Context, tx: Transaction, payload: RegisterModel
+) -> None:
+    """Type 40: a named line of adapters; its fund is opened with most of the fee."""
+    check_name(payload.name, "tx.bad_value")
+    if state.has(tables.MODEL_NAME, payload.name):
+        raise Invalid("tx.exists", name=payload.name)
+    if payload.probe and not state.has(tables.DATANET, payload.probe):
+        raise Invalid("tx.not_found", datanet=payload.probe)
+    if payload.licence not in LICENCES:
+        raise Invalid("tx.bad_value", why="licence", licence=payload.licence)
+    if payload.royalty_bps > state.parameter("royalty_bps_max"):
+        raise Invalid("tx.bad_value", why="royalty", royalty_bps=payload.royalty_bps)
+    number = state.next_number(MODELS_NAME)
+    record = tables.Model(
+        creator=tx.sender,
+        name=payload.name,
+        base=payload.base,
+        licence=payload.licence,
+        probe=payload.probe,
+        royalty_bps=payload.royalty_bps,
+        status=tables.MODEL_ACTIVE,
+        versions=0,
+        current=0,
+        successor=0,
+        deposit=0,
+        retired_ms=0,
+    )
+    state.put(tables.MODEL, (number,), record)
+    state.put(tables.MODEL_NAME, (payload.name,), tables.Number(number))
+    sender = purses.account(tx.sender)
+    state.move(sender, purses.deposit("model", number), state.parameter("model_deposit"))
+    fee = state.parameter("model_fee")
+    own = part_bps(fee, state.parameter("model_fee_fund_bps"))
+    state.move(sender, purses.fund(number), own)
+    state.move(sender, purses.pool(tables.TREASURY), fee - own)
+
+
+def apply_publish(state: State, context: Context, tx: Transaction, payload: PublishVersion) -> None:
+    """Type 41: the next version becomes current, the one before superseded."""
+    model = state.find(tables.MODEL, payload.model)
+    if model is None:
+        raise Invalid("tx.not_found", model=payload.model)
+    if model.creator != tx.sender:
+        raise Invalid("tx.not_yours", model=payload.model)
+    if model.status not in (tables.MODEL_ACTIVE, tables.MODEL_DORMANT):
+        raise Invalid("tx.wrong_state", status=model.status)
+    records = _check_release(state, payload)
+    parts = flattened_parts(state, context, model.base, payload.parts)
+    number = model.versions + 1
+    _supersede(state, payload.model, model.current, context.time_ms)
+    version = tables.Version(
+        adapter=payload.adapter,
+        snapshot=payload.snapshot,
+        index_root=payload.index_root,
+        manifest=payload.manifest,
+        probe=payload.probe,
+        parts=parts,
+        trainer=b"",
+        deposit=0,
+        published_ms=context.time_ms,
+        superseded_ms=0,
+        status=tables.VERSION_CURRENT,
+    )
+    state.put(tables.VERSION, (payload.model, number), version)
+    prices = (payload.p_in, payload.p_out, payload.p_call)
+    state.put(
+        tables.PRICE, (payload.model, number), tables.Price(*prices, *prices, context.time_ms)
+    )
+    released = model._replace(versions=number, current=number)
+    state.put(tables.MODEL, (payload.model,), released)
+    _pay_for_release(state, tx.sender, payload.model, number, records)
+
+
+def _check_release(state: State, payload: PublishVersion) -> int:
+    """Raise unless hashes and prices fit together; returns the records of the snapshot."""
+    if bool(payload.snapshot) != bool(payload.index_root):
+        raise Invalid("tx.bad_value", why="an index needs a snapshot, and the reverse")
+    if payload.snapshot and not payload.adapter:
+        raise Invalid("tx.bad_value", why="a base alone has no index")
+    if payload.p_call < state.parameter("platform_fee"):
+        raise Invalid("tx.bad_value", why="p_call", p_call=payload.p_call)
+    if max(payload.p_in, payload.p_out, payload.p_call) > TOKEN_PRICE_MAX:
+        raise Invalid("tx.bad_value", why="price")
+    if not payload.snapshot:
+        return 0
+    snapshot = state.find(tables.SNAPSHOT, payload.snapshot)
+    if snapshot is None:
+        raise Invalid("tx.not_found", snapshot=payload.snapshot)
+    return snapshot.records
+
+
+def _pay_for_release(state: State, creator: bytes, model: int, number: int, records: int) -> None:
+    """Deposit; a fee for the row audit, which the treasury pays; and to stakers, who hold it."""
+    sender = purses.account(creator)
+    deposit = state.parameter("version_deposit")
+    state.move(sender, purses.deposit("version", model, number), deposit)
+    state.move(sender, purses.pool(tables.TREASURY), state.parameter("version_fee"))
+    pay_stakers(state, sender, checked(state.parameter("version_record_fee") * records))
+
+
+def _supersede(state: State, model: int, number: int, now_ms: int) -> None:
+    version = state.find(tables.VERSION, model, number) if number else None
+    if version is None:
+        return
+    old = version._replace(status=tables.VERSION_SUPERSEDED, superseded_ms=now_ms)
+    state.put(tables.VERSION, (model, number), old)
+    due_ms = now_ms + state.parameter("version_deposit_ms")
+    reference = model.to_bytes(8, "big") + number.to_bytes(4, "big")
+    state.add_due(due_ms, tables.DUE_VERSION_DEPOSIT, reference)
+
+
+def apply_version_deposit(state: State, context: Context, due_ms: int, reference: bytes) -> None:
+    """Due: nobody has shown an index fraud; the creator gets the version's deposit back."""
+    model = int.from_bytes(reference[:8], "big")
+    number = int.from_bytes(reference[8:], "big")
+    deposit = purses.deposit("version", model, number)
+    creator = state.get(tables.MODEL, model).creator
+    state.move(deposit, purses.account(creator), state.held(deposit))
+
+
+def apply_fund(state: State, context: Context, tx: Transaction, payload: FundMaintenance) -> None:
+    """Type 50: a gift to a model's fund, never refundable."""
+    model = state.find(tables.MODEL, payload.model)
+    if model is None:
+        raise Invalid("tx.not_found", model=payload.model)
+    if model.status == tables.MODEL_RETIRED:
+        raise Invalid("tx.wrong_state", model=payload.model)
+    if payload.amount == 0:
+        raise Invalid("tx.bad_value", why="amount 0")
+    state.move(purses.account(tx.sender), purses.fund(payload.model), payload.amount)
+
+
+# ---- parts of a composite version
+
+
+def is_servable(state: State, which: Which, now_ms: int) -> bool:
+    """Current, or superseded so lately that orders for it may still settle (B3)."""
+    version = state.find(tables.VERSION, *which)
+    if version is None:
+        return False
+    if version.status == tables.VERSION_SUPERSEDED:
+        return now_ms < version.superseded_ms + state.parameter("superseded_ms")
+    return version.status == tables.VERSION_CURRENT
+
+
+def flattened_parts(
+    state: State, context: Context, base: bytes, parts: tuple[tuple[int, int, int], ...]
+) -> tuple[tuple[int, int, int], ...]:
+    """Parents with their own parents multiplied in: ≤ 8 (model, version, bps), the rest is own.
+
+    Each parent gets at least its royalty, the own share is at least 1 bps (page 40 §8).
+    """
+    if not parts:
+        return ()
+    named = [(model, version) for model, version, _ in parts]
+    if named != sorted(set(named)):
+        raise Invalid("tx.bad_value", why="parts out of order")
+    given = sum(bps for _, _, bps in parts)
+    if given >= BPS:
+        raise Invalid("tx.bad_value", why="no own share")
+    weights: dict[Which, int] = {OWN: (BPS - given) * BPS}
+    for model, version, bps in parts:
+        _check_part(state, context, base, (model, version), bps)
+        own = BPS
+        for grand, number, share in state.get(tables.VERSION, model, version).parts:
+            own -= share
+            weights[grand, number] = weights.get((grand, number), 0) + bps * share
+        weights[model, version] = weights.get((model, version), 0) + bps * own
+    if len(weights) - 1 > PARTS_STORED_MAX:
+        raise Invalid("tx.bad_value", why="too many parts")
+    shares = split(BPS, sorted(weights.items()))
+    flat = zip(sorted(weights), shares, strict=True)
+    return tuple((*which, share) for which, share in flat if which != OWN and share)
+
+
+def _check_part(state: State, context: Context, base: bytes, which: Which, bps: int) -> None:
+    model = state.find(tables.MODEL, which[0])
+    if model is None or not state.has(tables.VERSION, *which):
+        raise Invalid("tx.not_found", model=which[0], version=which[1])
+    if not is_servable(state, which, context.time_ms) or model.status == tables.MODEL_RETIRED:
+        raise Invalid("tx.wrong_state", model=which[0], version=which[1])
+    if model.base != base:
+        raise Invalid("tx.bad_value", why="another base")
+    if bps < max(1, model.royalty_bps):
+        raise Invalid("tx.bad_value", why="below the royalty", royalty_bps=model.royalty_bps)

@@ -1,0 +1,267 @@
+"""Bonds: who may serve and vote, what stakers earn, and the set of validators.
+
+Why an index and not a payment to each: a stakers' part reaches any number of bonds by one addition;
+a bond collects what the index rose since it was last touched (page 40 §6).
+Why priorities are kept here: whose turn it is must follow from the state alone.
+What this file does not know: offences (`slash` and `jail` come with evidence), offers, prices.
+"""
+
+from typing import Final
+
+from consensus.primitives.errors import Invalid
+from consensus.validators import Member, ValidatorSet
+from node.ledger import purses, tables
+from node.ledger.amounts import GRAINS_PER_OPEN, part_bps, split
+from node.ledger.context import Context
+from node.ledger.purses import Purse
+from node.ledger.rules.accounts import check_key
+from node.ledger.state import State
+from node.ledger.tables import ROLE_AUDITOR, ROLE_PROVIDER, ROLE_VALIDATOR
+from node.ledger.wire.transactions import Bond, RegisterProvider, Transaction
+
+INDEX_SHIFT: Final = 64
+GRAINS_PER_POWER: Final = GRAINS_PER_OPEN
+OWNERS_MAX: Final = 1_000  # bonds of one target, so that a slash can walk them
+SIGNED_STRETCH: Final = 10_000  # heights over which signatures are counted
+VALIDATORS_NAME: Final = b"validators"
+_PERIOD_NAME: Final = b"validators_period"
+_QUEUED_NAME: Final = b"validators_queued"
+
+
+# ---- providers
+
+
+def apply_register(
+    state: State, context: Context, tx: Transaction, payload: RegisterProvider
+) -> None:
+    """Type 20. The provider counts as active once its bond reaches the minimum."""
+    if state.has(tables.PROVIDER, tx.sender):
+        raise Invalid("tx.exists", provider=tx.sender)
+    check_key(state, payload.peer_key)
+    check_key(state, payload.reward_account)
+    record = tables.Provider(
+        peer_key=payload.peer_key,
+        reward_account=payload.reward_account,
+        bundle_seq=0,
+        status=tables.PROVIDER_ACTIVE,
+        since_ms=context.time_ms,
+        deposit=0,
+    )
+    state.put(tables.PROVIDER, (tx.sender,), record)
+    deposit = state.parameter("provider_deposit")
+    state.move(purses.account(tx.sender), purses.deposit("provider", tx.sender), deposit)
+
+
+def is_active_provider(state: State, account: bytes) -> bool:
+    """Registered, not paused, bonded with at least the minimum."""
+    provider = state.find(tables.PROVIDER, account)
+    if provider is None or provider.status != tables.PROVIDER_ACTIVE:
+        return False
+    return bonded(state, ROLE_PROVIDER, account) >= state.parameter("provider_bond_min")
+
+
+def bonded(state: State, role: int, target: bytes) -> int:
+    """All bonds of a target."""
+    stake = state.find(tables.STAKE, role, target)
+    return 0 if stake is None else stake.bonded
+
+
+# ---- bonds
+
+
+def apply_bond(state: State, context: Context, tx: Transaction, payload: Bond) -> None:
+    """Type 22. Role 0 with amount 0 only collects what the bond has earned."""
+    role, target, owner = payload.role, payload.target, tx.sender
+    _check_bond(state, payload, owner)
+    collect(state, role, target, owner)
+    if payload.amount == 0:
+        return
+    if role == ROLE_VALIDATOR and not state.has(tables.VALIDATOR, target):
+        record = tables.Validator(tables.VALIDATOR_CANDIDATE, 0, 0, tables.PRIORITY_OFFSET)
+        state.put(tables.VALIDATOR, (target,), record)
+    if not state.has(tables.BOND, role, target, owner):
+        _count_owner(state, role, target)
+    add_bond(state, purses.account(owner), role, target, owner, payload.amount, context.time_ms)
+
+
+def _check_bond(state: State, payload: Bond, owner: bytes) -> None:
+    role, target, amount = payload.role, payload.target, payload.amount
+    if role not in (ROLE_VALIDATOR, ROLE_PROVIDER, ROLE_AUDITOR):
+        raise Invalid("tx.bad_value", why="role", role=role)
+    if amount == 0 and (role != ROLE_VALIDATOR or not state.has(tables.BOND, role, target, owner)):
+        raise Invalid("tx.bad_value", why="amount 0")
+    if role == ROLE_PROVIDER:
+        if target != owner:
+            raise Invalid("tx.bad_value", why="a provider is bonded by itself")
+        if not state.has(tables.PROVIDER, target):
+            raise Invalid("tx.not_found", provider=target)
+    if role == ROLE_VALIDATOR and target != owner:
+        if not state.has(tables.VALIDATOR, target):
+            raise Invalid("tx.not_found", validator=target)
+        if 0 < amount < state.parameter("delegation_min"):
+            raise Invalid("tx.bad_value", why="below the smallest delegation")
+
+
+def _count_owner(state: State, role: int, target: bytes) -> None:
+    name = b"owners/" + bytes([role]) + target
+    owners = state.counter(name)
+    if owners >= OWNERS_MAX:
+        raise Invalid("tx.limit", owners=owners)
+    state.set_counter(name, owners + 1)
+
+
+def add_bond(
+    state: State, source: Purse, role: int, target: bytes, owner: bytes, amount: int, now_ms: int
+) -> None:  # fmt: skip
+    """Move `amount` into a bond whose earnings are collected, and raise its target's stake."""
+    state.move(source, purses.bond(role, target, owner), amount)
+    stake = state.find(tables.STAKE, role, target) or tables.Stake()
+    state.put(tables.STAKE, (role, target), stake._replace(bonded=stake.bonded + amount))
+    bond = state.get(tables.BOND, role, target, owner)
+    changed = bond._replace(entry=stake.per_grain, raised_ms=now_ms)
+    state.put(tables.BOND, (role, target, owner), changed)
+
+
+def collect(state: State, role: int, target: bytes, owner: bytes) -> None:
+    """Pay the owner what the index rose since the bond was last touched."""
+    bond = state.find(tables.BOND, role, target, owner)
+    if bond is None:
+        return
+    per_grain = state.get(tables.STAKE, role, target).per_grain
+    owed = bond.amount * (per_grain - bond.entry) >> INDEX_SHIFT
+    state.put(tables.BOND, (role, target, owner), bond._replace(entry=per_grain))
+    state.move(purses.stake(role, target), purses.account(owner), owed)
+
+
+def apply_unbonded(state: State, context: Context, due_ms: int, reference: bytes) -> None:
+    """Due: a bond on its way out has waited; pay its owner."""
+    number = int.from_bytes(reference, "big")
+    leaving = state.get(tables.UNBONDING, number)
+    state.move(purses.unbonding(number), purses.account(leaving.owner), leaving.amount)
+    state.remove(tables.UNBONDING, number)
+
+
+# ---- what stakers earn
+
+
+def pay_stakers(state: State, source: Purse, amount: int) -> None:
+    """Share a stakers' part over the validators of the set by their bonds.
+
+    Of each share `operator_bps` goes to the validator's account, the rest raises its index.
+    Nobody bonded: it waits in the stakers' pool, with all that waits there already.
+    """
+    waiting = purses.pool(tables.STAKERS)
+    state.move(source, waiting, amount)
+    weights = [
+        (key, bonded(state, ROLE_VALIDATOR, key))
+        for key in sorted(state.get(tables.MEMBERS, VALIDATORS_NAME).keys)
+    ]
+    if not any(weight for _, weight in weights):
+        return
+    operator_bps = state.parameter("operator_bps")
+    parts = split(state.held(waiting), weights)
+    for (key, bond), part in zip(weights, parts, strict=True):
+        if part == 0:
+            continue
+        operator = part_bps(part, operator_bps)
+        state.move(waiting, purses.account(key), operator)
+        state.move(waiting, purses.stake(ROLE_VALIDATOR, key), part - operator)
+        stake = state.get(tables.STAKE, ROLE_VALIDATOR, key)
+        risen = stake.per_grain + (part - operator << INDEX_SHIFT) // bond
+        state.put(tables.STAKE, (ROLE_VALIDATOR, key), stake._replace(per_grain=risen))
+
+
+# ---- the set
+
+
+def validator_set(state: State) -> ValidatorSet:
+    """The set that acts in the next block, with priorities and turn."""
+    listed = state.get(tables.MEMBERS, VALIDATORS_NAME)
+    members = []
+    for key in listed.keys:
+        record = state.get(tables.VALIDATOR, key)
+        members.append(Member(key, record.power, record.priority - tables.PRIORITY_OFFSET))
+    return ValidatorSet(members, listed.turn)
+
+
+def put_validator_set(state: State, validators: ValidatorSet) -> None:
+    """Write a set; those who left keep their record with power 0."""
+    known = state.find(tables.MEMBERS, VALIDATORS_NAME)
+    for key in known.keys if known is not None else ():
+        if validators.index(key) is None:
+            record = state.get(tables.VALIDATOR, key)
+            gone = record._replace(
+                status=tables.VALIDATOR_CANDIDATE, power=0, priority=tables.PRIORITY_OFFSET
+            )
+            state.put(tables.VALIDATOR, (key,), gone)
+    for member in validators.members:
+        before = state.find(tables.VALIDATOR, member.key)
+        record = tables.Validator(
+            status=tables.VALIDATOR_ACTIVE,
+            signed=0 if before is None else before.signed,
+            power=member.power,
+            priority=member.priority + tables.PRIORITY_OFFSET,
+        )
+        state.put(tables.VALIDATOR, (member.key,), record)
+    listed = tables.Members(validators.turn, tuple(member.key for member in validators.members))
+    state.put(tables.MEMBERS, (VALIDATORS_NAME,), listed)
+
+
+def count_signers(state: State, context: Context) -> None:
+    """One more signature for each who signed the last block; a stretch begins at 0."""
+    begins = context.height % SIGNED_STRETCH == 1
+    signers = frozenset(context.last_signers)
+    for key in state.get(tables.MEMBERS, VALIDATORS_NAME).keys:
+        record = state.get(tables.VALIDATOR, key)
+        signed = (0 if begins else record.signed) + (key in signers)
+        state.put(tables.VALIDATOR, (key,), record._replace(signed=signed))
+
+
+def advance_validators(state: State, context: Context) -> ValidatorSet:
+    """The set of the next block, written to the state: changes, then one turn.
+
+    Candidates are read in the first block of each `validator_set_ms`; changed power per block
+    is at most 1/3 of the total, what is left over goes on in the next block (page 20 §5).
+    """
+    count_signers(state, context)
+    validators = validator_set(state)
+    period = context.time_ms // state.parameter("validator_set_ms")
+    if period != state.counter(_PERIOD_NAME) or state.counter(_QUEUED_NAME):
+        state.set_counter(_PERIOD_NAME, period)
+        changes, queued = _changes_within_cap(validators, candidates(state))
+        state.set_counter(_QUEUED_NAME, int(queued))
+        validators = validators.changed(changes)
+    validators = validators.advanced()
+    put_validator_set(state, validators)
+    return validators
+
+
+def candidates(state: State) -> dict[bytes, int]:
+    """Key → power of the largest candidates, ties to the smaller key (page 40 §6)."""
+    own_min = state.parameter("validator_bond_min")
+    standing = []
+    for (key,), _ in state.scan(tables.VALIDATOR):
+        own = state.find(tables.BOND, ROLE_VALIDATOR, key, key)
+        if own is not None and own.amount >= own_min:
+            standing.append((-bonded(state, ROLE_VALIDATOR, key), key))
+    standing.sort()
+    best = standing[: state.parameter("validators_max")]
+    return {key: -amount // GRAINS_PER_POWER for amount, key in best if -amount >= GRAINS_PER_POWER}
+
+
+def _changes_within_cap(
+    validators: ValidatorSet, wanted: dict[bytes, int]
+) -> tuple[list[tuple[bytes, int]], bool]:
+    """Changes toward `wanted`, in key order, of at most 1/3 of the total; whether more is left."""
+    if not wanted:
+        return [], False
+    left, queued = validators.total // 3, False
+    changes = []
+    for key in sorted({**validators.powers(), **wanted}):
+        power, target = validators.power(key), wanted.get(key, 0)
+        step = min(abs(target - power), left)
+        queued |= step < abs(target - power)
+        if step:
+            left -= step
+            changes.append((key, power + step if target > power else power - step))
+    return changes, queued

@@ -66,12 +66,13 @@ class AccountAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Earning:
-    """What one account earned of one kind; a contribution number where the kind is data."""
+    """What one account earned of one kind from one model, by contribution where it is data."""
 
-    kind: str  # "provider", "data", "creator", "stakers", "fund", "treasury"
+    kind: str  # "provider", "data", "creator"
     contribution: int  # 0 where it does not apply
     datanet: str
     model: str
+    blocks: int  # in how many
     matured: Grains
     maturing: Grains
 
@@ -82,6 +83,7 @@ class Earnings:
     height: int
     matured: Grains
     maturing: Grains
+    since_height: int  # 1, or where the oldest entry read stands: more lies below
     items: tuple[Earning, ...]
 
 
@@ -90,7 +92,7 @@ class Payout:
     """A leaf of a block's payouts: who gets what part of a version's fees."""
 
     kind: str
-    account: Account | None  # None where the payee is a fund, a pool or the burn
+    account: Account | None  # None where the payee is a fund, a pool, stakers or the burn
     contribution: int
     model: str
     version: int
@@ -121,7 +123,6 @@ class TransactionAnswer:
     code: int  # 0 done; page 30's number where a rule refused it
     reason: str  # the number's word, "" when done
     sender: Account
-    type: int
     type_name: str
     nonce: int
     max_fee: Grains
@@ -133,16 +134,16 @@ class Credit:
     contributor: Account
     datanet: str
     share_bps: int
-    amount: Grains  # of this receipt's fee, before rounding is settled over the block
+    amount: Grains  # of this fee alone; the block splits its sum, so a grain may differ
 
 
 @dataclass(frozen=True, slots=True)
 class ReceiptAnswer:
     receipt: Hex
-    state: str  # "bundled" or "settled"
-    height: int  # 0 until settled
+    height: int
+    bundle: Hex
     provider: Account
-    payer: Account
+    payer: Account | None  # None once the channel is forgotten
     channel: Hex
     lane: int
     seq: int
@@ -167,7 +168,8 @@ class ModelAnswer:
     creator: Account
     base: Hex
     adapter: Hex
-    datanet: str
+    datanet: str  # of the version's snapshot, "" for a base-only one
+    records: int
     price_in: Grains  # per 1,000,000 tokens
     price_out: Grains
     price_call: Grains
@@ -199,7 +201,7 @@ class Params:
     height: int
     chain_id: Hex
     app_version: int
-    values: Mapping[str, int]
+    values: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,8 +41,8 @@ class Refusal(Exception):
 
     @property
     def exit_status(self) -> int:
-        """Funds and budgets have their own exit status (page 80 §3)."""
-        return 5 if self.status == 402 else 1
+        """Funds and failed checks have their own exit status (page 80 §3)."""
+        return {402: 5, 502: 6}.get(self.status, 1)  # 502: a provider failed a check
 
 
 class _Connection(http.client.HTTPConnection):
@@ -102,7 +102,7 @@ class Node:
             while line := self._line(response):
                 told = json.loads(line)
                 if "error" in told:
-                    raise _refusal(502, told)
+                    raise _refusal(told["error"].get("status", 502), told)
                 yield told
         finally:
             connection.close()

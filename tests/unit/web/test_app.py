@@ -12,11 +12,10 @@ import pytest
 import trio
 
 from consensus.primitives.errors import Invalid
-from node.cli.ask import Daemon, Refused
-from node.cli.frame import CommandError
 from node.ledger.addresses import account_text
 from node.web import answers
 from node.web.app import QUESTION_BYTES_MAX, Backend, Order, make_app, serve_socket
+from node.web.ask import Node, Refusal, Unreachable
 from node.web.ledger import TRANSACTION_BYTES_MAX, Ledger
 
 ALICE = bytes([1]) * 32
@@ -128,7 +127,7 @@ class Behind:
             list_models=self.list_models,
             list_datanets=lambda after, limit: (),
             list_validators=lambda: (answers.ValidatorAnswer(ALICE, 10, True, False),),
-            get_params=lambda: answers.Params(7, ID, 1, {"block_bytes_max": 5}),
+            get_params=lambda: answers.Params(7, ID, 1, {"block_bytes_max": (5,)}),
             submit=self.submit,
         )
         return Backend(
@@ -163,9 +162,9 @@ async def served(behind: Behind, folder: Path) -> AsyncIterator[Path]:
             behind.drain.set()
 
 
-async def ask(path: Path, call: Callable[[Daemon], Any]) -> Any:
+async def ask(path: Path, call: Callable[[Node], Any]) -> Any:
     """Run a blocking call of the command line's client in a thread."""
-    return await trio.to_thread.run_sync(call, Daemon(path))
+    return await trio.to_thread.run_sync(call, Node(path))
 
 
 async def raw(path: Path, request: bytes) -> tuple[int, dict[str, Any]]:
@@ -240,9 +239,9 @@ async def test_refusal_before_the_first_piece_is_a_status(tmp_path: Path) -> Non
     behind = Behind(refuse_at=0)
     asked = {"model": "contracts", "prompt": "why?"}
     async with served(behind, tmp_path) as path:
-        with pytest.raises(Refused) as refusal:
+        with pytest.raises(Refusal) as refusal:
             await ask(path, lambda daemon: list(daemon.stream("/infer", asked)))
-    assert (refusal.value.http_status, refusal.value.code) == (503, "payer.no_provider")
+    assert (refusal.value.status, refusal.value.code) == (503, "payer.no_provider")
 
 
 async def test_failure_midway_is_told_and_never_a_silent_end(tmp_path: Path) -> None:
@@ -250,7 +249,7 @@ async def test_failure_midway_is_told_and_never_a_silent_end(tmp_path: Path) -> 
     asked = {"model": "contracts", "prompt": "why?"}
     heard: list[Any] = []
     async with served(behind, tmp_path) as path:
-        with pytest.raises(Refused) as refusal:
+        with pytest.raises(Refusal) as refusal:
             await ask(path, lambda daemon: heard.extend(daemon.stream("/infer", asked)))
     assert refusal.value.code == "payer.provider_misbehaved"
     assert refusal.value.exit_status == 6
@@ -260,7 +259,7 @@ async def test_own_fault_midway_tells_nothing_of_itself(tmp_path: Path) -> None:
     behind = Behind(refuse_at=1, refusal=RuntimeError("a secret of ours"))
     asked = {"model": "contracts", "prompt": "why?"}
     async with served(behind, tmp_path) as path:
-        with pytest.raises(Refused) as refusal:
+        with pytest.raises(Refusal) as refusal:
             await ask(path, lambda daemon: list(daemon.stream("/infer", asked)))
         assert (await ask(path, lambda daemon: daemon.get("/livez"))) == {"live": True}
     assert refusal.value.code == "request.internal"
@@ -361,7 +360,7 @@ async def test_proof_comes_as_bytes_or_as_hex(tmp_path: Path) -> None:
     target = f"/ledger/receipts/{ID.hex()}/proof"
     async with served(Behind(), tmp_path) as path:
         told = await ask(path, lambda daemon: daemon.get(target))
-        file = await ask(path, lambda d: d.get_file(target, "application/vnd.olnode"))
+        file = await ask(path, lambda d: d.get_bytes(target))
     assert (told["proof"], file) == (b"\0proof".hex(), b"\0proof")
 
 
@@ -381,6 +380,6 @@ async def test_stop_is_handed_on(tmp_path: Path) -> None:
 
 
 async def test_home_without_daemon_is_told_as_unreachable(tmp_path: Path) -> None:
-    with pytest.raises(CommandError) as refusal:
+    with pytest.raises(Unreachable) as refusal:
         await ask(tmp_path / "olnode.sock", lambda daemon: daemon.get("/status"))
     assert (refusal.value.exit_status, refusal.value.mend) == (4, "olnode start")

@@ -1,0 +1,387 @@
+"""The ledger as answers: reads of one view of the chain, for the routes under /ledger.
+
+Why over a view: every answer is of one block, whatever is written meanwhile. Sums that the state
+does not hold (what an account earned) are made from the index of its activity, within a limit
+that the answer tells.
+What it does not know: HTTP, the pool, how proofs are made: those come as callables.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final
+
+from node.ledger import tables
+from node.ledger.amounts import part_bps, split
+from node.ledger.rules.channels import maturing_bucket
+from node.ledger.state import State
+from node.ledger.wire.bundles import decode_header
+from node.ledger.wire.codes import code_name
+from node.ledger.wire.payouts import PayoutLeaf, decode_payout
+from node.ledger.wire.receipts import COMPLETE, decode_credits, decode_receipt
+from node.ledger.wire.transactions import decode_transaction
+from node.storage import activity
+from node.storage.views import Activity, View
+from node.web import answers
+from node.web.ledger import Ledger
+
+EARNINGS_ENTRIES_MAX: Final = 10_000
+ENTRIES_PAGE: Final = 1_000
+
+KIND_NAMES: Final = {
+    tables.KIND_PROVIDER: "provider",
+    tables.KIND_DATA: "data",
+    tables.KIND_CREATOR: "creator",
+    tables.KIND_STAKERS: "stakers",
+    tables.KIND_FUND: "fund",
+    tables.KIND_TREASURY: "treasury",
+    tables.KIND_BURN: "burn",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What an answer is read from; `take_view` gives the chain as of its newest block."""
+
+    take_view: Callable[[], View]
+    own_validator: bytes | None
+    find_pending: Callable[[bytes], bytes | None]  # a transaction in the pool, by id
+    count_providers: Callable[[int, int], int]  # live offers of (model, version)
+
+
+def make_ledger(
+    reading: Reading,
+    *,
+    submit: Callable[[bytes], Awaitable[bytes]],
+    prove_receipt: Callable[[bytes], bytes | None],
+    prove_account: Callable[[bytes], bytes | None],
+) -> Ledger:
+    """The routes' reads over `reading`."""
+    view = reading.take_view
+    return Ledger(
+        find_account=lambda account: find_account(view(), account),
+        find_earnings=lambda account: find_earnings(view(), account),
+        find_block=lambda height: find_block(view(), height),
+        latest_height=lambda: view().tip.height,
+        find_transaction=lambda tx_id: find_transaction(view(), tx_id, reading.find_pending),
+        find_receipt=lambda receipt: find_receipt(view(), receipt),
+        prove_receipt=prove_receipt,
+        prove_account=prove_account,
+        list_models=lambda after, limit: list_models(view(), after, limit, reading.count_providers),
+        list_datanets=lambda after, limit: list_datanets(view(), after, limit),
+        list_validators=lambda: list_validators(view(), reading.own_validator),
+        get_params=lambda: get_params(view()),
+        submit=submit,
+    )
+
+
+# --- accounts
+
+
+def find_account(view: View, account: bytes) -> answers.AccountAnswer | None:
+    """Balance, nonce and what waits; None for an account that the ledger has never seen."""
+    state = view.state()
+    found = state.find(tables.ACCOUNT, account)
+    maturing = sum(_maturing_of(state, account).values())
+    if found is None and not maturing:
+        return None
+    found = found or tables.Account()
+    return answers.AccountAnswer(account, found.balance, found.nonce, maturing)
+
+
+def _maturing_of(state: State, account: bytes) -> dict[tuple[int, bytes], int]:
+    """(kind, payee) → grains that wait for this account or its contributions."""
+    waiting: dict[tuple[int, bytes], int] = {}
+    for (_, kind, payee), record in state.scan(tables.MATURING):
+        if _owner(state, kind[0], payee) == account:
+            key = kind[0], payee
+            waiting[key] = waiting.get(key, 0) + record.amount
+    return waiting
+
+
+def _owner(state: State, kind: int, payee: bytes) -> bytes | None:
+    """The account behind a payee; None for funds, pools, stakers, the burn."""
+    if kind in (tables.KIND_PROVIDER, tables.KIND_CREATOR):
+        return payee
+    if kind == tables.KIND_DATA and payee:
+        number = int.from_bytes(payee, "big")
+        return state.get(tables.CONTRIBUTION, number).contributor
+    return None
+
+
+def find_earnings(view: View, account: bytes) -> answers.Earnings | None:
+    """What the account earned, by kind, model and contribution; None if it never did."""
+    state = view.state()
+    rows: dict[tuple[int, bytes, int], list[int]] = {}  # → matured, maturing, blocks
+    due: dict[int, bool] = {}  # height → whether its payouts have matured
+    entries, since = _earned_entries(view, account)
+    for entry in entries:
+        if entry.height not in due:
+            made_ms = view.get_header(entry.height).time_ms
+            due[entry.height] = maturing_bucket(state, made_ms) <= view.tip.time_ms
+        kind, payee = entry.reference[0], entry.reference[1:-12]
+        model = int.from_bytes(entry.reference[-12:-4], "big")
+        row = rows.setdefault((kind, payee, model), [0, 0, 0])
+        row[0 if due[entry.height] else 1] += entry.amount
+        row[2] += 1
+    if not rows:
+        return None
+    items = tuple(_earning(state, *key, *rows[key]) for key in sorted(rows))
+    return answers.Earnings(
+        account=account,
+        height=view.tip.height,
+        matured=sum(item.matured for item in items),
+        maturing=sum(item.maturing for item in items),
+        since_height=since,
+        items=items,
+    )
+
+
+def _earned_entries(view: View, account: bytes) -> tuple[list[Activity], int]:
+    """The newest earned entries, and the height from which on they are complete."""
+    earned: list[Activity] = []
+    below, seen = None, 0
+    while seen < EARNINGS_ENTRIES_MAX:
+        page = view.activity(account, below=below, entries_max=ENTRIES_PAGE)
+        seen += len(page)
+        earned += [entry for entry in page if entry.kind == activity.EARNED]
+        if len(page) < ENTRIES_PAGE:
+            return earned, 1
+        if page[-1].height == page[0].height:
+            break  # a page of one block: its rest cannot be asked for
+        below = page[-1].height + 1
+        # The oldest block of the page may be cut: it is read again, whole, with the next page.
+        earned = [entry for entry in earned if entry.height >= below]
+    return earned, below or view.tip.height
+
+
+def _earning(
+    state: State, kind: int, payee: bytes, model: int, matured: int, maturing: int, blocks: int
+) -> answers.Earning:
+    contribution = int.from_bytes(payee, "big") if kind == tables.KIND_DATA else 0
+    return answers.Earning(
+        kind=KIND_NAMES[kind],
+        contribution=contribution,
+        datanet=_datanet_of(state, contribution),
+        model=_model_name(state, model),
+        blocks=blocks,
+        matured=matured,
+        maturing=maturing,
+    )
+
+
+# --- blocks and what they carry
+
+
+def find_block(view: View, height: int) -> answers.BlockAnswer | None:
+    """A block with its signers, transactions, bundles and payouts."""
+    header = view.header(height) if 1 <= height <= view.tip.height else None
+    payload, certificate = view.payload(height), view.certificate(height)
+    if header is None or payload is None or certificate is None:
+        return None
+    validators = view.validators(height)
+    members = () if validators is None else validators.members
+    state = view.state()
+    return answers.BlockAnswer(
+        height=height,
+        block_id=header.block_id(),
+        parent_id=header.parent_id,
+        time_ms=header.time_ms,
+        proposer=header.proposer,
+        state_root=header.state_root,
+        supply=header.supply,
+        transactions=tuple(decode_transaction(raw).tx_id for raw in payload.transactions),
+        bundles=payload.bundles,
+        signers=tuple(members[i].key for i in certificate.signers() if i < len(members)),
+        payouts=tuple(_payout(state, decode_payout(raw)) for raw in view.payouts(height)),
+    )
+
+
+def _payout(state: State, leaf: PayoutLeaf) -> answers.Payout:
+    is_data = leaf.kind == tables.KIND_DATA and leaf.payee
+    return answers.Payout(
+        kind=KIND_NAMES.get(leaf.kind, "total"),
+        account=_owner(state, leaf.kind, leaf.payee),
+        contribution=int.from_bytes(leaf.payee, "big") if is_data else 0,
+        model=_model_name(state, leaf.model),
+        version=leaf.version,
+        amount=leaf.amount,
+        matures_ms=leaf.matures_ms,
+    )
+
+
+def find_transaction(
+    view: View, tx_id: bytes, find_pending: Callable[[bytes], bytes | None]
+) -> answers.TransactionAnswer | None:
+    """A transaction in the chain, or one that waits in the pool."""
+    found = view.find_transaction(tx_id)
+    raw = find_pending(tx_id) if found is None else found.raw
+    if raw is None:
+        return None
+    tx = decode_transaction(raw)
+    return answers.TransactionAnswer(
+        transaction=tx_id,
+        state="pending" if found is None else "settled",
+        height=0 if found is None else found.height,
+        code=0 if found is None else found.code,
+        reason="" if found is None or not found.code else code_name(found.code),
+        sender=tx.sender,
+        type_name=tx.type_name,
+        nonce=tx.nonce,
+        max_fee=tx.max_fee,
+    )
+
+
+def find_receipt(view: View, receipt_id: bytes) -> answers.ReceiptAnswer | None:
+    """A settled receipt, its fee by role and its credits by contributor."""
+    found = view.find_receipt(receipt_id)
+    bundle = None if found is None else view.find_bundle(found.bundle_hash)
+    if found is None or bundle is None:
+        return None
+    receipt, state = decode_receipt(found.receipt), view.state()
+    channel = state.find(tables.CHANNEL, receipt.channel)
+    parts = dict(zip(KIND_NAMES, _split_of(state, receipt.fee), strict=True))
+    return answers.ReceiptAnswer(
+        receipt=receipt_id,
+        height=found.height,
+        bundle=found.bundle_hash,
+        provider=decode_header(bundle.bundle.header).provider,
+        payer=None if channel is None else channel.payer,
+        channel=receipt.channel,
+        lane=receipt.lane,
+        seq=receipt.seq,
+        order=receipt.order_hash,
+        model=_model_name(state, receipt.model),
+        version=receipt.model_version,
+        tokens_in=receipt.tokens_in,
+        tokens_out=receipt.tokens_out,
+        fee=receipt.fee,
+        started_ms=receipt.started_ms,
+        finished_ms=receipt.finished_ms,
+        status="complete" if receipt.status == COMPLETE else "partial",
+        split={KIND_NAMES[kind]: amount for kind, amount in parts.items()},
+        credits=_credits(state, found.credits, parts[tables.KIND_DATA]),
+    )
+
+
+def _split_of(state: State, fee: int) -> list[int]:
+    return split(fee, list(zip(KIND_NAMES, state.parameter_values("split_bps"), strict=True)))
+
+
+def _credits(state: State, raw: bytes, data_part: int) -> tuple[answers.Credit, ...]:
+    return tuple(
+        answers.Credit(
+            contribution=number,
+            contributor=state.get(tables.CONTRIBUTION, number).contributor,
+            datanet=_datanet_of(state, number),
+            share_bps=share_bps,
+            amount=part_bps(data_part, share_bps),
+        )
+        for number, share_bps in decode_credits(raw)
+    )
+
+
+# --- lists
+
+
+def list_models(
+    view: View, after: int, limit: int, count_providers: Callable[[int, int], int]
+) -> tuple[answers.ModelAnswer, ...]:
+    """Models with their current version, by number."""
+    state = view.state()
+    numbers = range(after + 1, after + 1 + limit)
+    found = ((number, state.find(tables.MODEL, number)) for number in numbers)
+    return tuple(
+        _model(state, number, model, count_providers(number, model.current))
+        for number, model in found
+        if model is not None
+    )
+
+
+def _model(state: State, number: int, model: tables.Model, providers: int) -> answers.ModelAnswer:
+    version = state.find(tables.VERSION, number, model.current)
+    price = state.find(tables.PRICE, number, model.current)
+    snapshot = state.find(tables.SNAPSHOT, version.snapshot) if version else None
+    fund = state.find(tables.FUND, number)
+    return answers.ModelAnswer(
+        number=number,
+        name=model.name.decode("ascii"),
+        version=model.current,
+        creator=model.creator,
+        base=model.base,
+        adapter=version.adapter if version else b"",
+        datanet=_datanet_name(state, snapshot.datanet) if snapshot else "",
+        records=snapshot.records if snapshot else 0,
+        price_in=price.p_in if price else 0,
+        price_out=price.p_out if price else 0,
+        price_call=price.p_call if price else 0,
+        fund=fund.balance if fund else 0,
+        providers=providers,
+    )
+
+
+def list_datanets(view: View, after: int, limit: int) -> tuple[answers.DatanetAnswer, ...]:
+    """Datanets with counts of their contributions, by number."""
+    state = view.state()
+    by_datanet: dict[int, list[tables.Contribution]] = {}
+    for _, contribution in state.scan(tables.CONTRIBUTION):
+        by_datanet.setdefault(contribution.datanet, []).append(contribution)
+    told = []
+    for number in range(after + 1, after + 1 + limit):
+        found = state.find(tables.DATANET, number)
+        if found is None:
+            continue
+        mine = by_datanet.get(number, [])
+        accepted = [one for one in mine if one.status == tables.ACCEPTED]
+        told.append(
+            answers.DatanetAnswer(
+                number=number,
+                name=found.name.decode("ascii"),
+                steward=found.steward,
+                contributions=len(mine),
+                accepted=len(accepted),
+                records=sum(one.records for one in accepted),
+                contributors=len({one.contributor for one in accepted}),
+            )
+        )
+    return tuple(told)
+
+
+def list_validators(view: View, own: bytes | None) -> tuple[answers.ValidatorAnswer, ...]:
+    """Who signs the next block."""
+    validators = view.tip.validators
+    return tuple(
+        answers.ValidatorAnswer(
+            key=member.key,
+            power=member.power,
+            proposer_next=member.key == validators.turn,
+            this_node=member.key == own,
+        )
+        for member in validators.members
+    )
+
+
+def get_params(view: View) -> answers.Params:
+    """Every parameter by name: one number, or the seven of a split."""
+    header = view.tip.header
+    rows = view.state().scan(tables.PARAMETER)
+    return answers.Params(
+        height=view.tip.height,
+        chain_id=view.tip.block_id if header is None else header.chain_id,
+        app_version=0 if header is None else header.app_version,
+        values={name.decode("ascii"): record.values for (name,), record in rows},
+    )
+
+
+def _model_name(state: State, number: int) -> str:
+    found = state.find(tables.MODEL, number)
+    return "" if found is None else found.name.decode("ascii")
+
+
+def _datanet_name(state: State, number: int) -> str:
+    found = state.find(tables.DATANET, number)
+    return "" if found is None else found.name.decode("ascii")
+
+
+def _datanet_of(state: State, contribution: int) -> str:
+    found = state.find(tables.CONTRIBUTION, contribution) if contribution else None
+    return "" if found is None else _datanet_name(state, found.datanet)

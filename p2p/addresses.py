@@ -8,6 +8,7 @@ What this file does not know: libp2p, who is behind an address.
 """
 
 import ipaddress
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -118,3 +119,17 @@ def wide_group_of(host: str) -> str:
         return host
     width = 16 if ip.version == 4 else 32
     return str(ipaddress.ip_network(f"{ip}/{width}", strict=False))
+
+
+def addresses_of(texts: Iterable[str], *, with_peer: bool) -> tuple[Address, ...]:
+    """The operator's own addresses; ValueError in one line for a bad one."""
+    found = []
+    for text in texts:
+        try:
+            address = parse_address(text, names_allowed=True)
+        except Misbehaving as error:
+            raise ValueError(f"{text}: {error}") from None
+        if with_peer and address.peer is None:
+            raise ValueError(f"{text}: /p2p/<peer id> is missing")
+        found.append(address)
+    return tuple(found)

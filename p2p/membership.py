@@ -137,7 +137,7 @@ class Membership:
         self._now_ms = now_ms
         self._ping_every_s = ping_every_s
         self._private_allowed = private_allowed
-        self._connections_max = connections_max
+        self.connections_max = connections_max
         self._inbound_max = inbound_max
         self._rng = rng or random.Random(os.urandom(8))
         self._links: dict[PeerId, Link] = {}
@@ -281,7 +281,7 @@ class Membership:
             if sum(group_of(link.host) == group for link in others) >= PER_GROUP_MAX:
                 return False
         inbound = [link for link in others if not link.outbound]
-        full = len(self._links) >= self._connections_max
+        full = len(self._links) >= self.connections_max
         if not full and (outbound or len(inbound) < self._inbound_max):
             return True
         if outbound or not inbound:

@@ -6,17 +6,48 @@ restart of libp2p below it.
 What this file does not know: libp2p, and what any body means.
 """
 
-from collections.abc import AsyncIterator, Iterable, Mapping
-from typing import Protocol
+import ipaddress
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from p2p.addresses import Address, Reach, addresses_of, is_usable
 from p2p.counters import NetworkStatistics
+from p2p.discovery import Discovery
+from p2p.errors import ListenError, Misbehaving
 from p2p.framing import FrameStream
 from p2p.gossip import Gossip, Judge, Verdict
-from p2p.limits import ServeLimits, TopicLimits
-from p2p.peers import Joined, Left, PeerId, PeerView, StatusFacts
+from p2p.limits import (
+    ADDRESSES_MAX,
+    CONNECTIONS_MAX,
+    INBOUND_MAX,
+    PING_EVERY_DEVNET_S,
+    PING_EVERY_S,
+    PROTOCOLS,
+    RECORD_RENEW_S,
+    RESTART_FIRST_S,
+    RESTART_MAX_S,
+    RESTARTS_READY_MAX,
+    RESTARTS_WINDOW_S,
+    STOP_S,
+    MiB,
+    ServeLimits,
+    TopicLimits,
+)
+from p2p.peers import Joined, Left, PeerId, PeerView, StatusFacts, key_of_peer_id
+from p2p.records import AddressRecord, make_record
 from p2p.requests import Handler, StreamHandler
+from p2p.switchboard import Switchboard
+
+if TYPE_CHECKING:  # libp2p takes 1.5 s to import: not before a network is made
+    from p2p.host import Stack
+
+log = logging.getLogger(__name__)
 
 __all__ = [
     "FrameStream",
@@ -25,6 +56,7 @@ __all__ = [
     "Joined",
     "Judge",
     "Left",
+    "Libp2pNetwork",
     "Network",
     "NetworkStatistics",
     "PeerId",
@@ -122,3 +154,225 @@ class Network(Protocol):
         ...
 
     def statistics(self) -> NetworkStatistics: ...
+
+
+class Libp2pNetwork(Switchboard):
+    """The Network over libp2p; `run` builds a stack, and a new one when that ends (page 70 §9).
+
+    `listen`, `announce`, `bootstrap`, `reserved` are addresses as text, the last two with
+    `/p2p/<peer id>`; ValueError for a bad one. `reach` is `p2p.network` of the config: `devnet` and
+    `lan` allow private addresses. `facts` is asked for each `status`; `binding` says which
+    validator this peer speaks for, and `judge_binding(peer, binding)` judges others': it must be
+    quick and never raise, and hears of each newer binding once. `deny` holds peer ids and networks
+    in CIDR form. Without `book` nothing is remembered.
+    """
+
+    def __init__(
+        self,
+        *,
+        seed: bytes,
+        chain_id: bytes,
+        listen: Sequence[str],
+        reach: Reach = "public",
+        announce: Sequence[str] = (),
+        bootstrap: Sequence[str] = (),
+        reserved: Sequence[str] = (),
+        deny: Sequence[str] = (),
+        book: Path | None = None,
+        software: str = "olnode",
+        facts: Callable[[], StatusFacts] = StatusFacts,
+        binding: bytes = b"",
+        judge_binding: Callable[[PeerId, bytes], bool] = lambda peer, binding: False,
+        connections_max: int = CONNECTIONS_MAX,
+        inbound_max: int = INBOUND_MAX,
+        upload_bytes_s: int = 16 * MiB,
+        ping_every_s: float | None = None,
+    ) -> None:
+        from p2p.host import Libp2pIdentity
+
+        identity = Libp2pIdentity(seed)
+        self._identity = identity
+        self._chain_id = chain_id
+        self._reach = reach
+        self._listen = addresses_of(listen, with_peer=False)
+        self._announce = addresses_of(announce, with_peer=False)
+        near = addresses_of(reserved, with_peer=True)
+        self._facts, self._binding = facts, binding
+        self._denied_peers, self._denied_networks = _denied(deny)
+        self._stack: Stack | None = None
+        self._record: AddressRecord | None = None
+        self._record_due_s = 0.0
+        self._restarted_s: list[float] = []
+        if ping_every_s is None:
+            ping_every_s = PING_EVERY_DEVNET_S if reach == "devnet" else PING_EVERY_S
+        super().__init__(
+            identity=identity,
+            chain_id=chain_id,
+            software=software,
+            facts=facts,
+            own_record=self._own_record,
+            judge_binding=judge_binding,
+            reserved=[address.peer for address in near if address.peer],
+            now_ms=_now_ms,
+            ping_every_s=ping_every_s,
+            private_allowed=reach != "public",
+            upload_bytes_s=upload_bytes_s,
+            connections_max=connections_max,
+            inbound_max=inbound_max,
+        )
+        self._discovery = Discovery(
+            identity=identity,
+            chain_id=chain_id,
+            members=self.members,
+            counters=self.counters,
+            ask=self.request,
+            reach=reach,
+            bootstrap=near + addresses_of(bootstrap, with_peer=True),
+            book_path=book,
+            is_denied=self._is_denied,
+            now_ms=_now_ms,
+        )
+        self.serve("peers", self._discovery.answer_peers, PROTOCOLS["peers"])
+
+    def addresses(self) -> tuple[str, ...]:
+        """Where we listen now, in full, with the ports that port 0 became; empty when we do not."""
+        return tuple(
+            Address(a.kind, a.host, a.port, self.me).full_text() for a in self._listening()
+        )
+
+    async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
+        """See Network.run. A cancel refuses new requests, gives running ones STOP_S, and closes."""
+        from p2p.host import check_port_free
+
+        for address in self._listen:
+            check_port_free(address)
+        self._discovery.restore_bans()
+        self.requests.is_closing = False
+        scope = trio.CancelScope(shield=True)  # lets running requests end before the stack does
+        async with trio.open_nursery() as nursery:
+            try:
+                await nursery.start(partial(self._supervise, scope))
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self.requests.is_closing = True
+                with trio.CancelScope(deadline=trio.current_time() + STOP_S, shield=True):
+                    await self.requests.wait_idle()
+                scope.cancel()
+
+    async def _supervise(self, scope: trio.CancelScope, *, task_status: TaskStatus) -> None:
+        """Build a stack and run it; when it falls, wait, and build the next."""
+        from p2p.host import Stack, StackParts
+
+        parts = StackParts(
+            identity=self._identity,
+            chain_id=self._chain_id,
+            members=self.members,
+            topics=self.topics,
+            requests=self.requests,
+            counters=self.counters,
+            listen=self._listen,
+            announced=self._announced,
+            is_denied=self._is_denied,
+            private_allowed=self._reach != "public",
+            connections_max=max(self.members.connections_max, len(self.members.reserved()) + 32),
+        )
+        started: list[TaskStatus] = [task_status]  # told once, by the first stack that listens
+
+        async def attach(stack: "Stack", nursery: trio.Nursery) -> None:
+            self._stack = stack
+            nursery.start_soon(self._discovery.run, stack.dial)
+            while started:
+                started.pop().started()
+            await self._run_with(stack, nursery)
+
+        wait_s = RESTART_FIRST_S
+        with scope:
+            while True:
+                began_s = trio.current_time()
+                try:
+                    await Stack(parts).run(attach)
+                except ListenError:
+                    if started:
+                        raise
+                    log.warning("cannot listen, trying again")
+                except Exception as error:  # libp2p's fall must not be the daemon's
+                    log.error("network stack fell, restarting", exc_info=_innermost(error))
+                finally:
+                    self._stack = None
+                self.counters.restarts += 1
+                now_s = trio.current_time()
+                wait_s = RESTART_FIRST_S if now_s - began_s > RESTART_MAX_S else wait_s
+                recent = [at for at in self._restarted_s if at > now_s - RESTARTS_WINDOW_S]
+                self._restarted_s = [*recent, now_s]
+                self._is_ready = len(self._restarted_s) <= RESTARTS_READY_MAX
+                await trio.sleep(wait_s)
+                wait_s = min(2 * wait_s, RESTART_MAX_S)
+
+    # --- our own addresses
+
+    def _listening(self) -> tuple[Address, ...]:
+        return self._stack.listening() if self._stack is not None else ()
+
+    def _announced(self) -> tuple[Address, ...]:
+        """What the operator says, else where we listen if others could come there."""
+        if self._announce:
+            return self._announce[:ADDRESSES_MAX]
+        usable = [address for address in self._listening() if is_usable(address, self._reach)]
+        return tuple(usable[:ADDRESSES_MAX])
+
+    def _own_record(self) -> AddressRecord:
+        """Our signed record, made anew when it has changed or is six hours old."""
+        addresses, roles = self._announced(), self._facts().roles
+        known, now_s = self._record, trio.current_time()
+        is_same = known is not None and (known.addresses, known.roles) == (addresses, roles)
+        if known is not None and is_same and now_s < self._record_due_s:
+            return known
+        self._record_due_s = now_s + RECORD_RENEW_S
+        self._record = make_record(
+            self._identity,
+            self._chain_id,
+            seq_ms=_now_ms(),
+            addresses=addresses,
+            roles=roles,
+            binding=self._binding,
+        )
+        return self._record
+
+    def _is_denied(self, peer: PeerId, host: str) -> bool:
+        if peer in self._denied_peers:
+            return True
+        if not self._denied_networks or not host:
+            return False
+        try:
+            ip = ipaddress.ip_address(host)
+        except ValueError:
+            return False  # a name of the operator's own
+        return any(ip in network for network in self._denied_networks)
+
+
+def _innermost(error: Exception) -> Exception:
+    """The first failure inside nurseries' groups: its trace tells, theirs are all alike."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _denied(
+    texts: Iterable[str],
+) -> tuple[frozenset[PeerId], tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]]:
+    """Peer ids and networks of the operator's deny list; ValueError for what is neither."""
+    peers, networks = [], []
+    for text in texts:
+        if "." in text or ":" in text:
+            networks.append(ipaddress.ip_network(text))
+            continue
+        try:
+            peers.append(key_of_peer_id(text))
+        except Misbehaving:
+            raise ValueError(f"{text}: neither a peer id nor a network") from None
+    return frozenset(peers), tuple(networks)

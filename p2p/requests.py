@@ -84,6 +84,7 @@ class Requests:
         self._buckets: OrderedDict[tuple[PeerId, str], TokenBucket] = OrderedDict()
         self._upload_bytes_s = upload_bytes_s
         self._upload_due_s = -math.inf
+        self._idle = trio.Event()
         self.is_closing = False
 
     # --- asking
@@ -180,6 +181,12 @@ class Requests:
         """Requests being answered now."""
         return self._requests_running
 
+    async def wait_idle(self) -> None:
+        """Until no request is being answered."""
+        while self._requests_running:
+            self._idle = trio.Event()
+            await self._idle.wait()
+
     def streams(self) -> int:
         """Requests and duplex streams of others being served now."""
         return sum(self._running_of_protocol.values())
@@ -211,6 +218,8 @@ class Requests:
             if not is_done:
                 await stream.reset()
             self._requests_running -= is_request
+            if not self._requests_running:
+                self._idle.set()
             _drop(self._running, key, 1)
             _drop(self._running_of_protocol, protocol, 1)
             _drop(self._running_of_peer, peer, int(is_request))

@@ -132,7 +132,7 @@ class Switchboard:
         self, peer: PeerId, protocol: str, body: bytes, *, timeout_s: float, bytes_max: int
     ) -> bytes:
         return await self.requests.request(
-            self._reach(peer), peer, protocol, body, timeout_s=timeout_s, bytes_max=bytes_max
+            self._way_to(peer), peer, protocol, body, timeout_s=timeout_s, bytes_max=bytes_max
         )
 
     def serve(self, protocol: str, handler: Handler, limits: ServeLimits) -> None:
@@ -141,7 +141,7 @@ class Switchboard:
             self._transport.add_protocol(protocol)
 
     async def open(self, peer: PeerId, protocol: str) -> FrameStream:
-        return await self.requests.open(self._reach(peer), peer, protocol)
+        return await self.requests.open(self._way_to(peer), peer, protocol)
 
     def accept(self, protocol: str, handler: StreamHandler, limits: ServeLimits) -> None:
         self.requests.accept(protocol, handler, limits)
@@ -189,7 +189,7 @@ class Switchboard:
 
     # --- for the transport and its owner
 
-    def _reach(self, peer: PeerId) -> Transport:
+    def _way_to(self, peer: PeerId) -> Transport:
         if self._transport is None or self.members.find_link(peer) is None:
             raise Unreachable("not connected")
         return self._transport

@@ -6,7 +6,6 @@ aside and begun anew, never a reason not to start.
 What this file does not know: how to dial, who is connected.
 """
 
-import logging
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -26,8 +25,6 @@ from p2p.limits import (
 )
 from p2p.peers import KEY_BYTES, PeerId
 from p2p.records import AddressRecord, Identity, read_record
-
-log = logging.getLogger(__name__)
 
 BOOK_VERSION: Final = 1
 

@@ -6,13 +6,13 @@ Why records are signed by their own peer: an exchange can only pass on, never in
 What this file does not know: libp2p; it is given `dial`.
 """
 
-import logging
 import os
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Final
 
+import structlog
 import trio
 
 from p2p.addresses import Address, Reach, wide_group_of
@@ -40,7 +40,7 @@ from p2p.membership import Ask, Membership
 from p2p.peers import PeerId
 from p2p.records import AddressRecord, Identity, read_record
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(part="p2p")
 
 PEERS_BYTES_MAX: Final = 64 * 1_024
 LOOK_EVERY_S: Final = 0.25  # how often the dialler looks whom to dial; woken at once by news
@@ -273,7 +273,7 @@ class Discovery:
         try:
             bans = self._book.unpack(raw, self._identity, self._chain_id, now_ms)
         except Misbehaving as error:
-            log.warning("book unreadable, begun anew", extra={"why": str(error)})
+            log.warning("book unreadable, begun anew", why=str(error))
             self._counters.faults["book_unreadable"] += 1
             self._book = Book(self._reach)
             set_book_aside(self._path)
@@ -313,4 +313,4 @@ class Discovery:
             await trio.to_thread.run_sync(write_book_file, self._path, raw)
         except OSError as error:
             self._counters.faults["book_unwritten"] += 1
-            log.warning("book not written", extra={"why": str(error)})
+            log.warning("book not written", why=str(error))

@@ -6,12 +6,12 @@ after its signature was checked: else anyone could spend it.
 What this file does not know: libp2p, meshes, what a message means.
 """
 
-import logging
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
 
+import structlog
 import trio
 
 from p2p.counters import Counters
@@ -30,7 +30,7 @@ from p2p.limits import (
 )
 from p2p.peers import PeerId
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(part="p2p")
 
 
 class Verdict(Enum):
@@ -198,7 +198,7 @@ class Topics:
         except Exception:  # a judge's bug must not end the library's own task
             self._counters.faults["judge"] += 1
             if self._counters.faults["judge"] == 1:
-                log.exception("judge raised", extra={"topic": topic})
+                log.exception("judge raised", topic=topic)
             return Verdict.IGNORE
         if (trio.current_time() - began_s) * 1_000 > JUDGE_MS_MAX:
             self._counters.faults["slow_judge"] += 1

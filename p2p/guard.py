@@ -7,7 +7,7 @@ Only `Exception` is caught here, never a cancel.
 What this file does not know: topics' rules, who is admitted, what is served.
 """
 
-import logging
+import contextlib
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
@@ -37,8 +37,6 @@ from p2p.limits import (
     STREAMS_PER_CONNECTION_MAX,
     MiB,
 )
-
-log = logging.getLogger(__name__)
 
 READ_BYTES: Final = 64 * 1_024
 STUCK_WRITE_S: Final = 6.0  # a frame half written for so long: the connection is lost
@@ -223,11 +221,8 @@ async def _batched_credit(self: YamuxStream, *, bytes_read: int = 0) -> None:
 
 async def reset_stream(stream: Any) -> None:
     """Reset, whatever state it is in; never raises, ends within CLOSE_S also when cancelled."""
-    with shielded(CLOSE_S):
-        try:
-            await stream.reset()
-        except Exception as error:  # noqa: BLE001  # it is gone already
-            log.debug("reset", extra={"why": repr(error)})
+    with shielded(CLOSE_S), contextlib.suppress(Exception):  # it is gone already
+        await stream.reset()
 
 
 def guard_swarm(swarm: Any, note: Note, *, private_allowed: bool) -> None:
@@ -258,8 +253,7 @@ def guard_swarm(swarm: Any, note: Note, *, private_allowed: bool) -> None:
         muxed = None
         try:
             muxed = await swarm.upgrade_inbound_raw_conn(RawConnection(connection, False), maddr)
-        except Exception as error:  # noqa: BLE001  # a failed handshake is the stranger's affair
-            log.debug("handshake", extra={"why": repr(error)})
+        except Exception:  # noqa: BLE001  # a failed handshake is the stranger's affair
             await connection.close()
         finally:
             handshakes[host] -= 1
@@ -386,10 +380,8 @@ class Libp2pFrameStream:
         if self._is_reset:
             return
         with trio.move_on_after(CLOSE_S):
-            try:
+            with contextlib.suppress(Exception):  # it is gone already
                 await self._stream.close_write()
-            except Exception as error:  # noqa: BLE001  # it is gone already
-                log.debug("close", extra={"why": repr(error)})
 
     async def reset(self) -> None:
         if not self._is_reset:

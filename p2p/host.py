@@ -8,13 +8,13 @@ What this file does not know: whom to dial, what is served, what a message means
 
 import contextlib
 import hashlib
-import logging
 import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import structlog
 import trio
 from google.protobuf.message import DecodeError
 from libp2p import new_host
@@ -71,7 +71,7 @@ from p2p.peers import PeerId, key_of_id_bytes
 from p2p.requests import Requests
 from p2p.switchboard import TransportLost
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(part="p2p")
 
 MESHSUB: Final = TProtocol("/meshsub/1.1.0")  # 1.2 sends IDONTWANT for each message: CPU × 1.5
 MESSAGE_ID_BYTES: Final = 20
@@ -397,13 +397,11 @@ class Stack(INotifee):
         counters = self._parts.counters
         counters.faults[where] += 1
         if counters.faults[where] == 1:
-            log.warning("guarded", extra={"where": where, "error": repr(error)})
+            log.warning("guarded", where=where, error=repr(error))
         if peer_id is None or not isinstance(error, PEERS_FAULT):
             return  # the library's own failures under churn must not make peers ban each other
-        try:
+        with contextlib.suppress(Misbehaving):  # a peer without an Ed25519 key: closed anyway
             self._parts.members.blame(key_of_id_bytes(peer_id.to_bytes()), "malformed")
-        except Misbehaving:
-            log.debug("guarded a peer without an Ed25519 key")
 
     def _announce(self, candidates: list[Any]) -> list[Any]:
         """What identify tells: our own announced addresses, never what strangers told us."""

@@ -7,7 +7,6 @@ Heights and roles told here steer nothing; they are shown to the operator.
 What this file does not know: libp2p, who dials whom, how bytes travel.
 """
 
-import logging
 import os
 import random
 import weakref
@@ -16,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+import structlog
 import trio
 
 from p2p.addresses import group_of
@@ -38,10 +38,10 @@ from p2p.limits import (
     STATUS_EVERY_S,
     STATUS_WITHIN_S,
 )
-from p2p.peers import Joined, Left, PeerId, PeerView, Scores, StatusFacts
+from p2p.peers import Joined, Left, PeerId, PeerView, Scores, StatusFacts, peer_id_text
 from p2p.records import AddressRecord, Identity, read_record
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(part="p2p")
 
 STATUS_VERSION: Final = 1
 STATUS_BYTES_MAX: Final = 2 * 1_024
@@ -211,6 +211,7 @@ class Membership:
         link = self._links.get(peer)
         if link is not None and not link.admitted and not self.is_banned(peer):
             link.admitted = True
+            log.info("peer joined", peer=peer_id_text(peer), outbound=link.outbound)
             self._tell(self._joined(link))
             for call in self.on_admitted:
                 call(peer)
@@ -222,7 +223,7 @@ class Membership:
         )
         if begins:
             self._counters.penalties["ban"] += 1
-            log.warning("peer banned", extra={"reason": reason})
+            log.warning("peer banned", peer=peer_id_text(peer), reason=reason)
             self._disconnect(peer)
 
     def blame(self, peer: PeerId, reason: str) -> None:
@@ -269,6 +270,7 @@ class Membership:
             return
         link.scope.cancel()
         if link.admitted:
+            log.info("peer left", peer=peer_id_text(peer))
             self._tell(Left(peer))
 
     def _has_room(self, outbound: bool, host: str) -> bool:

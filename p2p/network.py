@@ -7,13 +7,13 @@ What this file does not know: libp2p, and what any body means.
 """
 
 import ipaddress
-import logging
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import structlog
 import trio
 
 from p2p.addresses import Address, Reach, addresses_of, is_usable
@@ -47,7 +47,7 @@ from p2p.switchboard import Switchboard
 if TYPE_CHECKING:  # libp2p takes 1.5 s to import: not before a network is made
     from p2p.host import Stack
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(part="p2p")
 
 __all__ = [
     "FrameStream",

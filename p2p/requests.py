@@ -6,13 +6,13 @@ Why both networks share this file: codes, rates and limits hold on both or on no
 What this file does not know: libp2p, what a body means, who is connected how.
 """
 
-import logging
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import structlog
 import trio
 
 from p2p.counters import Counters
@@ -30,7 +30,7 @@ from p2p.limits import (
 )
 from p2p.peers import PeerId
 
-log = logging.getLogger(__name__)
+log = structlog.get_logger(part="p2p")
 
 ENVELOPE_BYTES_MAX = 32  # what [code, retry_ms, body] adds to a body
 BUSY_RETRY_MS = 200
@@ -327,7 +327,7 @@ class Requests:
         where = f"handler {protocol}"
         self._counters.faults[where] += 1
         if self._counters.faults[where] == 1:  # once with its trace, then only counted
-            log.error("handler raised", extra={"protocol": protocol}, exc_info=error)
+            log.error("handler raised", protocol=protocol, exc_info=error)
 
     async def _reply(self, stream: FrameStream, code: int, retry_ms: int, body: bytes) -> None:
         try:

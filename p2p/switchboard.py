@@ -5,7 +5,6 @@ codes, limits, admission, bans and counters are one code, tested once on both (p
 What this file does not know: libp2p, addresses, how a peer is found.
 """
 
-import logging
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from typing import Protocol
@@ -21,8 +20,6 @@ from p2p.membership import Membership
 from p2p.peers import Joined, Left, PeerId, PeerView, StatusFacts
 from p2p.records import AddressRecord, Identity
 from p2p.requests import Handler, Requests, StreamHandler
-
-log = logging.getLogger(__name__)
 
 
 class Transport(Protocol):

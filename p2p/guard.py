@@ -8,6 +8,7 @@ What this file does not know: topics' rules, who is admitted, what is served.
 """
 
 import contextlib
+import logging
 from collections import Counter
 from collections.abc import Callable
 from typing import Any, Final
@@ -262,6 +263,10 @@ def guard_swarm(swarm: Any, note: Note, *, private_allowed: bool) -> None:
         if muxed is not None:
             await muxed.event_closed.wait()
 
+    async def connect_nobody() -> None:
+        """The library dials half its limit of whatever public address identify has told it."""
+
+    swarm.auto_connector.maybe_connect = connect_nobody
     swarm.common_stream_handler = handle_stream
     swarm._do_handle_inbound_connection = handle_inbound
 
@@ -281,6 +286,8 @@ def guard_identify(host: Any, note: Note) -> None:
 
 def patch_library() -> None:
     """What the library reads from its modules, set once: queues, credit, records, dial delay."""
+    # Its errors are each failed dial and each stranger's noise; ours are counted and told once.
+    logging.getLogger("libp2p").setLevel(logging.CRITICAL)
     pubsub, gossipsub = untyped(pubsub_module), untyped(gossipsub_module)
     pubsub.RpcQueue = _LongQueue
     untyped(

@@ -130,6 +130,7 @@ class Stack(INotifee):
         patch_library()
         self._parts = parts
         self._nursery: trio.Nursery | None = None
+        self._connections: set[Any] = set()
         self._topic_of = {topic_text(name, parts.chain_id): name for name in TOPICS}
         self._host: Any = new_host(
             key_pair=parts.identity.pair,
@@ -209,6 +210,18 @@ class Stack(INotifee):
                 await started(self, nursery)
         finally:
             self._nursery = None
+            await self._close_sockets()
+
+    async def _close_sockets(self) -> None:
+        """Cancelled, the library leaves open its listeners, whose tasks are the system's own, and
+        the sockets of connections that it marks closed: a next stack would share its port with a
+        dead one, and peers would wait for us until their pings fail."""
+        for listener in tuple(self._swarm.listeners.values()):
+            with shielded(CLOSE_S), contextlib.suppress(Exception):  # it is gone already
+                await listener.close()
+        for conn in tuple(self._connections):
+            with shielded(CLOSE_S), contextlib.suppress(Exception):  # it is gone already
+                await conn.muxed_conn.secured_conn.close()
 
     def listening(self) -> tuple[Address, ...]:
         """Where we listen, with the ports that port 0 became."""
@@ -307,6 +320,7 @@ class Stack(INotifee):
     # --- what the library reports
 
     async def connected(self, network: Any, conn: Any) -> None:
+        self._connections.add(conn)
         peer_id = conn.muxed_conn.peer_id
         remote = conn.muxed_conn.get_remote_address()
         host = remote[0] if remote else ""
@@ -332,6 +346,7 @@ class Stack(INotifee):
                 self._note(None, "refuse", error)
 
     async def disconnected(self, network: Any, conn: Any) -> None:
+        self._connections.discard(conn)
         try:
             peer = key_of_id_bytes(conn.muxed_conn.peer_id.to_bytes())
         except Misbehaving:

@@ -25,6 +25,7 @@ from p2p.framing import Value, decode, encode, fields
 from p2p.limits import (
     BOOK_ENTRIES_MAX,
     CLOCK_SKEW_MS_MAX,
+    CLOSE_S,
     CONNECTIONS_MAX,
     EVENTS_QUEUE_MAX,
     INBOUND_MAX,
@@ -232,10 +233,11 @@ class Membership:
 
     # --- what the transport reports
 
-    async def run(self) -> None:
-        """Owns the tasks of all links; cancelled by its owner."""
+    async def run(self, started: Callable[[], None]) -> None:
+        """Owns the tasks of all links; cancelled by its owner. Links may come once `started`."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
+            started()
             try:
                 await trio.sleep_forever()
             finally:
@@ -387,7 +389,8 @@ class Membership:
         try:
             self._learn(link, decode(body, STATUS_BYTES_MAX))
         except Refused:
-            self._set_aside(peer)
+            assert self._nursery is not None
+            self._nursery.start_soon(self._set_aside_later, peer)
             raise
         return self._status()
 
@@ -446,6 +449,11 @@ class Membership:
                 self._bindings[record.peer] = record.seq_ms, record.binding if is_good else b""
         for call in self.on_record:
             call(record, teller)
+
+    async def _set_aside_later(self, peer: PeerId) -> None:
+        """Once it has been told why."""
+        await trio.sleep(CLOSE_S)
+        self._set_aside(peer)
 
     def _set_aside(self, peer: PeerId) -> None:
         for call in self.on_wrong_chain:

@@ -315,7 +315,9 @@ class MemoryStream:
             self._tell()
 
     def _reset_nowait(self) -> None:
-        if not self._broken:
+        if self._has_closed and self._has_ended:
+            self.break_nowait("closed")  # both sides were done: nothing to tell
+        elif not self._broken:
             self.break_nowait("reset by us")
             self._send(b"reset", 0, lambda: self.twin.break_nowait("reset by the peer"))
 
@@ -408,15 +410,16 @@ class MemoryNetwork(Switchboard):
     async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
         """See Network.run; a cancel closes every connection in order."""
         async with trio.open_nursery() as nursery:
-            self._is_alive = True
-            self._hub.attach(self)
-            nursery.start_soon(self._carry)
-            nursery.start_soon(self._redial)
-            try:
-                nursery.start_soon(self._run_with, self, nursery)
-                await trio.lowlevel.checkpoint()
+
+            def begin() -> None:
+                self._is_alive = True
+                self._hub.attach(self)
+                nursery.start_soon(self._carry)
+                nursery.start_soon(self._redial)
                 task_status.started()
-                await trio.sleep_forever()
+
+            try:
+                await self._run_with(self, nursery, begin)
             finally:
                 self._hub.detach(self)
                 self.die()
@@ -424,8 +427,11 @@ class MemoryNetwork(Switchboard):
     def die(self) -> None:
         """Break all connections now, on both sides."""
         self._is_alive = False
-        for peer in self.linked():
+        for peer in sorted({stream.other for stream in self._streams.values()}):
             self._part(peer, "the connection broke")
+        for other in self._hub.nodes():
+            if other is not self and self._hub.is_open(self.me, other.me):
+                other._part(self.me, "the connection broke")
         self._mail.clear()
 
     def linked(self) -> tuple[PeerId, ...]:
@@ -514,8 +520,9 @@ class MemoryNetwork(Switchboard):
         """Meet every reachable node; of two, the lower key dials."""
         while True:
             for other in self._hub.nodes():
-                if self.me < other.me and self._is_alive and other._is_alive:
-                    self._meet(other)
+                if other is not self and self._is_alive and other._is_alive:
+                    lower, higher = (self, other) if self.me < other.me else (other, self)
+                    lower._meet(higher)
             await trio.sleep(REDIAL_S)
 
     def _meet(self, other: "MemoryNetwork") -> None:

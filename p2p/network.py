@@ -280,11 +280,13 @@ class Libp2pNetwork(Switchboard):
         started: list[TaskStatus] = [task_status]  # told once, by the first stack that listens
 
         async def attach(stack: "Stack", nursery: trio.Nursery) -> None:
-            self._stack = stack
-            nursery.start_soon(self._discovery.run, stack.dial)
-            while started:
-                started.pop().started()
-            await self._run_with(stack, nursery)
+            def begin() -> None:
+                self._stack = stack
+                nursery.start_soon(self._discovery.run, stack.dial)
+                while started:
+                    started.pop().started()
+
+            await self._run_with(stack, nursery, begin)
 
         wait_s = RESTART_FIRST_S
         with scope:

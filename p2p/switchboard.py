@@ -195,15 +195,17 @@ class Switchboard:
         if self._nursery is not None and self._transport is not None:
             self._nursery.start_soon(self._transport.disconnect, peer)
 
-    async def _run_with(self, transport: Transport, nursery: trio.Nursery) -> None:
-        """Attach `transport`, replay registrations on it, and watch links until cancelled."""
+    async def _run_with(
+        self, transport: Transport, nursery: trio.Nursery, started: Callable[[], None]
+    ) -> None:
+        """Attach `transport`, replay registrations on it, say `started`, and watch links."""
         self._transport, self._nursery = transport, nursery
         for topic in self.topics.names():
             transport.add_topic(topic)
         for protocol in self.requests.names():
             transport.add_protocol(protocol)
         try:
-            await self.members.run()
+            await self.members.run(started)
         finally:
             self._transport = self._nursery = None
             for link in tuple(self.members.links()):

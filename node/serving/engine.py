@@ -6,6 +6,7 @@ as opaque bytes, and time as Unix milliseconds; it knows no money, no peers and 
 What this file does not know: torch, processes, how a batch is made.
 """
 
+import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ SEED_BYTES: Final = 32
 SKETCH_BYTES: Final = 1_024
 FINGERPRINT_STRIDE: Final = 16  # answer positions from one fingerprint to the next
 FINGERPRINT_WIDTH: Final = 8
+FINGERPRINT_UNIT: Final = 2**16
+LOGPROB_UNIT: Final = 2**20
+_I32_MAX: Final = 2**31 - 1
 
 Reason = Literal["stop", "length", "cancelled", "deadline", "engine_lost"]
 Tier = Literal["slot", "ram"]
@@ -117,7 +121,8 @@ class GenRequest:
 class Token:
     """One token of one choice; `text` is what may be shown now, held-back bytes come later.
 
-    `logprob` is of the raw distribution, in nats; `top` the best alternatives, if asked for.
+    `logprob` is of the raw distribution, in nats; `top` the best alternatives, if asked for;
+    `fingerprint` 32 bytes at answer positions 0, 16, 32 …, else empty.
     """
 
     choice: int
@@ -126,6 +131,7 @@ class Token:
     text: bytes
     logprob: float
     top: tuple[tuple[int, float], ...] = ()
+    fingerprint: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +361,17 @@ def check_sampling(sampling: Sampling, max_model_len: int) -> None:
     for stop in sampling.stop:
         if not 1 <= len(stop) <= STOP_BYTES_MAX:
             raise BadSampling(field="stop", value=len(stop))
+
+
+def logprob_bytes(logprob: float) -> bytes:
+    """i32 big-endian in 2^-20 nats, as evidence holds it."""
+    return fixed_point(logprob, LOGPROB_UNIT)
+
+
+def fixed_point(value: float, unit: int) -> bytes:
+    """i32 big-endian of `value` in 1/unit steps, clamped: −∞ and NaN must not end a stream."""
+    whole = round(value * unit) if math.isfinite(value) else -_I32_MAX
+    return max(-_I32_MAX, min(_I32_MAX, whole)).to_bytes(4, "big", signed=True)
 
 
 def sampling_hash(sampling: Sampling) -> bytes:

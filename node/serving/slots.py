@@ -8,10 +8,10 @@ Runs in one thread that owns the model; nothing here waits. What this file does 
 processes, payers.
 """
 
+import dataclasses
 import hashlib
 import math
 import os
-import struct
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -29,6 +29,7 @@ from node.serving.bank import AdapterBank, Packed
 from node.serving.cache import ROWS_MIN, SlotCache
 from node.serving.engine import (
     FINGERPRINT_STRIDE,
+    FINGERPRINT_UNIT,
     FINGERPRINT_WIDTH,
     IGNORE_EOS,
     SEED_BYTES,
@@ -48,6 +49,8 @@ from node.serving.engine import (
     Token,
     TooLong,
     check_sampling,
+    fixed_point,
+    logprob_bytes,
 )
 from node.serving.lora import LoraStack, groups_of
 from node.serving.model import length_of, load_base
@@ -60,9 +63,6 @@ GRADIENT_MAX_WAIT_MS: Final = 2_000
 GRADIENT_BATCH: Final = 8
 GRADIENT_BATCH_TOKENS: Final = 4_096
 PROJECTORS_MAX: Final = 8
-_I32_MAX: Final = 2**31 - 1
-LOGPROB_UNIT: Final = 2**20
-FINGERPRINT_UNIT: Final = 2**16
 
 Event = tuple[bytes, Token | Finish]
 
@@ -476,38 +476,46 @@ class SlotCore:
         chosen = choose(logits, samplings, keys)
         raw = torch.log_softmax(logits, -1)
         logprobs = raw.gather(1, chosen[:, None])[:, 0].tolist()
-        self._note_fingerprints(rows, hidden)
+        prints = self._fingerprints(rows, hidden)
         events: list[Event] = []
         for at, (row, token) in enumerate(zip(rows, chosen.tolist(), strict=True)):
-            top = _top(raw[at], samplings[at].logprobs)
-            events += self._emit(row, token, logprobs[at], top)
+            shown = Token(
+                row.choice,
+                row.made,
+                token,
+                b"",
+                logprobs[at],
+                _top(raw[at], samplings[at].logprobs),
+                prints.get(at, b""),
+            )
+            events += self._emit(row, shown)
         return events
 
-    def _note_fingerprints(self, rows: Sequence[_Row], hidden: Tensor) -> None:
+    def _fingerprints(self, rows: Sequence[_Row], hidden: Tensor) -> dict[int, bytes]:
+        """32 bytes for each row (by place) that is at a position 0, 16, 32 …"""
         due = [at for at, row in enumerate(rows) if row.made % FINGERPRINT_STRIDE == 0]
         if not due:
-            return
+            return {}
         values = (hidden[due].float() @ self._prints).tolist()
-        for at, eight in zip(due, values, strict=True):
-            rows[at].prints += struct.pack(">8i", *(_i32(v, FINGERPRINT_UNIT) for v in eight))
+        return {
+            at: b"".join(fixed_point(value, FINGERPRINT_UNIT) for value in eight)
+            for at, eight in zip(due, values, strict=True)
+        }
 
-    def _emit(
-        self, row: _Row, token: int, logprob: float, top: tuple[tuple[int, float], ...]
-    ) -> list[Event]:
+    def _emit(self, row: _Row, token: Token) -> list[Event]:
+        """Note and show one token, and end the choice where it stops."""
         live = row.live
         sampling = live.request.sampling
-        position = row.made
-        row.made, row.last = row.made + 1, token
-        row.logprobs += struct.pack(">i", _i32(logprob, LOGPROB_UNIT))
+        row.made, row.last = row.made + 1, token.id
+        row.logprobs += logprob_bytes(token.logprob)
+        row.prints += token.fingerprint
         live.answered += 1
         self._counts["generated"] += 1
-        shown, stopped = row.text.push(self._pieces[token])
-        if token in self._eos and not sampling.flags & IGNORE_EOS:
+        shown, stopped = row.text.push(self._pieces[token.id])
+        if token.id in self._eos and not sampling.flags & IGNORE_EOS:
             stopped = True
             shown += row.text.flush()
-        events: list[Event] = [
-            (live.request.id, Token(row.choice, position, token, shown, logprob, top))
-        ]
+        events: list[Event] = [(live.request.id, dataclasses.replace(token, text=shown))]
         if stopped:
             events += self._end_choice(row, "stop")
         elif row.made == sampling.max_tokens:
@@ -624,13 +632,6 @@ def _top(raw: Tensor, count: int) -> tuple[tuple[int, float], ...]:
         return ()
     values, ids = torch.topk(raw, min(count, len(raw)))
     return tuple(zip(ids.tolist(), values.tolist(), strict=True))
-
-
-def _i32(value: float, unit: int) -> int:
-    """`value` in 1/unit steps, clamped: −∞ and NaN must not end a stream."""
-    if not math.isfinite(value):
-        return -_I32_MAX
-    return max(-_I32_MAX, min(_I32_MAX, round(value * unit)))
 
 
 def _fingerprint_matrix(base: bytes, hidden: int) -> Tensor:

@@ -15,7 +15,7 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 from consensus.primitives.digest import sha256
 from node.attribution.datanets import Record, RecordIds, encode_record
 from node.attribution.tokens import TextTokenizer
-from node.serving.adapters import base_hash, write_adapter
-from node.serving.engine import EngineError
+from node.serving.adapters import base_hash, read_adapter, write_adapter
+from node.serving.engine import BadAdapter
 from node.training.schedule import one_cycle
 
 if TYPE_CHECKING:
@@ -109,9 +109,14 @@ def finetune(
 ) -> Adapter:
     """Train and save under `out`; goes on where an interrupted run of the same recipe stopped.
 
+    A finished training of the same base, records and config is returned as it stands.
+
     Raises TrainingError: too few steps, or `out` holds another recipe's state. A KeyboardInterrupt
     saves the state, then goes on up.
     """
+    finished = _find_finished(Path(base), records, config, Path(out))
+    if finished is not None:
+        return finished
     import torch
 
     before = torch.get_num_threads()
@@ -141,8 +146,7 @@ class _Training:
                 f"{self.total} steps are too few steps to attribute: give more records or epochs "
                 f"(at least {STEPS_MIN} steps)"
             )
-        texts = json.dumps([(r.prompt, r.completion) for r in records]).encode()
-        self.identity = sha256(base_hash(base), config.hash(), sha256(texts)).hex()
+        self.identity = _identity(base, records, config)
         self.model, self.pad = _peft_model(base, config)
         named = sorted((n, p) for n, p in self.model.named_parameters() if p.requires_grad)
         self.parameters = {_file_key(name): parameter for name, parameter in named}
@@ -152,9 +156,6 @@ class _Training:
 
     def run(self, on_progress: Callable[[Step], None] | None) -> Adapter:
         """All steps that are left, then the final folder."""
-        finished = self._finished()
-        if finished is not None:
-            return finished
         self.out.mkdir(parents=True, exist_ok=True)
         self._resume()
         early, middle = checkpoint_steps(self.total)
@@ -175,40 +176,18 @@ class _Training:
         except KeyboardInterrupt:
             self._save_state()
             raise
+        recent = self.losses[-max(1, self.total // self.config.epochs) :]
+        adapter = Adapter(
+            **{name: read_adapter(self.out / name).hash for name in (EARLY, MIDDLE, FINAL)},
+            folder=str(self.out),
+            steps=self.total,
+            loss=math.fsum(recent) / max(1, len(recent)),
+            cut=self.cut,
+        )
+        _write_finished(self.out, self.identity, adapter)
         for name in (_STATE, _STATE_FACTS):
             (self.out / name).unlink(missing_ok=True)
-        hashes = {name: self._hash_of(name) for name in (EARLY, MIDDLE, FINAL)}
-        recent = self.losses[-max(1, self.total // self.config.epochs) :]
-        mean = math.fsum(recent) / max(1, len(recent))
-        facts = {"identity": self.identity, "loss": mean}
-        facts |= {name: folder_hash.hex() for name, folder_hash in hashes.items()}
-        _write_durably(self.out / _DONE, json.dumps(facts).encode())
-        return self._adapter(hashes, mean)
-
-    def _adapter(self, hashes: Mapping[str, bytes], loss: float) -> Adapter:
-        named = (hashes[EARLY], hashes[MIDDLE], hashes[FINAL])
-        return Adapter(*named, str(self.out), self.total, loss, self.cut)
-
-    def _finished(self) -> Adapter | None:
-        """The result of an earlier run of the same recipe, if its folders are still whole."""
-        try:
-            facts = json.loads((self.out / _DONE).read_bytes())
-        except (FileNotFoundError, ValueError):
-            return None
-        if facts.get("identity") != self.identity:
-            raise self._another_recipe()
-        try:
-            hashes = {name: self._hash_of(name) for name in (EARLY, MIDDLE, FINAL)}
-        except (OSError, EngineError):
-            return None
-        if any(facts.get(name) != folder_hash.hex() for name, folder_hash in hashes.items()):
-            return None  # damaged since: trained again
-        return self._adapter(hashes, float(facts["loss"]))
-
-    def _another_recipe(self) -> TrainingError:
-        return TrainingError(
-            f"{self.out} holds another base, snapshot or recipe: choose another folder or remove it"
-        )
+        return adapter
 
     def _one_step(self) -> tuple[float, int]:
         """One optimiser step; its mean loss and how many tokens it saw."""
@@ -259,11 +238,6 @@ class _Training:
         }
         write_adapter(self.out / name, settings, save(tensors, metadata={"format": "pt"}))
 
-    def _hash_of(self, name: str) -> bytes:
-        from node.serving.adapters import read_adapter
-
-        return read_adapter(self.out / name).hash
-
     def _save_state(self) -> None:
         from safetensors.torch import save
 
@@ -291,7 +265,7 @@ class _Training:
         except FileNotFoundError:
             return
         if facts["identity"] != self.identity:
-            raise self._another_recipe()
+            raise _another_recipe(self.out)
         if sha256(raw).hex() != facts["tensors"]:
             return  # torn between the two files: the training starts again
         tensors = load(raw)
@@ -304,6 +278,45 @@ class _Training:
                 "exp_avg_sq": tensors[f"v/{key}"],
             }
         self.step, self.losses = facts["step"], facts["losses"]
+
+
+def _identity(base: Path, records: Sequence[Record], config: TrainingConfig) -> str:
+    """What a training is of, in hex: base, records and config."""
+    texts = json.dumps([(record.prompt, record.completion) for record in records]).encode()
+    return sha256(base_hash(base), config.hash(), sha256(texts)).hex()
+
+
+def _another_recipe(out: Path) -> TrainingError:
+    return TrainingError(
+        f"{out} holds another base, snapshot or recipe: choose another folder or remove it"
+    )
+
+
+def _write_finished(out: Path, identity: str, adapter: Adapter) -> None:
+    facts = dataclasses.asdict(adapter) | {"identity": identity}
+    del facts["folder"]  # it may be moved
+    for name in (EARLY, MIDDLE, FINAL):
+        facts[name] = facts[name].hex()
+    _write_durably(out / _DONE, json.dumps(facts).encode())
+
+
+def _find_finished(
+    base: Path, records: Sequence[Record], config: TrainingConfig, out: Path
+) -> Adapter | None:
+    """The adapter that `out` holds, if it is of this training and its files are whole."""
+    try:
+        facts = json.loads((out / _DONE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    if facts.pop("identity", None) != _identity(base, records, config):
+        raise _another_recipe(out)
+    try:
+        hashes = [bytes.fromhex(facts[name]) for name in (EARLY, MIDDLE, FINAL)]
+        if [read_adapter(out / name).hash for name in (EARLY, MIDDLE, FINAL)] != hashes:
+            return None  # damaged since: trained again
+        return Adapter(*hashes, str(out), facts["steps"], facts["loss"], facts["cut"])
+    except (BadAdapter, KeyError, ValueError):
+        return None
 
 
 def _encode(

@@ -1,0 +1,197 @@
+"""What daemon and worker say to each other: typed frames, u32 length + msgpack.
+
+Why typed: the worker may die mid-frame or be replaced by garbage; a frame that does not decode to
+one of these types counts as a lost worker and never raises anything else.
+What this file does not know: sockets, threads, what the frames lead to.
+"""
+
+from typing import Final
+
+import msgspec
+
+from node.serving.engine import (
+    ERRORS,
+    AdapterInfo,
+    AdapterRef,
+    EngineError,
+    EngineInfo,
+    EngineSettings,
+    EngineStats,
+    Finish,
+    GenRequest,
+    GradItem,
+    Sketch,
+    Token,
+)
+
+FRAME_BYTES_MAX: Final = 64 * 2**20
+LENGTH_BYTES: Final = 4
+
+
+class Frame(msgspec.Struct, array_like=True):
+    """Base of all frames; the tag is the type's name. Made once, never changed."""
+
+
+class Hello(Frame, tag=True):
+    """First frame: what to load."""
+
+    settings: EngineSettings
+
+
+class Load(Frame, tag=True):
+    """Read and keep an adapter; answered by Loaded or Failed."""
+
+    call: int
+    ref: AdapterRef
+    pin: bool
+
+
+class Unload(Frame, tag=True):
+    """Forget an adapter; answered by Done or Failed."""
+
+    call: int
+    adapter: bytes
+    drain: bool
+
+
+class Submit(Frame, tag=True):
+    """Queue a request; answered by Done or Failed."""
+
+    call: int
+    request: GenRequest
+
+
+class Reveal(Frame, tag=True):
+    """The seed of a request."""
+
+    id: bytes
+    seed: bytes
+
+
+class Cancel(Frame, tag=True):
+    """End a request; its Finish may still come."""
+
+    id: bytes
+
+
+class Gradients(Frame, tag=True):
+    """Queue sketches; answered by Sketched or Failed."""
+
+    call: int
+    items: tuple[GradItem, ...]
+
+
+class Close(Frame, tag=True):
+    """End when nothing lives, or after `drain_ms`."""
+
+    drain_ms: int
+
+
+class Ready(Frame, tag=True):
+    """The model is loaded."""
+
+    info: EngineInfo
+
+
+class Done(Frame, tag=True):
+    """A call has succeeded."""
+
+    call: int
+
+
+class Loaded(Frame, tag=True):
+    """An adapter is in memory."""
+
+    call: int
+    info: AdapterInfo
+
+
+class Tokens(Frame, tag=True):
+    """All tokens of one step."""
+
+    batch: tuple[tuple[bytes, Token], ...]
+
+
+class Finished(Frame, tag=True):
+    """A stream has ended."""
+
+    id: bytes
+    finish: Finish
+
+
+class Sketched(Frame, tag=True):
+    """The sketches of one call, in order."""
+
+    call: int
+    sketches: tuple[Sketch, ...]
+
+
+class Stats(Frame, tag=True):
+    """Counters; also the sign of life."""
+
+    stats: EngineStats
+
+
+class Failed(Frame, tag=True):
+    """A call has failed; call 0 is the start itself."""
+
+    call: int
+    code: str
+    facts: dict[str, int | str]
+
+
+ToWorker = Hello | Load | Unload | Submit | Reveal | Cancel | Gradients | Close
+FromWorker = Ready | Done | Loaded | Tokens | Finished | Sketched | Stats | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+_to_worker = msgspec.msgpack.Decoder(ToWorker)
+_from_worker = msgspec.msgpack.Decoder(FromWorker)
+
+
+class BadFrame(Exception):
+    """Bytes that are no frame: the other side is lost."""
+
+
+def encode_frame(frame: ToWorker | FromWorker) -> bytes:
+    """Length and body; asserts the limit, which our own queues keep."""
+    body = _encoder.encode(frame)
+    assert len(body) <= FRAME_BYTES_MAX
+    return len(body).to_bytes(LENGTH_BYTES, "big") + body
+
+
+def decode_to_worker(body: bytes) -> ToWorker:
+    """A frame for the worker; raises BadFrame and nothing else."""
+    try:
+        frame: ToWorker = _to_worker.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BadFrame(str(error)) from None
+    return frame
+
+
+def decode_from_worker(body: bytes) -> FromWorker:
+    """A frame from the worker; raises BadFrame and nothing else."""
+    try:
+        frame: FromWorker = _from_worker.decode(body)
+    except (msgspec.MsgspecError, ValueError, RecursionError) as error:
+        raise BadFrame(str(error)) from None
+    return frame
+
+
+def body_length(head: bytes) -> int:
+    """Length of the next body; raises BadFrame above the limit."""
+    length = int.from_bytes(head, "big")
+    if length > FRAME_BYTES_MAX:
+        raise BadFrame(f"frame of {length} bytes")
+    return length
+
+
+def failure(call: int, error: EngineError) -> Failed:
+    """An error as a frame."""
+    facts = {k: v if type(v) is int else str(v) for k, v in error.facts.items()}
+    return Failed(call, error.code, facts)
+
+
+def error_of(frame: Failed) -> EngineError:
+    """The error that a frame tells of; of an unknown code, the general one."""
+    kind = ERRORS.get(frame.code)
+    return kind(**frame.facts) if kind else EngineError(told=frame.code, **frame.facts)

@@ -1,0 +1,64 @@
+"""Which of the waiting transactions and bundles make a valid payload.
+
+Why a rehearsal: one entry that no longer fits would make the whole block invalid, and its proposer
+lose the turn. So everything is tried in the block's own order, each in a trial, and what fails is
+left out and named. It costs one execution more, on the proposer alone.
+What this file does not know: where the entries wait (`pool.py`), and who proposes.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from consensus.primitives.errors import Invalid
+from node.ledger.admission import Admitted
+from node.ledger.context import Context
+from node.ledger.execute import Rules, apply_due, apply_transaction
+from node.ledger.pool import payload_order
+from node.ledger.rules import channels
+from node.ledger.state import State
+from node.ledger.wire.blocks import Payload
+from node.ledger.wire.transactions import Transaction
+
+
+class Choice(NamedTuple):
+    """A payload that executes, and what was left out with the word of its refusal."""
+
+    payload: Payload
+    refused_transactions: tuple[tuple[bytes, str], ...]  # (tx id, code)
+    refused_bundles: tuple[tuple[bytes, str], ...]  # (bundle hash, code)
+
+
+def choose_payload(
+    rules: Rules,
+    state: State,
+    context: Context,
+    transactions: Iterable[Transaction],
+    bundles: Sequence[Admitted],
+) -> Choice:
+    """The payload of all entries that fit, tried on `state`, which is spoilt by it.
+
+    Sizes are the picker's to keep. `context` is that of the block to be built.
+    """
+    apply_due(rules, state, context)
+    taken: list[bytes] = []
+    bad_bundles: list[tuple[bytes, str]] = []
+    for admitted in sorted(bundles, key=payload_order):
+        try:
+            with state.trial():
+                channels.apply_bundle(state, context, admitted.bundle)
+        except Invalid as refusal:
+            bad_bundles.append((admitted.bundle.hash, refusal.code))
+        else:
+            taken.append(admitted.bundle.hash)
+    kept: list[bytes] = []
+    bad_transactions: list[tuple[bytes, str]] = []
+    for tx in transactions:
+        try:
+            with state.trial():
+                apply_transaction(rules, state, context, tx)
+        except Invalid as refusal:
+            bad_transactions.append((tx.tx_id, refusal.code))
+        else:
+            kept.append(tx.raw)
+    payload = Payload(tuple(kept), tuple(taken))
+    return Choice(payload, tuple(bad_transactions), tuple(bad_bundles))

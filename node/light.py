@@ -1,0 +1,207 @@
+"""Check receipts, payouts and balances without believing any node: offline, a step at a time.
+
+Why steps and not a yes: a person who reads "VERIFIED" should see what was checked, what was only
+compared, and what nobody but the quorum asserts. A file of several proofs is also checked across:
+the payout must be of the receipt's version and block, and pay one of its credits.
+What this file does not know: files, the network, and how steps are printed.
+"""
+
+from typing import NamedTuple
+
+from consensus.primitives.digest import sha256
+from consensus.primitives.errors import Invalid
+from node.ledger import tables
+from node.ledger.addresses import account_text
+from node.ledger.amounts import BPS, GRAINS_PER_OPEN
+from node.ledger.genesis import Genesis, start
+from node.ledger.proofs import (
+    ProofFile,
+    ReceiptShown,
+    Shown,
+    StateShown,
+    TransactionShown,
+    Trust,
+    block_id_of,
+    decode_proofs,
+    verify_body,
+    verify_link,
+)
+from node.ledger.wire.codes import code_name
+from node.ledger.wire.payouts import TOTAL, PayoutLeaf
+
+LINKS = {
+    "trusted": "it is the block that you trust",
+    "certificate": "more than 2/3 of the validators' power signed it",
+    "history": "it stands in the history of the block that you trust",
+}
+PURPOSES = {
+    TOTAL: "all fees",
+    tables.KIND_PROVIDER: "provider",
+    tables.KIND_DATA: "data",
+    tables.KIND_CREATOR: "creator",
+    tables.KIND_STAKERS: "stakers",
+    tables.KIND_FUND: "maintenance fund",
+    tables.KIND_TREASURY: "treasury",
+    tables.KIND_BURN: "burn",
+}
+
+
+class Step(NamedTuple):
+    """One check that held: what was checked, and the figures."""
+
+    what: str
+    detail: str
+
+
+class Checked(NamedTuple):
+    """A proof that holds: the block it is of, and what it shows."""
+
+    height: int
+    block_id: bytes
+    shown: Shown
+
+
+class Report(NamedTuple):
+    """The steps that held, in order. `refusal` is None when all did: VERIFIED."""
+
+    steps: tuple[Step, ...]
+    proofs: tuple[Checked, ...]
+    refusal: Invalid | None
+    asserted: tuple[str, ...]  # what only the quorum asserts
+
+
+def trust_genesis(genesis: Genesis) -> Trust:
+    """Believe the genesis: its chain id and its validators, as long as their powers stay."""
+    return Trust(genesis.chain_id, (start(genesis).validators,))
+
+
+def examine(raw: bytes, trust: Trust) -> Report:
+    """Check a proof file step by step; never raises for what is in it."""
+    steps: list[Step] = []
+    checked: list[Checked] = []
+    refusal: Invalid | None = None
+    try:
+        proofs = decode_proofs(raw)
+        steps.append(Step("the file is well-formed", f"{len(raw)} bytes, {len(proofs)} proofs"))
+        checked.extend(_check_proof(proof, trust, steps) for proof in proofs)
+        _check_across(checked, steps)
+    except Invalid as error:
+        refusal = error
+    return Report(tuple(steps), tuple(checked), refusal, _asserted(checked))
+
+
+def verify_file(raw: bytes, trust: Trust) -> Report:
+    """The same, but raises the `Invalid` of the first step that fails."""
+    report = examine(raw, trust)
+    if report.refusal is not None:
+        raise report.refusal
+    return report
+
+
+def _check_proof(proof: ProofFile, trust: Trust, steps: list[Step]) -> Checked:
+    shown = verify_body(proof)
+    steps.append(Step(*_told(shown)))
+    block_id = block_id_of(proof)
+    told = f"height {proof.height}, block {block_id.hex()[:16]}…"
+    steps.append(Step("its root is a field of a header", told))
+    how = verify_link(proof, block_id, trust)
+    steps.append(Step("the header was agreed on", LINKS[how]))
+    return Checked(proof.height, block_id, shown)
+
+
+def _told(shown: Shown) -> tuple[str, str]:
+    """What a proof's body shows, in words."""
+    if isinstance(shown, ReceiptShown):
+        receipt = shown.receipt
+        told = (
+            f"receipt {sha256(shown.raw).hex()[:16]}… of {account_text(shown.bundle.provider)}: "
+            f"model {receipt.model} version {receipt.model_version}, {receipt.tokens_in} tokens "
+            f"in, {receipt.tokens_out} out, fee {open_text(receipt.fee)} OPEN, "
+            f"{len(shown.credits)} credits"
+        )
+        return "the receipt stands in a settled bundle, its credits hash to what it says", told
+    if isinstance(shown, PayoutLeaf):
+        told = f"{PURPOSES.get(shown.kind, 'kind ' + str(shown.kind))}: {payee_text(shown)}"
+        told += f" gets {open_text(shown.amount)} OPEN of {open_text(shown.part)}"
+        return "the payout is its exact share of the part", told
+    if isinstance(shown, TransactionShown):
+        told = f"{shown.tx.type_name} of {account_text(shown.tx.sender)}: {code_name(shown.code)}"
+        return "the transaction stands in the block with its code", told
+    return "the state entry is under the state root", _state_told(shown)
+
+
+def _state_told(shown: StateShown) -> str:
+    table, key = shown.key[:1], shown.key[1:]
+    if shown.value is None:
+        return f"{shown.key.hex()[:32]}… is absent"
+    if table == tables.ACCOUNT.prefix and len(key) == 32:
+        account = tables.ACCOUNT.decode(shown.value)
+        return f"account {account_text(key)} holds {open_text(account.balance)} OPEN"
+    if table == tables.CONTRIBUTION.prefix and len(key) == 8:
+        found = tables.CONTRIBUTION.decode(shown.value)
+        number = int.from_bytes(key, "big")
+        owner = account_text(found.contributor)
+        return f"contribution {number} of {owner} has earned {open_text(found.earned)} OPEN"
+    return f"{shown.key.hex()[:32]}… = {shown.value.hex()[:64]}"
+
+
+def _check_across(checked: list[Checked], steps: list[Step]) -> None:
+    """Receipts and payouts of one file belong together; raises `Invalid` `proof.across`."""
+    receipts = [(c, c.shown) for c in checked if isinstance(c.shown, ReceiptShown)]
+    payouts = [(c, c.shown) for c in checked if isinstance(c.shown, PayoutLeaf)]
+    heights: dict[int, bytes] = {}
+    for proof in checked:
+        if heights.setdefault(proof.height, proof.block_id) != proof.block_id:
+            raise Invalid("proof.across", why="two blocks of one height", height=proof.height)
+    if not receipts:
+        return
+    for proof, leaf in payouts:
+        share_bps = _credit_of(leaf, proof.height, receipts)
+        if leaf.kind == tables.KIND_DATA and leaf.payee:
+            number = int.from_bytes(leaf.payee, "big")
+            told = f"contribution {number} has {share_bps} bps of the receipt's data part"
+            steps.append(Step("the payout pays a credit of the receipt", told))
+        else:
+            told = f"height {proof.height}, model {leaf.model} version {leaf.version}"
+            steps.append(Step("the payout is of the receipt's block and version", told))
+
+
+def _credit_of(
+    leaf: PayoutLeaf, height: int, receipts: list[tuple[Checked, ReceiptShown]]
+) -> int:  # bps of the leaf's contribution in a receipt of its version and block
+    for proof, shown in receipts:
+        which = (proof.height, shown.receipt.model, shown.receipt.model_version)
+        if which != (height, leaf.model, leaf.version):
+            continue
+        if leaf.kind != tables.KIND_DATA or not leaf.payee:
+            return BPS
+        shares = dict(shown.credits)
+        number = int.from_bytes(leaf.payee, "big")
+        if number in shares:
+            return shares[number]
+    raise Invalid("proof.across", why="the payout is of no receipt here", height=height)
+
+
+def _asserted(checked: list[Checked]) -> tuple[str, ...]:
+    told = []
+    if any(isinstance(proof.shown, PayoutLeaf) for proof in checked):
+        told.append("that the weights of a payout count all receipts of its block is the quorum's")
+    if any(isinstance(proof.shown, ReceiptShown) for proof in checked):
+        told.append("that the credits fit the answer is checked by holders of the index")
+    return tuple(told)
+
+
+def payee_text(leaf: PayoutLeaf) -> str:
+    """An account, a contribution, a model's fund, or the pool."""
+    if len(leaf.payee) == 32:
+        return account_text(leaf.payee)
+    if len(leaf.payee) == 8:
+        noun = "contribution" if leaf.kind == tables.KIND_DATA else "model"
+        return f"{noun} {int.from_bytes(leaf.payee, 'big')}"
+    return "the model's fund" if leaf.kind == tables.KIND_DATA else "the pool"
+
+
+def open_text(grains: int) -> str:
+    """Grains as OPEN with all nine decimals that are not zero."""
+    whole, rest = divmod(grains, GRAINS_PER_OPEN)
+    return f"{whole}.{rest:09d}".rstrip("0").rstrip(".") if rest else str(whole)

@@ -4,9 +4,9 @@ from typing import Annotated
 
 import typer
 
-from node.cli.frame import frame_of, table
+from node.cli.frame import frame_of, new_noun, table
 
-app = typer.Typer(no_args_is_help=True, help="Show and validate the settings.")
+app = new_noun("Show and validate the settings.")
 
 
 @app.command()

@@ -29,6 +29,9 @@ def tell(error: BaseException, *, as_json: bool) -> int:
     if isinstance(leaf, KeyboardInterrupt | typer.Abort):
         sys.stderr.write("olnode: interrupted\n")
         return INTERRUPTED
+    if type(leaf).__name__ == "NoArgsIsHelpError":  # a group without its noun: its help, exit 2
+        sys.stderr.write(f"{leaf}\n")
+        return USAGE
     status, told = _explained(leaf) or (FAILED, _crashed(error))
     if as_json:
         print(json.dumps({"schema": "olnode.error/1", "exit": status, **told}))

@@ -18,6 +18,7 @@ import typer
 if TYPE_CHECKING:
     from node.config import Settings
     from node.wallet.keystore import Keystore
+    from node.web.ask import Node
 
 DONE: Final = 0
 FAILED: Final = 1
@@ -105,6 +106,12 @@ class Frame:
         in_clear = settings.config.profile == "devnet"
         return Keystore(settings.home / "keystore", in_clear=in_clear)
 
+    def daemon(self, *, timeout_s: float = 30.0) -> "Node":
+        """The running daemon of this home; asking it raises Unreachable (4) when there is none."""
+        from node.web.ask import Node
+
+        return Node(self.initialised().socket_path, timeout_s=timeout_s)
+
     def show(self, schema: str, fields: Mapping[str, Any], lines: Iterable[str]) -> None:
         """The result: `fields` as one object under `olnode.<schema>`, or `lines` for people."""
         if self.as_json:
@@ -123,6 +130,18 @@ class Frame:
         sys.stderr.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             raise CommandError("nothing was done")
+
+
+def new_noun(help: str | None = None) -> typer.Typer:
+    """The app of one noun; with `help` it is a group, without it a single command."""
+    return typer.Typer(
+        help=help,
+        no_args_is_help=help is not None,
+        rich_markup_mode=None,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
 
 
 def frame_of(ctx: typer.Context) -> Frame:

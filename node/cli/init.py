@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 
 from consensus.primitives.errors import Invalid
-from node.cli.frame import frame_of, note, pairs, usage
+from node.cli.frame import frame_of, new_noun, note, pairs, usage
 from node.cli.passwords import read_password
 from node.ledger.addresses import account_text
 
-app = typer.Typer()
+app = new_noun()
 
 
 @app.command()

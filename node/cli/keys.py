@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from node.cli.frame import Frame, frame_of, note, pairs, table, usage
+from node.cli.frame import Frame, frame_of, new_noun, note, pairs, table, usage
 from node.cli.passwords import read_password
 from node.ledger.addresses import account_text
 
 if TYPE_CHECKING:
     from node.wallet.keystore import KeyFile, Keystore
 
-app = typer.Typer(no_args_is_help=True, help="Add, list, show, export, import keys.")
+app = new_noun("Add, list, show, export, import keys.")
 
 WORDS_ASKED_BACK: Final = (5, 17)  # by position, from 1
 

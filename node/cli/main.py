@@ -21,12 +21,24 @@ from node.cli.frame import FAILED, Frame
 
 NOUNS: Final = {  # noun -> module of node.cli, help
     "init": ("init", "make a home: folders, keys, config"),
+    "status": ("status", "the running node at a glance"),
+    "stop": ("stop", "end the running node in order"),
+    "infer": ("infer", "ask a model and pay for the answer"),
+    "earnings": ("earnings", "what an account earned, and why"),
+    "tx": ("tx", "make, sign and send transactions"),
+    "query": ("query", "accounts, blocks, receipts, models, peers"),
     "keys": ("keys", "add, list, show, export, import keys"),
     "config": ("config", "show and validate the settings"),
     "version": ("version", "versions of program, home and rules"),
 }
 COMMON_FLAGS: Final = frozenset({"--yes"})
 COMMON_OPTIONS: Final = frozenset({"--home", "--profile", "--instance", "-o", "--log-level"})
+SHARED: Final = {  # noun -> flags and options that all its sub-commands take
+    "tx": (
+        frozenset({"--dry-run", "--no-wait"}),
+        frozenset({"--from", "--max-fee", "--offline", "--password-file"}),
+    ),
+}
 EXITS: Final = (
     "Exit: 0 done, 1 failed, 2 usage, 3 not initialised, 4 node unreachable, 5 funds, "
     "6 verification failed, 7 data damaged, 78 configuration, 130/143 signals."
@@ -110,20 +122,34 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def hoist(arguments: Sequence[str]) -> list[str]:
-    """The common options first, so that they may stand after the noun too; `--` ends them."""
-    common_part: list[str] = []
+    """The common options first, so that they may stand after the noun too; `--` ends them.
+
+    The options that all sub-commands of a noun share move behind the noun in the same way.
+    """
+    common_part, rest = _taken(arguments, COMMON_FLAGS, COMMON_OPTIONS)
+    if rest and rest[0] in SHARED:
+        shared_part, after = _taken(rest[1:], *SHARED[rest[0]])
+        rest = [rest[0], *shared_part, *after]
+    return common_part + rest
+
+
+def _taken(
+    words: Sequence[str], flags: frozenset[str], options: frozenset[str]
+) -> tuple[list[str], list[str]]:
+    """(the flags and options with their values, all other words), each in order."""
+    taken: list[str] = []
     rest: list[str] = []
-    waiting = iter(arguments)
+    waiting = iter(words)
     for word in waiting:
         if word == "--":
             rest += [word, *waiting]
-        elif word in COMMON_FLAGS or word.partition("=")[0] in COMMON_OPTIONS - {word}:
-            common_part.append(word)
-        elif word in COMMON_OPTIONS:
-            common_part += [word, *(value for value in [next(waiting, None)] if value is not None)]
+        elif word in flags or word.partition("=")[0] in options - {word}:
+            taken.append(word)
+        elif word in options:
+            taken += [word, *itertools.islice(waiting, 1)]
         else:
             rest.append(word)
-    return common_part + rest
+    return taken, rest
 
 
 def _wants_json(hoisted: Sequence[str]) -> bool:

@@ -5,9 +5,9 @@ from importlib.metadata import version as installed_version
 
 import typer
 
-from node.cli.frame import frame_of, pairs
+from node.cli.frame import frame_of, new_noun, pairs
 
-app = typer.Typer()
+app = new_noun()
 
 
 @app.command()

@@ -201,6 +201,7 @@ class Params:
     height: int
     chain_id: Hex
     app_version: int
+    base_price: Grains  # of one unit of a transaction's weight, in the next block
     values: Mapping[str, tuple[int, ...]]
 
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from node.ledger import tables
 from node.ledger.amounts import part_bps, split
+from node.ledger.rules.accounts import BASE_PRICE_NAME
 from node.ledger.rules.channels import maturing_bucket
 from node.ledger.state import State
 from node.ledger.wire.bundles import decode_header
@@ -362,12 +363,13 @@ def list_validators(view: View, own: bytes | None) -> tuple[answers.ValidatorAns
 
 def get_params(view: View) -> answers.Params:
     """Every parameter by name: one number, or the seven of a split."""
-    header = view.tip.header
-    rows = view.state().scan(tables.PARAMETER)
+    header, state = view.tip.header, view.state()
+    rows = state.scan(tables.PARAMETER)
     return answers.Params(
         height=view.tip.height,
         chain_id=view.tip.block_id if header is None else header.chain_id,
         app_version=0 if header is None else header.app_version,
+        base_price=state.counter(BASE_PRICE_NAME),
         values={name.decode("ascii"): record.values for (name,), record in rows},
     )
 

@@ -1,0 +1,141 @@
+"""`olnode query`: reads of the running node's ledger."""
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from node.cli.frame import frame_of, new_noun, open_text, pairs, table
+
+app = new_noun("Accounts, blocks, receipts, models and more.")
+
+After = Annotated[int, typer.Option(min=0, help="the last number seen")]
+
+
+@app.command()
+def account(ctx: typer.Context, account: str) -> None:
+    """Balance and nonce of an account."""
+    frame = frame_of(ctx)
+    told = frame.daemon().get(f"/ledger/accounts/{account}")
+    amounts = {name: open_text(told[name]) for name in ("balance", "maturing")}
+    frame.show("query.account/1", told, pairs({**told, **amounts}.items()))
+
+
+@app.command()
+def block(ctx: typer.Context, height: Annotated[str, typer.Argument()] = "latest") -> None:
+    """A block: header, signers, transactions, bundles, payouts."""
+    frame = frame_of(ctx)
+    told = frame.daemon().get(f"/ledger/blocks/{height}")
+    rows = [
+        [row["kind"], row["account"] or "-", row["contribution"] or "-", open_text(row["amount"])]
+        for row in told["payouts"]
+    ]
+    lines = _lines({name: value for name, value in told.items() if name != "payouts"})
+    if rows:
+        lines += ["", *table(("kind", "account", "contribution", "amount"), rows)]
+    frame.show("query.block/1", told, lines)
+
+
+@app.command()
+def tx(ctx: typer.Context, transaction: str) -> None:
+    """A transaction by its id: pending, or settled with its code."""
+    frame = frame_of(ctx)
+    told = frame.daemon().get(f"/ledger/transactions/{transaction}")
+    frame.show("query.tx/1", told, _lines(told))
+
+
+@app.command()
+def receipt(ctx: typer.Context, receipt: str) -> None:
+    """A settled receipt: the split of its fee and its credits."""
+    frame = frame_of(ctx)
+    told = frame.daemon().get(f"/ledger/receipts/{receipt}")
+    plain = {name: value for name, value in told.items() if name not in ("split", "credits")}
+    credits = [
+        [
+            c["contribution"],
+            c["datanet"],
+            c["contributor"],
+            f"{c['share_bps'] / 100:.2f}%",
+            open_text(c["amount"]),
+        ]
+        for c in told["credits"]
+    ]
+    split = [(role, open_text(amount)) for role, amount in told["split"].items()]
+    head = ("contribution", "datanet", "contributor", "share", "amount")
+    lines = [
+        *_lines({**plain, "fee": open_text(told["fee"])}),
+        "",
+        *table(("part", "amount"), split),
+    ]
+    frame.show("query.receipt/1", told, [*lines, "", *table(head, credits)])
+
+
+@app.command()
+def models(ctx: typer.Context, after: After = 0) -> None:
+    """Models with their current version, prices and fund."""
+    frame = frame_of(ctx)
+    told = frame.daemon().get(f"/ledger/models?after={after}")
+    head = ("number", "model", "datanet", "records", "providers", "in/1M", "out/1M", "call", "fund")
+    rows = [
+        [
+            m["number"],
+            f"{m['name']}@{m['version']}",
+            m["datanet"],
+            m["records"],
+            m["providers"],
+            *(open_text(m[price]) for price in ("price_in", "price_out", "price_call", "fund")),
+        ]
+        for m in told["models"]
+    ]
+    frame.show("query.models/1", told, table(head, rows))
+
+
+@app.command()
+def datanets(ctx: typer.Context, after: After = 0) -> None:
+    """Datanets with their contributions."""
+    frame = frame_of(ctx)
+    told = frame.daemon().get(f"/ledger/datanets?after={after}")
+    head = ("number", "name", "contributions", "accepted", "records", "contributors", "steward")
+    rows = [tuple(row[name] for name in head) for row in told["datanets"]]
+    frame.show("query.datanets/1", told, table(head, rows))
+
+
+@app.command()
+def validators(ctx: typer.Context) -> None:
+    """Who signs the next block."""
+    frame = frame_of(ctx)
+    told = frame.daemon().get("/ledger/validators")
+    rows = [
+        (v["key"], v["power"], "*" if v["proposer_next"] else "", "*" if v["this_node"] else "")
+        for v in told["validators"]
+    ]
+    frame.show("query.validators/1", told, table(("key", "power", "next", "this node"), rows))
+
+
+@app.command()
+def params(ctx: typer.Context) -> None:
+    """The parameters that the ledger rules by."""
+    frame = frame_of(ctx)
+    told = frame.daemon().get("/ledger/params")
+    rows = [(name, " ".join(map(str, values))) for name, values in told["values"].items()]
+    frame.show("query.params/1", told, pairs([("base_price", told["base_price"]), *rows]))
+
+
+@app.command()
+def peers(ctx: typer.Context) -> None:
+    """Whom this node is connected to."""
+    frame = frame_of(ctx)
+    told = frame.daemon().get("/peers")
+    head = ("peer_id", "direction", "rtt_ms", "height", "score", "address")
+    rows = [tuple(peer[name] for name in head) for peer in told["peers"]]
+    frame.show("query.peers/1", told, table(head, rows))
+
+
+def _lines(told: dict[str, Any]) -> list[str]:
+    return pairs((name, _text(value)) for name, value in told.items())
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "-"
+    return json.dumps(value) if isinstance(value, dict) else str(value)

@@ -1,0 +1,231 @@
+"""Commands on a real home and a real socket; behind the socket stands a table, no chain."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from unit.web.behind import ALICE, BIG, ID, Behind, served
+
+from consensus.primitives.digest import signing_bytes
+from consensus.primitives.errors import Invalid
+from consensus.primitives.keys import is_signed_by, public_key
+from node.cli.main import run
+from node.ledger.addresses import account_of, account_text
+from node.ledger.genesis import encode_genesis, make_genesis
+from node.ledger.wire.transactions import Transfer, decode_transaction
+
+SEED = b"\7" * 32
+GENESIS = encode_genesis(
+    make_genesis(
+        name="test",
+        time_ms=1,
+        accounts={public_key(SEED): 10**9},
+        validators={public_key(SEED): 10**13},
+    )
+)
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def home(tmp_path: Path, capsys: Capture) -> Path:
+    """A devnet home with the keys of validator and payer."""
+    (tmp_path / "genesis").write_bytes(GENESIS)
+    home = tmp_path / "home"
+    words = ["init", "--home", str(home), "--profile", "devnet", "--role", "validator"]
+    assert run([*words, "--role", "payer", "--genesis", str(tmp_path / "genesis")]) == 0
+    capsys.readouterr()
+    return home
+
+
+def told(capsys: Capture, home: Path, *words: str, status: int = 0) -> dict[str, Any]:
+    """The object that a command prints with -o json."""
+    assert run(["--home", str(home), "-o", "json", *words]) == status
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+async def asked(
+    capsys: Capture, behind: Behind, home: Path, *words: str, status: int = 0
+) -> dict[str, Any]:
+    """The same with a daemon behind the home's socket."""
+    async with served(behind, home / "run"):
+        return await trio.to_thread.run_sync(lambda: told(capsys, home, *words, status=status))
+
+
+def test_init_makes_a_home_that_only_its_owner_reads(home: Path) -> None:
+    assert (home / "genesis").read_bytes() == GENESIS
+    assert (home / "version").read_text() == "1\n"
+    for path in [home, *home.rglob("*")]:
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+    assert {path.stem for path in (home / "keystore").iterdir()} == {
+        "node",
+        "validator",
+        "spending",
+    }
+    assert (home / "signer").stat().st_size > 0
+
+
+def test_init_writes_over_nothing(home: Path, tmp_path: Path, capsys: Capture) -> None:
+    before = (home / "keystore/node.json").read_bytes()
+    again = told(
+        capsys,
+        home,
+        "init",
+        "--genesis",
+        str(tmp_path / "genesis"),
+        "--profile",
+        "devnet",
+        status=1,
+    )
+    assert "not empty" in again["what"]
+    assert (home / "keystore/node.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x90", GENESIS[:-1], GENESIS + b"\0"])
+def test_init_refuses_what_is_no_genesis(raw: bytes, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / "genesis").write_bytes(raw)
+    words = ["init", "--genesis", str(tmp_path / "genesis"), "--profile", "devnet"]
+    assert "is no genesis" in told(capsys, tmp_path / "home", *words, status=2)["what"]
+    assert not (tmp_path / "home").exists()
+
+
+def test_keys_travel_sealed_and_are_listed(tmp_path: Path, home: Path, capsys: Capture) -> None:
+    made = told(capsys, home, "keys", "add", "alice")
+    told(capsys, home, "keys", "export", "alice", str(tmp_path / "copy"))
+    again = told(capsys, home, "keys", "import", str(tmp_path / "copy"), "--name", "bob", status=1)
+    listed = told(capsys, home, "keys", "list")["keys"]
+    assert "here already, as alice" in again["what"]
+    assert {key["name"] for key in listed} == {"alice", "node", "spending", "validator"}
+    assert told(capsys, home, "keys", "show", "alice")["account"] == made["account"]
+    assert account_of(made["account"]).hex() == made["public_key"]
+
+
+def test_secret_is_in_no_output(home: Path, capsys: Capture) -> None:
+    secret = json.loads((home / "keystore/node.json").read_bytes())["box"]
+    for words in (["list"], ["show", "node"]):
+        for form in ("text", "json"):
+            assert run(["--home", str(home), "-o", form, "keys", *words]) == 0
+            assert secret not in "".join(capsys.readouterr())
+
+
+def test_command_without_daemon_ends_as_unreachable(home: Path, capsys: Capture) -> None:
+    answer = told(capsys, home, "status", status=4)
+    assert (answer["exit"], answer["mend"]) == (4, "olnode start")
+
+
+async def test_status_tells_grains_exactly(home: Path, capsys: Capture) -> None:
+    answer = await asked(capsys, Behind(), home, "status")
+    assert (answer["schema"], answer["supply"]) == ("olnode.status/1", str(BIG))
+
+
+@pytest.mark.parametrize(("ready", "status"), [(True, 0), (False, 1)])
+async def test_ready_is_told_by_the_exit_status_alone(
+    home: Path, capsys: Capture, ready: bool, status: int
+) -> None:
+    behind = Behind(ready=ready)
+    async with served(behind, home / "run"):
+        words = ["--home", str(home), "status", "--ready"]
+        assert await trio.to_thread.run_sync(run, words) == status
+    assert capsys.readouterr().out == ""
+
+
+async def test_answer_goes_to_stdout_and_its_receipt_to_stderr(
+    home: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    words = ["--home", str(home), "infer", "contracts", "why?", "--save", str(tmp_path / "proof")]
+    async with served(Behind(), home / "run"):
+        assert await trio.to_thread.run_sync(run, words) == 0
+    out, err = capsys.readouterr()
+    assert out == "two words\n"
+    assert ID.hex() in err
+    assert (tmp_path / "proof").read_bytes() == b"\0proof"
+
+
+async def test_fee_above_the_purse_ends_with_five(home: Path, capsys: Capture) -> None:
+    behind = Behind(refuse_at=0, refusal=Invalid("payer.budget_exhausted", need=2, have=1))
+    answer = await asked(capsys, behind, home, "infer", "contracts", "why?", status=5)
+    assert answer["code"] == "payer.budget_exhausted"
+
+
+@pytest.mark.parametrize("amount", ["-1", "1.0000000001", "1e9", "", "99999999999"])
+def test_amount_that_is_no_amount_is_refused(home: Path, capsys: Capture, amount: str) -> None:
+    words = ["tx", "transfer", account_text(ALICE), "--", amount]
+    assert told(capsys, home, *words, status=2)["exit"] == 2
+
+
+async def test_transfer_is_signed_by_the_operator_and_waited_for(
+    home: Path, capsys: Capture
+) -> None:
+    made = told(capsys, home, "keys", "add", "alice")
+    behind = Behind(accounts={account_of(made["account"]), ALICE})
+    answer = await asked(capsys, behind, home, "tx", "transfer", account_text(ALICE), "1.5")
+    tx = decode_transaction(behind.asked[-1])
+    assert tx.payload == Transfer(ALICE, 1_500_000_000, b"")
+    assert (tx.sender.hex(), tx.nonce) == (made["public_key"], 3)
+    assert is_signed_by(tx.sender, signing_bytes(b"tx", ID, tx.body), tx.signature)
+    assert tx.max_fee >= tx.weight * 100
+    assert answer["state"] == "settled"
+
+
+async def test_transaction_refused_by_a_rule_tells_its_code(home: Path, capsys: Capture) -> None:
+    made = told(capsys, home, "keys", "add", "alice")
+    behind = Behind(accounts={account_of(made["account"])}, settled_code=20)
+    words = ["tx", "transfer", account_text(ALICE), "1"]
+    answer = await asked(capsys, behind, home, *words, status=5)
+    assert answer["code"] == "tx.insufficient"
+
+
+async def test_dry_run_signs_and_sends_nothing(home: Path, capsys: Capture) -> None:
+    behind = Behind()
+    words = ["tx", "transfer", account_text(ALICE), "1", "--dry-run", "--from", "node"]
+    answer = await asked(capsys, behind, home, *words)
+    assert behind.asked == []
+    assert int(answer["max_fee"]) == 2 * int(answer["fee"]) > 0
+
+
+async def test_offline_bytes_are_sent_later(home: Path, capsys: Capture, tmp_path: Path) -> None:
+    made = told(capsys, home, "keys", "add", "alice")
+    behind = Behind(accounts={account_of(made["account"])})
+    file = str(tmp_path / "tx")
+    words = ["tx", "transfer", account_text(ALICE), "1", "--offline", file]
+    await asked(capsys, behind, home, *words)
+    assert behind.asked == []
+    await asked(capsys, Behind(), home, "tx", "send", file, "--no-wait")
+    raw = await trio.Path(file).read_bytes()
+    assert decode_transaction(raw).sender.hex() == made["public_key"]
+
+
+async def test_spending_key_moves_no_bond(home: Path, capsys: Capture) -> None:
+    spending = told(capsys, home, "keys", "show", "spending")["account"]
+    behind = Behind(accounts={account_of(spending)})
+    words = ["tx", "bond", spending, "1", "--from", "spending"]
+    answer = await asked(capsys, behind, home, *words, status=1)
+    assert "does not sign transactions of type 22" in answer["what"]
+    assert behind.asked == []
+
+
+@pytest.mark.parametrize(
+    "words", ["account", "block", "models", "datanets", "validators", "params", "peers"]
+)
+async def test_query_has_its_schema(home: Path, capsys: Capture, words: str) -> None:
+    extra = [account_text(ALICE)] if words == "account" else []
+    answer = await asked(capsys, Behind(), home, "query", words, *extra)
+    assert answer["schema"] == f"olnode.query.{words}/1"
+    async with served(Behind(), home / "run"):
+        text = ["--home", str(home), "query", words, *extra]
+        assert await trio.to_thread.run_sync(run, text) == 0
+
+
+async def test_account_that_never_earned_earned_nothing(home: Path, capsys: Capture) -> None:
+    answer = await asked(capsys, Behind(), home, "earnings", "--account", account_text(ALICE))
+    assert (answer["matured"], answer["items"]) == ("0", [])
+
+
+async def test_stop_waits_until_the_home_is_free(home: Path, capsys: Capture) -> None:
+    behind = Behind()
+    answer = await asked(capsys, behind, home, "stop", "--timeout", "5")
+    assert behind.stopped
+    assert answer["stopped"] is True

@@ -1,0 +1,169 @@
+"""A backend that answers from a table, served on a real socket: for tests of web and cli."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from consensus.primitives.errors import Invalid
+from node.ledger.wire.codes import code_name
+from node.web import answers
+from node.web.app import Backend, Order, make_app, serve_socket
+from node.web.ledger import Ledger
+
+ALICE = bytes([1]) * 32
+ID = bytes([0xAB]) * 32
+BIG = 2**63 - 1  # grains that a JavaScript number would round
+
+STATUS = answers.Status(
+    chain_id=ID,
+    profile="devnet",
+    name="n0",
+    roles=("validator",),
+    node_account=ALICE,
+    height=7,
+    block_id=ID,
+    time_ms=1,
+    lag_blocks=0,
+    peers=3,
+    validators=4,
+    signing=True,
+    last_signed_height=7,
+    pool_transactions=0,
+    pool_bundles=0,
+    engine="none",
+    models=(),
+    supply=BIG,
+    app_version=1,
+    build="0.1.0",
+    ready=True,
+    checks={"storage": True},
+)
+RECEIPT = answers.InferenceReceipt(
+    receipt=ID,
+    provider=ALICE,
+    model="contracts",
+    version=1,
+    fee=BIG,
+    tokens_in=3,
+    tokens_out=2,
+    status="complete",
+    body=b"\1\2",
+    signature=b"\3",
+    checks={"fee": True},
+)
+
+
+@dataclass
+class Behind:
+    """What the routes ask of; a test changes a part and looks at what was asked."""
+
+    checks: dict[str, bool] = field(default_factory=lambda: {"storage": True})
+    stopped: bool = False
+    ready: bool = True
+    accounts: set[bytes] = field(default_factory=lambda: {ALICE})
+    settled_code: int = 0
+    asked: list[Any] = field(default_factory=list)
+    cancelled: trio.Event = field(default_factory=trio.Event)
+    pieces: tuple[str, ...] = ("two ", "words")
+    refuse_at: int | None = None  # before this piece `infer` raises
+    refusal: Exception = field(default_factory=lambda: Invalid("payer.no_provider", tried=2))
+    stall: bool = False
+    drain: trio.Event = field(default_factory=trio.Event)
+
+    async def infer(
+        self, order: Order, tell: Callable[[str], Awaitable[None]]
+    ) -> answers.InferenceReceipt:
+        self.asked.append(order)
+        try:
+            for i, piece in enumerate(self.pieces):
+                if i == self.refuse_at:
+                    raise self.refusal
+                await tell(piece)
+            if self.stall:
+                await trio.sleep_forever()
+        except trio.Cancelled:
+            self.cancelled.set()
+            raise
+        return RECEIPT
+
+    async def submit(self, raw: bytes) -> bytes:
+        self.asked.append(raw)
+        if raw == b"bad":
+            raise Invalid("tx.nonce", number=7)
+        return ID
+
+    def stop(self) -> None:
+        self.stopped = True
+
+    def find_account(self, account: bytes) -> answers.AccountAnswer | None:
+        return answers.AccountAnswer(account, BIG, 3, 0) if account in self.accounts else None
+
+    def find_transaction(self, tx_id: bytes) -> answers.TransactionAnswer | None:
+        if tx_id != ID:
+            return None
+        reason = code_name(self.settled_code) if self.settled_code else ""
+        return answers.TransactionAnswer(
+            ID, "settled", 7, self.settled_code, reason, ALICE, "Transfer", 3, 1
+        )
+
+    def find_block(self, height: int) -> answers.BlockAnswer | None:
+        if height == 5:
+            raise RuntimeError("a secret of ours")
+        if height > 7:
+            return None
+        return answers.BlockAnswer(height, ID, ID, 1, ALICE, ID, BIG, (ID,), (), (ALICE,), ())
+
+    def list_models(self, after: int, limit: int) -> tuple[answers.ModelAnswer, ...]:
+        self.asked.append((after, limit))
+        return ()
+
+    def backend(self) -> Backend:
+        ledger = Ledger(
+            find_account=self.find_account,
+            find_earnings=lambda account: None,
+            find_block=self.find_block,
+            latest_height=lambda: 7,
+            find_transaction=self.find_transaction,
+            find_receipt=lambda receipt: None,
+            prove_receipt=lambda receipt: b"\0proof" if receipt == ID else None,
+            prove_account=lambda account: None,
+            list_models=self.list_models,
+            list_datanets=lambda after, limit: (),
+            list_validators=lambda: (answers.ValidatorAnswer(ALICE, 10, True, False),),
+            get_params=lambda: answers.Params(7, ID, 1, 100, {"block_bytes_max": (5,)}),
+            submit=self.submit,
+        )
+        return Backend(
+            status=lambda: replace(STATUS, ready=self.ready),
+            checks=lambda: self.checks,
+            peers=lambda: (),
+            infer=self.infer,
+            stop=self.stop,
+            ledger=ledger,
+        )
+
+
+@asynccontextmanager
+async def served(behind: Behind, folder: Path) -> AsyncIterator[Path]:
+    """The socket of a running server, stopped at the end."""
+    path = folder / "olnode.sock"
+    async with trio.open_nursery() as nursery:
+
+        async def serve(task_status: Any) -> None:
+            await serve_socket(
+                make_app(behind.backend()),
+                path,
+                wait_for_stop=behind.drain.wait,
+                drain_s=1,
+                task_status=task_status,
+            )
+
+        await nursery.start(serve)
+        try:
+            yield path
+        finally:
+            behind.drain.set()

@@ -3,7 +3,7 @@
 Why over a view: every answer is of one block, whatever is written meanwhile. Sums that the state
 does not hold (what an account earned) are made from the index of its activity, within a limit
 that the answer tells.
-What it does not know: HTTP, the pool, how proofs are made: those come as callables.
+What it does not know: HTTP, the pool, who offers: those come as callables.
 """
 
 from collections.abc import Awaitable, Callable
@@ -24,6 +24,7 @@ from node.storage import activity
 from node.storage.views import Activity, View
 from node.web import answers
 from node.web.ledger import Ledger
+from node.web.proving import account_file, receipt_file
 
 EARNINGS_ENTRIES_MAX: Final = 10_000
 ENTRIES_PAGE: Final = 1_000
@@ -53,8 +54,6 @@ def make_ledger(
     reading: Reading,
     *,
     submit: Callable[[bytes], Awaitable[bytes]],
-    prove_receipt: Callable[[bytes], bytes | None],
-    prove_account: Callable[[bytes], bytes | None],
 ) -> Ledger:
     """The routes' reads over `reading`."""
     view = reading.take_view
@@ -65,8 +64,8 @@ def make_ledger(
         latest_height=lambda: view().tip.height,
         find_transaction=lambda tx_id: find_transaction(view(), tx_id, reading.find_pending),
         find_receipt=lambda receipt: find_receipt(view(), receipt),
-        prove_receipt=prove_receipt,
-        prove_account=prove_account,
+        prove_receipt=lambda receipt: receipt_file(view(), receipt),
+        prove_account=lambda account: account_file(view(), account),
         list_models=lambda after, limit: list_models(view(), after, limit, reading.count_providers),
         list_datanets=lambda after, limit: list_datanets(view(), after, limit),
         list_validators=lambda: list_validators(view(), reading.own_validator),

@@ -162,7 +162,15 @@ def sketch(
     core: SlotCore, good: Good, index: Index, texts: list[tuple[tuple[int, ...], tuple[int, ...]]]
 ) -> list[bytes]:
     """The engine's sketches of (prompt ids, answer ids), in order."""
-    checkpoints = good.adapter.early, good.adapter.middle
+    return sketch_with(core, (good.adapter.early, good.adapter.middle), index, texts)
+
+
+def sketch_with(
+    core: SlotCore,
+    checkpoints: tuple[bytes, bytes],
+    index: Index,
+    texts: list[tuple[tuple[int, ...], tuple[int, ...]]],
+) -> list[bytes]:
     folder = str(index.folder)
     items = [GradItem(checkpoints, prompt, (answer,), folder) for prompt, answer in texts]
     core.add_gradients(0, items)
@@ -215,3 +223,24 @@ def test_engine_sketches_a_record_as_the_index_did(
         found = np.frombuffer(data, np.int8).astype(np.int64)
         dot, norms = int(row @ found), int(row @ row) * int(found @ found)
         assert 10**8 * dot * dot >= 9_999**2 * norms  # cosine ≥ 0.9999
+
+
+def test_sketch_of_other_checkpoints_is_far_off(
+    goods: Goods, tmp_path: Path, answers: list[Answer]
+) -> None:
+    """A provider that saves a pass by using what it has loaded would be seen (page 60 §9)."""
+    good = goods.goods[1]
+    index, core = build(goods.base, good, tmp_path), start(goods.base, good)
+    tokenizer, adapter = TextTokenizer(goods.base), good.adapter
+    version = Version(CHAIN_ID, model=1, version=1, published_ms=1_800_000_000_000)
+    texts = []
+    for fact in good.world.facts[:24]:
+        coded = encode_record(tokenizer, fact.held_back_questions()[0], fact.answer())
+        texts.append((coded.ids[: coded.prompt_tokens], coded.ids[coded.prompt_tokens :]))
+    true = sketch(core, good, index, texts)
+    cheat = sketch_with(core, (adapter.middle, adapter.final), index, texts)
+    moved = []
+    for honest, other in zip(true, cheat, strict=True):
+        a, b = (dict(attribute(index, data, version).credits) for data in (honest, other))
+        moved.append(sum(abs(a.get(who, 0) - b.get(who, 0)) for who in a.keys() | b.keys()) // 2)
+    assert mean(moved) >= 500

@@ -164,6 +164,7 @@ class EngineClient:
         self._heard = 0.0
         self._restarts = 0
         self._losses: deque[float] = deque()
+        self._ready = trio.Event()  # a new one after each loss
         self._closed = trio.Event()
         self._closing = False
 
@@ -213,6 +214,10 @@ class EngineClient:
         """The newest counters, and how often the worker was replaced."""
         assert self._stats is not None, "ask after the start"
         return dataclasses.replace(self._stats, restarts=self._restarts)
+
+    async def wait_ready(self) -> None:
+        """Until a worker serves; for ever when the engine is down: give it a deadline."""
+        await self._ready.wait()
 
     async def aclose(self, drain_s: float = 10.0) -> None:
         """Stop: live streams get up to `drain_s` to end; then the worker ends, and `run`."""
@@ -285,6 +290,7 @@ class EngineClient:
         """After a loss: end or keep what lived, then wait. False when the engine is down."""
         self._restarts += 1
         self.state = "restarting"
+        self._ready = trio.Event()
         now = trio.current_time()
         self._losses.append(now)
         while self._losses[0] < now - LOSS_WINDOW_S:
@@ -338,6 +344,7 @@ class EngineClient:
                     self._take(frame)
                     if isinstance(frame, frames.Stats) and self.state != "ready":
                         self.state = "ready"
+                        self._ready.set()
                         ready()
             except LinkLost as error:  # caught inside: a nursery would wrap it in a group
                 lost = error

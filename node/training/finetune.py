@@ -314,7 +314,8 @@ def _find_finished(
         hashes = [bytes.fromhex(facts[name]) for name in (EARLY, MIDDLE, FINAL)]
         if [read_adapter(out / name).hash for name in (EARLY, MIDDLE, FINAL)] != hashes:
             return None  # damaged since: trained again
-        return Adapter(*hashes, str(out), facts["steps"], facts["loss"], facts["cut"])
+        early, middle, final = hashes
+        return Adapter(early, middle, final, str(out), facts["steps"], facts["loss"], facts["cut"])
     except (BadAdapter, KeyError, ValueError):
         return None
 

@@ -1,0 +1,83 @@
+"""`olnode verify`: VERIFIED only from what the reader trusts, and 6 for any other byte."""
+
+import json
+from pathlib import Path
+
+import pytest
+from chain_kit import devnet
+from unit.web.stored import Told
+
+from node.cli.main import run
+from node.ledger.genesis import encode_genesis
+from node.web.proving import receipt_file
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A proof file, the genesis it stands on, and the id of its block."""
+    folder = tmp_path_factory.mktemp("files")
+    told = Told(tmp_path_factory.mktemp("home"))
+    view = told.view()
+    raw = receipt_file(view, told.receipt)
+    assert raw is not None
+    (folder / "proof").write_bytes(raw)
+    (folder / "genesis").write_bytes(encode_genesis(told.made.genesis))
+    block_id = view.get_header(told.paid_height).block_id().hex()
+    (folder / "trust").write_text(f"{told.paid_height}:{block_id}")
+    told.made.chain.close()
+    return folder
+
+
+def verify(folder: Path, file: str, *words: str) -> int:
+    home = ["--home", str(folder / "no-home")]
+    return run([*home, "verify", str(folder / file), "--genesis", str(folder / "genesis"), *words])
+
+
+def test_each_step_is_shown_and_the_last_word_is_verified(folder: Path, capsys: Capture) -> None:
+    assert verify(folder, "proof") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "VERIFIED"
+    assert len([line for line in lines if line.startswith("  ok  ")]) >= 5
+
+
+def test_one_trusted_block_is_enough(folder: Path, capsys: Capture) -> None:
+    assert verify(folder, "proof", "--trust", (folder / "trust").read_text(), "-o", "json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["schema"], told["verified"]) == ("olnode.verify/1", True)
+
+
+def test_another_trusted_block_refuses(folder: Path, capsys: Capture) -> None:
+    height = (folder / "trust").read_text().partition(":")[0]
+    assert verify(folder, "proof", "--trust", f"{height}:{'00' * 32}") == 6
+    out, err = capsys.readouterr()
+    assert "VERIFIED" not in out.splitlines()
+    assert "NOT VERIFIED" in err
+
+
+def test_another_chain_refuses(folder: Path, capsys: Capture) -> None:
+    other = encode_genesis(devnet(split="whitepaper"))
+    (folder / "other").write_bytes(other)
+    words = ["verify", str(folder / "proof"), "--genesis", str(folder / "other"), "-o", "json"]
+    assert run(words) == 6
+    assert json.loads(capsys.readouterr().out)["code"] == "proof.chain"
+
+
+@pytest.mark.parametrize("place", [0, 1, 40, 200, 700, -1])
+def test_one_changed_byte_refuses(folder: Path, place: int) -> None:
+    raw = bytearray((folder / "proof").read_bytes())
+    raw[place] ^= 1
+    (folder / "forged").write_bytes(raw)
+    assert verify(folder, "forged") == 6
+
+
+@pytest.mark.parametrize("words", [["--trust", "7"], ["--trust", "x:" + "00" * 32]])
+def test_trust_that_is_none_is_a_usage_fault(folder: Path, words: list[str]) -> None:
+    assert verify(folder, "proof", *words) == 2
+
+
+def test_without_anything_to_trust_nothing_is_verified(folder: Path, capsys: Capture) -> None:
+    words = ["--home", str(folder / "no-home"), "verify", str(folder / "proof")]
+    assert run(words) == 2
+    assert "nothing to trust" in capsys.readouterr().err

@@ -1,0 +1,164 @@
+"""Answers and proof files from a chain on disk: a story from the genesis to a paid answer."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bundle_kit import Party
+from chain_kit import CONTRIBUTORS, CREATOR, OPEN, PAYER, PROVIDER
+from unit.web.stored import CREDITS, StoredChain, Told
+
+from node.ledger.wire.transactions import Transfer, decode_transaction
+from node.light import examine, trust_genesis
+from node.web import answers, proving, reading
+from node.web.answers import as_json
+
+FEE = 27_309_200
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
+    made = Told(tmp_path_factory.mktemp("home"))
+    yield made
+    made.made.chain.close()
+
+
+def by(account: Party, told: Told) -> answers.Earnings:
+    found = reading.find_earnings(told.view(), account.key)
+    assert found is not None
+    return found
+
+
+def test_split_of_the_receipt_sums_to_its_fee(told: Told) -> None:
+    found = reading.find_receipt(told.view(), told.receipt)
+    assert found is not None
+    assert sum(found.split.values()) == found.fee == FEE
+    assert (found.provider, found.payer) == (PROVIDER.key, PAYER.key)
+    assert (found.model, found.version, found.height) == ("facts-1", 1, told.paid_height)
+
+
+def test_credits_name_contributor_and_datanet(told: Told) -> None:
+    found = reading.find_receipt(told.view(), told.receipt)
+    assert found is not None
+    told_credits = [(c.contribution, c.contributor, c.share_bps) for c in found.credits]
+    assert told_credits == [(1, CONTRIBUTORS[0].key, 2_500), (3, CONTRIBUTORS[2].key, 7_500)]
+    assert {c.datanet for c in found.credits} == {"facts"}
+    assert sum(c.amount for c in found.credits) <= found.split["data"]
+
+
+def test_earnings_are_what_the_block_pays(told: Told) -> None:
+    view = told.view()
+    block = reading.find_block(view, told.paid_height)
+    assert block is not None
+    for who in (*CONTRIBUTORS, CREATOR, PROVIDER):
+        paid = sum(row.amount for row in block.payouts if row.account == who.key)
+        if paid:
+            assert (by(who, told).maturing, by(who, told).matured) == (paid, 0)
+        else:
+            assert reading.find_earnings(view, who.key) is None
+    assert by(CONTRIBUTORS[2], told).items[0].contribution == 3
+    assert by(PROVIDER, told).items[0].kind == "provider"
+
+
+def test_what_an_account_waits_for_is_told_beside_its_balance(told: Told) -> None:
+    account = reading.find_account(told.view(), CONTRIBUTORS[2].key)
+    assert account is not None
+    assert account.maturing == by(CONTRIBUTORS[2], told).maturing > 0
+    assert reading.find_account(told.view(), b"\xee" * 32) is None
+
+
+def test_earnings_mature_with_their_bucket(tmp_path: Path) -> None:
+    made = Told(tmp_path)
+    before = by(CONTRIBUTORS[2], made).maturing
+    made.made.block(later_ms=130_000)  # past the devnet's window of a minute
+    after = by(CONTRIBUTORS[2], made)
+    assert (after.matured, after.maturing) == (before, 0)
+    account = reading.find_account(made.view(), CONTRIBUTORS[2].key)
+    assert account is not None
+    assert account.maturing == 0
+    made.made.chain.close()
+
+
+def test_block_names_its_signers_and_all_heights_have_one(told: Told) -> None:
+    view = told.view()
+    for height in range(1, view.tip.height + 1):
+        block = reading.find_block(view, height)
+        assert block is not None
+        assert len(block.signers) == 3
+        assert as_json(block)["height"] == height
+    assert reading.find_block(view, 0) is None
+    assert reading.find_block(view, view.tip.height + 1) is None
+
+
+def test_transaction_is_pending_then_settled_with_its_code(tmp_path: Path) -> None:
+    made = StoredChain(tmp_path)
+    good = made.tx(PAYER, Transfer(CREATOR.key, OPEN, b""))
+    poor = made.tx(PAYER, Transfer(CREATOR.key, 2**62, b""), ahead=1)
+    tx_id = decode_transaction(good).tx_id
+    pending = reading.find_transaction(made.chain.view(), tx_id, {tx_id: good}.get)
+    made.block(good, poor)
+    view = made.chain.view()
+    settled = reading.find_transaction(view, tx_id, {}.get)
+    refused = reading.find_transaction(view, decode_transaction(poor).tx_id, {}.get)
+    assert pending is not None
+    assert settled is not None
+    assert refused is not None
+    assert (pending.state, pending.height) == ("pending", 0)
+    assert (settled.state, settled.height, settled.code, settled.reason) == ("settled", 1, 0, "")
+    assert (refused.code, refused.reason) == (20, "tx.insufficient")
+    assert reading.find_transaction(view, bytes(32), {}.get) is None
+    made.chain.close()
+
+
+def test_lists_tell_numbers_names_and_counts(told: Told) -> None:
+    view = told.view()
+    (model,) = reading.list_models(view, 0, 100, lambda number, version: number + version)
+    (datanet,) = reading.list_datanets(view, 0, 100)
+    assert (model.number, model.name, model.version, model.providers) == (1, "facts-1", 1, 2)
+    assert (model.datanet, model.records) == ("facts", 30)
+    assert (datanet.contributions, datanet.accepted, datanet.records) == (3, 3, 30)
+    assert datanet.contributors == 3
+    assert reading.list_models(view, 1, 100, lambda *_: 0) == ()
+    assert reading.list_datanets(view, 0, 1) == (datanet,)
+    validators = reading.list_validators(view, PROVIDER.key)
+    assert [v.this_node for v in validators].count(True) == 1
+    assert [v.proposer_next for v in validators].count(True) == 1
+    params = as_json(reading.get_params(view))
+    assert params["values"]["challenge_window_ms"] == [60_000]
+    assert int(params["base_price"]) > 0
+
+
+def test_receipt_file_verifies_from_the_genesis_alone(told: Told) -> None:
+    raw = proving.receipt_file(told.view(), told.receipt)
+    assert raw is not None
+    report = examine(raw, trust_genesis(told.made.genesis))
+    assert report.refusal is None
+    assert len(report.proofs) == 1 + 1 + len(CREDITS)  # the receipt, the provider, each credit
+    assert {proof.height for proof in report.proofs} == {told.paid_height}
+
+
+def test_account_file_shows_balance_or_absence(told: Told) -> None:
+    view, trust = told.view(), trust_genesis(told.made.genesis)
+    present = proving.account_file(view, CREATOR.key)
+    absent = proving.account_file(view, b"\xee" * 32)
+    assert present is not None
+    assert absent is not None
+    assert "holds" in examine(present, trust).steps[1].detail
+    assert "is absent" in examine(absent, trust).steps[1].detail
+    assert examine(absent, trust).refusal is None
+
+
+def test_proof_file_with_any_byte_changed_is_refused(told: Told) -> None:
+    trust = trust_genesis(told.made.genesis)
+    for raw in (
+        proving.receipt_file(told.view(), told.receipt),
+        proving.account_file(told.view(), CREATOR.key),
+    ):
+        assert raw is not None
+        for place in range(0, len(raw), 13):
+            forged = raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :]
+            assert examine(forged, trust).refusal is not None, place
+
+
+def test_receipt_that_is_not_settled_has_no_file(told: Told) -> None:
+    assert proving.receipt_file(told.view(), bytes(32)) is None

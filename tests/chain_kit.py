@@ -65,10 +65,12 @@ class TinyChain:
 
     @property
     def base(self) -> Base:
-        def scan(start: bytes, stop: bytes) -> list[tuple[bytes, bytes]]:
-            return sorted((k, v) for k, v in self.flat.items() if start <= k < stop)
+        flat = dict(self.flat)  # of this moment
 
-        return Base(self.flat.get, scan, self.nodes.get, self.records[-1])
+        def scan(start: bytes, stop: bytes) -> list[tuple[bytes, bytes]]:
+            return sorted((k, v) for k, v in flat.items() if start <= k < stop)
+
+        return Base(flat.get, scan, self.nodes.get, self.records[-1])
 
     def state(self) -> State:
         return State(self.base)

@@ -324,7 +324,8 @@ def run_program(seed: int, blocks: int) -> list[bytes]:
         chance.shuffle(people)
         raws = [chain.tx(who, some_payload(chance, chain)) for who in people[:4]]
         bundles = ()
-        if chance.random() < 0.4:
+        is_sold = chain.state().get(tables.VERSION, 1, 1).status == tables.VERSION_CURRENT
+        if is_sold and chance.random() < 0.4:
             share = chance.randrange(1, 10_000)
             golden_answer(session, chance.choice(((), ((1, share), (3, 10_000 - share)))))
             bundles = (chain.bundle(session, number + 1, chance.random() < 0.3),)

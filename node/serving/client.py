@@ -377,7 +377,10 @@ class EngineClient:
         while True:
             await trio.sleep(LOOK_S)
             busy = self._calls or any(not s.is_ended for s in self._streams.values())
-            if busy and trio.current_time() - self._heard > self._stall_s:
+            now = trio.current_time()
+            if not busy:  # it owes us nothing: silence counts from the next request on
+                self._heard = now
+            elif now - self._heard > self._stall_s:
                 link.kill()
 
     def _take(self, frame: frames.FromWorker) -> None:

@@ -90,6 +90,8 @@ def make_base(
         json.dump(dataclasses.asdict(recipe), file, sort_keys=True)
         file.flush()
         os.fsync(file.fileno())
+    if folder.exists() and not (folder / DONE).is_file():
+        shutil.rmtree(folder)
     try:
         os.rename(part, folder)
     except OSError:  # another process was faster: its folder holds the same

@@ -9,23 +9,33 @@ import pytest
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
-@pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Llama 2 × h32 with random weights over bytes: quick, and never the same token for all."""
+def write_base(folder: Path, sharper: float) -> Path:
+    """Llama 2 × h32 with random weights over bytes, each matrix times `sharper`."""
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
     from node.attribution.tokens import TextTokenizer
     from node.training.tiny_model import Recipe, random_model, write_tokenizer
 
-    folder = tmp_path_factory.mktemp("base")
     write_tokenizer(folder, [], merges=0)
     recipe = Recipe(hidden=32, inner=64, layers=2, heads=4, length=256, seed=3)
     model = random_model(recipe, len(TextTokenizer(folder)))
-    with torch.no_grad():  # sharper than at start, so that argmax has a clear winner
+    with torch.no_grad():
         for parameter in model.parameters():
-            parameter.mul_(6.0 if parameter.dim() == 2 else 1.0)
+            parameter.mul_(sharper if parameter.dim() == 2 else 1.0)
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sharp, so that argmax has a clear winner and answers differ."""
+    return write_base(tmp_path_factory.mktemp("sharp"), 6.0)
+
+
+@pytest.fixture(scope="session")
+def smooth_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As drawn, so that gradients are of one size and rounding stays small."""
+    return write_base(tmp_path_factory.mktemp("smooth"), 1.0)
 
 
 MakeAdapter = Callable[..., tuple[bytes, str]]

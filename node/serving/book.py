@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from consensus.primitives.encoding import SIG, Bytes, Either, H, ListOf, Record, decode, encode
 from consensus.primitives.keys import SIGNATURE_BYTES
@@ -233,9 +233,8 @@ class ReceiptBook:
                     break
                 self._log.drop(segment)
                 self._newest_ms.pop(segment, None)
-                for index in (self._places, self._by_id):
-                    for key in [k for k, place in index.items() if place.segment == segment]:
-                        del index[key]  # type: ignore[attr-defined]  # both are dicts of places
+                self._places = _without(self._places, segment)
+                self._by_id = _without(self._by_id, segment)
                 gone += 1
         return gone
 
@@ -294,6 +293,13 @@ class ReceiptBook:
         elif kind == _BUNDLE:
             (header,) = decode(payload, _BUNDLE_SHAPE, RECORD_BYTES_MAX, "book")
             self.bundle_seq = max(self.bundle_seq, decode_header(header).bundle_seq)
+
+
+K = TypeVar("K")
+
+
+def _without(index: dict[K, Place], segment: int) -> dict[K, Place]:
+    return {key: place for key, place in index.items() if place.segment != segment}
 
 
 def _lane_at(channel: bytes, number: int, settled: Lane) -> ProviderLane:

@@ -1,0 +1,98 @@
+"""From an answer to its credits: gradients in the engine, then the exact scan of the index.
+
+Why the float part stays in the worker: only the 1,024 bytes of the sketch come out, and from them
+on every node computes the same (page 60 §4, §5). No sketch means no credits: the data part then
+goes to the model's fund, never to whom we like.
+What this file does not know: receipts, money, where an index came from.
+"""
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import trio
+
+from consensus.primitives.errors import Invalid
+from node.attribution.attribute import NO_SKETCH, Version, attribute
+from node.attribution.index import Index
+from node.attribution.score import Kernel, integers
+from node.ledger.wire.receipts import Credits
+from node.serving.engine import Engine, EngineError, GradItem
+
+RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
+
+NOTHING_CREDITED: Final[Credits] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HeldIndex:
+    """An opened index, its folder, and the version it belongs to."""
+
+    index: Index
+    folder: str
+    version: Version
+
+
+class Attributed(NamedTuple):
+    """What a receipt commits to; without a sketch all but the hash is empty."""
+
+    credits: Credits
+    sketch: bytes
+    statement: bytes
+    sketch_hash: bytes
+
+
+UNATTRIBUTED: Final = Attributed(NOTHING_CREDITED, b"", b"", NO_SKETCH)
+
+
+class Attributor:
+    """Attributes answers of the versions whose index `find_index` knows."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        find_index: Callable[[int, int], HeldIndex | None],
+        kernel: Kernel = integers,
+        run_blocking: RunBlocking = trio.to_thread.run_sync,
+    ) -> None:
+        self._engine = engine
+        self._find_index = find_index
+        self._kernel = kernel
+        self._run_blocking = run_blocking
+        self.counters: Counter[str] = Counter()
+
+    async def attribute(
+        self, model: int, version: int, prompt: Sequence[int], answers: Sequence[Sequence[int]]
+    ) -> Attributed:
+        """Credits, sketch and statement; `UNATTRIBUTED` without index, gradient or answer."""
+        held = self._find_index(model, version)
+        spoken = tuple(tuple(ids) for ids in answers if ids)
+        if held is None or not spoken:
+            return self._without("no_index" if held is None else "no_answer")
+        header = held.index.header
+        item = GradItem(
+            checkpoints=(header.early, header.middle),
+            prompt=tuple(prompt),
+            answers=spoken,
+            index_folder=held.folder,
+        )
+        try:
+            (sketch,) = await self._engine.gradients((item,))
+        except EngineError as error:
+            return self._without(error.code)
+        if not sketch.data:
+            return self._without(sketch.error or "no_gradient")
+        try:
+            found = await self._run_blocking(
+                attribute, held.index, sketch.data, held.version, self._kernel
+            )
+        except Invalid as error:  # norms out of bounds: an honest receipt then has no sketch
+            return self._without(error.code)
+        self.counters["attributed"] += 1
+        return Attributed(found.credits, found.sketch, found.statement_bytes, found.sketch_hash)
+
+    def _without(self, why: str) -> Attributed:
+        self.counters[f"without.{why}"] += 1
+        return UNATTRIBUTED

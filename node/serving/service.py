@@ -1,0 +1,689 @@
+"""One order from start to receipt: verify, generate, stream, attribute, sign, keep, send.
+
+Why the request and not the stream is billed: a payer that goes away has had what was delivered, so
+its receipt is signed and kept, and comes back when the same order is asked again. Why tokens wait
+at the edge of a quantum: what was not promised is not shown. The receipt is durable before it
+leaves (page 30 §7, page 50 §7, page 70 §7).
+What this file does not know: libp2p, the ledger's rules, how credits are computed.
+"""
+
+import secrets
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import trio
+
+from consensus.primitives.errors import Invalid
+from node.ledger.amounts import BPS, price
+from node.ledger.rules.channels import find_spender_key
+from node.ledger.state import State
+from node.ledger.wire import exchange
+from node.ledger.wire.exchange import (
+    Accepted,
+    Alive,
+    Cancel,
+    Finished,
+    RefusedFrame,
+    Reveal,
+    Start,
+    Tick,
+    Tokens,
+)
+from node.ledger.wire.orders import (
+    PRIVATE,
+    VERSION,
+    ZERO_HASH,
+    decode_order,
+    decode_voucher,
+    order_hash,
+    pack_ids,
+    seed_commit,
+    verify_voucher,
+)
+from node.ledger.wire.receipts import (
+    COMPLETE,
+    PARTIAL,
+    Receipt,
+    answer_root,
+    attribution_root,
+    decode_receipt,
+    encode_credits,
+    encode_receipt,
+    receipt_message,
+)
+from node.serving import verify
+from node.serving.attributing import UNATTRIBUTED, Attributed
+from node.serving.book import ProviderLane, ReceiptBook, Served
+from node.serving.checking import (
+    FindModel,
+    Job,
+    OrderRefused,
+    ServedModel,
+    check_step,
+    engine_sampling,
+    verify_order,
+)
+from node.serving.engine import (
+    DeadlinePassed,
+    Engine,
+    EngineError,
+    EngineLost,
+    Finish,
+    GenRequest,
+    Overloaded,
+    Stream,
+    Token,
+    TooLong,
+    UnknownAdapter,
+    logprob_bytes,
+)
+from node.serving.sampling import joint_seed
+
+__all__ = ["FrameStream", "InferenceService", "ServedModel"]
+
+WRITE_S: Final = 5.0
+ACK_S: Final = 5.0
+FLUSH_S: Final = 0.05
+CLOSE_S: Final = 2.0
+FRAMES_WAITING: Final = 64
+IDS_PER_FRAME: Final = 4_096
+REFUSE_FAULT: Final = ((Overloaded, exchange.OVERLOADED), (TooLong, exchange.OVER_LIMITS),
+                       (UnknownAdapter, exchange.ADAPTER_LOADING),
+                       (DeadlinePassed, exchange.DEADLINE),
+                       (EngineLost, exchange.GENERATION_FAILED))  # fmt: skip
+
+_DONE: Final = frozenset({"stop", "length"})
+
+
+class FrameStream(Protocol):
+    """What we need of a duplex stream; its own errors are given to the service by class."""
+
+    async def read(self, bytes_max: int, timeout_s: float) -> bytes: ...
+    async def write(self, body: bytes, timeout_s: float) -> None: ...
+    async def close(self) -> None: ...
+
+
+Attribute = Callable[[int, int, Sequence[int], Sequence[Sequence[int]]], Awaitable[Attributed]]
+RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
+PayerFrame = Start | Tick | Reveal | Cancel
+
+
+class _Lost:
+    """The payer's side of the stream is gone."""
+
+
+_Event = Tick | Reveal | Cancel | Start | _Lost | Token | Finish
+
+
+@dataclass(slots=True)
+class _Answer:
+    """What was generated and what was delivered so far, per choice."""
+
+    n: int
+    tokens: list[list[Token]] = field(default_factory=list)
+    sent: list[int] = field(default_factory=list)
+    text: list[bytearray] = field(default_factory=list)
+    finish: Finish | None = None
+    is_lost: bool = False
+    is_cut: bool = False
+
+    def __post_init__(self) -> None:
+        self.tokens = [[] for _ in range(self.n)]
+        self.sent = [0] * self.n
+        self.text = [bytearray() for _ in range(self.n)]
+
+    @property
+    def delivered(self) -> int:
+        return sum(self.sent)
+
+    @property
+    def is_all_sent(self) -> bool:
+        return all(len(t) == s for t, s in zip(self.tokens, self.sent, strict=True))
+
+    def ids(self) -> list[list[int]]:
+        pairs = zip(self.tokens, self.sent, strict=True)
+        return [[token.id for token in tokens[:sent]] for tokens, sent in pairs]
+
+
+class InferenceService:
+    """Serves `infer` streams for one provider.
+
+    `stream_errors`: what reading or writing a stream may raise. `sign`: with the provider's key.
+    """
+
+    def __init__(
+        self,
+        *,
+        chain_id: bytes,
+        provider: bytes,
+        sign: Callable[[bytes], bytes],
+        engine: Engine,
+        attribute: Attribute,
+        book: ReceiptBook,
+        find_model: FindModel,
+        get_state: Callable[[], State],
+        is_ready: Callable[[], bool],
+        note_receipt: Callable[[], None],
+        stream_errors: tuple[type[Exception], ...],
+        now_ms: Callable[[], int],
+        random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+        run_blocking: RunBlocking = trio.to_thread.run_sync,
+    ) -> None:
+        self._chain_id = chain_id
+        self._provider = provider
+        self._sign = sign
+        self._engine = engine
+        self._attribute = attribute
+        self._book = book
+        self._find_model = find_model
+        self._get_state = get_state
+        self._is_ready = is_ready
+        self._note_receipt = note_receipt
+        self._stream_errors = stream_errors
+        self._now_ms = now_ms
+        self._random = random_bytes
+        self._run_blocking = run_blocking
+        self.counters: Counter[str] = Counter()
+
+    async def serve(self, peer: bytes, stream: FrameStream) -> None:
+        """One stream, to its end. A cancel leaves no receipt for what was not signed yet."""
+        send, receive = trio.open_memory_channel[_Event](FRAMES_WAITING)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read, stream, send)
+            line = _Line(stream, receive, self._stream_errors)
+            try:
+                await self._conduct(peer, line, send)
+            except OrderRefused as refused:
+                self.counters[f"refused.{refused.code}"] += 1
+                await self._refuse(line, refused)
+            nursery.cancel_scope.cancel()
+
+    async def _read(self, stream: FrameStream, send: "trio.MemorySendChannel[_Event]") -> None:
+        """Payer's frames into the request's queue; a false frame ends the stream like a loss."""
+        while True:
+            try:
+                raw = await stream.read(exchange.FRAME_BYTES_MAX, float("inf"))
+                frame = exchange.decode_payer_frame(raw)
+            except Invalid:
+                self.counters["malformed"] += 1
+                await send.send(_Lost())
+                return
+            except self._stream_errors:
+                await send.send(_Lost())
+                return
+            await send.send(frame)
+
+    async def _conduct(
+        self, peer: bytes, line: "_Line", send: "trio.MemorySendChannel[_Event]"
+    ) -> None:
+        start = await line.next(exchange.START_WITHIN_S)
+        if not isinstance(start, Start):
+            raise OrderRefused(exchange.MALFORMED, "no start")
+        stored = self._find_stored(start)
+        if stored is not None:
+            await self._send_again(line, start, stored)
+            return
+        if not self._is_ready():
+            raise OrderRefused(exchange.BUSY, "our ledger is behind", 1_000)
+        job = verify_order(
+            start,
+            chain_id=self._chain_id,
+            provider=self._provider,
+            state=self._get_state(),
+            book=self._book,
+            find_model=self._find_model,
+            now_ms=self._now_ms(),
+        )
+        job.lane.is_busy = True
+        try:
+            self._book.take_voucher(job.lane, job.voucher_raw, job.voucher_sig)
+            await self._fulfil(peer, line, send, job)
+        finally:
+            job.lane.is_busy = False
+
+    # --- a request that will be served
+
+    async def _fulfil(
+        self, peer: bytes, line: "_Line", send: "trio.MemorySendChannel[_Event]", job: Job
+    ) -> None:
+        started_ms = self._now_ms()
+        provider_nonce = ZERO_HASH
+        if job.is_seeded and not job.is_payer_seeded:
+            provider_nonce = self._random(32)
+        answer = _Answer(job.sampling.n)
+        request = GenRequest(
+            id=self._random(16),
+            tenant=job.channel.payer,
+            adapter=job.model.adapter,
+            prompt=job.prompt,
+            sampling=engine_sampling(job.sampling),
+            seed=self._early_seed(job),
+            deadline_ms=job.order.deadline_ms,
+        )
+        try:
+            async with self._engine.submit(request) as stream:
+                await line.write(Accepted(job.order_hash, provider_nonce, 0, 0))
+                job = await self._reveal(line, stream, job, provider_nonce)
+                job = await self._stream(line, send, stream, job, answer)
+        except EngineError as error:
+            code, retry_ms = _code_of(error)
+            raise OrderRefused(code, error.code, retry_ms) from None
+        if answer.delivered == 0 and not _is_complete(answer):
+            raise OrderRefused(exchange.GENERATION_FAILED, "nothing was delivered")
+        served = await self._sign_receipt(line, job, answer, provider_nonce, started_ms)
+        await line.write(_finished(served))
+        self.counters["served"] += 1
+        self._note_receipt()
+        await self._take_acknowledgement(line, job)
+
+    def _early_seed(self, job: Job) -> bytes | None:
+        if not job.is_seeded:
+            return ZERO_HASH  # greedy: never used, and there is nothing to wait for
+        if job.is_payer_seeded:
+            return joint_seed(job.order_hash, job.payer_nonce, ZERO_HASH)
+        return None
+
+    async def _reveal(self, line: "_Line", stream: Stream, job: Job, provider_nonce: bytes) -> Job:
+        """Wait for the payer's part of the seed, where there is one to wait for."""
+        if not job.is_seeded:
+            return job._replace(payer_nonce=ZERO_HASH)
+        if job.is_payer_seeded:
+            return job
+        frame = await line.next(exchange.REVEAL_WITHIN_S)
+        if not isinstance(frame, Reveal) or seed_commit(frame.payer_nonce) != job.order.seed_commit:
+            raise OrderRefused(exchange.REVEAL_BAD, "reveal")
+        stream.reveal(joint_seed(job.order_hash, frame.payer_nonce, provider_nonce))
+        return job._replace(payer_nonce=frame.payer_nonce)
+
+    async def _stream(
+        self,
+        line: "_Line",
+        send: "trio.MemorySendChannel[_Event]",
+        stream: Stream,
+        job: Job,
+        answer: _Answer,
+    ) -> Job:
+        """Deliver what is generated, within what is promised; returns the job as last paid for."""
+        granted = min(job.order.quantum, job.order.max_out)
+        tick_until: float | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_pump, stream, send)
+            while not answer.is_cut:
+                limit_s = exchange.ALIVE_EVERY_S
+                if tick_until is not None:
+                    limit_s = min(limit_s, tick_until - trio.current_time())
+                event = await line.next_event(limit_s)
+                if isinstance(event, Tick):
+                    job, granted = self._take_tick(job, event, granted)
+                    tick_until = None
+                elif event is None and tick_until is not None:
+                    answer.is_cut = trio.current_time() >= tick_until
+                    self.counters["ticks_late"] += answer.is_cut
+                elif event is None:
+                    await line.write(Alive())
+                else:
+                    _note_event(answer, event)
+                if isinstance(event, Token) and not answer.is_lost:
+                    await _gather(line, answer)
+                await self._flush(line, answer, granted)
+                is_waiting = not answer.is_all_sent and answer.delivered >= granted
+                if is_waiting and tick_until is None:
+                    tick_until = trio.current_time() + exchange.TICK_WITHIN_S
+                if answer.finish is not None and answer.is_all_sent:
+                    break
+            nursery.cancel_scope.cancel()
+        if answer.finish is not None and answer.is_all_sent:
+            await _send_tails(line, answer)
+        return job
+
+    def _take_tick(self, job: Job, tick: Tick, granted: int) -> tuple[Job, int]:
+        """A voucher for the next quantum; a bad one is as none, the time goes on running."""
+        try:
+            voucher = decode_voucher(tick.voucher)
+            verify_voucher(self._chain_id, tick.voucher, tick.signature, job.channel.spender)
+            check_step(job.lane, voucher)
+        except (Invalid, OrderRefused):
+            self.counters["ticks_bad"] += 1
+            return job, granted
+        wanted = min(job.order.max_out, granted + job.order.quantum)
+        others = self._book.promised(voucher.channel, but=job.lane)
+        is_covered = (
+            voucher.order_hash == job.order_hash
+            and voucher.hold >= price(len(job.prompt), wanted, *job.prices)
+            and others + voucher.cumulative + voucher.hold <= job.channel.cap
+        )
+        if not is_covered:
+            self.counters["ticks_bad"] += 1
+            return job, granted
+        self._book.take_voucher(job.lane, tick.voucher, tick.signature)
+        paid = job._replace(voucher=voucher, voucher_raw=tick.voucher, voucher_sig=tick.signature)
+        return paid, wanted
+
+    async def _flush(self, line: "_Line", answer: _Answer, granted: int) -> None:
+        """Send what may be shown and was not; what the payer cannot get is not delivered."""
+        for choice, tokens in enumerate(answer.tokens):
+            while answer.sent[choice] < len(tokens) and answer.delivered < granted:
+                start = answer.sent[choice]
+                room = min(IDS_PER_FRAME, granted - answer.delivered)
+                some = tokens[start : start + room]
+                text = b"".join(token.text for token in some)
+                ids = pack_ids([token.id for token in some])
+                if not await line.write(Tokens(choice, start, ids, text)):
+                    answer.is_lost = answer.is_cut = True
+                    return
+                answer.sent[choice] += len(some)
+                answer.text[choice] += text
+
+    # --- the receipt
+
+    async def _sign_receipt(
+        self, line: "_Line", job: Job, answer: _Answer, provider_nonce: bytes, started_ms: int
+    ) -> Served:
+        """Attribute, sign, keep. What it returns is durable and may be sent."""
+        ids = answer.ids()
+        attributed = await self._attributed(line, job, ids)
+        credits = encode_credits(attributed.credits)
+        evidence = self._evidence(job, answer, ids, provider_nonce)
+        tokens_out = answer.delivered
+        list_fee = price(len(job.prompt), tokens_out, *job.prices)
+        fee = min(-(-list_fee * (BPS - job.model.discount_bps) // BPS), job.voucher.hold)
+        receipt = Receipt(
+            version=VERSION,
+            channel=job.voucher.channel,
+            lane=job.voucher.lane,
+            seq=job.voucher.seq,
+            order_hash=job.order_hash,
+            model=job.order.model,
+            model_version=job.order.model_version,
+            tokens_in=len(job.prompt),
+            tokens_out=tokens_out,
+            fee=fee,
+            answer_root=answer_root(job.order.salt16, job.payer_nonce, provider_nonce, ids),
+            attribution_root=attribution_root(credits),
+            sketch_hash=attributed.sketch_hash,
+            fingerprint_hash=verify.fingerprint_hash(evidence),
+            started_ms=started_ms,
+            finished_ms=self._now_ms(),
+            status=COMPLETE if _is_complete(answer) else PARTIAL,
+        )
+        raw = encode_receipt(receipt)
+        served = Served(
+            receipt=raw,
+            signature=self._sign(receipt_message(self._chain_id, raw)),
+            credits=credits,
+            sketch=attributed.sketch,
+            statement=attributed.statement,
+            logprobs=b"".join(
+                logprob_bytes(t.logprob)
+                for tokens, sent in zip(answer.tokens, answer.sent, strict=True)
+                for t in tokens[:sent]
+            ),
+            provider_nonce=provider_nonce,
+            ids=tuple(pack_ids(choice) for choice in ids),
+            text=tuple(bytes(text) for text in answer.text),
+            evidence=evidence,
+            voucher=job.voucher_raw,
+            voucher_sig=job.voucher_sig,
+        )
+        await self._run_blocking(self._book.keep, served)
+        return served
+
+    async def _attributed(
+        self, line: "_Line", job: Job, ids: Sequence[Sequence[int]]
+    ) -> Attributed:
+        """Credits of the answer; meanwhile the payer hears that we live."""
+        if job.order.flags & PRIVATE or not job.model.has_index:
+            return UNATTRIBUTED
+        found = UNATTRIBUTED
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(line.stay_alive)
+            found = await self._attribute(job.order.model, job.order.model_version, job.prompt, ids)
+            nursery.cancel_scope.cancel()
+        return found
+
+    def _evidence(
+        self, job: Job, answer: _Answer, ids: Sequence[Sequence[int]], provider_nonce: bytes
+    ) -> bytes:
+        info = self._engine.info
+        choices = []
+        for choice, tokens in enumerate(answer.tokens):
+            kept = tokens[: answer.sent[choice]]
+            reason = "cancelled"
+            if answer.finish is not None and _is_complete(answer):
+                reason = answer.finish.choices[choice].reason
+            logprobs = b"".join(logprob_bytes(token.logprob) for token in kept)
+            prints = b"".join(token.fingerprint for token in kept)
+            choices.append(verify.choice_evidence(ids[choice], logprobs, prints, reason))
+        return verify.encode_evidence(
+            verify.Evidence(
+                version=verify.VERSION,
+                base=info.base,
+                adapter=job.model.adapter or b"",
+                dtype_class=info.dtype_class.encode(),
+                build=info.build,
+                order=job.order_raw,
+                payer_nonce=job.payer_nonce,
+                provider_nonce=provider_nonce,
+                sampling=job.sampling_raw,
+                prompt=pack_ids(job.prompt),
+                choices=tuple(choices),
+            )
+        )
+
+    async def _take_acknowledgement(self, line: "_Line", job: Job) -> None:
+        """The bare voucher that ends a request; without it the receipt is claimed later."""
+        frame = await line.next(ACK_S)
+        if not isinstance(frame, Tick):
+            self.counters["unacknowledged"] += 1
+            return
+        self.take_bare_voucher(frame, job.lane)
+        await line.wait_end(CLOSE_S)
+
+    def take_bare_voucher(self, tick: Tick, lane: ProviderLane) -> None:
+        """Hold a voucher that only acknowledges; one that does not is counted and left."""
+        channel, number = lane.channel, lane.number
+        try:
+            voucher = decode_voucher(tick.voucher)
+            if (voucher.channel, voucher.lane) != (channel, number):
+                raise Invalid("voucher.place")
+            spender = self._spender(channel)
+            verify_voucher(self._chain_id, tick.voucher, tick.signature, spender)
+            check_step(lane, voucher)
+        except (Invalid, OrderRefused):
+            self.counters["acknowledgements_bad"] += 1
+            return
+        self._book.take_voucher(lane, tick.voucher, tick.signature)
+
+    def _spender(self, channel: bytes) -> bytes:
+        return find_spender_key(self._get_state(), channel) or b""
+
+    # --- asked again, refused
+
+    def _find_stored(self, start: Start) -> Served | None:
+        """The answer already given to this very order, for whoever can name it."""
+        try:
+            order = decode_order(start.order)
+            voucher = decode_voucher(start.voucher)
+            spender = self._spender(voucher.channel)
+            verify_voucher(self._chain_id, start.voucher, start.signature, spender)
+        except Invalid:
+            return None
+        assert order is not None
+        return self._book.find(voucher.channel, voucher.lane, voucher.seq, order_hash(start.order))
+
+    async def _send_again(self, line: "_Line", start: Start, stored: Served) -> None:
+        self.counters["sent_again"] += 1
+        await line.write(Accepted(order_hash(start.order), stored.provider_nonce, 0, 0))
+        for choice, (ids, text) in enumerate(zip(stored.ids, stored.text, strict=True)):
+            step = 4 * IDS_PER_FRAME
+            for at in range(0, max(len(ids), 1), step):
+                some = text if at == 0 else b""
+                await line.write(Tokens(choice, at // 4, ids[at : at + step], some))
+        await line.write(_finished(stored))
+        receipt = decode_receipt(stored.receipt)
+        lane = self._book.lane(receipt.channel, receipt.lane)
+        while True:
+            frame = await line.next(ACK_S)
+            if isinstance(frame, Reveal):
+                continue  # as in the first exchange; it is known by now
+            if isinstance(frame, Tick) and lane.seq == receipt.seq:
+                self.take_bare_voucher(frame, lane)
+            break
+        await line.wait_end(CLOSE_S)
+
+    async def _refuse(self, line: "_Line", refused: OrderRefused) -> None:
+        voucher, signature = b"", b""
+        if refused.code == exchange.OUT_OF_STEP and isinstance(line.start, Start):
+            try:
+                asked = decode_voucher(line.start.voucher)
+                lane = self._book.lane(asked.channel, asked.lane)
+                voucher, signature = lane.voucher_raw, lane.voucher_sig
+            except Invalid:
+                self.counters["malformed"] += 1
+        await line.write(RefusedFrame(refused.code, refused.retry_ms, voucher, signature))
+        await line.wait_end(CLOSE_S)
+
+
+class _Line:
+    """The stream of one request: frames in by queue, frames out until the payer is gone."""
+
+    def __init__(
+        self,
+        stream: FrameStream,
+        receive: "trio.MemoryReceiveChannel[_Event]",
+        errors: tuple[type[Exception], ...],
+    ) -> None:
+        self._stream = stream
+        self._receive = receive
+        self._errors = errors
+        self._is_lost = False
+        self._held: list[_Event] = []
+        self.start: PayerFrame | None = None
+
+    async def next(self, timeout_s: float) -> PayerFrame | None:
+        """The payer's next frame; None when it is gone or silent for so long."""
+        event = await self.next_event(timeout_s)
+        if event is None or isinstance(event, (_Lost, Token, Finish)):
+            return None
+        if self.start is None:
+            self.start = event
+        return event
+
+    async def next_event(self, timeout_s: float) -> _Event | None:
+        """The next thing that happens, from payer or engine; None after `timeout_s`."""
+        if self._held:
+            return self._held.pop(0)
+        event: _Event | None = None
+        with trio.move_on_after(max(0.0, timeout_s)):
+            event = await self._receive.receive()
+        self._is_lost = self._is_lost or isinstance(event, _Lost)
+        return event
+
+    def next_nowait(self) -> _Event | None:
+        """What has happened already, if anything."""
+        try:
+            event = self._receive.receive_nowait()
+        except trio.WouldBlock:
+            return None
+        self._is_lost = self._is_lost or isinstance(event, _Lost)
+        return event
+
+    def put_back(self, event: _Event) -> None:
+        """Have `next_event` give this one first."""
+        self._held.append(event)
+
+    async def write(self, frame: exchange.Frame) -> bool:
+        """Send a frame; False once the payer is gone."""
+        if self._is_lost:
+            return False
+        try:
+            await self._stream.write(exchange.encode_frame(frame), WRITE_S)
+        except self._errors:
+            self._is_lost = True
+        return not self._is_lost
+
+    async def stay_alive(self) -> None:
+        """Say so every two seconds, until cancelled. Cancels hit the wait, not the write."""
+        while True:
+            await trio.sleep(exchange.ALIVE_EVERY_S)
+            with trio.CancelScope(shield=True):
+                await self.write(Alive())
+
+    async def wait_end(self, timeout_s: float) -> None:
+        """Close our side, and let the payer close its own: a reset would drop what we sent."""
+        await self._stream.close()
+        with trio.move_on_after(timeout_s):
+            while not self._is_lost:
+                self._is_lost = isinstance(await self._receive.receive(), _Lost)
+
+
+async def _pump(stream: Stream, send: "trio.MemorySendChannel[_Event]") -> None:
+    async for event in stream:
+        await send.send(event)
+
+
+async def _gather(line: _Line, answer: _Answer) -> None:
+    """Take what else the engine has within 50 ms, so that a frame carries many tokens."""
+    with trio.move_on_after(FLUSH_S):
+        while True:
+            event = line.next_nowait()
+            if event is None:
+                await trio.sleep(FLUSH_S / 5)
+            elif isinstance(event, Token):
+                _note_event(answer, event)
+            else:
+                line.put_back(event)
+                return
+
+
+def _note_event(answer: _Answer, event: _Event) -> None:
+    match event:
+        case Token():
+            answer.tokens[event.choice].append(event)
+        case Finish():
+            answer.finish = event
+        case Cancel():
+            answer.is_cut = True
+        case _Lost():
+            answer.is_lost = answer.is_cut = True
+        case _:
+            pass  # a second start or reveal says nothing new
+
+
+async def _send_tails(line: _Line, answer: _Answer) -> None:
+    """Text that was held back until the end, behind the last token of its choice."""
+    assert answer.finish is not None
+    for choice, ending in enumerate(answer.finish.choices):
+        if ending.tail:
+            answer.text[choice] += ending.tail
+            await line.write(Tokens(choice, answer.sent[choice], b"", ending.tail))
+
+
+def _is_complete(answer: _Answer) -> bool:
+    return (
+        answer.finish is not None
+        and answer.is_all_sent
+        and all(reason in _DONE for reason in answer.finish.reasons)
+    )
+
+
+def _finished(served: Served) -> Finished:
+    return Finished(
+        served.receipt,
+        served.signature,
+        served.credits,
+        served.sketch,
+        served.statement,
+        served.logprobs,
+    )
+
+
+def _code_of(error: EngineError) -> tuple[int, int]:
+    """Page 70's code of an engine's refusal, and when to ask again."""
+    retry_ms = error.retry_after_s * 1_000 if isinstance(error, Overloaded) else 0
+    for kind, code in REFUSE_FAULT:
+        if isinstance(error, kind):
+            return code, retry_ms
+    return exchange.MALFORMED, 0

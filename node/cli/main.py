@@ -21,6 +21,7 @@ from node.cli.frame import FAILED, Frame
 
 NOUNS: Final = {  # noun -> module of node.cli, help
     "init": ("init", "make a home: folders, keys, config"),
+    "start": ("start", "run the node of this home"),
     "status": ("status", "the running node at a glance"),
     "stop": ("stop", "end the running node in order"),
     "infer": ("infer", "ask a model and pay for the answer"),

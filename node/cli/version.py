@@ -14,9 +14,11 @@ app = new_noun()
 def version(ctx: typer.Context) -> None:
     """Show the versions of program, home and rules."""
     from node.config import HOME_VERSION
+    from node.ledger.genesis import APP_VERSION
 
     fields = {
         "version": installed_version("olnode"),
+        "app_version": APP_VERSION,
         "home_version": HOME_VERSION,
         "python": sys.version.split()[0],
     }

@@ -26,6 +26,8 @@ GENESIS = encode_genesis(
     )
 )
 
+SCHEMAS = json.loads((Path(__file__).parents[2] / "vectors/cli/schemas.json").read_text())
+
 Capture = pytest.CaptureFixture[str]
 
 
@@ -44,6 +46,8 @@ def told(capsys: Capture, home: Path, *words: str, status: int = 0) -> dict[str,
     """The object that a command prints with -o json."""
     assert run(["--home", str(home), "-o", "json", *words]) == status
     answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    promised = SCHEMAS[answer["schema"]]
+    assert set(promised) <= answer.keys(), "a field that is gone raises the schema's number"
     return answer
 
 

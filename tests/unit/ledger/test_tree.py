@@ -127,3 +127,23 @@ def test_missing_node_is_corruption_and_no_refusal(grown: Nodes) -> None:
         tree.prove(lambda _: None, grown.record, b"key7")
     with pytest.raises(tree.MissingNode):
         tree.prove(lambda _: b"\0\0\0\1", grown.record, b"key7")
+
+
+def defined_root(leaves: list[tree.Leaf], depth: int = 0) -> bytes:
+    """The rules as they are defined, one bit at a time: nothing of nibbles or stored nodes."""
+    if len(leaves) < 2:
+        return tree.leaf_hash(leaves[0]) if leaves else tree.EMPTY_ROOT
+    halves: tuple[list[tree.Leaf], list[tree.Leaf]] = ([], [])
+    for leaf in leaves:
+        halves[leaf.key[depth // 8] >> 7 - depth % 8 & 1].append(leaf)
+    left, right = (defined_root(half, depth + 1) for half in halves)
+    return sha256(b"JMT::IntrnalNode" + left + right).digest()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 17, 300])
+def test_root_is_that_of_the_definition(count) -> None:
+    pairs = {b"key%d" % i: b"value%d" % i for i in range(count)}
+    leaves = [
+        tree.Leaf(sha256(key).digest(), sha256(value).digest()) for key, value in pairs.items()
+    ]
+    assert rebuilt_root(pairs) == defined_root(leaves)

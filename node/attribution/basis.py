@@ -271,16 +271,19 @@ class Sketcher:
         Names as in the adapter's file, or canonical. `half` 0 is the early checkpoint, 1 the
         middle. Gradients are of the tensors as the adapter's file holds them: lora_A (rank, in),
         lora_B (out, rank), not scaled by alpha.
-        A row of zeros means that there is none (see `quantise`).
+        A row of zeros means that there is none (see `quantise`). Raises IndexInvalid `basis`
+        where the index does not fit these gradients.
         """
         matrices = self._bases[half]
         named = {canonical_matrix_name(name): tensor for name, tensor in gradients.items()}
-        assert named.keys() == matrices.keys(), "gradients of other matrices than the basis has"
+        if named.keys() != matrices.keys():  # an index published for another adapter
+            raise IndexInvalid("basis", why="other matrices than the adapter's")
         records = len(next(iter(named.values())))
         sums = torch.zeros(records, HALF_BYTES, dtype=torch.float64)
         for name, basis in matrices.items():
             gradient = self._narrowing[half].apply(name, named[name].detach().cpu().float())
-            assert gradient.shape[1:] == basis.weight.shape, name
+            if gradient.shape[1:] != basis.weight.shape:
+                raise IndexInvalid("basis", tensor=name, why="shape")
             rotated = _rotate(gradient, basis.left, basis.right) * basis.weight
             buckets, signs = self._buckets[half][name]
             sums.index_add_(1, buckets, rotated.flatten(1).double() * signs)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from consensus.primitives.errors import Invalid
 from node.attribution.datanets import RecordIds, window
 from node.serving.bank import Packed
 from node.serving.engine import GradItem, Sketch
@@ -29,7 +30,9 @@ class Projector(Protocol):
     """What turns gradients into one half of a sketch: node.attribution.basis.Sketcher."""
 
     def rows(self, half: int, gradients: Mapping[str, Tensor]) -> Tensor:
-        """int8 [batch, 512] of {matrix name: float32 [batch, out, in]}; zeros where none is."""
+        """int8 [batch, 512] of {matrix name: float32 [batch, out, in]}; zeros where none is.
+
+        Raises Invalid where the index does not fit."""
         ...
 
 
@@ -62,6 +65,7 @@ def sketches(
 ) -> list[Sketch]:
     """1,024 bytes per item, in order, or the word that says why not."""
     halves: dict[tuple[int, int], bytes] = {}
+    errors: dict[int, str] = {}
     rows = [row for number, work in enumerate(works) for row in _rows_of(number, work)]
     alike: dict[tuple[Any, ...], list[_Row]] = {}
     for row in rows:
@@ -71,8 +75,8 @@ def sketches(
     for members in alike.values():
         packed = [works[row.work].adapters[row.half] for row in members]
         gradients = row_gradients(model, stack, packed, [(r.ids, r.weight) for r in members])
-        _project(gradients, members, works, projector_of, halves)
-    return [_sketch(number, halves) for number in range(len(works))]
+        _project(gradients, members, works, projector_of, halves, errors)
+    return [_sketch(number, halves, errors) for number in range(len(works))]
 
 
 def _rows_of(number: int, work: Work) -> list[_Row]:
@@ -141,8 +145,13 @@ def _project(
     works: Sequence[Work],
     projector_of: Callable[[str], Projector],
     halves: dict[tuple[int, int], bytes],
+    errors: dict[int, str],
 ) -> None:
-    """Sum each item's answers, then hand each index its own rows; fills `halves`."""
+    """Sum each item's answers, then hand each index its own rows; fills `halves`.
+
+    An index that is damaged, gone or of another adapter fills `errors`: it came from outside, and
+    must not end the worker.
+    """
     members: dict[tuple[str, int], dict[int, list[int]]] = {}
     for at, row in enumerate(rows):
         index = works[row.work].item.index_folder
@@ -153,14 +162,20 @@ def _project(
             name: torch.stack([tensor[by_work[number]].sum(0) for number in numbers])
             for name, tensor in gradients.items()
         }
-        made = projector_of(index).rows(half, summed)
+        try:
+            made = projector_of(index).rows(half, summed)
+        except Invalid as refusal:
+            errors.update(dict.fromkeys(numbers, refusal.code))
+            continue
         for number, row in zip(numbers, made, strict=True):
             if row.any():  # a row of zeros stands for none: zero or not finite
                 halves[number, half] = row.numpy().tobytes()
 
 
-def _sketch(number: int, halves: Mapping[tuple[int, int], bytes]) -> Sketch:
+def _sketch(
+    number: int, halves: Mapping[tuple[int, int], bytes], errors: Mapping[int, str]
+) -> Sketch:
     early, middle = halves.get((number, 0)), halves.get((number, 1))
     if early is None or middle is None:
-        return Sketch(b"", "engine.no_gradient")
+        return Sketch(b"", errors.get(number, "engine.no_gradient"))
     return Sketch(early + middle)

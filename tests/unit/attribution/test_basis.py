@@ -90,10 +90,15 @@ def test_names_of_the_adapter_file_are_accepted() -> None:
     assert not torch.equal(sketcher.rows(0, gradients), sketcher.rows(1, gradients))
 
 
-def test_gradient_of_other_matrices_is_our_own_fault() -> None:
+def test_index_that_does_not_fit_the_gradients_is_refused() -> None:
+    """An index may be published with an adapter it was not made of: no provider's worker dies."""
     gradients = draw()
-    with pytest.raises(AssertionError):
-        make_sketcher(gradients).rows(0, {A: gradients[A]})
+    sketcher = make_sketcher(gradients)
+    wider = {**gradients, A: gradients[A].repeat(1, 1, 2)}
+    for wrong in ({A: gradients[A]}, wider):
+        with pytest.raises(IndexInvalid) as refusal:
+            sketcher.rows(0, wrong)
+        assert refusal.value.code == "index.basis"
 
 
 def test_scale_of_a_gradient_does_not_matter() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from consensus.primitives.errors import Invalid
 from node.serving.engine import (
     AdapterBusy,
     AdapterRef,
@@ -50,6 +51,8 @@ def core(smooth_base: Path, recorders: dict[str, Recorder]) -> Iterator[object]:
     from node.serving.slots import SlotCore
 
     def load(folder: str) -> Recorder:
+        if folder == "damaged":
+            raise Invalid("index.basis_hash")
         return recorders.setdefault(folder, Recorder(folder))
 
     core = SlotCore(EngineSettings(str(smooth_base), rows=4), load_projector=load)
@@ -132,7 +135,7 @@ def by_autograd(base: Path, folder: str, item: GradItem) -> dict[str, object]:
     }
 
 
-def test_answer_without_a_token_or_a_gradient_has_no_sketch(
+def test_answer_without_token_gradient_or_sound_index_has_no_sketch(
     core, make_adapter: MakeAdapter
 ) -> None:
     made = load_four(core, make_adapter)
@@ -143,12 +146,14 @@ def test_answer_without_a_token_or_a_gradient_has_no_sketch(
             GradItem(pair, (1, 2), ((),), "one"),
             GradItem(pair, (1, 2), ((3,),), "silent"),
             GradItem(pair, (1, 2), ((3,), ()), "one"),
+            GradItem(pair, (1, 2), ((3,),), "damaged"),
         ],
     )
     assert [(sketch.data != b"", sketch.error) for _, sketch in sketches] == [
         (False, "engine.no_gradient"),
         (False, "engine.no_gradient"),
         (True, ""),
+        (False, "index.basis_hash"),
     ]
 
 

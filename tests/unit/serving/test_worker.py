@@ -3,6 +3,7 @@
 import os
 import random
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -140,6 +141,39 @@ async def test_seed_revealed_later_gives_the_same_answer(tiny_base: Path) -> Non
             stream.reveal(whole.seed)
             ids = [event.id async for event in stream if isinstance(event, Token)]
         assert ids == expected
+
+
+ORPHAN = """
+import os, signal, sys, trio
+from node.serving.engine import EngineSettings
+from node.serving.worker import WorkerEngine
+
+async def main():
+    engine = WorkerEngine(EngineSettings(sys.argv[1], threads=1))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        print(engine._link.pid, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+trio.run(main)
+"""
+
+
+async def test_worker_dies_with_a_killed_daemon(tiny_base: Path) -> None:
+    result = await trio.run_process(
+        [sys.executable, "-c", ORPHAN, str(tiny_base)], capture_stdout=True, check=False
+    )
+    worker = int(result.stdout)
+    with trio.fail_after(2):
+        while is_running(worker):  # noqa: ASYNC110  # the kernel tells nobody
+            await trio.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 @pytest.mark.parametrize("kind", [ThreadEngine, WorkerEngine])

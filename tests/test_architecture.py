@@ -111,6 +111,9 @@ def arrow_offences(path: str, line: int, target: str) -> Iterator[str]:
 
 
 def purity_offences(path: str, tree: ast.Module) -> Iterator[str]:
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    bound = {name.id for name in names if isinstance(name.ctx, ast.Store)}  # `for id in …`
     for node in ast.walk(tree):
         at = f"{path}:{getattr(node, 'lineno', 0)}"
         match node:
@@ -118,7 +121,9 @@ def purity_offences(path: str, tree: ast.Module) -> Iterator[str]:
                 yield f"{at} float on a pure floor: count grains, milliseconds, basis points"
             case ast.BinOp(op=ast.Div()) | ast.AugAssign(op=ast.Div()):
                 yield f"{at} `/` on a pure floor: use // and say who gets the remainder"
-            case ast.Name(id=name) if name in IMPURE_NAMES:
+            case ast.Name(id=name, ctx=ast.Load()) if name in IMPURE_NAMES - bound or (
+                name in IMPURE_NAMES and id(node) in called
+            ):
                 yield f"{at} {name}() on a pure floor: differs by process or touches the outside"
             case ast.AsyncFunctionDef() | ast.Await() | ast.AsyncFor() | ast.AsyncWith():
                 if not path.startswith(ASKS):
@@ -223,6 +228,8 @@ PLANTED = [  # one fault, and the words that its verdict must hold
     ("true division", "node/ledger/amounts.py", "def f(a, b): return a / b", "`/`"),
     ("division in place", "node/ledger/amounts.py", "def f(a, b): a /= b", "`/`"),
     ("salted hash", "consensus/votes.py", "def f(x): return hash(x)", "hash()"),
+    ("hash by reference", "consensus/votes.py", "def f(x): return sorted(x, key=hash)", "hash()"),
+    ("hash in spite of a name", "consensus/votes.py", "for id in (): X = id\nY = id(1)", "id()"),
     ("await in the core", "consensus/engine.py", "async def f(): ...", "async"),
     ("relative import", "node/ledger/pool.py", "from . import execute", "relative"),
     ("room without a floor", "node/utils.py", "X = 1", "no floor"),

@@ -311,7 +311,7 @@ class InferenceService:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_pump, stream, send)
             while not answer.is_cut:
-                limit_s = exchange.ALIVE_EVERY_S
+                limit_s: float = exchange.ALIVE_EVERY_S
                 if tick_until is not None:
                     limit_s = min(limit_s, tick_until - trio.current_time())
                 event = await line.next_event(limit_s)

@@ -10,17 +10,21 @@ from typing import Any, Final
 from starlette.responses import JSONResponse
 
 from consensus.primitives.errors import Invalid
+from node.wallet.payer import PaymentFailed
+
+Refusal = Invalid | PaymentFailed
 
 # fmt: off
 STATUS_OF: Final = {  # page 80, "Answer"; any other reason is the caller's: 400
     "not_found": 404, "model_not_found": 404, "unknown_model": 404, "unknown_path": 404,
     "method": 405, "too_large": 413, "media_type": 415,
     "payment_required": 402, "budget_exhausted": 402, "channel_exhausted": 402,
-    "max_fee_too_low": 402, "insufficient": 402,
+    "fee_max": 402, "locked_max": 402, "insufficient": 402,
     "already_charged": 409,
-    "provider_misbehaved": 502,
-    "no_provider": 503, "not_ready": 503, "draining": 503, "busy": 503, "no_proof": 404,
-    "deadline_exceeded": 504,
+    "check_failed": 502,
+    "no_provider": 503, "refused": 503, "channel": 503,
+    "not_ready": 503, "draining": 503, "no_proof": 404,
+    "lost": 504,
     "internal": 500,
 }
 # fmt: on
@@ -42,13 +46,13 @@ def error_body(code: str, facts: dict[str, object]) -> dict[str, Any]:
     return {"error": {"code": code, "message": message, "status": status_of(code), "facts": shown}}
 
 
-def error_response(error: Invalid) -> JSONResponse:
+def error_response(error: Refusal) -> JSONResponse:
     """The answer to a refused request."""
     return JSONResponse(error_body(error.code, error.facts), status_of(error.code))
 
 
-def find_invalid(error: BaseException) -> Invalid | None:
+def find_refusal(error: BaseException) -> Refusal | None:
     """The refusal inside nursery groups, if one stands alone there; None for our own faults."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
-    return error if isinstance(error, Invalid) else None
+    return error if isinstance(error, (Invalid, PaymentFailed)) else None

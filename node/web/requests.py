@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from consensus.primitives.errors import Invalid
 from node.observe import count_contained, get_log
-from node.web.errors import error_body, error_response, find_invalid
+from node.web.errors import error_body, error_response, find_refusal
 
 BODY_TIMEOUT_S: Final = 10
 NUMBER_DIGITS_MAX: Final = 19  # of 2^63
@@ -37,7 +37,7 @@ def route(method: str, path: str, handler: Handler) -> Route:
 
 def answer_to(error: Exception, where: str) -> JSONResponse:
     """A refusal with its code, or 500 `request.internal` with the trace in the log only."""
-    refused = find_invalid(error)
+    refused = find_refusal(error)
     if refused is not None:
         return error_response(refused)
     count_contained("web")

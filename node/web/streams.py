@@ -14,7 +14,7 @@ import trio
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from node.web.errors import error_body, find_invalid
+from node.web.errors import error_body, find_refusal
 from node.web.requests import answer_to
 
 Tell = Callable[[dict[str, Any]], Awaitable[None]]
@@ -62,7 +62,7 @@ class LineStream(Response):
             if not self._begun:
                 await answer(scope, receive, send)
                 return
-            refused = find_invalid(error)
+            refused = find_refusal(error)
             code, facts = (refused.code, refused.facts) if refused else ("request.internal", {})
             await tell(error_body(code, facts))
         if not self._begun:  # nothing to tell is an empty answer, not a hanging one

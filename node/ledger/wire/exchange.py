@@ -35,11 +35,11 @@ SKETCH_BYTES: Final = 1_024
 LOGPROBS_BYTES_MAX: Final = 2**19  # i32 each, of all choices
 REASON_BYTES_MAX: Final = 64
 
-START_WITHIN_S: Final = 5.0
-REVEAL_WITHIN_S: Final = 5.0
-TICK_WITHIN_S: Final = 5.0
-ALIVE_EVERY_S: Final = 2.0
-SILENCE_S: Final = 10.0
+START_WITHIN_S: Final = 5
+REVEAL_WITHIN_S: Final = 5
+TICK_WITHIN_S: Final = 5
+ALIVE_EVERY_S: Final = 2
+SILENCE_S: Final = 10
 
 # Codes of `Refused`: page 70 §6 below 32, §7 from there on.
 MALFORMED: Final = 1

@@ -149,9 +149,9 @@ async def test_answer_goes_to_stdout_and_its_receipt_to_stderr(
 
 
 async def test_fee_above_the_purse_ends_with_five(home: Path, capsys: Capture) -> None:
-    behind = Behind(refuse_at=0, refusal=Invalid("payer.budget_exhausted", need=2, have=1))
+    behind = Behind(refuse_at=0, refusal=Invalid("payer.fee_max", need=2, have=1))
     answer = await asked(capsys, behind, home, "infer", "contracts", "why?", status=5)
-    assert answer["code"] == "payer.budget_exhausted"
+    assert answer["code"] == "payer.fee_max"
 
 
 @pytest.mark.parametrize("amount", ["-1", "1.0000000001", "1e9", "", "99999999999"])

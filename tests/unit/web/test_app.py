@@ -12,6 +12,7 @@ from unit.web.behind import ALICE, BIG, ID, Behind, served
 
 from consensus.primitives.errors import Invalid
 from node.ledger.addresses import account_text
+from node.wallet.payer import PaymentFailed
 from node.web.app import QUESTION_BYTES_MAX
 from node.web.ask import Node, Refusal, Unreachable
 from node.web.ledger import TRANSACTION_BYTES_MAX
@@ -100,14 +101,25 @@ async def test_refusal_before_the_first_piece_is_a_status(tmp_path: Path) -> Non
 
 
 async def test_failure_midway_is_told_and_never_a_silent_end(tmp_path: Path) -> None:
-    behind = Behind(refuse_at=1, refusal=Invalid("payer.provider_misbehaved", check="fee"))
+    behind = Behind(refuse_at=1, refusal=Invalid("payer.check_failed", check="fee"))
     asked = {"model": "contracts", "prompt": "why?"}
     heard: list[Any] = []
     async with served(behind, tmp_path) as path:
         with pytest.raises(Refusal) as refusal:
             await ask(path, lambda daemon: heard.extend(daemon.stream("/infer", asked)))
-    assert refusal.value.code == "payer.provider_misbehaved"
+    assert refusal.value.code == "payer.check_failed"
     assert refusal.value.exit_status == 6
+
+
+async def test_failed_payment_is_a_refusal_also_from_inside_groups(tmp_path: Path) -> None:
+    failed = PaymentFailed("payer.locked_max", locked=2, cap=1)
+    behind = Behind(refuse_at=0, refusal=ExceptionGroup("nursery", [failed]))
+    asked = {"model": "contracts", "prompt": "why?"}
+    async with served(behind, tmp_path) as path:
+        with pytest.raises(Refusal) as refusal:
+            await ask(path, lambda daemon: list(daemon.stream("/infer", asked)))
+    assert (refusal.value.status, refusal.value.code) == (402, "payer.locked_max")
+    assert refusal.value.exit_status == 5
 
 
 async def test_own_fault_midway_tells_nothing_of_itself(tmp_path: Path) -> None:

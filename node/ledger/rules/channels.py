@@ -321,7 +321,9 @@ class _Versions:
         if found.status not in CREDITED_STATUSES or not found.accepted_ms:
             raise Invalid("bundle.credits", contribution=number, status=found.status)
         for snapshot in self._snapshots[which]:
+            # Accepted by then too: a review may end after a snapshot that its number precedes.
             is_older = number <= snapshot.last_contribution
+            is_older = is_older and found.accepted_ms <= snapshot.made_ms
             was_there = not found.withdrawn_ms or found.withdrawn_ms >= snapshot.made_ms
             if found.datanet == snapshot.datanet and is_older and was_there:
                 self._credited.add((*which, number))

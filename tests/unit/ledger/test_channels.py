@@ -346,6 +346,7 @@ CREDIT_REFUSALS = {
     "another Datanet's": {"datanet": 2},
     "sealed records": {"kind": 2},
     "younger than the snapshot": "young",
+    "accepted after the snapshot": {"accepted_ms": NOW_MS - 9},
     "pending": {"status": tables.PENDING, "accepted_ms": 0},
     "rejected": {"status": tables.REJECTED},
     "withdrawn before the snapshot": {

@@ -9,10 +9,12 @@ What this file does not know: whether a bundle is good.
 """
 
 from pathlib import Path
-from typing import Final, NamedTuple
+from threading import Lock
+from typing import Final
 
 from consensus.primitives.encoding import Bytes, Fixed, Record, decode, encode
 from consensus.primitives.errors import Invalid
+from node.ledger.wire.bundles import BODY_BYTES_MAX, HEADER_BYTES_MAX, Bundle
 from node.storage.errors import Damaged
 from node.storage.frames import FrameFormat
 from node.storage.segments import SEGMENT_BYTES, Place, SegmentLog
@@ -20,30 +22,21 @@ from node.storage.segments import SEGMENT_BYTES, Place, SegmentLog
 MAGIC: Final = b"OLBF"
 KIND_BUNDLE: Final = 2
 HASH_BYTES: Final = 32
-HEADER_BYTES_MAX: Final = 16_384
-BODY_BYTES_MAX: Final = 2 << 20
 RECORD_BYTES_MAX: Final = HASH_BYTES + HEADER_BYTES_MAX + BODY_BYTES_MAX + 128
 
 _FORMAT: Final = FrameFormat(MAGIC, has_height=True, payload_bytes_max=RECORD_BYTES_MAX)
 _RECORD: Final = Record(Bytes(HEADER_BYTES_MAX), Fixed(64), Bytes(BODY_BYTES_MAX))
 
 
-class StoredBundle(NamedTuple):
-    """An admitted bundle: encoded header, the provider's signature, encoded body."""
-
-    header: bytes
-    signature: bytes
-    body: bytes
-
-
 class BundleStore:
-    """Bundles by hash. One writer; `get` from any thread."""
+    """Bundles by hash. All calls from any thread; `sync` and `append` wait for each other."""
 
     def __init__(self, directory: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
         """Open or make the store and cut a torn tail. Reads one segment, and heads of others."""
         self.height = 0
         """The chain's height, told by the chain: bodies appended now are dated with it."""
         self._log = SegmentLog(directory, _FORMAT, segment_bytes)
+        self._lock = Lock()
         self._places: dict[bytes, Place] = {}
         self._newest_height: dict[int, int] = {}  # segment → the youngest date in it
         self.damaged_count = len(self._log.damage)
@@ -69,21 +62,23 @@ class BundleStore:
         """Whether every admitted body is durable."""
         return self._log.is_synced
 
-    def append(self, bundle_hash: bytes, header: bytes, signature: bytes, body: bytes) -> None:
+    def append(self, bundle: Bundle) -> None:
         """Keep a bundle; known ones cost nothing. Durable only after `sync`."""
-        assert len(bundle_hash) == HASH_BYTES
-        if bundle_hash in self._places:
-            return
-        payload = bundle_hash + encode((header, signature, body))
-        place = self._log.append(KIND_BUNDLE, payload, self.height)
-        self._places[bundle_hash] = place
-        self._date(place.segment, self.height)
+        name = bundle.hash
+        payload = name + encode(bundle)
+        with self._lock:
+            if name in self._places:
+                return
+            place = self._log.append(KIND_BUNDLE, payload, self.height)
+            self._places[name] = place
+            self._date(place.segment, self.height)
 
     def sync(self) -> None:
         """Make all appended bodies durable: before our precommit leaves. Blocks for an fsync."""
-        self._log.sync()
+        with self._lock:
+            self._log.sync()
 
-    def get(self, bundle_hash: bytes) -> StoredBundle | None:
+    def get(self, bundle_hash: bytes) -> Bundle | None:
         """The bundle, or None if we never had it, dropped it, or found it damaged (then the
         caller fetches it from peers and appends it again).
         """
@@ -99,13 +94,17 @@ class BundleStore:
             self._places.pop(bundle_hash, None)
             self.damaged_count += 1
             return None
-        return StoredBundle(*record)
+        return Bundle(*record)
 
     def prune(self, height: int) -> int:
         """Drop the oldest segments in which all bodies were appended below chain height `height`.
 
         Returns how many bodies went.
         """
+        with self._lock:
+            return self._prune(height)
+
+    def _prune(self, height: int) -> int:
         gone = 0
         while len(self._log.segments) > 1:
             segment = self._log.segments[0]

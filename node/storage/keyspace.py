@@ -17,18 +17,18 @@ BLOCK_ID: Final = b"i"  # block id → height u64
 TRANSACTION: Final = b"x"  # tx id → [height, index, code]
 BUNDLE: Final = b"b"  # bundle hash → [height, index in the payload]
 RECEIPT: Final = b"c"  # receipt id → bundle hash ‖ index u32
-ACTIVITY: Final = b"a"  # account ‖ height u64 ‖ index u32 → what happened to it
-OUTCOME: Final = b"o"  # height u64 → what execution gave beside the state
+ACTIVITY: Final = b"a"  # account ‖ falling height u64 ‖ index u32 → what happened to it
+OUTCOME: Final = b"o"  # height u64 → [codes of the transactions, payout leaves]
+VALIDATORS: Final = b"v"  # falling height u64 → the set that signs from that height on
 HISTORY: Final = b"f"  # level u8 ‖ index u64 → full subtree of the history of block ids
 META: Final = b"m"  # name → value
 
 FORMAT: Final = META + b"format"
 CHAIN_ID: Final = META + b"chain_id"
 HEIGHT: Final = META + b"height"
-FRONTIER: Final = META + b"frontier"
 
 FORMAT_VERSION: Final = 1
-PLACE_BYTES: Final = 16
+HEIGHT_TOP: Final = 2**64 - 1
 
 TRANSACTION_PLACE: Final = Record(U63, U32, U32)  # height, index, code
 BUNDLE_PLACE: Final = Record(U63, U32)  # height, index
@@ -45,6 +45,16 @@ def from_u64(raw: bytes) -> int:
     return int.from_bytes(raw, "big")
 
 
+def falling(height: int) -> bytes:
+    """Eight bytes that sort the greater height first: a scan finds the newest at once."""
+    return u64(HEIGHT_TOP - height)
+
+
+def from_falling(raw: bytes) -> int:
+    """The height of eight falling bytes."""
+    return HEIGHT_TOP - from_u64(raw)
+
+
 def u32(number: int) -> bytes:
     """Four big-endian bytes."""
     return number.to_bytes(4, "big")
@@ -59,7 +69,7 @@ def after(prefix: bytes) -> bytes:
 
 def activity_key(account: bytes, height: int, index: int) -> bytes:
     """Key of one entry of an account's activity; entries of a block are counted from 0."""
-    return ACTIVITY + account + u64(height) + u32(index)
+    return ACTIVITY + account + falling(height) + u32(index)
 
 
 def encode_transaction_place(height: int, index: int, code: int) -> bytes:

@@ -1,22 +1,21 @@
 """Bodies are found by hash, survive a restart, and go when they are old."""
 
 import random
-from hashlib import sha256
 from pathlib import Path
 
-from node.storage.bundlestore import BundleStore, StoredBundle
+from node.ledger.wire.bundles import Bundle
+from node.storage.bundlestore import BundleStore
 
 
-def bundle(number: int) -> tuple[bytes, bytes, bytes, bytes]:
-    header = b"header %d" % number
-    return sha256(header).digest(), header, bytes([number % 256]) * 64, b"body %d " % number * 9
+def bundle(number: int) -> Bundle:
+    return Bundle(b"header %d" % number, bytes([number % 256]) * 64, b"body %d " % number * 9)
 
 
 def fill(path: Path, count: int, segment_bytes: int = 600) -> BundleStore:
     store = BundleStore(path, segment_bytes)
     for number in range(count):
         store.height = number // 2
-        store.append(*bundle(number))
+        store.append(bundle(number))
     store.sync()
     return store
 
@@ -26,23 +25,22 @@ def test_bundle_is_found_by_hash_also_after_a_restart(tmp_path: Path) -> None:
     store = BundleStore(tmp_path, 600)
     assert len(store) == 20
     for number in range(20):
-        key, *rest = bundle(number)
-        assert key in store
-        assert store.get(key) == StoredBundle(*rest)
+        assert bundle(number).hash in store
+        assert store.get(bundle(number).hash) == bundle(number)
     assert store.get(bytes(32)) is None
 
 
 def test_same_bundle_is_kept_once(tmp_path: Path) -> None:
     store = fill(tmp_path, 1)
     size = (tmp_path / "000001").stat().st_size
-    store.append(*bundle(0))
+    store.append(bundle(0))
     assert (tmp_path / "000001").stat().st_size == size
 
 
 def test_bodies_are_durable_only_after_sync(tmp_path: Path) -> None:
     store = fill(tmp_path, 1)
     assert store.is_synced
-    store.append(*bundle(1))
+    store.append(bundle(1))
     assert not store.is_synced
     store.sync()
     assert store.is_synced
@@ -54,9 +52,9 @@ def test_old_segments_go_and_younger_bodies_stay(tmp_path: Path) -> None:
     gone = store.prune(10)
     assert 0 < gone <= 20  # bodies 0..19 were dated below height 10
     for number in range(40):
-        assert (bundle(number)[0] in store) == (number >= gone)
+        assert (bundle(number).hash in store) == (number >= gone)
     assert store.prune(10**9) > 0
-    assert bundle(39)[0] in store  # the newest segment is never dropped
+    assert bundle(39).hash in store  # the newest segment is never dropped
     store.close()
     assert len(BundleStore(tmp_path, 600)) == len(store)
 
@@ -76,13 +74,13 @@ def test_rotted_body_is_forgotten_and_can_be_kept_again(tmp_path: Path) -> None:
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(bytes(data))
     store = BundleStore(tmp_path, 600)
-    lost = [number for number in range(40) if store.get(bundle(number)[0]) is None]
+    lost = [number for number in range(40) if store.get(bundle(number).hash) is None]
     assert 1 <= len(lost) <= 6
     assert store.damaged_count >= 1
     for number in lost:
-        store.append(*bundle(number))
+        store.append(bundle(number))
     for number in range(40):
-        assert store.get(bundle(number)[0]) == StoredBundle(*bundle(number)[1:])
+        assert store.get(bundle(number).hash) == bundle(number)
 
 
 def test_torn_tail_costs_only_what_was_not_synced(tmp_path: Path) -> None:

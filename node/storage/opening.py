@@ -1,0 +1,290 @@
+"""The start-up ladder: from whatever a crash or a bad disk left to a chain that may be used.
+
+    self-tests → block log (cut a torn tail) → database → replay what it lacks → compare roots
+
+Why a mismatch is never repaired in place: LevelDB's own repair left holes or wrong values nearly
+always. The directory is moved aside and made again from genesis and our block log, each block
+giving its header's state root; what cannot be made again is told with its mend.
+What this file does not know: peers. No vote leaves before this is done.
+"""
+
+import random
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from consensus.certificate import decode_certificate
+from consensus.header import decode_header
+from consensus.primitives import keys
+from consensus.primitives.digest import sha256
+from consensus.primitives.errors import Invalid
+from consensus.validators import ValidatorSet, decode_validators, encode_validators
+from node.ledger import tree
+from node.ledger.genesis import Genesis, decode_genesis, start
+from node.ledger.rules.staking import validator_set
+from node.ledger.state import State
+from node.ledger.wire.blocks import decode_block
+from node.storage import keyspace
+from node.storage.batch import Batch
+from node.storage.blocklog import BlockLog, BlockRecord
+from node.storage.bundlestore import BundleStore
+from node.storage.errors import Damaged, StorageError
+from node.storage.executing import (
+    MissingBodies,
+    Parent,
+    check_header,
+    check_last_commit,
+    execute_next,
+)
+from node.storage.segments import Place
+from node.storage.store import KV, LevelKV, Reader
+from node.storage.views import Tip, base_of
+from node.storage.writing import write_block, write_state
+
+DB_NAME: Final = "db"
+BLOCKS_NAME: Final = "blocks"
+BUNDLES_NAME: Final = "bundles"
+ASIDE_NAME: Final = "db.damaged"
+
+PROVED_KEYS: Final = 1_000  # at each start, 0.15 s
+REPLAY_BLOCKS_MAX: Final = 64  # in one database batch
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Opened:
+    """What the ladder hands to the chain, and a line for each of its steps."""
+
+    genesis: Genesis
+    chain_id: bytes
+    store: KV
+    log: BlockLog
+    bundles: BundleStore
+    tip: Tip
+    steps: tuple[str, ...] = field(default=())
+
+
+def open_store(home: Path, genesis_raw: bytes, keep_versions: int, store: KV | None) -> Opened:
+    """Climb the ladder in `home`. Blocks; raises `StorageError` with its mend."""
+    steps: list[str] = []
+    keys.selftest()
+    try:
+        genesis, chain_id = decode_genesis(genesis_raw), sha256(genesis_raw)
+    except Invalid as error:
+        raise StorageError(
+            "the genesis file is no genesis",
+            why=str(error),
+            mend="fetch it again from where the network publishes it",
+        ) from error
+    log = BlockLog(home / BLOCKS_NAME)
+    if log.cut_bytes:
+        steps.append(f"block log: a torn tail of {log.cut_bytes} bytes was cut")
+    bundles = BundleStore(home / BUNDLES_NAME)
+    if bundles.cut_bytes or bundles.damaged_count:
+        lost = f"{bundles.cut_bytes} bytes cut, {bundles.damaged_count} places damaged"
+        steps.append(f"bundle bodies: {lost}; peers have them by hash")
+    ladder = _Ladder(genesis, chain_id, log, bundles, keep_versions, steps)
+    try:
+        opened_store, tip = ladder.climb(home, store)
+    except BaseException:
+        log.close()
+        bundles.close()
+        raise
+    bundles.height = tip.height
+    steps.append(f"chain: height {tip.height}")
+    return Opened(genesis, chain_id, opened_store, log, bundles, tip, tuple(steps))
+
+
+class _Ladder:
+    def __init__(
+        self,
+        genesis: Genesis,
+        chain_id: bytes,
+        log: BlockLog,
+        bundles: BundleStore,
+        keep_versions: int,
+        steps: list[str],
+    ) -> None:
+        self._genesis = genesis
+        self._chain_id = chain_id
+        self._log = log
+        self._bundles = bundles
+        self._keep_versions = keep_versions
+        self._steps = steps
+
+    def climb(self, home: Path, given: KV | None) -> tuple[KV, Tip]:
+        """The database at the block log's height, made again if it is damaged."""
+        if given is not None:
+            return given, self._bring_up(given)
+        path = home / DB_NAME
+        try:
+            store = LevelKV(path)
+        except Damaged as error:
+            return self._make_again(home, error)
+        try:
+            return store, self._bring_up(store)
+        except (Damaged, tree.MissingNode) as error:
+            store.close()
+            return self._make_again(home, error)
+        except BaseException:
+            store.close()
+            raise
+
+    def _make_again(self, home: Path, error: Exception) -> tuple[KV, Tip]:
+        aside = home / ASIDE_NAME
+        shutil.rmtree(aside, ignore_errors=True)
+        (home / DB_NAME).rename(aside)
+        self._steps.append(f"database: {error}; moved to {aside.name} and made again")
+        store = LevelKV(home / DB_NAME)
+        try:
+            return store, self._bring_up(store)
+        except BaseException:
+            store.close()
+            raise
+
+    def _bring_up(self, store: KV) -> Tip:
+        """Compare database and block log, and replay what the database lacks."""
+        self._check_meta(store)
+        tip = self._tip(store)
+        self._check_tree(store, tip)
+        if tip.height < self._log.height:
+            first = tip.height + 1
+            tip = self._replay(store, tip)
+            self._steps.append(f"database: replayed blocks {first} to {tip.height}")
+        return tip
+
+    def _check_meta(self, store: KV) -> None:
+        version = store.get(keyspace.FORMAT)
+        if version is None:
+            self._found(store)
+            return
+        if keyspace.from_u64(version) != keyspace.FORMAT_VERSION:
+            raise StorageError(
+                f"the database has format {keyspace.from_u64(version)}",
+                why=f"this olnode reads format {keyspace.FORMAT_VERSION}",
+                mend="use the olnode that wrote it",
+            )
+        chain_id = store.get(keyspace.CHAIN_ID)
+        if chain_id != self._chain_id:
+            raise StorageError(
+                "the database is of another chain than the genesis",
+                why=f"{(chain_id or b'').hex()[:16]}, not {self._chain_id.hex()[:16]}",
+                mend="put the right genesis file into the home, or use another home",
+            )
+
+    def _found(self, store: KV) -> None:
+        """Write the state of height 0."""
+        first = start(self._genesis)
+        batch = Batch(store)
+        write_state(batch, 0, first.changes, first.tree)
+        batch.put(keyspace.VALIDATORS + keyspace.falling(1), encode_validators(first.validators))
+        batch.put(keyspace.FORMAT, keyspace.u64(keyspace.FORMAT_VERSION))
+        batch.put(keyspace.CHAIN_ID, self._chain_id)
+        batch.put(keyspace.HEIGHT, keyspace.u64(0))
+        batch.write_to(store)
+
+    def _tip(self, store: KV) -> Tip:
+        height = keyspace.from_u64(store.get(keyspace.HEIGHT) or bytes(8))
+        validators = validator_set(State(base_of(store, height)))
+        if height == 0:
+            return Tip(0, self._chain_id, self._genesis.time_ms, None, None, None, validators)
+        if height > self._log.height:
+            raise StorageError(
+                f"the block log ends at {self._log.height}, the database at {height}",
+                why="the newest files of blocks/ were lost",
+                mend="put blocks/ back, or start a fresh home that syncs from its peers",
+            )
+        raw = store.get(keyspace.BLOCK + keyspace.u64(height))
+        if raw is None:
+            raise Damaged(f"block {height} is missing in the database")
+        record = self._record_of(raw, height)
+        header = decode_header(decode_block(record.block).header)
+        return Tip(
+            height=height,
+            block_id=header.block_id(),
+            time_ms=header.time_ms,
+            header=header,
+            certificate=decode_certificate(record.certificate),
+            signers=_signers(store, height),
+            validators=validators,
+        )
+
+    def _record_of(self, raw: bytes, height: int) -> BlockRecord:
+        for place, record in self._log.records_from(height):
+            if place.encode() != raw:
+                raise Damaged(f"block {height} is elsewhere than the database says")
+            return record
+        raise Damaged(f"block {height} is not in the block log")
+
+    def _check_tree(self, store: KV, tip: Tip) -> None:
+        """The stored root is the header's, and a thousand keys are proved against it."""
+        base = base_of(store, tip.height)
+        expected = tip.header.state_root if tip.header else tree.root_hash(base.tree_root)
+        if tree.root_hash(base.tree_root) != expected:
+            raise Damaged(f"the state root of height {tip.height} differs from its header's")
+        for key, value in _some_of_state(store):
+            proof = tree.prove(base.read_node, base.tree_root, key)
+            try:
+                tree.verify(expected, key, value, proof)
+            except Invalid as error:
+                raise Damaged(f"a record of the state is not in its tree ({error})") from error
+
+    def _replay(self, store: KV, tip: Tip) -> Tip:
+        batch = Batch(store)
+        for place, record in self._log.records_from(tip.height + 1):
+            tip = self._replay_one(batch, tip, place, record)
+            if tip.height % REPLAY_BLOCKS_MAX == 0:
+                batch.write_to(store)
+                batch = Batch(store)
+        batch.write_to(store)
+        return tip
+
+    def _replay_one(self, batch: Batch, tip: Tip, place: Place, record: BlockRecord) -> Tip:
+        try:
+            block = decode_block(record.block)
+            certificate = decode_certificate(record.certificate)
+            header = decode_header(block.header)
+            parent = Parent(self._chain_id, self._genesis.app_version, batch, tip)
+            check_header(parent, header)
+            check_last_commit(parent, block, header)
+            executed = execute_next(parent, self._bundles, {}, block, header)
+            if certificate.block_id != executed.block_id:
+                raise Invalid("certificate.block_id")
+        except (Invalid, MissingBodies) as error:
+            raise StorageError(
+                f"block {record.height} of our own log cannot be replayed",
+                why=str(error),
+                mend="start a fresh home that syncs from its peers; keep this one for its keys",
+            ) from error
+        return write_block(batch, tip, executed, certificate, place, self._keep_versions)
+
+
+def _signers(reader: Reader, height: int) -> ValidatorSet:
+    start_key = keyspace.VALIDATORS + keyspace.falling(height)
+    for _, raw in reader.scan(start_key, keyspace.after(keyspace.VALIDATORS)):
+        return decode_validators(raw)
+    raise Damaged(f"the validators of height {height} are missing in the database")
+
+
+def _some_of_state(reader: Reader) -> list[tuple[bytes, bytes]]:
+    """Up to PROVED_KEYS records of the state, from random places when there are more."""
+    stop = keyspace.after(keyspace.STATE)
+    first: list[tuple[bytes, bytes]] = []
+    for key, value in reader.scan(keyspace.STATE, stop):
+        first.append((key[1:], value))
+        if len(first) > PROVED_KEYS:
+            break
+    else:
+        return first
+    chance = random.SystemRandom()
+    found: dict[bytes, bytes] = {}
+    for _ in range(PROVED_KEYS):
+        table = chance.choice(first)[0][:1] if chance.random() < 0.5 else chance.randbytes(1)
+        start = keyspace.STATE + table + chance.randbytes(8)
+        for key, value in reader.scan(start, stop):
+            found[key[1:]] = value
+            break
+    return list(found.items())

@@ -60,7 +60,8 @@ def parse_address(text: str, *, names_allowed: bool = False) -> Address:
             ip = ipaddress.ip_address(host)
         except ValueError:
             raise Misbehaving("not an IP address") from None
-        if ip.version != (4 if kind == "ip4" else 6) or str(ip) != host:
+        # A zone ("fe80::1%eth0") means something on one machine only.
+        if ip.version != (4 if kind == "ip4" else 6) or str(ip) != host or "%" in host:
             raise Misbehaving("an IP address of the wrong kind or not in its usual form")
     elif not (names_allowed and kind in _NAME_KINDS and _is_name(host)):
         raise Misbehaving("an address of an unknown kind")

@@ -11,7 +11,7 @@ from typing import Any, Final, Protocol
 
 import msgpack
 
-from p2p.errors import EndOfStream, Misbehaving
+from p2p.errors import Misbehaving
 
 INT_MAX: Final = 2**63 - 1
 LENGTH_BYTES: Final = 4
@@ -51,12 +51,6 @@ class FrameStream(Protocol):
         ...
 
 
-class ByteStream(Protocol):
-    """What frames are read from: at least one byte, or `b""` at the end."""
-
-    async def read_some(self, bytes_max: int) -> bytes: ...
-
-
 def frame(body: bytes) -> bytes:
     """`body` with its length before it; an empty body is our own bug."""
     assert body
@@ -69,19 +63,6 @@ def frame_length(head: bytes, bytes_max: int) -> int:
     if length == 0 or length > bytes_max:
         raise Misbehaving(f"a frame of {length} bytes, {bytes_max} allowed")
     return length
-
-
-async def read_exactly(stream: ByteStream, size: int, *, between_frames: bool = False) -> bytes:
-    """`size` bytes; EndOfStream only at the very start and `between_frames`, else Misbehaving."""
-    data = bytearray()
-    while len(data) < size:
-        part = await stream.read_some(size - len(data))
-        if not part:
-            if between_frames and not data:
-                raise EndOfStream("closed by the peer")
-            raise Misbehaving("the stream ended inside a frame")
-        data += part
-    return bytes(data)
 
 
 def encode(value: Value) -> bytes:

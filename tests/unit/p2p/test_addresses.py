@@ -1,0 +1,117 @@
+"""Addresses: the few forms we take, and which strangers' addresses a public network refuses."""
+
+import ipaddress
+import random
+
+import pytest
+
+from p2p.addresses import addresses_of, group_of, is_usable, parse_address, wide_group_of
+from p2p.errors import Misbehaving
+from p2p.peers import PeerId, peer_id_text
+
+KEY = PeerId(bytes(range(32)))
+ID = peer_id_text(KEY)
+
+
+@pytest.mark.parametrize(
+    "text", ["/ip4/1.2.3.4/tcp/4001", "/ip6/2001:db8::1/tcp/0", f"/ip4/1.2.3.4/tcp/9/p2p/{ID}"]
+)
+def test_address_is_read_and_written_alike(text):
+    assert parse_address(text).full_text() == text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "1.2.3.4:4001",
+        "/ip4/1.2.3.4/udp/4001",
+        "/ip4/1.2.3.4/tcp/4001/ws",
+        "/ip4/1.2.3/tcp/4001",
+        "/ip4/01.2.3.4/tcp/4001",
+        "/ip4/::1/tcp/4001",
+        "/ip6/1.2.3.4/tcp/4001",
+        "/ip6/2001:0db8::1/tcp/1",
+        "/ip6/fe80::1%eth0/tcp/1",
+        "/ip4/1.2.3.4/tcp/65536",
+        "/ip4/1.2.3.4/tcp/01",
+        "/ip4/1.2.3.4/tcp/-1",
+        "/ip4/1.2.3.4/tcp/²",
+        "/dns4/example.org/tcp/4001",
+        "/ip4/1.2.3.4/tcp/4001/p2p/QmWrong",
+        "/ip4/1.2.3.4/tcp/4001/p2p-circuit/x",
+        "/ip4/1.2.3.4/tcp/" + "1" * 200,
+    ],
+)
+def test_any_other_form_is_refused(text):
+    with pytest.raises(Misbehaving):
+        parse_address(text)
+
+
+def test_names_come_only_from_the_operator():
+    assert parse_address("/dns4/example.org/tcp/1", names_allowed=True).host == "example.org"
+    for text in ("/dns4/exa mple/tcp/1", "/dns4//tcp/1", "/dns/example.org/tcp/1"):
+        with pytest.raises(Misbehaving):
+            parse_address(text, names_allowed=True)
+
+
+@pytest.mark.parametrize(
+    ("host", "is_public"),
+    [
+        ("/ip4/8.8.8.8", True),
+        ("/ip4/10.0.0.1", False),
+        ("/ip4/192.168.1.1", False),
+        ("/ip4/127.0.0.1", False),
+        ("/ip4/169.254.169.254", False),
+        ("/ip4/100.64.0.1", False),
+        ("/ip4/224.0.0.1", False),
+        ("/ip6/2606:4700::1", True),
+        ("/ip6/::1", False),
+        ("/ip6/fd00::1", False),
+        ("/ip6/::ffff:10.0.0.1", False),
+        ("/ip6/2002:a00:1::", False),
+        ("/ip6/64:ff9b::a00:1", False),
+        ("/ip6/64:ff9b::808:808", True),
+        ("/ip6/ff0e::1", False),
+    ],
+)
+def test_public_network_uses_only_global_addresses(host, is_public):
+    kind, text = host.split("/")[1:]
+    address = parse_address(f"/{kind}/{ipaddress.ip_address(text)}/tcp/1")
+    assert is_usable(address, "public") is is_public
+
+
+@pytest.mark.parametrize("reach", ["lan", "devnet"])
+def test_private_networks_use_private_addresses_but_never_nonsense(reach):
+    assert is_usable(parse_address("/ip4/10.0.0.1/tcp/1"), reach)
+    for text in ("/ip4/0.0.0.0/tcp/1", "/ip4/224.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/0"):
+        assert not is_usable(parse_address(text), reach)
+
+
+def test_operators_addresses_fail_in_one_line():
+    assert addresses_of([f"/dns4/a.example/tcp/1/p2p/{ID}"], with_peer=True)[0].peer == KEY
+    with pytest.raises(ValueError, match="p2p"):
+        addresses_of(["/ip4/1.2.3.4/tcp/1"], with_peer=True)
+    with pytest.raises(ValueError, match="nonsense"):
+        addresses_of(["nonsense"], with_peer=False)
+
+
+def test_groups_are_by_24_and_48_and_wide_ones_by_16_and_32():
+    assert group_of("1.2.3.4") == group_of("1.2.3.200") != group_of("1.2.4.4")
+    assert group_of("2001:db8:1::1") == group_of("2001:db8:1:9::1") != group_of("2001:db8:2::1")
+    assert wide_group_of("1.2.3.4") == wide_group_of("1.2.9.9") != wide_group_of("1.3.3.4")
+    assert group_of("example.org") == wide_group_of("example.org") == "example.org"
+
+
+def test_random_text_raises_only_misbehaving():
+    rng = random.Random("addresses")
+    good = f"/ip4/1.2.3.4/tcp/4001/p2p/{ID}"
+    for _ in range(20_000):
+        text = list(good)
+        for _ in range(rng.randrange(1, 4)):
+            text[rng.randrange(len(text))] = chr(rng.choice((47, 46, 58, 48, 57, 97, 178, 0x661)))
+        try:
+            address = parse_address("".join(text))
+        except Misbehaving:
+            continue
+        assert parse_address(address.full_text()) == address

@@ -1,0 +1,127 @@
+"""Finding peers: by exchange, from the book, again after a restart; and who is never dialled."""
+
+import pytest
+import trio
+from network_kit import CHAIN, World, admitted, seed_of, wait_until
+
+from p2p.errors import Misbehaving
+from p2p.framing import decode, encode
+from p2p.network import Libp2pNetwork
+from p2p.peers import peer_id_text
+
+HERE = "/ip4/127.0.0.1/tcp/0"
+
+
+def network_of(number, **options):
+    return Libp2pNetwork(
+        seed=seed_of(number), chain_id=CHAIN, listen=[HERE], reach="devnet", **options
+    )
+
+
+async def test_peers_meet_through_a_third_and_go_on_without_it(nursery):
+    world = World("libp2p")
+    async with trio.open_nursery() as inner:
+        (first,) = await world.start(inner, 1)
+        others = await world.start(nursery, 3, is_met=False)
+        await wait_until(lambda: all(admitted(n) == 3 for n in [first, *others]))
+        inner.cancel_scope.cancel()
+    await wait_until(lambda: all(admitted(n) == 2 for n in others))
+
+
+async def test_book_brings_peers_back_without_bootstrap(nursery, tmp_path):
+    book = tmp_path / "peers.msgpack"
+    a = network_of(1)
+    await nursery.start(a.run)
+    async with trio.open_nursery() as inner:
+        b = network_of(2, bootstrap=a.addresses(), book=book)
+        await inner.start(b.run)
+        await wait_until(lambda: admitted(b) == 1)
+        inner.cancel_scope.cancel()
+    await wait_until(lambda: not a.peers())
+    again = network_of(2, book=book)
+    await nursery.start(again.run)
+    await wait_until(lambda: admitted(again) == 1)
+
+
+async def test_unreadable_book_is_put_aside_and_the_node_starts(nursery, tmp_path):
+    book = tmp_path / "peers.msgpack"
+    book.write_bytes(b"rubbish")
+    network = network_of(1, book=book)
+    await nursery.start(network.run)
+    assert network.statistics().faults["book_unreadable"] == 1
+    assert (tmp_path / "peers.msgpack.unreadable").exists()
+
+
+async def test_ban_outlives_a_restart(nursery, tmp_path):
+    book = tmp_path / "peers.msgpack"
+    liar = bytes(32)
+    async with trio.open_nursery() as inner:
+        network = network_of(1, book=book)
+        await inner.start(network.run)
+        network.penalise(liar, 100, "forged")
+        inner.cancel_scope.cancel()
+    again = network_of(1, book=book)
+    await nursery.start(again.run)
+    assert again.statistics().bans == 1
+
+
+async def test_denied_peer_is_neither_dialled_nor_let_in(nursery):
+    a = network_of(1)
+    await nursery.start(a.run)
+    b = network_of(2, bootstrap=a.addresses(), deny=[peer_id_text(a.me)])
+    await nursery.start(b.run)
+    c = network_of(3, deny=["127.0.0.0/8"])
+    await nursery.start(c.run)
+    d = network_of(4, bootstrap=c.addresses())
+    await nursery.start(d.run)
+    await wait_until(lambda: d.statistics().dials)
+    await trio.sleep(0.5)
+    assert not b.statistics().dials
+    assert not b.peers()
+    assert not c.peers()
+
+
+async def test_deny_list_with_nonsense_fails_in_one_line():
+    with pytest.raises(ValueError, match="nonsense"):
+        network_of(1, deny=["nonsense"])
+
+
+async def test_exchange_gives_at_most_what_is_asked_and_never_the_asker(nursery):
+    networks = await World("libp2p").start(nursery, 4)
+    asked, asker = networks[0], networks[1]
+    raw = await asked._discovery.answer_peers(asker.me, encode((1,)))
+    assert len(decode(raw, 10_000)) == 1
+    raw = await asked._discovery.answer_peers(asker.me, encode((64,)))
+    told = {record[0][1] for record in decode(raw, 10_000)}
+    assert told == {networks[2].me, networks[3].me}
+    for count in (0, 65):
+        with pytest.raises(Misbehaving):
+            await asked._discovery.answer_peers(asker.me, encode((count,)))
+
+
+async def test_reserved_peer_gone_is_dialled_again(nursery):
+    async with trio.open_nursery() as inner:
+        a = network_of(1)
+        await inner.start(a.run)
+        address = a.addresses()[0]
+        b = network_of(2, reserved=[address])
+        await nursery.start(b.run)
+        await wait_until(lambda: admitted(b) == 1)
+        assert b.peers()[0].reserved
+        inner.cancel_scope.cancel()
+    await wait_until(lambda: not b.peers())
+    again = network_of(1)
+    again._listen = (type(again._listen[0])("ip4", "127.0.0.1", int(address.split("/")[4])),)
+    await nursery.start(again.run)
+    await wait_until(lambda: admitted(b) == 1)
+
+
+async def test_inbound_peers_over_the_limit_are_refused(nursery):
+    a = network_of(1, inbound_max=2)
+    await nursery.start(a.run)
+    others = [network_of(number, bootstrap=a.addresses()) for number in (2, 3, 4)]
+    for network in others:
+        await nursery.start(network.run)
+    await wait_until(lambda: sum(admitted(n) >= 1 for n in others) >= 2)
+    await trio.sleep(0.5)
+    assert len(a.peers()) == 2

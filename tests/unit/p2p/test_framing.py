@@ -1,0 +1,92 @@
+"""Frames and the codec: one form of each value, named bounds, and only the named error."""
+
+import random
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2p.errors import Misbehaving
+from p2p.framing import INT_MAX, decode, encode, fields, frame, frame_length
+
+VALUES = st.recursive(
+    st.integers(0, INT_MAX) | st.binary(max_size=40),
+    lambda inner: st.lists(inner, max_size=5).map(tuple),
+    max_leaves=12,
+)
+
+
+@given(VALUES)
+def test_what_we_encode_we_decode(value):
+    try:
+        raw = encode(value)
+    except AssertionError:
+        return  # deeper than we ever nest
+    assert decode(raw, len(raw)) == value
+
+
+@pytest.mark.parametrize(
+    ("raw", "desc"),
+    [
+        (b"\xcc\x01", "an integer not in its shortest form"),
+        (b"\xff", "a negative integer"),
+        (b"\xcf" + b"\xff" * 8, "an integer above 2^63-1"),
+        (b"\xc3", "a truth value"),
+        (b"\xc0", "nil"),
+        (b"\xcb" + bytes(8), "a float"),
+        (b"\xa1a", "text"),
+        (b"\x80", "a map"),
+        (b"\xd4\x01\x00", "an extension"),
+        (b"\xc5\x00\x01a", "bytes with a longer head than needed"),
+        (b"\xdc\x00\x01\x01", "an array with a longer head than needed"),
+        (b"\x01\x02", "a second value behind"),
+        (b"\x92\x01", "an array cut off"),
+        (b"", "nothing"),
+        (b"\x91" * 7 + b"\x01", "arrays too deep"),
+        (msgpack.packb([0] * 129), "an array too long"),
+        (b"\xdd\xff\xff\xff\xff", "an array said to be huge"),
+        (b"\xc6\xff\xff\xff\xff", "bytes said to be huge"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_any_other_form_is_refused(raw, desc):
+    with pytest.raises(Misbehaving):
+        decode(raw, 1_000)
+
+
+def test_more_bytes_than_allowed_are_refused():
+    raw = encode(bytes(10))
+    assert decode(raw, len(raw)) == bytes(10)
+    with pytest.raises(Misbehaving):
+        decode(raw, len(raw) - 1)
+
+
+def test_flipped_bits_and_random_bytes_raise_only_misbehaving():
+    rng = random.Random("framing")
+    good = encode((1, b"key" * 11, (b"/ip4/1.2.3.4/tcp/1", 70_000), INT_MAX))
+    for turn in range(20_000):
+        if turn % 2:
+            raw = bytearray(good)
+            raw[rng.randrange(len(raw))] ^= 1 << rng.randrange(8)
+        else:
+            raw = bytearray(rng.randbytes(rng.randrange(40)))
+        try:
+            value = decode(bytes(raw), 1_000)
+        except Misbehaving:
+            continue
+        assert encode(value) == bytes(raw)
+
+
+def test_fields_tells_integers_from_truth_and_counts_them():
+    assert fields((1, b"x"), int, bytes, what="x") == (1, b"x")
+    for wrong in ((True, b"x"), (1,), (1, b"x", 2), b"x", 7):
+        with pytest.raises(Misbehaving):
+            fields(wrong, int, bytes, what="x")
+
+
+def test_frame_length_holds_its_bounds():
+    assert frame_length(frame(bytes(5))[:4], 5) == 5
+    for head in (b"\0\0\0\0", b"\0\0\0\x06", b"\xff\xff\xff\xff"):
+        with pytest.raises(Misbehaving):
+            frame_length(head, 5)

@@ -1,0 +1,142 @@
+"""The guards are in place: a changed library, or a forgotten override, fails here first."""
+
+import importlib.metadata
+
+import pytest
+import trio
+from libp2p.stream_muxer.yamux.yamux import YamuxStream
+from network_kit import World, admitted, wait_until
+
+from p2p import guard
+from p2p.errors import ListenError
+from p2p.gossip import Verdict
+from p2p.limits import OUTBOUND_QUEUE, PROTOCOLS, TOPICS
+
+
+@pytest.fixture
+async def network(nursery):
+    (network,) = await World("libp2p").start(
+        nursery, 1, lambda n: n.subscribe("votes", lambda *told: Verdict.ACCEPT, TOPICS["votes"])
+    )
+    return network
+
+
+def test_libp2p_is_the_pinned_version():
+    assert importlib.metadata.version("libp2p") == "0.8.1"
+
+
+async def test_defaults_that_lose_or_leak_are_off(network):
+    stack = network._stack
+    router, pubsub, swarm = stack.router, stack.pubsub, stack._swarm
+    assert router.heartbeat_interval == 1 == network.statistics().heartbeat_interval_s
+    assert router.protocols == ["/meshsub/1.1.0"]
+    assert not router.spam_protection_enabled
+    assert not router.adaptive_gossip_enabled
+    assert not router.eclipse_protection_enabled
+    assert not router.do_px
+    assert (router.degree_low, router.degree, router.degree_high) == (4, 6, 12)
+    assert router._max_pending_messages_per_peer == guard.PENDING_MAX
+    assert isinstance(pubsub.validation_cache, guard.NoCache)
+    assert pubsub.validation_cache.get(b"id") is None
+    assert pubsub.strict_signing
+    assert pubsub.counter > 1 << 60  # nanoseconds, not seconds
+    assert "/olnode/votes/1/" in next(iter(pubsub.topic_validators))
+    assert not next(iter(pubsub.topic_validators.values())).is_async
+    assert swarm._resource_manager is None
+    assert swarm.retry_config.max_retries == 0
+    assert list(swarm.upgrader.security_multistream.transports) == ["/noise"]
+    assert list(swarm.upgrader.muxer_multistream.transports) == ["/yamux/1.0.0"]
+
+
+async def test_overrides_are_in_place(network):
+    swarm, host = network._stack._swarm, network._stack._host
+    assert swarm.common_stream_handler.__module__ == "p2p.guard"
+    assert swarm._do_handle_inbound_connection.__module__ == "p2p.guard"
+    assert swarm.auto_connector.maybe_connect.__module__ == "p2p.guard"
+    assert host._identify_task_entry.__module__ == "p2p.guard"
+    assert YamuxStream._auto_tune_and_send_window_update is guard._batched_credit
+    assert guard.muxer_module.Yamux is guard.GuardedYamux
+    queue = guard.pubsub_module.RpcQueue()
+    assert queue._queue.max_size == OUTBOUND_QUEUE
+    assert guard.gossipsub_module.env_to_send_in_RPC(None) == (b"", False)
+
+
+async def test_router_holds_no_old_messages(network):
+    router = network._stack.router
+    router.equivocation_detection["key"] = "message"
+    router.recent_message_deliveries["topic"].append(1.0)
+    assert router._check_equivocation(None) is True
+    router._periodic_security_cleanup()
+    assert not router.equivocation_detection
+    assert not router.recent_message_deliveries
+
+
+async def test_inbound_slots_are_given_back(nursery):
+    """Bare, the library takes no connection more after as many as its limit have come and gone."""
+    world = World("libp2p")
+    (a,) = await world.start(nursery, 1, connections_max=3)
+    for _ in range(8):
+        async with trio.open_nursery() as inner:
+            (b,) = await world.start(inner, 1)
+            await wait_until(lambda b=b: admitted(b) == 1)
+            inner.cancel_scope.cancel()
+        await wait_until(lambda: not a.peers())
+
+
+async def test_taken_port_is_told_at_once(network, nursery):
+    port = network.addresses()[0].split("/")[4]
+    other = World("libp2p")
+    other._made = 7
+    second = other.make()
+    second._listen = (type(second._listen[0])("ip4", "127.0.0.1", int(port)),)
+    with pytest.raises(ListenError, match=port):
+        await second.run()
+
+
+async def test_fallen_stack_is_rebuilt_with_its_registrations(nursery):
+    async def echo(peer, body):
+        return body
+
+    def prepare(network):
+        network.serve("blocks", echo, PROTOCOLS["blocks"])
+        network.inbox = network.subscribe("votes", lambda *told: Verdict.ACCEPT, TOPICS["votes"])
+
+    a, b = await World("libp2p").start(nursery, 2, prepare)
+
+    async def fall():
+        raise ZeroDivisionError
+
+    b._stack._nursery.start_soon(fall)
+    await wait_until(lambda: b.statistics().restarts == 1)
+    await wait_until(lambda: admitted(a) == admitted(b) == 1)
+    assert await b.request(a.me, "blocks", b"x", timeout_s=5, bytes_max=9) == b"x"
+    assert b.statistics().is_ready
+    await wait_until(lambda: a.statistics().mesh_peers.get("votes") == 1)
+    await wait_until(lambda: b.statistics().mesh_peers.get("votes") == 1)
+    await b.publish("votes", b"after the fall")
+    with trio.fail_after(5):
+        assert (await anext(a.inbox)).data == b"after the fall"
+
+
+async def test_stop_lets_a_running_request_end_and_refuses_new_ones(nursery):
+    started = trio.Event()
+
+    async def slow(peer, body):
+        started.set()
+        await trio.sleep(0.5)
+        return body
+
+    world = World("libp2p")
+    (a,) = await world.start(nursery, 1)
+    answers = []
+    async with trio.open_nursery() as inner:
+        (b,) = await world.start(inner, 1, lambda n: n.serve("blocks", slow, PROTOCOLS["blocks"]))
+        await wait_until(lambda: admitted(a) == 1)
+
+        async def ask():
+            answers.append(await a.request(b.me, "blocks", b"x", timeout_s=5, bytes_max=9))
+
+        nursery.start_soon(ask)
+        await started.wait()
+        inner.cancel_scope.cancel()
+    await wait_until(lambda: answers == [b"x"])

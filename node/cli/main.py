@@ -20,6 +20,7 @@ from typer.main import get_command
 from node.cli.frame import FAILED, Frame
 
 NOUNS: Final = {  # noun -> module of node.cli, help
+    "devnet": ("devnet", "a funded network on this machine"),
     "init": ("init", "make a home: folders, keys, config"),
     "start": ("start", "run the node of this home"),
     "status": ("status", "the running node at a glance"),

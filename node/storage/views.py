@@ -8,7 +8,7 @@ raise `Damaged`, which must end the process.
 What this file does not know: how a block came to be here.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from consensus.certificate import Certificate, decode_certificate
@@ -50,7 +50,7 @@ class Tip:
     time_ms: int
     header: Header | None
     certificate: Certificate | None
-    signers: ValidatorSet | None  # who could sign this height
+    signers: ValidatorSet | None = field(compare=False)  # of this height; priorities may be lost
     validators: ValidatorSet  # who signs height + 1, with priorities and turn
 
 

@@ -1,0 +1,564 @@
+"""The chain on disk: executes once, loses nothing that was committed, trusts nothing it reads."""
+
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chain_kit import CREATOR, FAUCET, OPEN, PAYER, TinyChain, devnet, golden_answer
+
+from consensus.certificate import Certificate, decode_certificate
+from consensus.header import decode_header, encode_header
+from consensus.primitives import merkle
+from consensus.primitives.digest import sha256
+from consensus.primitives.errors import Invalid
+from node.ledger import tables, tree
+from node.ledger.genesis import encode_genesis
+from node.ledger.state import State
+from node.ledger.wire.blocks import Block, Payload, encode_payload
+from node.ledger.wire.bundles import Bundle
+from node.ledger.wire.receipts import receipt_id
+from node.ledger.wire.transactions import Transfer, decode_transaction
+from node.storage import activity
+from node.storage.chain import EXECUTED_MAX, Chain
+from node.storage.errors import Damaged, StorageError
+from node.storage.executing import MissingBodies
+from node.storage.store import KV, LevelKV, MemoryKV
+
+CREDITS = ((1, 2_500), (3, 7_500))
+GENESIS = encode_genesis(devnet())
+Decided = tuple[Block, Certificate]
+
+
+class Stored(TinyChain):
+    """chain_kit's story with its blocks built, signed and committed on disk."""
+
+    def __init__(self, home: Path, store: KV | None = None, keep_versions: int = 1_000) -> None:
+        super().__init__()
+        self.chain = Chain.open(home, GENESIS, store=store, keep_versions=keep_versions)
+        self.decided: list[Decided] = []
+        self.time_ms = self.chain.tip.time_ms
+
+    def state(self) -> State:
+        return self.chain.state()
+
+    def build(self, *transactions: bytes, bundles: tuple[Bundle, ...] = ()) -> Block:
+        chain = self.chain
+        return chain.build(
+            proposer=chain.tip.validators.turn,
+            time_ms=chain.tip.time_ms + 1_000,
+            payload=Payload(transactions, tuple(bundle.hash for bundle in bundles)),
+            last_certificate=chain.certificate(chain.height),
+        )
+
+    def decide(self, block: Block) -> Certificate:
+        self.validators = self.chain.tip.validators
+        block_id = decode_header(block.header).block_id()
+        return decode_certificate(self.certify(self.chain.height + 1, block_id))
+
+    def block(
+        self, *transactions: bytes, bundles: tuple[Bundle, ...] = (), later_ms: int = 0
+    ) -> Any:
+        for bundle in bundles:
+            self.chain.admit(bundle)
+        block = self.build(*transactions, bundles=bundles)
+        certificate = self.decide(block)
+        tip = self.chain.commit(certificate.block_id, certificate)
+        self.time_ms = tip.time_ms
+        self.decided.append((block, certificate))
+        outcome = self.chain.view().outcome(tip.height)
+        if outcome is not None:
+            self.outcomes.append(outcome)  # type: ignore[arg-type]  # its codes are what is read
+        return outcome
+
+    def pay(self, amount: int = OPEN) -> bytes:
+        return self.tx(FAUCET, Transfer(PAYER.key, amount, b""))
+
+
+class Told:
+    """The whole story, up to a settled receipt, in a home that is then closed."""
+
+    def __init__(self, home: Path) -> None:
+        made = Stored(home)
+        made.tell_story()
+        session = made.open_channel()
+        self.receipt = golden_answer(session, CREDITS)
+        self.bundle = made.bundle(session)
+        made.block(bundles=(self.bundle,))
+        made.block(made.pay())
+        self.decided, self.height = made.decided, made.chain.height
+        self.tip = made.chain.tip
+        made.chain.close()
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Told, Path]:
+    home = tmp_path_factory.mktemp("told")
+    return Told(home), home
+
+
+@pytest.fixture
+def copy(told: tuple[Told, Path], tmp_path: Path) -> Path:
+    return Path(shutil.copytree(told[1], tmp_path / "copy"))
+
+
+def reopen(home: Path) -> Chain:
+    return Chain.open(home, GENESIS)
+
+
+# ---- one block after another
+
+
+def test_new_chain_begins_with_genesis(tmp_path: Path) -> None:
+    chain = reopen(tmp_path)
+    assert (chain.height, chain.tip.block_id) == (0, sha256(GENESIS))
+    assert chain.state().account(FAUCET.key).balance == 1_000_000 * OPEN
+    assert chain.header(0) is None
+    assert chain.certificate(0) is None
+    assert chain.validators(1) == chain.tip.validators
+    chain.close()
+
+
+def test_committed_block_is_found_by_everything_it_holds(told: tuple[Told, Path]) -> None:
+    story, home = told
+    chain = reopen(home)
+    view = chain.view()
+    assert chain.height == story.height == len(story.decided)
+    for height, (block, certificate) in enumerate(story.decided, start=1):
+        assert chain.block(height) == block
+        assert chain.certificate(height) == certificate
+        header = chain.header(height)
+        assert header == decode_header(block.header)
+        assert view.height_of(header.block_id()) == height
+        signers = chain.validators(height)
+        assert signers is not None
+        assert signers.hash() == header.validators_hash
+    assert chain.block(story.height + 1) is None
+    chain.close()
+
+
+def test_receipt_payouts_and_activity_are_found(told: tuple[Told, Path]) -> None:
+    story, home = told
+    chain = reopen(home)
+    view = chain.view()
+    found = view.find_receipt(receipt_id(story.receipt))
+    assert found is not None
+    assert (found.receipt, found.index, found.height) == (story.receipt, 0, story.height - 1)
+    assert found.bundle_hash == story.bundle.hash
+    leaves = view.payouts(found.height)
+    header = view.get_header(found.height)
+    assert merkle.root(leaves) == header.payouts_root
+    kinds = [entry.kind for entry in view.activity(PAYER.key)]
+    assert kinds == [activity.RECEIVED, activity.PAID, activity.SENT]
+    earned = view.activity(CREATOR.key)[0]
+    assert (earned.kind, earned.height) == (activity.EARNED, found.height)
+    assert view.activity(CREATOR.key, below=earned.height)[0].height < earned.height
+    assert len(view.activity(PAYER.key, entries_max=1)) == 1
+    assert view.find_receipt(bytes(32)) is None
+    assert view.activity(bytes(32)) == ()
+    chain.close()
+
+
+def test_transaction_is_found_with_its_code(tmp_path: Path) -> None:
+    made = Stored(tmp_path, MemoryKV())
+    good, bad = made.pay(), made.tx(PAYER, Transfer(FAUCET.key, 10**18, b""))
+    made.block(good, bad)
+    view = made.chain.view()
+    for index, (raw, code) in enumerate(((good, 0), (bad, 20))):
+        found = view.find_transaction(decode_transaction(raw).tx_id)
+        assert found is not None
+        assert (found.height, found.index, found.code, found.raw) == (1, index, code, raw)
+    assert view.find_transaction(bytes(32)) is None
+
+
+def test_view_stays_while_the_chain_goes_on(tmp_path: Path) -> None:
+    made = Stored(tmp_path)
+    made.block(made.pay())
+    before = made.chain.view()
+    balance = before.state().account(PAYER.key).balance
+    made.block(made.pay())
+    assert before.height == 1
+    assert before.state().account(PAYER.key).balance == balance
+    assert made.chain.state().account(PAYER.key).balance == balance + OPEN
+    made.chain.close()
+
+
+def test_every_state_record_is_proved_under_the_newest_header(told: tuple[Told, Path]) -> None:
+    _, home = told
+    chain = reopen(home)
+    base, header = chain.view().base, chain.tip.header
+    assert header is not None
+    for key, value in base.scan(b"\0", b"\xff"):
+        proof = tree.prove(base.read_node, base.tree_root, key)
+        tree.verify(header.state_root, key, value, proof)
+    chain.close()
+
+
+def test_old_block_is_proved_by_a_later_header(told: tuple[Told, Path]) -> None:
+    _, home = told
+    chain = reopen(home)
+    view, later = chain.view(), chain.tip.header
+    assert later is not None
+    for height in range(1, later.height):
+        block_id = view.get_header(height).block_id()
+        path = view.history_path(height, later.height)
+        leaf = merkle.leaf_hash(block_id)
+        merkle.verify_path(later.history_root, leaf, height - 1, later.height - 1, path)
+    chain.close()
+
+
+# ---- executing
+
+
+def test_block_is_executed_once(tmp_path: Path) -> None:
+    made = Stored(tmp_path, MemoryKV())
+    block = made.build(made.pay())
+    for _ in range(3):
+        assert made.chain.execute(block).is_valid
+    assert made.chain.statistics().executed == 1
+    assert made.chain.executed_block(decode_header(block.header).block_id()) == block
+
+
+def test_only_the_newest_executed_blocks_are_kept(tmp_path: Path) -> None:
+    made = Stored(tmp_path, MemoryKV())
+    blocks = [made.build(made.pay(amount)) for amount in range(1, EXECUTED_MAX + 2)]
+    ids = [decode_header(block.header).block_id() for block in blocks]
+    kept = [made.chain.executed_block(block_id) is not None for block_id in ids]
+    assert kept == [False] + [True] * EXECUTED_MAX
+
+
+HEADERS = {
+    "version": (lambda h: h._replace(height=h.height + 1), "block.height"),
+    "app_version": (lambda h: h._replace(app_version=2), "block.app_version"),
+    "chain": (lambda h: h._replace(chain_id=b"x" * 32), "block.chain_id"),
+    "parent": (lambda h: h._replace(parent_id=b"x" * 32), "block.parent_id"),
+    "time": (lambda h: h._replace(time_ms=h.time_ms - 1_000), "block.time"),
+    "proposer": (lambda h: h._replace(proposer=FAUCET.key), "block.proposer"),
+    "validators": (lambda h: h._replace(validators_hash=b"x" * 32), "block.validators_hash"),
+    "history": (lambda h: h._replace(history_root=b"x" * 32), "block.history_root"),
+}
+
+
+@pytest.mark.parametrize("name", sorted(HEADERS))
+def test_header_that_does_not_follow_is_refused_for_good(tmp_path: Path, name: str) -> None:
+    change, code = HEADERS[name]
+    made = Stored(tmp_path, MemoryKV())
+    made.block(made.pay())
+    good = made.build(made.pay())
+    header = change(decode_header(good.header))
+    verdict = made.chain.execute(good._replace(header=encode_header(header)))
+    assert (verdict.is_valid, verdict.is_final, verdict.code) == (False, True, code)
+    assert verdict.block_id == header.block_id()
+
+
+ROOTS = ("state_root", "txs_root", "bundles_root", "payouts_root", "next_validators_hash")
+
+
+@pytest.mark.parametrize("field", [*ROOTS, "params_hash", "evidence_root", "supply"])
+def test_header_that_execution_does_not_give_is_refused(tmp_path: Path, field: str) -> None:
+    made = Stored(tmp_path, MemoryKV())
+    good = made.build(made.pay())
+    header = decode_header(good.header)
+    false = header.supply - 1 if field == "supply" else b"x" * 32
+    changed = header._replace(**{field: false})
+    verdict = made.chain.execute(good._replace(header=encode_header(changed)))
+    assert (verdict.is_valid, verdict.is_final, verdict.code) == (False, False, "block.header")
+
+
+def test_false_payload_under_a_true_header_does_not_condemn_the_block(tmp_path: Path) -> None:
+    """Whoever hands us a block chooses its bytes; the id binds them only through execution."""
+    made = Stored(tmp_path, MemoryKV())
+    made.block(made.pay())
+    other = Stored(tmp_path / "other", MemoryKV())
+    other.block(other.pay())
+    good = made.build(made.pay())
+    payloads = [
+        encode_payload(Payload()),
+        b"\x93\x90\x90\x90\x90",
+        encode_payload(Payload((b"x",))),
+    ]
+    for raw in payloads:
+        verdict = other.chain.execute(good._replace(payload=raw))
+        assert not verdict.is_valid
+        assert not verdict.is_final
+    forged = other.chain.execute(good._replace(last_certificate=b"forged"))
+    assert (forged.code, forged.is_final) == ("block.last_commit_hash", False)
+    assert other.chain.execute(good).is_valid
+
+
+def test_last_certificate_must_be_a_quorum_of_the_parent(tmp_path: Path) -> None:
+    made = Stored(tmp_path, MemoryKV())
+    made.block(made.pay())
+    good = made.build(made.pay())
+    weak = made.certify(1, made.chain.tip.block_id, signers=2)
+    header = decode_header(good.header)._replace(last_commit_hash=sha256(weak))
+    verdict = made.chain.execute(Block(encode_header(header), good.payload, weak))
+    assert verdict.code == "certificate.power"
+
+
+def test_block_with_an_unknown_bundle_is_no_verdict(
+    told: tuple[Told, Path], tmp_path: Path
+) -> None:
+    story, _ = told
+    chain = Chain.open(tmp_path, GENESIS, store=MemoryKV())
+    chain.commit_many(story.decided[:-2])
+    block = story.decided[-2][0]
+    assert chain.missing_bodies(block) == (story.bundle.hash,)
+    with pytest.raises(MissingBodies) as missing:
+        chain.execute(block)
+    assert missing.value.hashes == (story.bundle.hash,)
+    chain.bundles.append(story.bundle)
+    assert chain.missing_bodies(block) == ()
+    assert chain.execute(block).is_valid
+
+
+def test_uncommitted_block_may_be_replaced_by_the_decided_one(tmp_path: Path) -> None:
+    made = Stored(tmp_path, MemoryKV())
+    made.build(made.pay(1))
+    block = made.build(made.pay(2))
+    made.chain.commit((certificate := made.decide(block)).block_id, certificate)
+    assert made.chain.state().account(PAYER.key).balance == 1_000_000 * OPEN + 2
+
+
+# ---- catching up
+
+
+def test_many_blocks_are_committed_under_one_sync(told: tuple[Told, Path], tmp_path: Path) -> None:
+    story, _ = told
+    chain = Chain.open(tmp_path, GENESIS)
+    chain.bundles.append(story.bundle)
+    assert chain.commit_many(story.decided) == story.tip
+    chain.close()
+    assert reopen(tmp_path).tip == story.tip
+
+
+def test_what_came_before_a_bad_block_is_kept(told: tuple[Told, Path], tmp_path: Path) -> None:
+    story, _ = told
+    chain = Chain.open(tmp_path, GENESIS, store=MemoryKV())
+    (block, certificate), other = story.decided[3], story.decided[2][1]
+    with pytest.raises(Invalid, match=r"certificate\.block"):
+        chain.commit_many([*story.decided[:3], (block, other)])
+    assert chain.height == 3
+    forged = Certificate(
+        certificate.kind, 4, 0, certificate.block_id, certificate.bitmap,
+        bytes(len(certificate.signatures)),
+    )  # fmt: skip
+    with pytest.raises(Invalid, match=r"certificate\.signature"):
+        chain.commit_many([(block, forged)])
+    assert chain.height == 3
+    with pytest.raises(MissingBodies):
+        chain.commit_many(story.decided[3:])
+    assert chain.height == story.height - 2
+
+
+# ---- the start-up ladder
+
+
+def balances(chain: Chain) -> int:
+    return chain.state().account(PAYER.key).balance
+
+
+def test_chain_reopens_where_it_was(copy: Path, told: tuple[Told, Path]) -> None:
+    chain = reopen(copy)
+    assert chain.tip == told[0].tip
+    assert chain.steps == (f"chain: height {told[0].height}",)
+    chain.close()
+
+
+def test_database_behind_the_block_log_is_brought_up(copy: Path, told: tuple[Told, Path]) -> None:
+    story = told[0]
+    shutil.rmtree(copy / "db")
+    chain = reopen(copy)
+    assert chain.tip == story.tip
+    assert chain.steps[0] == f"database: replayed blocks 1 to {story.height}"
+    assert chain.view().find_receipt(receipt_id(story.receipt)) is not None
+    chain.close()
+
+
+def test_replay_gives_the_database_that_was_there(copy: Path, told: tuple[Told, Path]) -> None:
+    first = LevelKV(copy / "db")
+    before = list(first.scan(b"\0", b"\xff"))
+    first.close()
+    shutil.rmtree(copy / "db")
+    reopen(copy).close()
+    second = LevelKV(copy / "db")
+    assert list(second.scan(b"\0", b"\xff")) == before
+    second.close()
+
+
+def test_database_ahead_of_the_block_log_stops_with_a_mend(copy: Path) -> None:
+    (copy / "blocks" / "000001").write_bytes(b"")
+    with pytest.raises(StorageError, match="blocks/"):
+        reopen(copy)
+
+
+def test_genesis_of_another_chain_is_refused(copy: Path) -> None:
+    other = encode_genesis(devnet(split="whitepaper"))
+    with pytest.raises(StorageError, match="another chain"):
+        Chain.open(copy, other)
+    with pytest.raises(StorageError, match="no genesis"):
+        Chain.open(copy, b"junk")
+
+
+def test_newer_format_is_named(copy: Path) -> None:
+    store = LevelKV(copy / "db")
+    store.write([(b"mformat", (2).to_bytes(8, "big"))])
+    store.close()
+    with pytest.raises(StorageError, match="format 2"):
+        reopen(copy)
+
+
+def test_body_lost_with_the_database_is_named(copy: Path) -> None:
+    shutil.rmtree(copy / "db")
+    shutil.rmtree(copy / "bundles")
+    with pytest.raises(StorageError, match="cannot be replayed"):
+        reopen(copy)
+
+
+@pytest.mark.parametrize("table", [b"s", b"n", b"r", b"h", b"v", b"m"])
+def test_lost_or_false_record_is_found_and_made_again(
+    copy: Path, told: tuple[Told, Path], table: bytes
+) -> None:
+    """A cut MANIFEST loses records silently; only roots and proofs find that."""
+    store = LevelKV(copy / "db")
+    pairs = list(store.scan(table, bytes([table[0] + 1])))
+    if table == b"s":
+        key, value = pairs[len(pairs) // 2]
+        store.write([(key, value[:-1] + bytes([value[-1] ^ 1]))])
+    else:
+        store.write([], [key for key, _ in pairs])
+    store.close()
+    chain = reopen(copy)
+    assert chain.tip == told[0].tip
+    assert any("made again" in step or "replayed" in step for step in chain.steps)
+    chain.close()
+    assert list(reopen(copy).view().reader.scan(table, bytes([table[0] + 1]))) == pairs
+
+
+def test_damaged_database_files_are_refused_or_made_again(
+    told: tuple[Told, Path], tmp_path: Path
+) -> None:
+    story, home = told
+    rng = random.Random(9)
+    for number in range(24):
+        copy = Path(shutil.copytree(home, tmp_path / str(number)))
+        files = [p for p in sorted((copy / "db").iterdir()) if p.stat().st_size and p.name != "LOG"]
+        path = rng.choice(files)
+        data = bytearray(path.read_bytes())
+        if rng.random() < 0.5:
+            del data[rng.randrange(len(data)) :]
+        else:
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(data))
+        chain = reopen(copy)
+        assert chain.tip == story.tip
+        assert balances(chain) > 0
+        chain.close()
+        shutil.rmtree(copy)
+
+
+def test_damaged_block_log_is_named_never_served(told: tuple[Told, Path], tmp_path: Path) -> None:
+    story, home = told
+    rng = random.Random(10)
+    for number in range(24):
+        copy = Path(shutil.copytree(home, tmp_path / str(number)))
+        path = copy / "blocks" / "000001"
+        data = bytearray(path.read_bytes())
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(bytes(data))
+        with pytest.raises(StorageError):
+            reopen(copy)
+        shutil.rmtree(copy)
+    assert story.height > 0
+
+
+def test_torn_tail_of_every_log_is_no_obstacle(copy: Path, told: tuple[Told, Path]) -> None:
+    for name in ("blocks", "bundles"):
+        with (copy / name / "000001").open("ab") as file:
+            file.write(b"OLBF torn")
+    chain = reopen(copy)
+    assert chain.tip == told[0].tip
+    chain.close()
+
+
+def test_old_tree_versions_are_pruned_and_the_kept_ones_still_prove(tmp_path: Path) -> None:
+    made = Stored(tmp_path, store := MemoryKV(), keep_versions=3)
+    sizes = []
+    for _ in range(12):
+        made.block(made.pay())
+        sizes.append(len(list(store.scan(b"n", b"o"))))
+    assert max(sizes[5:]) - min(sizes[5:]) < 30
+    base = made.chain.view().base
+    kept = [int.from_bytes(key[1:], "big") for key, _ in store.scan(b"r", b"s")]
+    assert kept == [9, 10, 11, 12]
+    for height in kept:
+        record = store.get(b"r" + height.to_bytes(8, "big"))
+        assert record is not None
+        key = tables.ACCOUNT.flat_key((PAYER.key,))
+        tree.prove(base.read_node, record, key)
+
+
+def test_killed_node_loses_no_committed_block(tmp_path: Path) -> None:
+    rng, here = random.Random(6), Path(__file__)
+    code = (
+        "import sys; from pathlib import Path; "
+        f"sys.path[:0] = [{str(here.parents[2])!r}, {str(here.parent)!r}]; "
+        "import test_chain; test_chain.write_forever(Path(sys.argv[1]))"
+    )
+    for _ in range(4):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE
+        )
+        assert writer.stdout is not None
+        writer.stdout.readline()
+        time.sleep(0.02 + rng.random() * 0.06)
+        writer.send_signal(signal.SIGKILL)
+        lines = writer.stdout.read().split(b"\n")[:-1]
+        writer.wait()
+        chain = reopen(tmp_path)
+        if lines:
+            height, block_id = lines[-1].split()
+            assert chain.height >= int(height)
+            header = chain.header(int(height))
+            assert header is not None
+            assert header.block_id().hex() == block_id.decode()
+        assert balances(chain) == 1_000_000 * OPEN + chain.height
+        chain.close()
+
+
+def write_forever(home: Path) -> None:
+    """The body of the process that is killed."""
+    made = Stored(home)
+    while True:
+        made.block(made.pay(1))
+        sys.stdout.write(f"{made.chain.height} {made.chain.tip.block_id.hex()}\n")
+        sys.stdout.flush()
+
+
+def test_damaged_body_is_told_as_missing(copy: Path, told: tuple[Told, Path]) -> None:
+    """Peers have it by hash: it is fetched again, nothing else is lost."""
+    path = copy / "bundles" / "000001"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+    chain = reopen(copy)
+    assert chain.tip == told[0].tip
+    assert chain.view().find_bundle(told[0].bundle.hash) is None
+    chain.bundles.append(told[0].bundle)
+    assert chain.view().find_bundle(told[0].bundle.hash) is not None
+    chain.close()
+
+
+def test_damage_while_reading_a_block_is_named(copy: Path, told: tuple[Told, Path]) -> None:
+    chain = reopen(copy)
+    path = copy / "blocks" / "000001"
+    data = bytearray(path.read_bytes())
+    data[60] ^= 1
+    path.write_bytes(bytes(data))
+    with pytest.raises(Damaged):
+        chain.block(1)

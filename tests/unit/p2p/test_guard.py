@@ -140,3 +140,14 @@ async def test_stop_lets_a_running_request_end_and_refuses_new_ones(nursery):
         await started.wait()
         inner.cancel_scope.cancel()
     await wait_until(lambda: answers == [b"x"])
+
+
+def test_bytes_beyond_the_window_are_not_kept():
+    """Bare, the library only logs that a peer sends more than it may."""
+    buffers = guard._BoundedBuffers({})
+    buffers[1] = bytearray()
+    most = guard.yamux_module.DEFAULT_WINDOW_SIZE + guard.UNREAD_SLACK_BYTES
+    buffers[1].extend(bytes(most))
+    with pytest.raises(BufferError):
+        buffers[1].extend(b"x")
+    assert len(buffers[1]) == most

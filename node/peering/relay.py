@@ -1,0 +1,482 @@
+"""Transactions and bundles between peers: judged, audited where we can, pooled, told on.
+
+Why a bundle may wait here: who holds a version's index can recompute every credit, so such a bundle
+is not relayed at the door. A worker asks its provider for sketch and statement, recomputes, and
+only equal credits get into our pool and go round again. A false one is neither relayed nor
+proposed, and the finding is kept. Validity of blocks never depends on this (page 60 §9).
+What this file does not know: how an audit recomputes, how a receipt was made, who proposes.
+"""
+
+import os
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple, Protocol
+
+import trio
+
+from consensus.primitives.encoding import U8, U16, Bytes, Either, H, ListOf, Record, decode, encode
+from consensus.primitives.errors import Invalid
+from node.ledger import tables
+from node.ledger.admission import Admitted, admit_bundle
+from node.ledger.pool import BundlePool, TransactionPool
+from node.ledger.state import State
+from node.ledger.wire.bundles import (
+    BODY_BYTES_MAX,
+    HEADER_BYTES_MAX,
+    Bundle,
+    check_bytes,
+    decode_header,
+)
+from node.ledger.wire.exchange import SKETCH_BYTES, STATEMENT_BYTES_MAX
+from node.ledger.wire.orders import ZERO_HASH
+from node.ledger.wire.receipts import Credits, Receipt, decode_receipt, receipt_id
+from node.observe import get_log
+from node.peering import topics
+from node.peering.topics import BUNDLES, TXS
+from p2p.errors import Code, Misbehaving, NetworkError, Refused
+from p2p.limits import PENALTIES, PROTOCOLS, TOPICS
+from p2p.network import Network, PeerId, Verdict
+
+QUEUE_MAX: Final = 256  # bundles waiting for the worker
+PULL_MAX: Final = 16  # hashes in one request
+AUDIT_MAX: Final = 64  # receipts in one request
+AUDIT_TRIES: Final = 3
+AUDIT_WAIT_S: Final = 1.0
+WORKERS: Final = 4
+
+RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
+
+_HASHES: Final = Record(U8, ListOf(H, PULL_MAX, 1))
+_ONE_CLAIM: Final = Record(U8, H, U16)
+_SOME_CLAIMS: Final = Record(U8, H, U16, U16)
+_CLAIM: Final = Record(Bytes(STATEMENT_BYTES_MAX), Either(0, SKETCH_BYTES))
+_CLAIMS: Final = ListOf(_CLAIM, AUDIT_MAX)
+_BUNDLE_OR_NONE: Final = Bytes(HEADER_BYTES_MAX + BODY_BYTES_MAX + 128)
+_BODIES: Final = ListOf(_BUNDLE_OR_NONE, PULL_MAX)
+_STORED: Final = Record(Bytes(HEADER_BYTES_MAX), Bytes(64, 64), Bytes(BODY_BYTES_MAX))
+
+ASK_ONE, ASK_SOME = 1, 4
+
+
+class StatedClaim(NamedTuple):
+    """What a provider states for one receipt; empty where it has no sketch."""
+
+    statement: bytes
+    sketch: bytes
+
+
+class FalseClaim(NamedTuple):
+    """Why a receipt's credits are not what the index gives."""
+
+    code: str
+    why: str
+
+
+class BundleStore(Protocol):
+    """Where bodies lie (`storage/bundlestore.py`)."""
+
+    def __contains__(self, bundle_hash: bytes) -> bool: ...
+    def append(self, bundle: Bundle) -> None: ...
+    def get(self, bundle_hash: bytes) -> Bundle | None: ...
+
+
+class Auditor(Protocol):
+    """Recomputes credits for versions whose index this node holds."""
+
+    def holds(self, model: int, version: int) -> bool:
+        """Whether the index is here."""
+        ...
+
+    def recheck(self, receipt: Receipt, credits: Credits, stated: StatedClaim) -> FalseClaim | None:
+        """None when the claim is true. Blocks for a scan."""
+        ...
+
+
+class _Waiting(NamedTuple):
+    bundle: Bundle
+    sources: tuple[PeerId, ...]
+    is_relayed: bool  # the judge has accepted it already
+
+
+FindStated = Callable[[bytes], StatedClaim | None]  # of our own receipts, by id
+
+
+class Relay:
+    """Gossip of transactions and bundles. Run `run` in a nursery.
+
+    `find_stated`: what we stated ourselves, None where we are no provider. `may_see_sketch`:
+    whether a peer is a current validator's (or the payer's). `on_pooled` wakes the proposer.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: Network,
+        chain_id: bytes,
+        transactions: TransactionPool,
+        bundles: BundlePool,
+        store: BundleStore,
+        get_state: Callable[[], State],
+        auditor: Auditor,
+        find_stated: FindStated,
+        may_see_sketch: Callable[[PeerId, Receipt], bool],
+        evidence_folder: Path,
+        now_ms: Callable[[], int],
+        on_pooled: Callable[[], None] = lambda: None,
+        run_blocking: RunBlocking = trio.to_thread.run_sync,
+    ) -> None:
+        self._network = network
+        self._chain_id = chain_id
+        self._transactions = transactions
+        self._bundles = bundles
+        self._store = store
+        self._get_state = get_state
+        self._auditor = auditor
+        self._find_stated = find_stated
+        self._may_see_sketch = may_see_sketch
+        self._evidence = evidence_folder
+        self._now_ms = now_ms
+        self._on_pooled = on_pooled
+        self._run_blocking = run_blocking
+        self._log = get_log("relay")
+        self._queue: deque[_Waiting] = deque()
+        self._at_work: set[bytes] = set()  # hashes queued or in a worker's hands
+        self._refused: deque[bytes] = deque(maxlen=1_024)
+        self._arrived = trio.Event()
+        self.counters: Counter[str] = Counter()
+
+    async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
+        """Forever: hear, work, answer."""
+        self._network.serve("bundles", self.answer_bundles, PROTOCOLS["bundles"])
+        self._network.serve("audit", self.answer_audit, PROTOCOLS["audit"])
+        heard_txs = self._network.subscribe(TXS, self._judge_tx, TOPICS[TXS])
+        heard_bundles = self._network.subscribe(BUNDLES, self._judge_bundle, TOPICS[BUNDLES])
+        async with trio.open_nursery() as nursery:
+            for _ in range(WORKERS):
+                nursery.start_soon(self._work)
+            nursery.start_soon(self._drain, heard_txs, "txs_heard")
+            nursery.start_soon(self._drain, heard_bundles, "bundles_heard")
+            task_status.started()
+
+    async def _drain(self, heard: Any, counter: str) -> None:
+        async for _ in heard:  # the judges have kept what they accepted
+            self.counters[counter] += 1
+
+    # --- our own
+
+    async def submit_transaction(self, raw: bytes) -> bytes:
+        """Admit and tell a signed transaction; returns its id. Raises Invalid with its word."""
+        tx = self._transactions.add(self._get_state(), self._now_ms(), raw)
+        self._on_pooled()
+        await self._network.publish(TXS, topics.encode_tx_message(raw))
+        return tx.tx_id
+
+    async def offer_bundle(self, bundle: Bundle) -> None:
+        """Pool and tell a bundle of our own; one that the pool refuses is counted, and told."""
+        try:
+            admitted = await self._run_blocking(self._admit, bundle)
+            self._pool(bundle, admitted)
+        except Invalid as refusal:
+            self.counters[f"own.{refusal.code}"] += 1
+            self._log.warning("own bundle not pooled", code=refusal.code, why=str(refusal))
+        await self._network.publish(BUNDLES, topics.encode_bundle_message(bundle))
+        self.counters["own_bundles"] += 1
+
+    # --- judges
+
+    def _judge_tx(self, forwarder: PeerId, author: PeerId, data: bytes) -> Verdict:
+        verdict = topics.judge_tx(data, self._admit_tx)
+        self.counters[f"txs.{verdict.value}"] += 1
+        return verdict
+
+    def _admit_tx(self, raw: bytes) -> None:
+        self._transactions.add(self._get_state(), self._now_ms(), raw)
+        self._on_pooled()
+
+    def _judge_bundle(self, forwarder: PeerId, author: PeerId, data: bytes) -> Verdict:
+        verdict, bundle = topics.judge_bundle(
+            data, self._get_state(), self._chain_id, self._is_known
+        )
+        if bundle is not None and verdict is Verdict.ACCEPT:
+            # Without its body, or where we can recompute it, we do not vouch for it yet.
+            is_relayed = bool(bundle.body) and not self._must_audit(bundle)
+            waiting = _Waiting(bundle, tuple(dict.fromkeys((forwarder, author))), is_relayed)
+            if not self._enqueue(waiting) or not is_relayed:
+                verdict = Verdict.IGNORE
+        self.counters[f"bundles.{verdict.value}"] += 1
+        return verdict
+
+    def _is_known(self, name: bytes) -> bool:
+        return name in self._bundles or name in self._at_work or name in self._refused
+
+    def _must_audit(self, bundle: Bundle) -> bool:
+        header = decode_header(bundle.header)
+        return any(self._auditor.holds(model, version) for model, version, _ in header.totals)
+
+    def _enqueue(self, waiting: _Waiting) -> bool:
+        if len(self._queue) >= QUEUE_MAX:
+            self.counters["queue_full"] += 1
+            return False
+        self._queue.append(waiting)
+        self._at_work.add(waiting.bundle.hash)
+        self._arrived.set()
+        return True
+
+    # --- the workers
+
+    async def _work(self) -> None:
+        while True:
+            while not self._queue:
+                self._arrived = trio.Event()
+                await self._arrived.wait()
+            waiting = self._queue.popleft()
+            name = waiting.bundle.hash
+            try:
+                await self._take(waiting)
+            except Invalid as refusal:
+                self.counters[f"refused.{refusal.code}"] += 1
+                if refusal.code.startswith("bundle."):
+                    self._blame(waiting.sources[-1:], "forged")
+                    self._refused.append(name)
+            except NetworkError:
+                self.counters["unreachable"] += 1
+            finally:
+                self._at_work.discard(name)
+
+    async def _take(self, waiting: _Waiting) -> None:
+        """Fetch, check, audit, pool, tell on; raises Invalid or NetworkError."""
+        bundle = waiting.bundle
+        if not bundle.body:
+            bundle = await self._pull_from(bundle.hash, waiting.sources)
+        admitted = await self._run_blocking(self._admit, bundle)
+        if not await self._audit(bundle, admitted, waiting.sources):
+            self._refused.append(bundle.hash)
+            return
+        self._pool(bundle, admitted)
+        if not waiting.is_relayed:
+            await self._network.publish(BUNDLES, topics.announce_bundle(bundle))
+            self.counters["told_on"] += 1
+
+    def _admit(self, bundle: Bundle) -> Admitted:
+        return admit_bundle(self._get_state(), self._chain_id, bundle)
+
+    def _pool(self, bundle: Bundle, admitted: Admitted) -> None:
+        self._bundles.add(self._get_state(), admitted)
+        self._store.append(bundle)  # synced by the replica before a precommit that names it
+        self.counters["pooled"] += 1
+        self._on_pooled()
+
+    def _blame(self, peers: Iterable[PeerId], reason: str) -> None:
+        for peer in peers:
+            self._network.penalise(peer, PENALTIES[reason], reason)
+
+    # --- recomputing credits
+
+    async def _audit(self, bundle: Bundle, admitted: Admitted, sources: Sequence[PeerId]) -> bool:
+        """Whether every receipt that we can recompute pays what the index gives."""
+        receipts = [
+            (receipt, credits)
+            for section in admitted.bundle.sections
+            for receipt, credits in zip(section.receipts, section.credits, strict=True)
+        ]
+        ours = [
+            place
+            for place, (receipt, credits) in enumerate(receipts)
+            if self._auditor.holds(receipt.model, receipt.model_version)
+            and (receipt.sketch_hash != ZERO_HASH or credits)
+        ]
+        if not ours:
+            return True
+        stated = await self._ask_claims(bundle, admitted, sources, ours)
+        if stated is None:
+            self.counters["audit_unanswered"] += 1
+            return False
+        for place in ours:
+            receipt, credits = receipts[place]
+            claim = stated.get(place, StatedClaim(b"", b""))
+            false = await self._run_blocking(self._auditor.recheck, receipt, credits, claim)
+            if false is not None:
+                self.counters["audit_false"] += 1
+                await self._run_blocking(self._keep_evidence, bundle, place, claim, false)
+                self._log.warning(
+                    "credits are false", provider=admitted.bundle.header.provider,
+                    bundle=bundle.hash, receipt=place, code=false.code, why=false.why,
+                )  # fmt: skip
+                return False
+        self.counters["audited"] += len(ours)
+        return True
+
+    async def _ask_claims(
+        self,
+        bundle: Bundle,
+        admitted: Admitted,
+        sources: Sequence[PeerId],
+        places: Sequence[int],
+    ) -> dict[int, StatedClaim] | None:
+        """Statements and sketches from the provider; None if it does not give them."""
+        provider = self._get_state().find(tables.PROVIDER, admitted.bundle.header.provider)
+        peers = [PeerId(provider.peer_key)] if provider is not None else []
+        peers += [peer for peer in sources if peer not in peers]
+        for attempt in range(AUDIT_TRIES):
+            if attempt:
+                await trio.sleep(AUDIT_WAIT_S * attempt)
+            for peer in peers:
+                try:
+                    return await self._claims_from(peer, bundle.hash, places)
+                except NetworkError:
+                    self.counters["audit_failed"] += 1
+                except Invalid:
+                    self.counters["audit_malformed"] += 1
+                    self._blame((peer,), "malformed")
+        return None
+
+    async def _claims_from(
+        self, peer: PeerId, name: bytes, places: Sequence[int]
+    ) -> dict[int, StatedClaim]:
+        found: dict[int, StatedClaim] = {}
+        limits = PROTOCOLS["audit"]
+        first, end = places[0], places[-1] + 1
+        for start in range(first, end, AUDIT_MAX):
+            count = min(AUDIT_MAX, end - start)
+            raw = await self._network.request(
+                peer,
+                "audit",
+                encode((ASK_SOME, name, start, count)),
+                timeout_s=limits.timeout_s,
+                bytes_max=limits.reply_max,
+            )
+            claims = decode(raw, _CLAIMS, limits.reply_max, "audit")
+            if len(claims) != count:
+                raise Invalid("audit.count", count=len(claims))
+            for place, (statement, sketch) in enumerate(claims, start=start):
+                found[place] = StatedClaim(statement, sketch)
+        return found
+
+    def _keep_evidence(
+        self, bundle: Bundle, place: int, stated: StatedClaim, false: FalseClaim
+    ) -> None:
+        """Everything that shows the finding, durable, for the fraud proof that may be posted."""
+        self._evidence.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = self._evidence / f"{bundle.hash.hex()}-{place}"
+        body = encode(
+            (*bundle, place, stated.statement, stated.sketch, false.code.encode(),
+             false.why.encode())
+        )  # fmt: skip
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(body)
+            file.flush()
+            os.fsync(file.fileno())
+
+    # --- bodies
+
+    async def fetch_bodies(
+        self, names: Sequence[bytes], peers: Sequence[PeerId]
+    ) -> tuple[bytes, ...]:
+        """Get bodies that a block names into the store; returns those nobody had.
+
+        Not admitted to the pool: a block decides by itself whether they are good.
+        """
+        missing = [name for name in names if name not in self._store]
+        for peer in peers:
+            if not missing:
+                break
+            for at in range(0, len(missing), PULL_MAX):
+                try:
+                    found = await self._pull(peer, missing[at : at + PULL_MAX])
+                except (NetworkError, Invalid):
+                    self.counters["pull_failed"] += 1
+                    break
+                for bundle in found:
+                    self._store.append(bundle)
+            missing = [name for name in missing if name not in self._store]
+        return tuple(missing)
+
+    async def _pull_from(self, name: bytes, peers: Sequence[PeerId]) -> Bundle:
+        held = self._store.get(name)
+        if held is not None:
+            return held
+        for peer in peers:
+            try:
+                found = await self._pull(peer, [name])
+            except (NetworkError, Invalid):
+                self.counters["pull_failed"] += 1
+                continue
+            if found:
+                return found[0]
+        raise Invalid("relay.no_body", bundle=name)
+
+    async def _pull(self, peer: PeerId, names: Sequence[bytes]) -> list[Bundle]:
+        """Bundles by hash from one peer, each proven by its hash; raises Invalid for others."""
+        limits = PROTOCOLS["bundles"]
+        raw = await self._network.request(
+            peer,
+            "bundles",
+            encode((0, tuple(names))),
+            timeout_s=limits.timeout_s,
+            bytes_max=limits.reply_max,
+        )
+        found = []
+        for entry in decode(raw, _BODIES, limits.reply_max, "bundles"):
+            if not entry:
+                continue
+            bundle = Bundle(*decode(entry, _STORED, len(entry), "bundles"))
+            if bundle.hash not in names:
+                self._blame((peer,), "forged")
+                raise Invalid("bundles.unasked")
+            check_bytes(bundle)
+            found.append(bundle)
+        return found
+
+    # --- answering
+
+    async def answer_bundles(self, peer: PeerId, body: bytes) -> bytes:
+        """[0, [hash…]] → [bundle bytes or empty…], as many as fit, in the order asked."""
+        _, names = _decoded(body, _HASHES)
+        left = PROTOCOLS["bundles"].reply_max - 1_024
+        found: list[bytes] = []
+        for name in names:
+            bundle = await self._run_blocking(self._store.get, name)
+            entry = b"" if bundle is None else encode(bundle)
+            left -= len(entry)
+            found.append(entry if left >= 0 else b"")
+        return encode(found)
+
+    async def answer_audit(self, peer: PeerId, body: bytes) -> bytes:
+        """[1, bundle, index] → [statement, sketch or empty]; [4, bundle, from, count] → many."""
+        kind = body[1] if len(body) > 1 else None
+        if kind == ASK_ONE:
+            _, name, index = _decoded(body, _ONE_CLAIM)
+            (claim,) = await self._run_blocking(self._stated, peer, name, index, 1)
+            return encode(claim)
+        if kind == ASK_SOME:
+            _, name, start, count = _decoded(body, _SOME_CLAIMS)
+            if not 1 <= count <= AUDIT_MAX:
+                raise Misbehaving(f"{count} claims asked for")
+            return encode(await self._run_blocking(self._stated, peer, name, start, count))
+        raise Misbehaving("no such question of an audit")
+
+    def _stated(self, peer: PeerId, name: bytes, start: int, count: int) -> list[StatedClaim]:
+        bundle = self._store.get(name)
+        if bundle is None:
+            raise Refused(Code.NOT_FOUND)
+        _, parts = check_bytes(bundle)
+        receipts = [raw for part in parts for raw in part.receipts][start : start + count]
+        if len(receipts) != count:
+            raise Refused(Code.NOT_FOUND)
+        claims = []
+        for raw in receipts:
+            stated = self._find_stated(receipt_id(raw))
+            if stated is None:
+                raise Refused(Code.NOT_FOUND)
+            sketch = stated.sketch if self._may_see_sketch(peer, decode_receipt(raw)) else b""
+            claims.append(StatedClaim(stated.statement, sketch))
+        return claims
+
+
+def _decoded(body: bytes, shape: Any) -> Any:
+    try:
+        return decode(body, shape, PROTOCOLS["bundles"].request_max, "relay.request")
+    except Invalid as refusal:
+        raise Misbehaving(str(refusal)) from None

@@ -6,7 +6,6 @@ file holds. Each proof is linked by the certificate of its own block.
 What it does not know: who asks, and whom they trust.
 """
 
-from consensus.certificate import encode_certificate
 from node.ledger import tables
 from node.ledger.proofs import (
     FILE_BYTES_MAX,
@@ -14,13 +13,10 @@ from node.ledger.proofs import (
     ProofFile,
     encode_proof,
     encode_proofs,
-    prove_payout,
-    prove_receipt,
-    prove_state,
 )
-from node.ledger.wire.bundles import decode_body
 from node.ledger.wire.payouts import decode_payout
 from node.ledger.wire.receipts import decode_credits, decode_receipt
+from node.storage.proving import payout_proofs, receipt_proof, state_proof
 from node.storage.views import FoundReceipt, View
 
 
@@ -29,7 +25,10 @@ def receipt_file(view: View, receipt_id: bytes) -> bytes | None:
     found = view.find_receipt(receipt_id)
     if found is None:
         return None
-    proofs = [_receipt_proof(view, found), *_payout_proofs(view, found)]
+    proof, payouts = receipt_proof(view, found), _payout_proofs(view, found)
+    if proof is None or payouts is None:
+        return None
+    proofs = [proof, *payouts]
     while len(raw := encode_proofs(proofs)) > FILE_BYTES_MAX:
         proofs.pop()  # with many validators the certificates fill the file: least credits go first
     return raw
@@ -37,44 +36,11 @@ def receipt_file(view: View, receipt_id: bytes) -> bytes | None:
 
 def account_file(view: View, account: bytes) -> bytes | None:
     """The account's record, or its absence, under the newest block; None before the first."""
-    header = view.tip.header
-    if header is None:
-        return None
-    key = tables.ACCOUNT.flat_key((account,))
-    base = view.base
-    link = _link(view, header.height)
-    return encode_proof(
-        prove_state(header, link, base.read_node, base.tree_root, key, base.read(key))
-    )
+    proof = state_proof(view, tables.ACCOUNT.flat_key((account,)))
+    return None if proof is None else encode_proof(proof)
 
 
-def _link(view: View, height: int) -> bytes:
-    certificate = view.certificate(height)
-    return b"" if certificate is None else encode_certificate(certificate)
-
-
-def _receipt_proof(view: View, found: FoundReceipt) -> ProofFile:
-    payload, bundle = view.payload(found.height), view.find_bundle(found.bundle_hash)
-    assert payload is not None
-    assert bundle is not None
-    headers = []
-    for name in payload.bundles:
-        other = view.find_bundle(name)
-        assert other is not None, "the bodies of a block are kept together"
-        headers.append(other.bundle.header)
-    receipts = [raw for part in decode_body(bundle.bundle.body) for raw in part.receipts]
-    return prove_receipt(
-        view.get_header(found.height),
-        _link(view, found.height),
-        headers,
-        bundle.index,
-        receipts,
-        found.index,
-        found.credits,
-    )
-
-
-def _payout_proofs(view: View, found: FoundReceipt) -> list[ProofFile]:
+def _payout_proofs(view: View, found: FoundReceipt) -> list[ProofFile] | None:
     receipt = decode_receipt(found.receipt)
     shares = dict(decode_credits(found.credits))
     leaves = view.payouts(found.height)
@@ -89,6 +55,5 @@ def _payout_proofs(view: View, found: FoundReceipt) -> list[ProofFile]:
                 wanted.append((-share_bps, place))
         elif leaf.kind == tables.KIND_PROVIDER:
             wanted.append((0, place))
-    header, link = view.get_header(found.height), _link(view, found.height)
     chosen = [place for _, place in sorted(wanted)[: FILES_MAX - 1]]
-    return [prove_payout(header, link, leaves, place) for place in chosen]
+    return payout_proofs(view, found.height, chosen)

@@ -7,77 +7,26 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
-from chain_kit import CREATOR, FAUCET, OPEN, PAYER, TinyChain, devnet, golden_answer
+from chain_kit import CREATOR, FAUCET, OPEN, PAYER, devnet, golden_answer
+from stored_kit import CREDITS, GENESIS, Stored
 
-from consensus.certificate import Certificate, decode_certificate
+from consensus.certificate import Certificate
 from consensus.header import decode_header, encode_header
 from consensus.primitives import merkle
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node.ledger import tables, tree
 from node.ledger.genesis import encode_genesis
-from node.ledger.state import State
 from node.ledger.wire.blocks import Block, Payload, encode_payload
-from node.ledger.wire.bundles import Bundle
 from node.ledger.wire.receipts import receipt_id
 from node.ledger.wire.transactions import Transfer, decode_transaction
 from node.storage import activity
 from node.storage.chain import EXECUTED_MAX, Chain
 from node.storage.errors import Damaged, StorageError
 from node.storage.executing import MissingBodies
-from node.storage.store import KV, LevelKV, MemoryKV
-
-CREDITS = ((1, 2_500), (3, 7_500))
-GENESIS = encode_genesis(devnet())
-Decided = tuple[Block, Certificate]
-
-
-class Stored(TinyChain):
-    """chain_kit's story with its blocks built, signed and committed on disk."""
-
-    def __init__(self, home: Path, store: KV | None = None, keep_versions: int = 1_000) -> None:
-        super().__init__()
-        self.chain = Chain.open(home, GENESIS, store=store, keep_versions=keep_versions)
-        self.decided: list[Decided] = []
-        self.time_ms = self.chain.tip.time_ms
-
-    def state(self) -> State:
-        return self.chain.state()
-
-    def build(self, *transactions: bytes, bundles: tuple[Bundle, ...] = ()) -> Block:
-        chain = self.chain
-        return chain.build(
-            proposer=chain.tip.validators.turn,
-            time_ms=chain.tip.time_ms + 1_000,
-            payload=Payload(transactions, tuple(bundle.hash for bundle in bundles)),
-            last_certificate=chain.certificate(chain.height),
-        )
-
-    def decide(self, block: Block) -> Certificate:
-        self.validators = self.chain.tip.validators
-        block_id = decode_header(block.header).block_id()
-        return decode_certificate(self.certify(self.chain.height + 1, block_id))
-
-    def block(
-        self, *transactions: bytes, bundles: tuple[Bundle, ...] = (), later_ms: int = 0
-    ) -> Any:
-        for bundle in bundles:
-            self.chain.admit(bundle)
-        block = self.build(*transactions, bundles=bundles)
-        certificate = self.decide(block)
-        tip = self.chain.commit(certificate.block_id, certificate)
-        self.time_ms = tip.time_ms
-        self.decided.append((block, certificate))
-        outcome = self.chain.view().outcome(tip.height)
-        if outcome is not None:
-            self.outcomes.append(outcome)  # type: ignore[arg-type]  # its codes are what is read
-        return outcome
-
-    def pay(self, amount: int = OPEN) -> bytes:
-        return self.tx(FAUCET, Transfer(PAYER.key, amount, b""))
+from node.storage.store import LevelKV, MemoryKV
 
 
 class Told:

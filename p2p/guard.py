@@ -151,6 +151,28 @@ class GuardedPubsub(Pubsub):
         except Exception as error:  # noqa: BLE001  # bare, it ends the process
             self._note(msg_forwarder, "gossip message", error)
 
+    def _handle_dead_peer(self, peer_id: Any) -> None:
+        """A peer that has come anew told its topics on its new stream: they must not go with the
+        old one, or we never send it anything."""
+        told = []
+        if self._peer_is_connected(peer_id):
+            told = [topic for topic, peers in self.peer_topics.items() if peer_id in peers]
+        super()._handle_dead_peer(peer_id)
+        for topic in told:
+            self.peer_topics.setdefault(topic, set()).add(peer_id)
+        if told:
+            self._peer_subscription_count[peer_id] = len(told)
+
+    def drop_stream_of(self, muxed_conn: Any) -> None:
+        """This connection has closed: if our stream to its peer was on it, open another.
+
+        The library does so only when a write fails, and writes nothing while the peer, not having
+        heard our topics, sends nothing: the hang of 1 in 58 runs.
+        """
+        stream = self.peers.get(muxed_conn.peer_id)
+        if stream is not None and stream.muxed_conn is muxed_conn:
+            self._handle_dead_peer(muxed_conn.peer_id)
+
     def notify_subscriptions(self, publish_message: Any) -> None:
         """Nothing: the validator has handed the message on already."""
 

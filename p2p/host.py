@@ -351,7 +351,9 @@ class Stack(INotifee):
             peer = key_of_id_bytes(conn.muxed_conn.peer_id.to_bytes())
         except Misbehaving:
             return
-        if not self._is_connected(peer):
+        if self._is_connected(peer):
+            self.pubsub.drop_stream_of(conn.muxed_conn)
+        else:
             self._drop(peer)
 
     async def opened_stream(self, network: Any, stream: Any) -> None:

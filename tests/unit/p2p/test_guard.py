@@ -151,3 +151,20 @@ def test_bytes_beyond_the_window_are_not_kept():
     with pytest.raises(BufferError):
         buffers[1].extend(b"x")
     assert len(buffers[1]) == most
+
+
+async def test_peer_that_comes_anew_at_once_is_gossiped_with(nursery):
+    """Bare, the node keeps its dead stream to the peer, and the two never mesh."""
+
+    def prepare(network):
+        network.subscribe("votes", lambda *told: Verdict.ACCEPT, TOPICS["votes"])
+
+    world = World("libp2p")
+    (a,) = await world.start(nursery, 1, prepare)
+    for _ in range(5):
+        async with trio.open_nursery() as inner:
+            world._made = 1  # the same key each time
+            (b,) = await world.start(inner, 1, prepare)
+            await wait_until(lambda b=b: b.statistics().mesh_peers.get("votes") == 1, 6)
+            await wait_until(lambda: a.statistics().mesh_peers.get("votes") == 1, 6)
+            inner.cancel_scope.cancel()

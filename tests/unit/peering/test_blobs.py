@@ -1,0 +1,179 @@
+"""Blobs: every chunk is proven, a liar is left, nothing from the wire becomes a path."""
+
+import random
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from bundle_kit import party
+from exchange_kit import at_once
+
+from consensus.primitives import merkle
+from consensus.primitives.encoding import encode
+from consensus.primitives.errors import Invalid
+from node.peering import blobs
+from node.peering.blobs import ADAPTER, CHUNK_BYTES, Blobs, BlobStore, check_name
+from p2p.errors import Misbehaving, Refused, Unreachable
+from p2p.memory import MemoryHub
+
+KEYS = [party(f"node {i}").key for i in range(3)]
+IDENTITY = b"\x07" * 32
+
+
+def make_folder(root, size: int = CHUNK_BYTES + 17):
+    folder = root / "adapter"
+    (folder / "sub").mkdir(parents=True)
+    (folder / "a.safetensors").write_bytes(random.Random(1).randbytes(size))
+    (folder / "sub" / "b.json").write_bytes(b"{}")
+    return folder
+
+
+def store(folder, quota: int = 1 << 30) -> BlobStore:
+    return BlobStore(folder / "blobs", quota)
+
+
+@asynccontextmanager
+async def three(tmp_path):
+    hub = MemoryHub(seed=3)
+    made = []
+    async with trio.open_nursery() as nursery:
+        for i, key in enumerate(KEYS):
+            network = hub.network(key)
+            one = Blobs(network=network, store=store(tmp_path / str(i)), run_blocking=at_once)
+            one.serve()
+            await nursery.start(network.run)
+            made.append(one)
+        await trio.sleep(3)
+        yield made
+        nursery.cancel_scope.cancel()
+
+
+async def fetch(one, tmp_path, peers, check=lambda folder: None, bytes_max=1 << 30):
+    return await one.fetch(
+        ADAPTER, IDENTITY, tmp_path / "got", peers=peers, bytes_max=bytes_max, check=check
+    )
+
+
+async def test_a_folder_comes_whole_and_is_served_on(tmp_path, autojump_clock) -> None:
+    async with three(tmp_path) as nodes:
+        folder = make_folder(tmp_path)
+        listing = nodes[0]._store.add_folder(ADAPTER, IDENTITY, folder)
+        assert [e.name for e in listing] == ["a.safetensors", "sub/b.json"]
+        await fetch(nodes[1], tmp_path, [KEYS[0]])
+        for name in ("a.safetensors", "sub/b.json"):
+            assert (tmp_path / "got" / name).read_bytes() == (folder / name).read_bytes()
+        assert nodes[1].counters["fetched_bytes"] == CHUNK_BYTES + 17 + 2
+        await nodes[2].fetch(
+            ADAPTER, IDENTITY, tmp_path / "again", peers=[KEYS[1]], bytes_max=1 << 30,
+            check=lambda folder: None,
+        )  # fmt: skip
+        assert (tmp_path / "again" / "sub" / "b.json").read_bytes() == b"{}"
+
+
+async def test_a_listing_outlives_a_restart(tmp_path) -> None:
+    first = store(tmp_path)
+    listing = first.add_folder(ADAPTER, IDENTITY, make_folder(tmp_path))
+    assert store(tmp_path).listing(ADAPTER, IDENTITY) == listing
+
+
+async def test_a_false_chunk_costs_its_source_and_the_next_is_asked(tmp_path, autojump_clock):
+    async with three(tmp_path) as nodes:
+        folder = make_folder(tmp_path)
+        for one in nodes[:2]:
+            one._store.add_folder(ADAPTER, IDENTITY, folder)
+        true_chunk = nodes[0]._store.chunk
+
+        def lie(blob_id: bytes, index: int) -> bytes:
+            raw = bytearray(true_chunk(blob_id, index))
+            raw[100 % len(raw)] ^= 1
+            return bytes(raw)
+
+        nodes[0]._store.chunk = lie
+        await fetch(nodes[2], tmp_path, KEYS[:2])
+        assert nodes[2].counters["sources_false"] == 1
+        assert (tmp_path / "got" / "sub" / "b.json").read_bytes() == b"{}"
+
+
+async def test_a_false_identity_is_left_and_nothing_remains(tmp_path, autojump_clock) -> None:
+    async with three(tmp_path) as nodes:
+        nodes[0]._store.add_folder(ADAPTER, IDENTITY, make_folder(tmp_path))
+
+        def check(folder) -> None:
+            raise Invalid("adapter.hash")
+
+        with pytest.raises(Unreachable):
+            await fetch(nodes[1], tmp_path, [KEYS[0]], check)
+        assert nodes[1].counters["listings_false"] == 1
+        assert not (tmp_path / "got").exists()
+        assert nodes[1]._store.listing(ADAPTER, IDENTITY) is None
+
+
+async def test_more_than_the_caller_wants_is_refused_before_a_byte(tmp_path, autojump_clock):
+    async with three(tmp_path) as nodes:
+        nodes[0]._store.add_folder(ADAPTER, IDENTITY, make_folder(tmp_path))
+        total = CHUNK_BYTES + 19
+        with pytest.raises(Unreachable):
+            await fetch(nodes[1], tmp_path, [KEYS[0]], bytes_max=total - 1)
+        assert nodes[1].counters["fetched_bytes"] == 0
+        await fetch(nodes[2], tmp_path, [KEYS[0]], bytes_max=total)
+
+
+async def test_no_source_is_unreachable(tmp_path, autojump_clock) -> None:
+    async with three(tmp_path) as nodes:
+        with pytest.raises(Unreachable):
+            await fetch(nodes[1], tmp_path, KEYS)
+
+
+def test_above_the_quota_nothing_is_taken(tmp_path) -> None:
+    held = store(tmp_path, quota=100)
+    held.check_room(100)
+    with pytest.raises(Invalid, match=r"blob\.quota"):
+        held.check_room(101)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "/etc/passwd", "a/../b", ".hidden", "a//b", "a\\b", "", "é", "a/b/c/d", "a\0"]
+)
+def test_a_name_that_could_leave_its_folder_is_refused(name: str) -> None:
+    with pytest.raises(Invalid, match=r"blob\.name"):
+        check_name(name)
+
+
+def test_a_listing_with_a_bad_name_order_or_length_is_refused() -> None:
+    good = [(b"a", bytes(32), 5), (b"b", bytes(32), 5)]
+    blobs._decode_listing(encode(good))
+    for bad in (
+        good[::-1], [good[0], good[0]], [(b"../a", bytes(32), 5)], [(b"a", bytes(32), 0)], [],
+        [(b"\xff", bytes(32), 1)],
+    ):  # fmt: skip
+        with pytest.raises(Invalid):
+            blobs._decode_listing(encode(bad))
+
+
+@pytest.mark.parametrize("size", [1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1])
+def test_an_id_binds_every_chunk_and_the_length(tmp_path, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    chunks = [data[i : i + CHUNK_BYTES] for i in range(0, size, CHUNK_BYTES)]
+    leaves = [blobs.first_leaf(size), *chunks]
+    assert merkle.root_of_hashes(blobs.leaves_of(path)) == merkle.root(leaves)
+    assert len(leaves) == blobs.leaf_count(size)
+
+
+def test_an_empty_file_is_no_blob(tmp_path) -> None:
+    path = tmp_path / "empty"
+    path.touch()
+    with pytest.raises(Invalid, match=r"blob\.length"):
+        blobs.leaves_of(path)
+
+
+async def test_questions_that_make_no_sense_count_against_who_asks(tmp_path) -> None:
+    one = Blobs(network=MemoryHub(1).network(KEYS[0]), store=store(tmp_path), run_blocking=at_once)
+    for body in (b"", b"\xc1", b"\x92\x09\xc4\x00", b"\x92\x00\xc4\x01a"):
+        with pytest.raises(Misbehaving):
+            await one.answer(KEYS[1], body)
+    with pytest.raises(Refused):
+        await one.answer(KEYS[1], encode((0, bytes(32))))
+    with pytest.raises(Refused):
+        await one.answer(KEYS[1], encode((2, 1, bytes(32))))

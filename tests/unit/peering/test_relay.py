@@ -1,0 +1,279 @@
+"""Bundles and transactions over the simulated network: told on, audited, fetched."""
+
+import random
+from contextlib import asynccontextmanager
+
+import pytest
+import trio
+from bundle_kit import CHAIN, party
+from exchange_kit import at_once
+from ledger_kit import NOW_MS, OPEN, PAYER, PROVIDER, fee_of, new_state, open_channel, session
+
+from consensus.primitives.errors import Invalid
+from node.ledger import tables
+from node.ledger.pool import BundlePool, TransactionPool
+from node.ledger.wire.bundles import Bundle, build_bundle, decode_body
+from node.ledger.wire.receipts import receipt_id
+from node.ledger.wire.transactions import Transfer, encode_body, sign_transaction
+from node.peering import topics
+from node.peering.relay import FalseClaim, Relay, StatedClaim
+from p2p.errors import Misbehaving, Refused
+from p2p.memory import MemoryHub
+from p2p.network import Verdict
+
+KEYS = [party(f"node {i}").key for i in range(4)]
+
+
+class Store(dict):
+    """Bodies in memory."""
+
+    def append(self, bundle: Bundle) -> None:
+        self[bundle.hash] = bundle
+
+
+class FakeAuditor:
+    """Holds one version's index if told so; calls false what has another sketch than `true`."""
+
+    def __init__(self) -> None:
+        self.is_holder = False
+        self.true = b"s" * 1_024
+        self.asked = 0
+
+    def holds(self, model: int, version: int) -> bool:
+        return self.is_holder
+
+    def recheck(self, receipt, credits, stated: StatedClaim) -> FalseClaim | None:
+        self.asked += 1
+        return None if stated.sketch == self.true else FalseClaim("claim.scores", "row 3")
+
+
+class Node:
+    def __init__(self, hub, key, folder, state) -> None:
+        self.network = hub.network(key)
+        self.store, self.auditor = Store(), FakeAuditor()
+        self.transactions, self.bundles = TransactionPool(CHAIN), BundlePool()
+        self.stated: dict[bytes, StatedClaim] = {}
+        self.viewers: list[bytes] = list(KEYS)
+        self.folder = folder / key.hex()[:8]
+        self.relay = Relay(
+            network=self.network, chain_id=CHAIN, transactions=self.transactions,
+            bundles=self.bundles, store=self.store, get_state=lambda: state,
+            auditor=self.auditor, find_stated=self.stated.get,
+            may_see_sketch=lambda peer, receipt: peer in self.viewers,
+            evidence_folder=self.folder, now_ms=lambda: NOW_MS, run_blocking=at_once,
+        )  # fmt: skip
+
+
+@asynccontextmanager
+async def four_nodes(folder):
+    state = new_state()
+    provider = state.get(tables.PROVIDER, PROVIDER.key)._replace(peer_key=KEYS[0])
+    state.put(tables.PROVIDER, (PROVIDER.key,), provider)
+    hub = MemoryHub(seed=1)
+    nodes = [Node(hub, key, folder, state) for key in KEYS]
+    for node in nodes:
+        node.state = state
+    async with trio.open_nursery() as nursery:
+        for node in nodes:
+            await nursery.start(node.network.run)
+            await nursery.start(node.relay.run)
+        await trio.sleep(3)
+        yield nodes
+        nursery.cancel_scope.cancel()
+
+
+def make_bundle(state, provider=PROVIDER, sketch_hash=b"\1" * 32) -> Bundle:
+    lane = session(open_channel(state, 10 * OPEN), random.Random(1))
+    for _ in range(2):
+        lane.serve(
+            ((1, 10_000),), tokens_in=8, tokens_out=1, fee=fee_of(8, 1), sketch_hash=sketch_hash
+        )
+    return build_bundle(
+        chain_id=CHAIN, provider=provider.key, bundle_seq=1, parts=[lane.cut()],
+        sign=provider.sign,
+    )  # fmt: skip
+
+
+def state_claims(node, bundle, sketch) -> None:
+    for raw in decode_body(bundle.body)[0].receipts:
+        node.stated[receipt_id(raw)] = StatedClaim(b"statement", sketch)
+
+
+async def test_a_bundle_reaches_every_pool_with_its_body(tmp_path, autojump_clock) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        bundle = make_bundle(nodes[0].state)
+        await nodes[0].relay.offer_bundle(bundle)
+        await trio.sleep(5)
+        for node in nodes:
+            assert bundle.hash in node.bundles
+            assert node.store[bundle.hash] == bundle
+
+
+async def test_who_holds_the_index_recomputes_before_it_tells_on(tmp_path, autojump_clock) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        for node in nodes[1:]:
+            node.auditor.is_holder = True
+        bundle = make_bundle(nodes[0].state)
+        state_claims(nodes[0], bundle, nodes[1].auditor.true)
+        await nodes[0].relay.offer_bundle(bundle)
+        await trio.sleep(5)
+        for node in nodes[1:]:
+            assert bundle.hash in node.bundles
+            assert node.auditor.asked == 2
+            assert node.relay.counters["audited"] == 2
+            assert node.relay.counters["bundles.accepted"] == 0
+
+
+async def test_false_credits_are_neither_pooled_nor_told_on_and_the_finding_is_kept(
+    tmp_path, autojump_clock
+) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        for node in nodes[1:]:
+            node.auditor.is_holder = True
+        bundle = make_bundle(nodes[0].state)
+        state_claims(nodes[0], bundle, b"x" * 1_024)
+        await nodes[0].relay.offer_bundle(bundle)
+        await trio.sleep(5)
+        for node in nodes[1:]:
+            assert bundle.hash not in node.bundles
+            assert node.relay.counters["told_on"] == 0
+            (kept,) = node.folder.iterdir()
+            assert kept.name == f"{bundle.hash.hex()}-0"
+            assert b"claim.scores" in kept.read_bytes()
+
+
+async def test_a_provider_that_states_nothing_is_not_proposed(tmp_path, autojump_clock) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        nodes[1].auditor.is_holder = True
+        bundle = make_bundle(nodes[0].state)
+        await nodes[0].relay.offer_bundle(bundle)
+        await trio.sleep(20)
+        assert bundle.hash not in nodes[1].bundles
+        assert nodes[1].relay.counters["audit_unanswered"] == 1
+        assert bundle.hash in nodes[2].bundles  # it holds no index and cannot know
+
+
+async def test_the_sketch_is_shown_only_to_those_who_may_see_it(tmp_path, autojump_clock) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        bundle = make_bundle(nodes[0].state)
+        state_claims(nodes[0], bundle, b"s" * 1_024)
+        await nodes[0].relay.offer_bundle(bundle)
+        nodes[0].viewers = [KEYS[1]]
+        shown = await nodes[1].relay._claims_from(KEYS[0], bundle.hash, [0, 1])
+        hidden = await nodes[2].relay._claims_from(KEYS[0], bundle.hash, [0, 1])
+        assert {c.sketch for c in shown.values()} == {b"s" * 1_024}
+        assert set(hidden.values()) == {StatedClaim(b"statement", b"")}
+
+
+async def test_bodies_that_a_block_names_are_fetched_by_hash(tmp_path, autojump_clock) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        bundle = make_bundle(nodes[0].state)
+        nodes[2].store.append(bundle)
+        missing = await nodes[1].relay.fetch_bodies([bundle.hash, b"\0" * 32], KEYS)
+        assert missing == (b"\0" * 32,)
+        assert nodes[1].store[bundle.hash] == bundle
+        assert bundle.hash not in nodes[1].bundles
+
+
+async def test_questions_that_make_no_sense_count_against_who_asks(tmp_path, autojump_clock):
+    async with four_nodes(tmp_path) as nodes:
+        relay = nodes[0].relay
+        for body in (b"", b"\x90", b"\x92\x09\xc4\x00", b"\xc1"):
+            with pytest.raises(Misbehaving):
+                await relay.answer_audit(KEYS[1], body)
+            with pytest.raises(Misbehaving):
+                await relay.answer_bundles(KEYS[1], body)
+        unknown = b"\x93\x01\xc4\x20" + bytes(32) + b"\x00"
+        with pytest.raises(Refused):
+            await relay.answer_audit(KEYS[1], unknown)
+
+
+async def test_a_transaction_reaches_every_pool_once(tmp_path, autojump_clock) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        raw = transfer()
+        tx_id = await nodes[3].relay.submit_transaction(raw)
+        await trio.sleep(5)
+        assert all(tx_id in node.transactions for node in nodes)
+        with pytest.raises(Invalid, match=r"pool\.known"):
+            await nodes[3].relay.submit_transaction(raw)
+
+
+def transfer(nonce: int = 0, chain: bytes = CHAIN) -> bytes:
+    body = encode_body(
+        PAYER.key, nonce, 10_000_000, NOW_MS + 60_000, Transfer(PROVIDER.key, 5, b"")
+    )
+    return sign_transaction(chain, PAYER.seed, body)
+
+
+# judges
+
+
+def judge(state, data, known=()) -> Verdict:
+    return topics.judge_bundle(data, state, CHAIN, lambda name: name in known)[0]
+
+
+def test_a_bundle_is_judged_by_its_form_its_provider_and_its_signature() -> None:
+    state = new_state()
+    bundle = make_bundle(state)
+    whole = topics.encode_bundle_message(bundle)
+    assert judge(state, whole) is Verdict.ACCEPT
+    assert judge(state, topics.announce_bundle(bundle)) is Verdict.ACCEPT
+    assert judge(state, whole, [bundle.hash]) is Verdict.IGNORE
+    assert judge(state, b"\x94\x02") is Verdict.REJECT
+    forged = bundle._replace(signature=bytes(64))
+    assert judge(state, topics.encode_bundle_message(forged)) is Verdict.REJECT
+    torn = bundle._replace(body=bundle.body[:-1])
+    assert judge(state, topics.encode_bundle_message(torn)) is Verdict.REJECT
+    stranger = make_bundle(new_state(), party("stranger"))
+    assert judge(state, topics.encode_bundle_message(stranger)) is Verdict.IGNORE
+    provider = state.get(tables.PROVIDER, PROVIDER.key)
+    state.put(tables.PROVIDER, (PROVIDER.key,), provider._replace(bundle_seq=1))
+    assert judge(state, whole) is Verdict.IGNORE
+
+
+def test_a_transaction_is_rejected_only_for_what_its_forwarder_could_see() -> None:
+    state, pool = new_state(), TransactionPool(CHAIN)
+
+    def verdict(raw: bytes) -> Verdict:
+        return topics.judge_tx(
+            topics.encode_tx_message(raw), lambda it: pool.add(state, NOW_MS, it)
+        )
+
+    assert verdict(transfer()) is Verdict.ACCEPT
+    assert verdict(transfer()) is Verdict.IGNORE
+    assert verdict(transfer(nonce=9)) is Verdict.IGNORE
+    assert verdict(transfer(nonce=1, chain=bytes(32))) is Verdict.REJECT
+    assert topics.judge_tx(b"\xc1", lambda it: None) is Verdict.REJECT
+
+
+DECODERS = {
+    "tx": (topics.decode_tx_message, lambda: topics.encode_tx_message(transfer())),
+    "bundle": (
+        topics.decode_bundle_message,
+        lambda: topics.encode_bundle_message(make_bundle(new_state())),
+    ),
+    "vote": (topics.decode_vote_message, lambda: topics.encode_vote_message(2, b"vote")),
+}
+
+
+@pytest.mark.parametrize("name", sorted(DECODERS))
+def test_nothing_but_invalid_escapes_a_decoder(name: str) -> None:
+    decode_it, make = DECODERS[name]
+    good, rng = make(), random.Random(name)
+    decode_it(good)
+    refused = 0
+    for _ in range(2_000):
+        bad = bytearray(good)
+        bad[rng.randrange(min(len(bad), 200))] ^= 1 << rng.randrange(8)
+        try:
+            decode_it(bytes(bad[: rng.randrange(1, len(bad) + 1)]))
+        except Invalid:
+            refused += 1
+    assert refused > 500
+
+
+def test_messages_of_two_topics_share_no_bytes() -> None:
+    tx = topics.encode_tx_message(transfer())
+    for decode_it in (topics.decode_bundle_message, topics.decode_vote_message):
+        with pytest.raises(Invalid):
+            decode_it(tx)

@@ -50,7 +50,7 @@ class Stored(TinyChain):
         self, *transactions: bytes, bundles: tuple[Bundle, ...] = (), later_ms: int = 0
     ) -> Any:
         for bundle in bundles:
-            self.chain.admit(bundle)
+            self.chain.bundles.append(bundle)
         block = self.build(*transactions, bundles=bundles)
         certificate = self.decide(block)
         tip = self.chain.commit(certificate.block_id, certificate)

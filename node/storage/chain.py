@@ -15,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Final, Self
 
 from consensus.certificate import Certificate, encode_certificate
@@ -23,16 +22,16 @@ from consensus.header import Header, decode_header
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from consensus.validators import ValidatorSet
-from node.ledger.admission import Admitted, admit_bundle
 from node.ledger.genesis import Genesis
 from node.ledger.state import State
 from node.ledger.wire.blocks import Block, Payload, decode_payload, encode_block
-from node.ledger.wire.bundles import Bundle
 from node.storage.batch import Batch
 from node.storage.blocklog import BlockLog
 from node.storage.bundlestore import BundleStore
 from node.storage.executing import (
+    NOTHING_KNOWN,
     Executed,
+    Known,
     MissingBodies,
     Parent,
     build_block,
@@ -46,7 +45,6 @@ from node.storage.store import KV, Reader
 from node.storage.views import Tip, View
 from node.storage.writing import write_block
 
-ADMITTED_RECEIPTS_MAX: Final = 50_000  # of checked bundles kept in memory: a payload's worth
 EXECUTED_MAX: Final = 4  # block ids whose outcome is kept
 SYNC_BLOCKS_MAX: Final = 64  # under one fsync while catching up
 KEEP_VERSIONS: Final = 1_000  # of the state tree, for proofs at older heights
@@ -92,8 +90,6 @@ class Chain:
         self._store: KV = opened.store
         self._log: BlockLog = opened.log
         self._keep_versions = keep_versions
-        self._admitted: dict[bytes, Admitted] = {}
-        self._admitting = Lock()
         self._executed: OrderedDict[bytes, Executed] = OrderedDict()
         self._refused: OrderedDict[tuple[bytes, bytes], Verdict] = OrderedDict()
         self._counts = dict.fromkeys(("executed", "refused", "committed"), 0)
@@ -160,22 +156,6 @@ class Chain:
 
     # -- executing, the writer thread
 
-    def admit(self, bundle: Bundle) -> Admitted:
-        """Check a bundle (A1 to A7) against the newest state and keep it. Any thread.
-
-        What was checked is not checked again when a block settles it. Blocks for the signatures
-        and a write; durable only after `bundles.sync()`. Raises `Invalid` `bundle.…`.
-        """
-        admitted = admit_bundle(self.state(), self.chain_id, bundle)
-        self.bundles.append(bundle)
-        with self._admitting:
-            self._admitted[bundle.hash] = admitted
-            count = sum(known.bundle.header.count for known in self._admitted.values())
-            while count > ADMITTED_RECEIPTS_MAX:
-                oldest = next(iter(self._admitted))
-                count -= self._admitted.pop(oldest).bundle.header.count
-        return admitted
-
     def missing_bodies(self, block: Block) -> tuple[bytes, ...]:
         """Hashes of bundles that a block names and we lack: fetch them before `execute`.
 
@@ -191,16 +171,18 @@ class Chain:
         time_ms: int,
         payload: Payload,
         last_certificate: Certificate | None,
+        known: Known = NOTHING_KNOWN,
     ) -> Block:
         """The next block with `payload`, executed and remembered. Blocks for the execution.
 
         `time_ms` is past the parent's. Raises `Invalid` when the payload breaks a rule: the
-        caller drops what it names, and tries again or with nothing.
+        caller drops what it names, and tries again or with nothing. `known`: bundles that were
+        checked when they came in (`BundlePool.known`), so that their signatures are not again.
         """
         executed = build_block(
             self._parent(self._store, self.tip),
             self.bundles,
-            self._admitted,
+            known,
             proposer=proposer,
             time_ms=time_ms,
             payload=payload,
@@ -209,7 +191,7 @@ class Chain:
         self._remember(executed)
         return executed.block
 
-    def execute(self, block: Block) -> Verdict:
+    def execute(self, block: Block, known: Known = NOTHING_KNOWN) -> Verdict:
         """Whether `block` keeps every rule as the next one; executed once per id.
 
         Raises `MissingBodies` when its bundles are not all held: fetch them, then ask again.
@@ -228,7 +210,7 @@ class Chain:
             check_header(parent, header)
             is_final = False  # from here on the bytes may not be those that the header is of
             check_last_commit(parent, block, header)
-            executed = execute_next(parent, self.bundles, self._admitted, block, header)
+            executed = execute_next(parent, self.bundles, known, block, header)
         except Invalid as refusal:
             self._counts["refused"] += 1
             verdict = Verdict(block_id, is_valid=False, is_final=is_final, code=refusal.code)
@@ -301,12 +283,12 @@ class Chain:
         header = decode_header(block.header)
         parent = self._parent(batch, tip)
         verify_decided(parent, header, certificate)
-        known = self._executed.get(header.block_id())
-        if known is not None:
-            return known
+        executed = self._executed.get(header.block_id())
+        if executed is not None:
+            return executed
         check_header(parent, header)
         check_last_commit(parent, block, header)
-        return execute_next(parent, self.bundles, self._admitted, block, header)
+        return execute_next(parent, self.bundles, NOTHING_KNOWN, block, header)
 
     def _append(self, batch: Batch, tip: Tip, executed: Executed, certificate: Certificate) -> Tip:
         raw = encode_block(executed.block)

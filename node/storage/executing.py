@@ -7,6 +7,7 @@ What this file does not know: rounds and turns (the replica checks those), and t
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from consensus.certificate import (
@@ -34,7 +35,8 @@ from node.storage.views import Tip, base_of
 
 NO_COMMIT: Final = bytes(HASH_BYTES)  # last_commit_hash of height 1
 
-Known = Mapping[bytes, Admitted]
+Known = Mapping[bytes, Admitted]  # bundle hash → what its check gave, and with which keys
+NOTHING_KNOWN: Final[Known] = MappingProxyType({})
 
 
 class MissingBodies(Exception):

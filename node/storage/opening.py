@@ -32,6 +32,7 @@ from node.storage.blocklog import BlockLog, BlockRecord
 from node.storage.bundlestore import BundleStore
 from node.storage.errors import Damaged, StorageError
 from node.storage.executing import (
+    NOTHING_KNOWN,
     MissingBodies,
     Parent,
     check_header,
@@ -250,7 +251,7 @@ class _Ladder:
             parent = Parent(self._chain_id, self._genesis.app_version, batch, tip)
             check_header(parent, header)
             check_last_commit(parent, block, header)
-            executed = execute_next(parent, self._bundles, {}, block, header)
+            executed = execute_next(parent, self._bundles, NOTHING_KNOWN, block, header)
             if certificate.block_id != executed.block_id:
                 raise Invalid("certificate.block_id")
         except (Invalid, MissingBodies) as error:

@@ -18,6 +18,7 @@ from consensus.primitives import merkle
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node.ledger import tables, tree
+from node.ledger.admission import admit_bundle
 from node.ledger.genesis import encode_genesis
 from node.ledger.wire.blocks import Block, Payload, encode_payload
 from node.ledger.wire.receipts import receipt_id
@@ -171,6 +172,19 @@ def test_block_is_executed_once(tmp_path: Path) -> None:
         assert made.chain.execute(block).is_valid
     assert made.chain.statistics().executed == 1
     assert made.chain.executed_block(decode_header(block.header).block_id()) == block
+
+
+def test_bundle_checked_before_is_not_checked_again(
+    told: tuple[Told, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its signatures cost most of the work of a block."""
+    story, _ = told
+    chain = Chain.open(tmp_path, GENESIS, store=MemoryKV())
+    chain.commit_many(story.decided[:-2])
+    chain.bundles.append(story.bundle)
+    known = {story.bundle.hash: admit_bundle(chain.state(), chain.chain_id, story.bundle)}
+    monkeypatch.setattr("node.ledger.execute.admit_bundle", None)
+    assert chain.execute(story.decided[-2][0], known).is_valid
 
 
 def test_only_the_newest_executed_blocks_are_kept(tmp_path: Path) -> None:

@@ -289,7 +289,8 @@ class ReceiptBook:
             raw, signature = decode(payload, _VOUCHER_SHAPE, RECORD_BYTES_MAX, "book")
             voucher = decode_voucher(raw)
             lane = self.lane(voucher.channel, voucher.lane)
-            lane.voucher, lane.voucher_raw, lane.voucher_sig = voucher, raw, signature
+            if voucher.seq > lane.seq:  # else it was settled while we were away
+                lane.voucher, lane.voucher_raw, lane.voucher_sig = voucher, raw, signature
         elif kind == _BUNDLE:
             (header,) = decode(payload, _BUNDLE_SHAPE, RECORD_BYTES_MAX, "book")
             self.bundle_seq = max(self.bundle_seq, decode_header(header).bundle_seq)

@@ -89,6 +89,8 @@ class Bundler:
     async def turn(self) -> None:
         """One look: settle what the ledger has, give up what it will not take, cut the rest."""
         state, now_ms = self._get_state(), self._now_ms()
+        if not state.has(tables.PROVIDER, self._provider):
+            return  # not registered yet: nothing of ours can be settled
         self._settle(state)
         self._give_up(state, now_ms)
         while len(self._open) < OPEN_MAX:

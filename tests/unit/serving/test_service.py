@@ -1,0 +1,547 @@
+"""The provider's side: each refusal by its code, partial answers, receipts that survive."""
+
+import contextlib
+
+import pytest
+import trio
+from bundle_kit import CHAIN, party
+from exchange_kit import (
+    SAMPLING,
+    World,
+    provider_frame,
+    stream_pair,
+    world_in,
+)
+from ledger_kit import NOW_MS, OPEN, PAYER, PROVIDER, context, fee_of
+
+from consensus.primitives.digest import sha256
+from node.ledger import tables
+from node.ledger.admission import admit_bundle
+from node.ledger.rules import channels
+from node.ledger.wire import exchange
+from node.ledger.wire.claims import sketch_hash
+from node.ledger.wire.exchange import (
+    Accepted,
+    Alive,
+    Cancel,
+    Finished,
+    RefusedFrame,
+    Reveal,
+    Start,
+    Tick,
+    Tokens,
+)
+from node.ledger.wire.orders import (
+    PAYER_SEEDED,
+    PRIVATE,
+    ZERO_HASH,
+    Order,
+    Voucher,
+    encode_order,
+    encode_sampling,
+    encode_voucher,
+    order_hash,
+    pack_ids,
+    prompt_commit,
+    seed_commit,
+    voucher_message,
+)
+from node.ledger.wire.receipts import (
+    accumulate_receipt,
+    accumulator_start,
+    answer_root,
+    decode_receipt,
+    verify_receipt,
+)
+from node.serving import verify
+from node.serving.attributing import Attributed
+from node.serving.book import ReceiptBook
+from node.serving.checking import ServedModel
+from node.serving.engine import (
+    BadSampling,
+    DeadlinePassed,
+    EngineLost,
+    Overloaded,
+    TooLong,
+    UnknownAdapter,
+)
+
+SALT = bytes(16)
+PROMPT = (5, 6, 7)
+NONCE = b"\x09" * 32
+
+
+def make_order(**fields) -> Order:
+    sampling = fields.pop("sampling", SAMPLING)
+    made = Order(
+        version=1, model=1, model_version=1, max_in=len(PROMPT),
+        max_out=sampling.n * sampling.max_tokens, prompt_commit=prompt_commit(SALT, PROMPT),
+        sampling_hash=sha256(encode_sampling(sampling)), seed_commit=ZERO_HASH, quantum=256,
+        deadline_ms=NOW_MS + 60_000, flags=0, salt16=SALT,
+    )  # fmt: skip
+    return made._replace(**fields)
+
+
+def signed_voucher(channel, order, who=PAYER, **fields) -> tuple[bytes, bytes]:
+    made = Voucher(
+        version=1, channel=channel, lane=0, seq=1, sub=0, cumulative=0,
+        accumulator=accumulator_start(channel, fields.get("lane", 0)), hold=fee_of(3, 8),
+        order_hash=order_hash(encode_order(order)) if order else ZERO_HASH,
+        expires_ms=NOW_MS + 3_600_000,
+    )  # fmt: skip
+    raw = encode_voucher(made._replace(**fields))
+    return raw, who.sign(voucher_message(CHAIN, raw))
+
+
+def make_start(channel, order=None, sampling=SAMPLING, who=PAYER, voucher=None, **fields) -> Start:
+    order = order or make_order(sampling=sampling)
+    raw, signature = signed_voucher(channel, order, who, **(voucher or {}))
+    made = Start(
+        encode_order(order), pack_ids(PROMPT), encode_sampling(sampling), b"", raw, signature
+    )
+    return made._replace(**fields)
+
+
+class Line:
+    """A payer's end that sends what a test wants."""
+
+    def __init__(self, world: World) -> None:
+        self.ours, theirs = stream_pair()
+        world.nursery.start_soon(world.service.serve, PAYER.key, theirs)
+
+    async def send(self, frame) -> None:
+        await self.ours.write(exchange.encode_frame(frame), 1)
+
+    async def next(self, timeout_s: float = 30):
+        while True:
+            frame = provider_frame(await self.ours.read(1 << 21, timeout_s))
+            if not isinstance(frame, Alive):
+                return frame
+
+    async def until(self, kind):
+        """Frames up to the first of `kind`, which comes last."""
+        got = [await self.next()]
+        while not isinstance(got[-1], (kind, RefusedFrame)):
+            got.append(await self.next())
+        return got
+
+
+async def ask(world: World, start: Start):
+    line = Line(world)
+    await line.send(start)
+    got = await line.until(Finished)
+    await line.ours.close()
+    return got
+
+
+async def refusal(world: World, start: Start) -> RefusedFrame:
+    (frame,) = await ask(world, start)
+    assert isinstance(frame, RefusedFrame)
+    await trio.testing.wait_all_tasks_blocked()
+    return frame
+
+
+async def test_an_order_ends_in_a_receipt_that_is_durable_and_checks(tmp_path, autojump_clock):
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        order = make_order()
+        accepted, *tokens, finished = await ask(world, make_start(channel, order))
+        assert accepted.order_hash == order_hash(encode_order(order))
+        ids = [i for frame in tokens for i in exchange.unpack_ids(frame.ids)]
+        assert ids == [100, 101, 102, 103, 104]
+        receipt = decode_receipt(finished.receipt)
+        verify_receipt(CHAIN, finished.receipt, finished.signature, PROVIDER.key)
+        assert receipt.answer_root == answer_root(SALT, ZERO_HASH, ZERO_HASH, [ids])
+        assert (receipt.fee, receipt.status, receipt.seq) == (fee_of(3, 5), 0, 1)
+        assert receipt.tokens_out == 5
+        served = world.book.find(channel, 0, 1, receipt.order_hash)
+        assert served.receipt == finished.receipt
+        evidence = verify.decode_evidence(served.evidence)
+        assert verify.fingerprint_hash(served.evidence) == receipt.fingerprint_hash
+        assert evidence.prompt == pack_ids(PROMPT)
+        assert evidence.choices[0].ids == pack_ids(ids)
+
+
+def with_channel_state(world: World, state: int) -> bytes:
+    channel = world.own_channel()
+    record = world.state.get(tables.CHANNEL, channel)
+    world.state.put(tables.CHANNEL, (channel,), record._replace(state=state))
+    return channel
+
+
+HOT = SAMPLING._replace(temperature_milli=500)
+
+REFUSED = {
+    "a voucher that is none": (1, lambda c: make_start(c)._replace(
+        voucher=b"\x90")),
+    "a voucher for another order": (1, lambda c: make_start(c, voucher={
+        "order_hash": b"\1" * 32})),
+    "an order that is none": (1, lambda c: make_start(c)._replace(order=b"\x90")),
+    "another sampling than ordered": (1, lambda c: make_start(c)._replace(
+        sampling=encode_sampling(SAMPLING._replace(top_k=1)))),
+    "another prompt than ordered": (1, lambda c: make_start(c, prompt=pack_ids((1, 2, 3)))),
+    "a false count of prompt tokens": (1, lambda c: make_start(c, make_order(max_in=2))),
+    "a false limit of answer tokens": (1, lambda c: make_start(c, make_order(max_out=9))),
+    "no quantum": (1, lambda c: make_start(c, make_order(quantum=0))),
+    "a seed without temperature": (1, lambda c: make_start(c, make_order(
+        seed_commit=seed_commit(NONCE)))),
+    "a nonce before its time": (1, lambda c: make_start(c, payer_nonce=NONCE)),
+    "a forged signature": (7, lambda c: make_start(c, who=party("thief"))),
+    "a deadline that has passed": (9, lambda c: make_start(c, make_order(deadline_ms=NOW_MS))),
+    "a deadline too far ahead": (9, lambda c: make_start(c, make_order(
+        deadline_ms=NOW_MS + 3_700_000))),
+    "a voucher that expires too soon": (9, lambda c: make_start(c, voucher={
+        "expires_ms": NOW_MS + 20 * 60_000 - 1})),
+    "an unknown channel": (32, lambda c: make_start(bytes(32))),
+    "a number out of step": (33, lambda c: make_start(c, voucher={"seq": 2})),
+    "a false sum": (33, lambda c: make_start(c, voucher={"cumulative": 1})),
+    "a false accumulator": (33, lambda c: make_start(c, voucher={"accumulator": bytes(32)})),
+    "a model that is not served": (34, lambda c: make_start(c, make_order(model=9))),
+    "a hold below the price": (35, lambda c: make_start(c, voucher={"hold": fee_of(3, 8) - 1})),
+    "more than the cap": (36, lambda c: make_start(c, voucher={"hold": 10 * OPEN + 1})),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("desc", sorted(REFUSED))
+async def test_a_bad_order_is_refused_by_its_code_before_any_work(tmp_path, autojump_clock, desc):
+    code, make = REFUSED[desc]
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        world.service._find_model = lambda model, version: world.model if model == 1 else None
+        frame = await refusal(world, make(channel))
+        assert frame.code == code
+        assert not world.engine.requests
+        assert not world.book.lane(channel, 0).is_busy
+
+
+async def test_limits_pass_at_their_value(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        voucher = {"hold": 10 * OPEN, "expires_ms": NOW_MS + 20 * 60_000 + 1_000}
+        got = await ask(world, make_start(channel, voucher=voucher))
+        assert isinstance(got[-1], Finished)
+
+
+async def test_a_closing_channel_gets_no_more_answers(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = with_channel_state(world, tables.CHANNEL_CLOSING)
+        assert (await refusal(world, make_start(channel))).code == 32
+
+
+ENGINE = {
+    38: Overloaded(retry_after_s=3),
+    36: TooLong(limit=5),
+    37: UnknownAdapter(),
+    39: DeadlinePassed(),
+    41: EngineLost(),
+    1: BadSampling(field="top_k"),
+}
+
+
+@pytest.mark.parametrize("code", sorted(ENGINE))
+async def test_what_the_engine_refuses_has_a_code_and_leaves_no_receipt(
+    tmp_path, autojump_clock, code
+) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        world.engine.error = ENGINE[code]
+        frame = await refusal(world, make_start(channel))
+        assert (frame.code, frame.retry_ms) == (code, 3_000 if code == 38 else 0)
+        world.engine.error = None
+        again = make_start(channel, voucher={"sub": 1})  # the same number, a greater sub
+        assert isinstance((await ask(world, again))[-1], Finished)
+
+
+async def test_an_adapter_that_loads_and_a_ledger_behind_ask_to_come_again(
+    tmp_path, autojump_clock
+) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        world.model = ServedModel(b"\1" * 32, False, 0, False)
+        frame = await refusal(world, make_start(channel))
+        assert (frame.code, frame.retry_ms) == (37, 1_000)
+        world.model = None
+        assert (await refusal(world, make_start(channel))).code == 34
+        world.service._is_ready = lambda: False
+        assert (await refusal(world, make_start(channel))).code == 3
+
+
+async def test_one_request_a_lane_at_a_time(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        world.engine.step_s = 1.0
+        first = Line(world)
+        await first.send(make_start(channel))
+        await first.next()
+        other = make_order(salt16=b"\1" * 16, prompt_commit=prompt_commit(b"\1" * 16, PROMPT))
+        frame = await refusal(world, make_start(channel, other, voucher={"sub": 1}))
+        assert frame.code == 3
+        lane_1 = make_start(channel, other, voucher={"lane": 1})
+        assert isinstance((await ask(world, lane_1))[-1], Finished)
+
+
+async def test_out_of_step_shows_the_voucher_we_hold(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        start = make_start(channel)
+        await ask(world, start)
+        other = make_order(salt16=b"\1" * 16, prompt_commit=prompt_commit(b"\1" * 16, PROMPT))
+        await trio.sleep(10)
+        frame = await refusal(world, make_start(channel, other, voucher={"sub": 1}))
+        assert (frame.code, frame.voucher) == (33, start.voucher)
+
+
+async def test_silence_at_the_start_is_refused(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        line = Line(world)
+        assert (await line.next()).code == 1
+        other = Line(world)
+        await other.send(Cancel(b""))
+        assert (await other.next()).code == 1
+
+
+# seeds
+
+
+async def test_the_payer_reveals_in_time_or_gets_nothing(tmp_path, autojump_clock) -> None:
+    order = make_order(sampling=HOT, seed_commit=seed_commit(NONCE))
+    for reveal in (None, Reveal(bytes(32)), Cancel(b"")):
+        async with world_in(tmp_path / str(reveal)[:6]) as world:
+            channel = world.own_channel()
+            line = Line(world)
+            await line.send(make_start(channel, order, HOT))
+            assert isinstance(await line.next(), Accepted)
+            if reveal is not None:
+                await line.send(reveal)
+            assert (await line.next()).code == 42
+            assert world.book.lane(channel, 0).seq == 0
+
+
+async def test_a_revealed_seed_binds_both_sides(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        order = make_order(sampling=HOT, seed_commit=seed_commit(NONCE))
+        line = Line(world)
+        await line.send(make_start(channel, order, HOT))
+        accepted = await line.next()
+        await line.send(Reveal(NONCE))
+        *_, finished = await line.until(Finished)
+        root = answer_root(SALT, NONCE, accepted.provider_nonce, [list(range(100, 105))])
+        assert decode_receipt(finished.receipt).answer_root == root
+        assert accepted.provider_nonce != ZERO_HASH
+
+
+async def test_a_payers_own_seed_comes_with_the_order(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        order = make_order(sampling=HOT, seed_commit=seed_commit(NONCE), flags=PAYER_SEEDED)
+        accepted, *_, finished = await ask(
+            world, make_start(channel, order, HOT, payer_nonce=NONCE)
+        )
+        assert accepted.provider_nonce == ZERO_HASH
+        assert isinstance(finished, Finished)
+
+
+# partial answers
+
+
+async def test_a_cancel_ends_in_a_receipt_for_what_was_delivered(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        world.engine.step_s = 1.0
+        line = Line(world)
+        await line.send(make_start(channel))
+        await line.next()
+        await line.next()
+        await line.send(Cancel(b"enough"))
+        *tokens, finished = await line.until(Finished)
+        receipt = decode_receipt(finished.receipt)
+        count = 1 + sum(len(f.ids) // 4 for f in tokens if isinstance(f, Tokens))
+        assert (receipt.status, receipt.tokens_out) == (2, count)
+        assert receipt.fee == fee_of(3, count)
+
+
+async def test_a_payer_that_goes_away_has_paid_for_what_it_got(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        world.engine.step_s = 1.0
+        line = Line(world)
+        start = make_start(channel)
+        await line.send(start)
+        await line.next()
+        await line.next()
+        line.ours.cut()
+        await trio.sleep(5)
+        lane = world.book.lane(channel, 0)
+        assert (lane.seq, lane.unsettled[0].receipt.status) == (1, 2)
+        *_, finished = await ask(world, start)  # it comes back and gets the same
+        assert finished.receipt == lane.unsettled[0].raw
+        assert len(world.engine.requests) == 1
+
+
+async def test_without_a_tick_the_answer_ends_at_the_quantum(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        order = make_order(quantum=2)
+        *_, finished = await ask(world, make_start(channel, order, voucher={"hold": fee_of(3, 2)}))
+        receipt = decode_receipt(finished.receipt)
+        assert (receipt.status, receipt.tokens_out, receipt.fee) == (2, 2, fee_of(3, 2))
+        assert world.service.counters["ticks_late"] == 1
+
+
+async def test_a_tick_that_covers_too_little_is_as_none(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        order = make_order(quantum=2)
+        line = Line(world)
+        await line.send(make_start(channel, order, voucher={"hold": fee_of(3, 2)}))
+        for sub, hold in ((1, fee_of(3, 4) - 1), (2, fee_of(3, 4))):
+            await line.send(Tick(*signed_voucher(channel, order, sub=sub, hold=hold)))
+        *_, finished = await line.until(Finished)
+        assert decode_receipt(finished.receipt).tokens_out == 4
+        assert world.service.counters["ticks_bad"] == 1
+
+
+async def test_a_lost_worker_pays_for_the_tokens_shown(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        world.engine.reason = "engine_lost"
+        *_, finished = await ask(world, make_start(channel))
+        assert decode_receipt(finished.receipt).status == 2
+
+
+async def test_nothing_delivered_leaves_no_receipt(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        world.engine.tokens, world.engine.reason = 0, "deadline"
+        assert (await ask(world, make_start(channel)))[-1].code == 41
+        assert world.book.lane(channel, 0).seq == 0
+
+
+# receipts
+
+
+async def test_asked_again_the_same_answer_comes_and_nothing_is_charged(tmp_path, autojump_clock):
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        start = make_start(channel)
+        first = await ask(world, start)
+        await trio.sleep(10)
+        again = await ask(world, start)
+        assert again[-1] == first[-1]
+        assert world.book.lane(channel, 0).seq == 1
+        assert world.service.counters["sent_again"] == 1
+
+
+async def test_after_a_restart_answers_and_lanes_are_there(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        start = make_start(channel)
+        *_, finished = await ask(world, start)
+        await trio.sleep(10)
+        world.book.close()
+        world.book = ReceiptBook(tmp_path / "provider", lambda: world.state)
+        lane = world.book.lane(channel, 0)
+        expected = accumulate_receipt(accumulator_start(channel, 0), finished.receipt)
+        assert (lane.seq, lane.accumulator) == (1, expected)
+        world.service, world.bundler = world.new_service(), world.new_bundler()
+        assert (await ask(world, start))[-1] == finished
+        await trio.sleep(15)
+        await world.bundler.turn()
+        settle(world)
+        assert world.paid() == fee_of(3, 5)
+
+
+def settle(world: World) -> None:
+    for bundle in world.bundles:
+        admitted = admit_bundle(world.state, CHAIN, bundle)
+        with contextlib.suppress(channels.Invalid), world.state.trial():
+            channels.apply_bundle(world.state, context(world.now_ms()), admitted.bundle)
+    world.bundles.clear()
+
+
+async def test_an_unacknowledged_receipt_is_claimed_after_a_while(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        await ask(world, make_start(channel))
+        await world.bundler.turn()
+        assert not world.bundles
+        await trio.sleep(11)
+        await world.bundler.turn()
+        settle(world)
+        assert world.paid() == fee_of(3, 5)
+
+
+async def test_a_bundle_that_does_not_settle_is_cut_anew_under_a_higher_number(
+    tmp_path, autojump_clock
+) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        await ask(world, make_start(channel))
+        await trio.sleep(11)
+        await world.bundler.turn()
+        (lost,) = world.bundles
+        world.bundles.clear()
+        await world.bundler.turn()
+        assert not world.bundles
+        await trio.sleep(31)
+        await world.bundler.turn()
+        (anew,) = world.bundles
+        assert anew.hash != lost.hash
+        settle(world)
+        assert world.paid() == fee_of(3, 5)
+        await world.bundler.turn()
+        assert world.bundler.open_count == 0
+        assert not world.book.lane(channel, 0).unsettled
+
+
+async def test_credits_and_sketch_go_into_receipt_and_frame(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        sketch, statement = b"\1" * 1_024, b"statement"
+        world.attributed = Attributed(
+            ((1, 4_000), (2, 6_000)), sketch, statement, sketch_hash(sketch, statement)
+        )
+        world.model = ServedModel(None, True, 0, True)
+        *_, finished = await ask(world, make_start(channel))
+        assert (finished.sketch, finished.statement) == (sketch, statement)
+        assert decode_receipt(finished.receipt).sketch_hash == sketch_hash(sketch, statement)
+        private = make_order(flags=PRIVATE)
+        start = make_start(channel, private, voucher={"lane": 1})
+        *_, finished = await ask(world, start)
+        assert (finished.sketch, finished.credits) == (b"", b"\x90")
+
+
+async def test_a_discount_lowers_the_fee_and_not_the_hold(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        world.model = ServedModel(None, True, 2_500, False)
+        *_, finished = await ask(world, make_start(channel))
+        assert decode_receipt(finished.receipt).fee == -(-fee_of(3, 5) * 7_500 // 10_000)
+
+
+async def test_two_choices_are_counted_together(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        sampling = SAMPLING._replace(n=2)
+        start = make_start(
+            channel, make_order(sampling=sampling), sampling, voucher={"hold": fee_of(3, 16)}
+        )
+        *_, finished = await ask(world, start)
+        assert decode_receipt(finished.receipt).tokens_out == 10
+
+
+def test_evidence_that_breaks_a_rule_is_refused_by_its_word() -> None:
+    choice = verify.choice_evidence([1], bytes(4), b"", "stop")
+    good = verify.Evidence(
+        1, bytes(32), b"", b"fp32", b"", b"", bytes(32), bytes(32), b"", b"", (choice,)
+    )
+    assert verify.decode_evidence(verify.encode_evidence(good)) == good
+    for code, bad in (
+        ("evidence.version", good._replace(version=2)),
+        ("evidence.reason", good._replace(choices=(choice._replace(reason=9),))),
+        ("evidence.malformed", good._replace(choices=())),
+    ):
+        with pytest.raises(channels.Invalid) as refused:
+            verify.decode_evidence(verify.encode_evidence(bad))
+        assert refused.value.code == code

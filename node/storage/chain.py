@@ -41,12 +41,13 @@ from node.storage.executing import (
     verify_decided,
 )
 from node.storage.opening import Opened, open_store
-from node.storage.store import KV, Reader
+from node.storage.store import CACHE_BYTES, KV, Reader
 from node.storage.views import Tip, View
 from node.storage.writing import write_block
 
 EXECUTED_MAX: Final = 4  # block ids whose outcome is kept
 SYNC_BLOCKS_MAX: Final = 64  # under one fsync while catching up
+BODIES_KEPT_MS: Final = 7 * 86_400_000  # beyond the challenge window, for proofs and replays
 KEEP_VERSIONS: Final = 1_000  # of the state tree, for proofs at older heights
 
 
@@ -103,6 +104,7 @@ class Chain:
         genesis: bytes,
         *,
         keep_versions: int = KEEP_VERSIONS,
+        cache_bytes: int = CACHE_BYTES,
         store: KV | None = None,
     ) -> Self:
         """Open the chain in `home`, climbing the start-up ladder. Blocks; may replay blocks.
@@ -110,7 +112,10 @@ class Chain:
         The caller holds `lock_home(home)`. `genesis`: its canonical bytes. `store`: another map
         than LevelDB, for tests. Raises `StorageError` (`Damaged`: exit status 7) with its mend.
         """
-        return cls(open_store(home, genesis, keep_versions, store), keep_versions=keep_versions)
+        opened = open_store(
+            home, genesis, keep_versions=keep_versions, cache_bytes=cache_bytes, store=store
+        )
+        return cls(opened, keep_versions=keep_versions)
 
     # -- looking, any thread
 
@@ -259,6 +264,15 @@ class Chain:
         if tip.height > self.height:
             self._finish(batch, tip)
         return tip
+
+    def prune_bodies(self) -> int:
+        """Drop bodies older than the challenge window and BODIES_KEPT_MS; returns how many.
+
+        For a node that is no archive. Reads some twenty headers; blocks for directory syncs.
+        """
+        kept_ms = self.state().parameter("challenge_window_ms") + BODIES_KEPT_MS
+        height = self._view.height_at(self.tip.time_ms - kept_ms)
+        return self.bundles.prune(height)
 
     def close(self) -> None:
         """Sync and let go of all files. Views must not be used any more."""

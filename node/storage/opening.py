@@ -68,7 +68,9 @@ class Opened:
     steps: tuple[str, ...] = field(default=())
 
 
-def open_store(home: Path, genesis_raw: bytes, keep_versions: int, store: KV | None) -> Opened:
+def open_store(
+    home: Path, genesis_raw: bytes, *, keep_versions: int, cache_bytes: int, store: KV | None
+) -> Opened:
     """Climb the ladder in `home`. Blocks; raises `StorageError` with its mend."""
     steps: list[str] = []
     keys.selftest()
@@ -89,7 +91,7 @@ def open_store(home: Path, genesis_raw: bytes, keep_versions: int, store: KV | N
         steps.append(f"bundle bodies: {lost}; peers have them by hash")
     ladder = _Ladder(genesis, chain_id, log, bundles, keep_versions, steps)
     try:
-        opened_store, tip = ladder.climb(home, store)
+        opened_store, tip = ladder.climb(home, store, cache_bytes)
     except BaseException:
         log.close()
         bundles.close()
@@ -116,30 +118,30 @@ class _Ladder:
         self._keep_versions = keep_versions
         self._steps = steps
 
-    def climb(self, home: Path, given: KV | None) -> tuple[KV, Tip]:
+    def climb(self, home: Path, given: KV | None, cache_bytes: int) -> tuple[KV, Tip]:
         """The database at the block log's height, made again if it is damaged."""
         if given is not None:
             return given, self._bring_up(given)
         path = home / DB_NAME
         try:
-            store = LevelKV(path)
+            store = LevelKV(path, cache_bytes)
         except Damaged as error:
-            return self._make_again(home, error)
+            return self._make_again(home, error, cache_bytes)
         try:
             return store, self._bring_up(store)
         except (Damaged, tree.MissingNode) as error:
             store.close()
-            return self._make_again(home, error)
+            return self._make_again(home, error, cache_bytes)
         except BaseException:
             store.close()
             raise
 
-    def _make_again(self, home: Path, error: Exception) -> tuple[KV, Tip]:
+    def _make_again(self, home: Path, error: Exception, cache_bytes: int) -> tuple[KV, Tip]:
         aside = home / ASIDE_NAME
         shutil.rmtree(aside, ignore_errors=True)
         (home / DB_NAME).rename(aside)
         self._steps.append(f"database: {error}; moved to {aside.name} and made again")
-        store = LevelKV(home / DB_NAME)
+        store = LevelKV(home / DB_NAME, cache_bytes)
         try:
             return store, self._bring_up(store)
         except BaseException:

@@ -180,6 +180,17 @@ class View:
         raw = self.reader.get(keyspace.BLOCK_ID + block_id)
         return None if raw is None else keyspace.from_u64(raw)
 
+    def height_at(self, time_ms: int) -> int:
+        """The newest height whose block is not later than `time_ms`; 0 if all are later."""
+        low, high = 0, self.tip.height
+        while low < high:
+            middle = (low + high + 1) >> 1
+            if self.get_header(middle).time_ms <= time_ms:
+                low = middle
+            else:
+                high = middle - 1
+        return low
+
     def validators(self, height: int) -> ValidatorSet | None:
         """The set that signs `height` ≤ tip + 1; of older heights without priorities or turn."""
         if height == self.tip.height + 1:

@@ -525,3 +525,31 @@ def test_damage_while_reading_a_block_is_named(copy: Path, told: tuple[Told, Pat
     path.write_bytes(bytes(data))
     with pytest.raises(Damaged):
         chain.block(1)
+
+
+def test_height_is_found_by_time(told: tuple[Told, Path]) -> None:
+    _, home = told
+    chain = reopen(home)
+    view = chain.view()
+    times = [view.get_header(height).time_ms for height in range(1, view.height + 1)]
+    assert view.height_at(times[0] - 1) == 0
+    for height, time_ms in enumerate(times, start=1):
+        assert view.height_at(time_ms) == height
+        assert view.height_at(time_ms + 1) == height
+    chain.close()
+
+
+def test_young_bodies_are_kept_and_old_ones_go(
+    told: tuple[Told, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story, _ = told
+    chain = Chain.open(tmp_path, GENESIS, store=MemoryKV())
+    chain.bundles.append(story.bundle)
+    chain.commit_many(story.decided)
+    asked: list[int] = []
+    monkeypatch.setattr(chain.bundles, "prune", lambda height: asked.append(height) or 0)
+    chain.prune_bodies()
+    window_ms = chain.state().parameter("challenge_window_ms")
+    monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", 2_000 - window_ms)
+    chain.prune_bodies()
+    assert asked == [0, story.height - 2]

@@ -140,7 +140,7 @@ while True:
 
 def test_killed_writer_loses_no_synced_block(tmp_path: Path) -> None:
     rng = random.Random(3)
-    for _ in range(6):
+    for _ in range(10):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE
         )

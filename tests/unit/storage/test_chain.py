@@ -473,7 +473,7 @@ def test_killed_node_loses_no_committed_block(tmp_path: Path) -> None:
         f"sys.path[:0] = [{str(here.parents[2])!r}, {str(here.parent)!r}]; "
         "import test_chain; test_chain.write_forever(Path(sys.argv[1]))"
     )
-    for _ in range(4):
+    for _ in range(6):
         writer = subprocess.Popen(
             [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE
         )

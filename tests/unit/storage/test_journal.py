@@ -229,7 +229,7 @@ while True:
 def test_killed_writer_remembers_every_promise_it_told(tmp_path: Path) -> None:
     fresh(tmp_path).close()
     rng = random.Random(4)
-    for _ in range(8):
+    for _ in range(12):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE
         )

@@ -156,7 +156,7 @@ while True:
 
 def test_killed_writer_splits_no_batch_and_loses_none_acknowledged(tmp_path: Path) -> None:
     rng, checked = random.Random(5), 0
-    for _ in range(5):
+    for _ in range(8):
         writer = subprocess.Popen(
             [sys.executable, "-c", WRITER, str(tmp_path / "db")], stdout=subprocess.PIPE
         )

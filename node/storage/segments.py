@@ -202,11 +202,11 @@ class SegmentLog:
         self._check_usable()
         if not self._is_unsynced:
             return
+        self._is_unsynced = False  # before: what is appended meanwhile may not be covered
         try:
             os.fdatasync(self._writer)
         except OSError as error:
             raise self._failed("sync", error) from error
-        self._is_unsynced = False
 
     def drop(self, segment: int) -> None:
         """Remove the oldest segment; the newest is never removed."""

@@ -7,6 +7,7 @@ work, when others have begun it, or when the heartbeat says that the network sho
 What this file does not know: any clock; seconds of a monotonic one are given.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -79,7 +80,7 @@ class Stopwatch:
 
 
 class Gate:
-    """Whether the next height may begin."""
+    """When the next height may begin by itself; messages of others may open it at any time."""
 
     def __init__(self, *, interval_s: float, now_s: float) -> None:
         self._interval_s = interval_s
@@ -89,17 +90,19 @@ class Gate:
         """A height was committed just now."""
         self._since_s = now_s
 
-    def is_open(self, now_s: float, *, heartbeat_s: float, has_work: bool, is_called: bool) -> bool:
-        """`is_called`: the proposer's proposal, or messages of > 1/3, of the next height are here.
+    def is_open(self, now_s: float, heartbeat_s: float, has_work: Callable[[], bool]) -> bool:
+        """Work waits for the interval, and nothing at all for the heartbeat.
 
-        Otherwise work waits for the interval, and nothing at all for the heartbeat.
+        `has_work` is asked only when the answer depends on it: it looks through the pools.
         """
         waited_s = now_s - self._since_s
-        if is_called or waited_s >= heartbeat_s:
+        if waited_s >= heartbeat_s:
             return True
-        return has_work and waited_s >= self._interval_s
+        return waited_s >= self._interval_s and has_work()
 
-    def next_s(self, now_s: float, *, heartbeat_s: float, has_work: bool) -> float:
-        """When to look again, if nothing else happens before."""
-        wait_s = self._interval_s if has_work else heartbeat_s
-        return max(now_s, self._since_s + wait_s)
+    def next_s(self, now_s: float, heartbeat_s: float) -> float:
+        """When to look again, if nothing else happens before; something may fall due by time."""
+        soon_s = max(self._since_s + self._interval_s, now_s)
+        if soon_s <= now_s:
+            soon_s = now_s + self._interval_s
+        return min(soon_s, max(now_s, self._since_s + heartbeat_s))

@@ -8,16 +8,16 @@ What this file does not know: what a frame says.
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import trio
 
-from consensus.messages import FRAME_BYTES_MAX, decode_frame, encode_frame
+from consensus.messages import FRAME_BYTES_MAX, decode_frame
 from consensus.primitives.errors import Invalid
 from node.observe import get_log
 from p2p.errors import NetworkError
 from p2p.limits import PENALTIES, PROTOCOLS, TokenBucket
-from p2p.network import FrameStream, Network, PeerId, TaskStatus
+from p2p.network import FrameStream, Network, PeerId
 
 PROTOCOL: Final = "consensus"
 QUEUE_FRAMES_MAX: Final = 256
@@ -58,7 +58,7 @@ class ValidatorStreams:
         self._nursery: trio.Nursery | None = None
         self.counters: Counter[str] = Counter()
 
-    async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
+    async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Take streams from validators, and keep one open to each, for ever."""
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
@@ -80,17 +80,16 @@ class ValidatorStreams:
                 if self._nursery is not None:
                     self._nursery.start_soon(self._keep_open, key)
 
-    def send_to_all(self, kind: int, body: bytes, place: Place) -> None:
+    def send_to_all(self, frame: bytes, place: Place) -> None:
         """Queue a frame to every other validator."""
-        frame = encode_frame(kind, body)
         for outbound in self._out.values():
             self._put(outbound, place, frame)
 
-    def send(self, peer: PeerId, kind: int, body: bytes, place: Place) -> None:
+    def send(self, peer: PeerId, frame: bytes, place: Place) -> None:
         """Queue a frame to the validator that runs at `peer`, if we have a stream to it."""
         for key, outbound in self._out.items():
             if self._find_peer(key) == peer:
-                self._put(outbound, place, encode_frame(kind, body))
+                self._put(outbound, place, frame)
                 return
         self.counters["no_stream"] += 1
 

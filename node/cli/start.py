@@ -13,7 +13,6 @@ from node.cli.passwords import read_password
 
 if TYPE_CHECKING:
     from node.config import Settings
-    from node.wallet.keystore import Key
 
 app = new_noun()
 
@@ -49,9 +48,7 @@ def start(
     return 0
 
 
-def _unlocked(
-    frame: Frame, settings: "Settings", password_file: str | None
-) -> dict[str, "Key | None"]:
+def _unlocked(frame: Frame, settings: "Settings", password_file: str | None) -> dict[str, Any]:
     """The keys that the roles need, each opened once; one password for all of a home."""
     config = settings.config
     store = frame.keystore(settings)

@@ -1,0 +1,316 @@
+"""The composition root: the one place that knows every part of a running node.
+
+It reads top to bottom: open the ground, build the parts, hand each what it needs, start them in
+one nursery. A two-way need is a callable that is handed over here. One task falls, all fall: the
+start after it climbs the ladder, replays the journal and goes on.
+What this file does not know: any rule.
+"""
+
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version as installed_version
+from typing import Any, Final
+
+import trio
+
+from consensus.primitives.errors import Invalid
+from node.config import Settings
+from node.ledger.pool import BundlePool, TransactionPool
+from node.ledger.wire.receipts import Receipt
+from node.observe import get_log
+from node.peering import pace
+from node.peering.auditing import IndexAuditor
+from node.peering.bindings import find_validator, is_binding, make_binding
+from node.peering.directory import Directory
+from node.peering.proposer import Proposer
+from node.peering.relay import Relay
+from node.peering.replica import Replica, Validator
+from node.peering.replica import Settings as Pacing
+from node.storage.ground import Ground, open_ground
+from node.wallet.keystore import Key
+from node.web import answers
+from node.web.app import Backend, Order, make_app, serve_socket
+from node.web.reading import Reading, make_ledger
+from p2p.network import Libp2pNetwork, PeerId, StatusFacts
+from p2p.peers import peer_id_text
+
+ROLE_BITS: Final = {"validator": 1, "provider": 2, "auditor": 32}
+LAG_BLOCKS_MAX: Final = 2
+
+log = get_log("daemon")
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The unlocked keys of a home, by what they are for."""
+
+    node: Key
+    validator: Key | None
+    spending: Key | None
+
+
+def now_ms() -> int:
+    """The wall clock."""
+    return time.time_ns() // 1_000_000
+
+
+async def run(settings: Settings, keys: Keys) -> None:
+    """The node of one home, until SIGTERM, SIGINT or `olnode stop`.
+
+    Raises `HomeInUse`, `StorageError`, `ConfigError` or p2p's `ListenError`, each with its mend.
+    """
+    config = settings.config
+    genesis = settings.home / config.chain.genesis
+    own = None if keys.validator is None else keys.validator.public_key
+    ground = await trio.to_thread.run_sync(
+        partial(
+            open_ground,
+            settings.home,
+            genesis,
+            validator_key=own,
+            keep_versions=config.storage.keep_versions,
+            cache_bytes=config.storage.cache_mb << 20,
+        )
+    )
+    try:
+        for step in ground.chain.steps:
+            log.info("opened", step=step)
+        if ground.why_silent is not None:
+            log.error("this validator does not vote", why=str(ground.why_silent))
+        await Node(settings, keys, ground).run()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(ground.close)
+
+
+class Node:
+    """All parts of one node over an open home."""
+
+    def __init__(self, settings: Settings, keys: Keys, ground: Ground) -> None:
+        self._settings, self._config, self._keys = settings, settings.config, keys
+        self._ground, self._chain = ground, ground.chain
+        self._stop = trio.Event()
+        self._network = self._make_network()
+        self._transactions = TransactionPool(self._chain.chain_id)
+        self._bundles = BundlePool()
+        self._relay = Relay(
+            network=self._network,
+            chain_id=self._chain.chain_id,
+            transactions=self._transactions,
+            bundles=self._bundles,
+            store=self._chain.bundles,
+            get_state=self._chain.state,
+            auditor=IndexAuditor(lambda model, version: None),
+            find_stated=lambda receipt_id: None,
+            may_see_sketch=self._may_see_sketch,
+            evidence_folder=settings.home / "evidence",
+            now_ms=now_ms,
+            on_pooled=self._wake,
+        )
+        self._directory = Directory(
+            network=self._network,
+            chain_id=self._chain.chain_id,
+            get_state=self._chain.state,
+            now_ms=now_ms,
+        )
+        self._replica = self._make_replica()
+
+    # --- parts
+
+    def _make_network(self) -> Libp2pNetwork:
+        p2p, chain_id, keys = self._config.p2p, self._chain.chain_id, self._keys
+        binding = b""
+        if keys.validator is not None:
+            sign = keys.validator.bound_to(chain_id)
+            me = keys.node.public_key
+            binding = make_binding(keys.validator.public_key, me, now_ms(), sign)
+        return Libp2pNetwork(
+            seed=keys.node.network_seed(),
+            chain_id=chain_id,
+            listen=p2p.listen,
+            reach=p2p.network,
+            announce=p2p.announce,
+            bootstrap=p2p.bootstrap,
+            reserved=p2p.reserved,
+            deny=p2p.deny,
+            book=self._settings.home / "peers.msgpack",
+            software=f"olnode/{installed_version('olnode')}",
+            facts=self._facts,
+            binding=binding,
+            judge_binding=lambda peer, raw: is_binding(chain_id, peer, raw),
+            connections_max=p2p.max_connections,
+            upload_bytes_s=p2p.upload_bytes_s,
+            ping_every_s=float(p2p.keepalive_s),
+        )
+
+    def _make_replica(self) -> Replica:
+        consensus, validator = self._config.consensus, self._keys.validator
+        journal = self._ground.journal
+        voter = None
+        if validator is not None and journal is not None:
+            sign = validator.vote_signer(self._chain.chain_id)
+            voter = Validator(validator.public_key, journal, sign)
+        me = self._keys.node.public_key if validator is None else validator.public_key
+        proposer = Proposer(
+            chain=self._chain, transactions=self._transactions, bundles=self._bundles, me=me
+        )
+        return Replica(
+            network=self._network,
+            chain=self._chain,
+            proposer=proposer,
+            validator=voter,
+            find_peer=self._find_peer,
+            fetch_bodies=self._relay.fetch_bodies,
+            now_ms=now_ms,
+            settings=Pacing(
+                block_interval_ms=consensus.block_interval_ms,
+                profile=pace.LAN if consensus.pace == "lan" else pace.WAN,
+                adapts=consensus.adapt,
+                doppelganger_wait_s=consensus.doppelganger_wait_s,
+            ),
+        )
+
+    def _find_peer(self, validator: bytes) -> PeerId | None:
+        return find_validator(self._network, self._chain.chain_id, validator)
+
+    def _may_see_sketch(self, peer: PeerId, receipt: Receipt) -> bool:
+        """Current validators may: they recompute what they are asked to agree to."""
+        members = self._chain.tip.validators.powers()
+        return any(self._find_peer(key) == peer for key in members)
+
+    def _wake(self) -> None:
+        self._replica.wake()
+
+    def _facts(self) -> StatusFacts:
+        tip = self._chain.tip
+        roles = sum(ROLE_BITS.get(role, 0) for role in self._config.roles)
+        return StatusFacts(roles, tip.height, tip.block_id, 1, 0)
+
+    # --- running
+
+    async def run(self) -> None:
+        """Start every part, then wait for the end."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._wait_for_signal)
+            start: Any = nursery.start  # libp2p brings old types for trio
+            await start(self._network.run)
+            log.info("listening", addresses=self._network.addresses())
+            await start(self._relay.run)
+            await start(self._replica.run)
+            nursery.start_soon(self._directory.run)
+            app = make_app(self._backend())
+            serve = partial(
+                serve_socket,
+                app,
+                self._settings.socket_path,
+                wait_for_stop=self._stop.wait,
+                drain_s=self._config.shutdown.drain_s,
+            )
+            await start(serve)
+            log.info("ready", height=self._chain.height)
+            await self._stop.wait()
+            log.info("stopping", height=self._chain.height)
+            nursery.cancel_scope.cancel()
+
+    async def _wait_for_signal(self) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                self._stop.set()
+                return
+
+    # --- what it tells
+
+    def _backend(self) -> Backend:
+        own = self._keys.validator
+        reading = Reading(
+            take_view=self._chain.view,
+            own_validator=None if own is None else own.public_key,
+            find_pending=self._find_pending,
+            count_providers=self._count_providers,
+        )
+        return Backend(
+            status=self._status,
+            checks=self._checks,
+            peers=self._peers,
+            infer=self._infer,
+            stop=self._stop.set,
+            ledger=make_ledger(reading, submit=self._relay.submit_transaction),
+        )
+
+    def _find_pending(self, tx_id: bytes) -> bytes | None:
+        found = self._transactions.find(tx_id)
+        return None if found is None else found.raw
+
+    def _count_providers(self, model: int, version: int) -> int:
+        offers = self._directory.offers()
+        return sum(
+            any((one.model, one.model_version) == (model, version) for one in offer.models)
+            for offer in offers
+        )
+
+    async def _infer(
+        self, order: Order, tell: Callable[[str], Awaitable[None]]
+    ) -> answers.InferenceReceipt:
+        raise Invalid("payer.not_ready", why="this home has no role payer")
+
+    def _checks(self) -> Mapping[str, bool]:
+        state = self._replica.statistics().state
+        checks = {
+            "peers": bool(self._network.peers()) or len(self._chain.tip.validators) == 1,
+            "height_lag": self._lag() <= LAG_BLOCKS_MAX,
+            "consensus": state != "diverged",
+        }
+        if "validator" in self._config.roles:
+            checks["signer"] = state in ("validating", "waiting", "following")
+            checks["signer"] = checks["signer"] and self._ground.journal is not None
+        return checks
+
+    def _lag(self) -> int:
+        heights = [view.facts.height for view in self._network.peers() if view.admitted]
+        return max(0, max(heights, default=0) - self._chain.height)
+
+    def _status(self) -> answers.Status:
+        tip, checks = self._chain.tip, self._checks()
+        journal = self._ground.journal
+        last = None if journal is None else journal.last
+        config = self._config
+        return answers.Status(
+            chain_id=self._chain.chain_id,
+            profile=config.profile,
+            name=config.name,
+            roles=config.roles,
+            node_account=self._keys.node.public_key,
+            height=tip.height,
+            block_id=tip.block_id,
+            time_ms=tip.time_ms,
+            lag_blocks=self._lag(),
+            peers=len(self._network.peers()),
+            validators=len(tip.validators),
+            signing=self._replica.statistics().state == "validating",
+            last_signed_height=0 if last is None else last.height,
+            pool_transactions=self._transactions.statistics().entries,
+            pool_bundles=self._bundles.statistics().entries,
+            engine="none",
+            models=(),
+            supply=self._chain.state().supply(),
+            app_version=self._chain.genesis.app_version,
+            build=installed_version("olnode"),
+            ready=all(checks.values()),
+            checks=checks,
+        )
+
+    def _peers(self) -> tuple[answers.Peer, ...]:
+        return tuple(
+            answers.Peer(
+                peer_id=peer_id_text(view.peer),
+                address=view.addresses[0] if view.addresses else "",
+                direction="out" if view.outbound else "in",
+                rtt_ms=view.ping_ms or 0,
+                height=view.facts.height,
+                score=view.score,
+            )
+            for view in self._network.peers()
+        )

@@ -1,0 +1,66 @@
+"""Transactions of the devnet's people, sent to a real node and waited for.
+
+Why through a node's socket: the devnet has no way of its own into the ledger; what it does, any
+operator can do with `olnode tx send`.
+What this file does not know: what is bought or published.
+"""
+
+import time
+from contextlib import suppress
+from typing import Any, Final
+
+import trio
+
+from consensus.primitives.errors import Invalid
+from node.devnet.children import Child
+from node.devnet.people import Person
+from node.ledger.addresses import account_text
+from node.ledger.wire.transactions import Payload, encode_body, sign_transaction
+from node.web.ask import Refusal, Unreachable
+
+MAX_FEE_GRAINS: Final = 10_000_000  # 0.01 OPEN; the charge is far below
+VALID_MS: Final = 600_000
+SETTLE_S: Final = 60.0
+POLL_S: Final = 0.1
+
+
+class Market:
+    """Sends for anybody through one node; keeps each sender's next nonce."""
+
+    def __init__(self, child: Child, chain_id: bytes) -> None:
+        self._child, self._chain_id = child, chain_id
+        self._nonces: dict[bytes, int] = {}
+
+    async def send(self, person: Person, payload: Payload) -> str:
+        """Into the pool; the transaction's id in hex. Raises Refusal or Unreachable."""
+        nonce = self._nonces.get(person.account)
+        if nonce is None:
+            route = f"/ledger/accounts/{account_text(person.account)}"
+            nonce = int((await self._ask(route))["nonce"])
+        until_ms = time.time_ns() // 1_000_000 + VALID_MS
+        body = encode_body(person.account, nonce, MAX_FEE_GRAINS, until_ms, payload)
+        raw = sign_transaction(self._chain_id, person.seed, body)
+        node = self._child.node
+        told = await trio.to_thread.run_sync(node.post_bytes, "/ledger/transactions", raw)
+        self._nonces[person.account] = nonce + 1
+        return str(told["transaction"])
+
+    async def settled(self, tx_id: str) -> int:
+        """The height that settled it. Raises Invalid `market.failed` or `market.not_settled`."""
+        with trio.move_on_after(SETTLE_S):
+            while True:
+                with suppress(Refusal, Unreachable):
+                    told = await self._ask(f"/ledger/transactions/{tx_id}")
+                    if told["state"] == "settled":
+                        if told["code"]:
+                            raise Invalid("market.failed", type=told["type"], why=told["reason"])
+                        return int(told["height"])
+                await trio.sleep(POLL_S)
+        raise Invalid("market.not_settled", transaction=tx_id)
+
+    async def do(self, person: Person, payload: Payload) -> int:
+        """Send and wait; the height."""
+        return await self.settled(await self.send(person, payload))
+
+    async def _ask(self, route: str) -> dict[str, Any]:
+        return await trio.to_thread.run_sync(self._child.node.get, route)

@@ -95,10 +95,10 @@ class Gate:
 
         `has_work` is asked only when the answer depends on it: it looks through the pools.
         """
-        waited_s = now_s - self._since_s
-        if waited_s >= heartbeat_s:
+        # Sums as in `next_s`, never differences: rounded otherwise, a look could come for ever.
+        if now_s >= self._since_s + heartbeat_s:
             return True
-        return waited_s >= self._interval_s and has_work()
+        return now_s >= self._since_s + self._interval_s and has_work()
 
     def next_s(self, now_s: float, heartbeat_s: float) -> float:
         """When to look again, if nothing else happens before; something may fall due by time."""

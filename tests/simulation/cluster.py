@@ -7,7 +7,7 @@ restart opens what is there.
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from bundle_kit import party
 
 from consensus.header import Header
 from consensus.primitives.digest import signing_bytes
+from consensus.primitives.errors import Invalid
 from consensus.primitives.keys import sign
 from node.ledger.genesis import Genesis, devnet_genesis, encode_genesis
 from node.ledger.pool import BundlePool, TransactionPool
@@ -134,7 +135,7 @@ class Node:
     def pay(self, nonce: int) -> None:
         """A transfer into this node's pool, as if gossip had brought it."""
         tx = self.cluster.transfer(nonce, self.now_ms())
-        if nonce >= self.chain.state().account(FAUCET.key).nonce:
+        with suppress(Invalid):  # settled already, or too far ahead of what this node knows
             self.transactions.add(self.chain.state(), self.now_ms(), tx)
             self.replica.wake()
 

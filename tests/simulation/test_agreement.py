@@ -9,8 +9,6 @@ from simulation.cluster import Cluster, Node, run_script
 
 from p2p.memory import Link
 
-PAID = b"payee"
-
 
 async def _pay(cluster: Cluster, times: int, every_s: float = 0.4) -> None:
     for _ in range(times):
@@ -216,7 +214,7 @@ def test_network_of_one_validator_makes_blocks(tmp_path: Path) -> None:
 
 async def _waits(cluster: Cluster) -> None:
     await trio.sleep(1)
-    await _pay(cluster, 3, every_s=0.7)
+    await _pay(cluster, 5, every_s=1)
     assert cluster.nodes[3].replica.statistics().state == "waiting"
     assert cluster.nodes[3].chain.height >= 2, "it follows meanwhile"
     await trio.sleep(10)

@@ -12,25 +12,33 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as installed_version
+from pathlib import Path
 from typing import Any, Final
 
 import trio
 
 from consensus.primitives.errors import Invalid
-from node.config import Settings
+from node.attribution.attribute import Version
+from node.attribution.index import Index
+from node.config import Settings, grains_of
+from node.holdings import Holdings, check_identity
 from node.ledger.pool import BundlePool, TransactionPool
-from node.ledger.wire.receipts import Receipt
+from node.ledger.wire.receipts import COMPLETE, Receipt, receipt_id
 from node.observe import get_log
 from node.peering import pace
 from node.peering.auditing import IndexAuditor
 from node.peering.bindings import find_validator, is_binding, make_binding
+from node.peering.blobs import Blobs, BlobStore
 from node.peering.directory import Directory
 from node.peering.proposer import Proposer
-from node.peering.relay import Relay
+from node.peering.relay import Relay, StatedClaim
 from node.peering.replica import Replica, Validator
 from node.peering.replica import Settings as Pacing
+from node.purse import Purse, Question
+from node.shop import Counter, Shop
 from node.storage.ground import Ground, open_ground
 from node.wallet.keystore import Key
+from node.wallet.payer import Limits
 from node.web import answers
 from node.web.app import Backend, Order, make_app, serve_socket
 from node.web.reading import Reading, make_ledger
@@ -103,12 +111,25 @@ class Node:
             bundles=self._bundles,
             store=self._chain.bundles,
             get_state=self._chain.state,
-            auditor=IndexAuditor(lambda model, version: None),
-            find_stated=lambda receipt_id: None,
+            auditor=IndexAuditor(self._find_audited),
+            find_stated=self._find_stated,
             may_see_sketch=self._may_see_sketch,
             evidence_folder=settings.home / "evidence",
             now_ms=now_ms,
             on_pooled=self._wake,
+        )
+        self._store = BlobStore(settings.home / "blobs", self._config.p2p.blob_quota_gb << 30)
+        self._blobs = Blobs(network=self._network, store=self._store)
+        serves = "provider" in self._config.roles
+        self._holdings = Holdings(
+            home=settings.home,
+            chain_id=self._chain.chain_id,
+            blobs=self._blobs,
+            store=self._store,
+            get_state=self._chain.state,
+            find_sources=self._find_sources,
+            names=self._config.serving.models if serves else self._config.audit.models,
+            serves=serves,
         )
         self._directory = Directory(
             network=self._network,
@@ -117,6 +138,8 @@ class Node:
             now_ms=now_ms,
         )
         self._replica = self._make_replica()
+        self._shop = self._make_shop() if serves else None
+        self._purse = None if keys.spending is None else self._make_purse(keys.spending)
 
     # --- parts
 
@@ -173,6 +196,65 @@ class Node:
             ),
         )
 
+    def _make_shop(self) -> Shop:
+        node, chain_id = self._keys.node, self._chain.chain_id
+        counter = Counter(
+            chain_id=chain_id,
+            provider=node.public_key,
+            peer_key=node.public_key,
+            signer=lambda tag: node.message_signer(tag, chain_id),
+            get_state=self._chain.state,
+            offer_bundle=self._relay.offer_bundle,
+            note_change=self._directory.note_change,
+            addresses=self._network.addresses,
+            now_ms=now_ms,
+        )
+        folder = self._settings.home / "receipts"
+        threads = self._config.engine.threads
+        return Shop(counter, self._network, self._holdings, folder, threads)
+
+    def _make_purse(self, key: Key) -> Purse:
+        payer = self._config.payer
+        limits = Limits(
+            channel_cap=grains_of(payer.channel_cap_open),
+            total_locked_max=grains_of(payer.total_locked_open),
+            fee_max=grains_of(payer.max_fee_open),
+            providers_tried=payer.providers_tried,
+            lanes=payer.lanes,
+        )
+        return Purse(
+            key=key,
+            chain_id=self._chain.chain_id,
+            folder=self._settings.home / "payer",
+            limits=limits,
+            network=self._network,
+            directory=self._directory,
+            holdings=self._holdings,
+            get_state=self._chain.state,
+            find_code=self._find_code,
+            submit=self._relay.submit_transaction,
+            now_ms=now_ms,
+        )
+
+    def _find_code(self, tx_id: bytes) -> int | None:
+        found = self._chain.view().find_transaction(tx_id)
+        return None if found is None else found.code
+
+    def _find_sources(self) -> tuple[PeerId, ...]:
+        return tuple(view.peer for view in self._network.peers() if view.admitted)
+
+    def _find_audited(self, model: int, version: int) -> tuple[Index, Version] | None:
+        held = self._holdings.find_index(model, version)
+        return None if held is None else (held.index, held.version)
+
+    def _find_stated(self, receipt_id: bytes) -> StatedClaim | None:
+        served = None if self._shop is None else self._shop.book.find_receipt(receipt_id)
+        return (
+            None
+            if served is None
+            else StatedClaim(statement=served.statement, sketch=served.sketch)
+        )
+
     def _find_peer(self, validator: bytes) -> PeerId | None:
         return find_validator(self._network, self._chain.chain_id, validator)
 
@@ -201,6 +283,12 @@ class Node:
             await start(self._relay.run)
             await start(self._replica.run)
             nursery.start_soon(self._directory.run)
+            self._blobs.serve()
+            nursery.start_soon(self._holdings.run)
+            if self._shop is not None:
+                nursery.start_soon(self._shop.run)
+                sign = self._keys.node.message_signer(b"offer", self._chain.chain_id)
+                nursery.start_soon(self._directory.run_sender, self._shop.make_offer, sign)
             app = make_app(self._backend())
             serve = partial(
                 serve_socket,
@@ -237,8 +325,15 @@ class Node:
             peers=self._peers,
             infer=self._infer,
             stop=self._stop.set,
+            store_goods=self._store_goods,
             ledger=make_ledger(reading, submit=self._relay.submit_transaction),
         )
+
+    async def _store_goods(self, kind: int, identity: bytes, folder: Path) -> None:
+        if not folder.is_absolute() or not await trio.Path(folder).is_dir():
+            raise Invalid("goods.folder", folder=str(folder)[:200])
+        await trio.to_thread.run_sync(check_identity, kind, identity, folder)
+        await trio.to_thread.run_sync(self._store.add_folder, kind, identity, folder)
 
     def _find_pending(self, tx_id: bytes) -> bytes | None:
         found = self._transactions.find(tx_id)
@@ -254,7 +349,34 @@ class Node:
     async def _infer(
         self, order: Order, tell: Callable[[str], Awaitable[None]]
     ) -> answers.InferenceReceipt:
-        raise Invalid("payer.not_ready", why="this home has no role payer")
+        if self._purse is None:
+            raise Invalid("payer.no_wallet", mend='roles = ["payer"] in config.toml')
+        question = Question(
+            order.model,
+            order.prompt,
+            order.max_tokens,
+            order.temperature_milli,
+            order.top_p_milli,
+            order.top_k,
+            order.seed,
+            order.max_fee,
+            order.provider,
+        )
+        answer = await self._purse.ask(question, tell)
+        receipt = answer.receipt
+        return answers.InferenceReceipt(
+            receipt=receipt_id(answer.receipt_raw),
+            provider=answer.provider,
+            model=order.model.partition("@")[0],
+            version=receipt.model_version,
+            fee=receipt.fee,
+            tokens_in=receipt.tokens_in,
+            tokens_out=receipt.tokens_out,
+            status="complete" if receipt.status == COMPLETE else "partial",
+            body=answer.receipt_raw,
+            signature=answer.signature,
+            checks={"fee": True, "counts": True, "answer_root": True},
+        )
 
     def _checks(self) -> Mapping[str, bool]:
         state = self._replica.statistics().state
@@ -293,8 +415,8 @@ class Node:
             last_signed_height=0 if last is None else last.height,
             pool_transactions=self._transactions.statistics().entries,
             pool_bundles=self._bundles.statistics().entries,
-            engine="none",
-            models=(),
+            engine="none" if self._shop is None else self._shop.engine_word,
+            models=tuple(held.label for held in self._holdings.all() if held.is_ready),
             supply=self._chain.state().supply(),
             app_version=self._chain.genesis.app_version,
             build=installed_version("olnode"),

@@ -26,6 +26,8 @@ FLOORS = (  # top down; a room imports itself and lower lines, never upwards, ne
     {"node.cli"},
     {"node.devnet", "node.doctor"},
     {"node.daemon"},
+    {"node.shop", "node.purse"},
+    {"node.holdings"},
     {"node.web", "node.home"},
     {"node.training"},
     {"node.serving", "node.wallet", "node.peering"},
@@ -37,7 +39,8 @@ UNPACK_CONFIG = {"node.cli", "node.devnet", "node.doctor", "node.daemon", "node.
 TORCH_ROOMS = ("node/serving/", "node/training/", "node/attribution/gradients.py",
                "node/attribution/basis.py", "node/attribution/kernels.py")
 ONLY_IN = {  # package -> path prefixes that may import it
-    "p2p": ("p2p/", "node/peering/", "node/wallet/", "node/daemon.py"),
+    "p2p": ("p2p/", "node/peering/", "node/wallet/", "node/daemon.py", "node/holdings.py",
+            "node/shop.py", "node/purse.py"),
     "libp2p": ("p2p/",),
     "plyvel": ("node/storage/store.py",),
     "nacl": ("consensus/primitives/keys.py", "node/wallet/keystore.py"),

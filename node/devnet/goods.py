@@ -15,7 +15,7 @@ from typing import Final
 from consensus.primitives.digest import sha256
 from node.attribution.datanets import Record, make_record
 from node.training import demo_texts, demo_world
-from node.training.demo_world import CONTRIBUTORS, DemoDatanet
+from node.training.demo_world import CONTRIBUTORS, COPIER, DemoDatanet
 from node.training.finetune import DEMO, Adapter, Step, finetune
 from node.training.tiny_model import Recipe, make_base
 
@@ -58,6 +58,8 @@ def records_of(world: DemoDatanet) -> tuple[tuple[Record, ...], ...]:
         mine = made[record.contributor]
         if one.raw not in {other.raw for other in mine}:
             mine.append(one)
+    # The ledger refuses the same content twice, so a copier that wants pay must shuffle a little.
+    made[COPIER].reverse()
     return tuple(tuple(mine) for mine in made)
 
 

@@ -5,6 +5,7 @@ with nothing but the genesis has verified what was agreed on.
 What this file does not know: how a terminal is drawn; `say` is a callable.
 """
 
+import os
 import shutil
 import socket
 import tempfile
@@ -12,19 +13,24 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trio
 
 from consensus.primitives.errors import Invalid
 from node import light
+from node.config import load
 from node.devnet.children import Child, ChildFailed, stop_all, wait_answering, watch
+from node.devnet.goods import Goods, cache_folder, make_goods
 from node.devnet.market import Market
-from node.devnet.people import Settled, settle, settled
-from node.ledger.addresses import account_text
+from node.devnet.people import PROVIDERS, Person, Settled, settle, settled
+from node.devnet.publishing import Publisher
+from node.home import keystore_of
+from node.ledger.addresses import account_of, account_text
 from node.ledger.amounts import GRAINS_PER_OPEN
 from node.ledger.genesis import decode_genesis
 from node.ledger.wire.transactions import Transfer
+from node.training.demo_texts import DOMAINS
 from node.web.ask import Refusal, Unreachable
 
 Say = Callable[[str], None]
@@ -36,6 +42,7 @@ PORTS: Final = 5
 PORT_BASES_TRIED: Final = 50
 GIFT_GRAINS: Final = 100 * GRAINS_PER_OPEN
 PROOF_S: Final = 30.0
+ASK_S: Final = 90.0
 POLL_S: Final = 0.2
 
 
@@ -97,7 +104,9 @@ class _Story:
 
     async def tell(self, *, stays: bool, traffic_per_s: float) -> None:
         """Every stage in order."""
-        land = settled(self._folder) or await self._settle()
+        goods = await self._make_goods()
+        known = settled(self._folder)
+        land = known or await self._settle()
         genesis = decode_genesis(land.genesis)
         chain = genesis.chain_id.hex()
         self._say(f"olnode devnet   chain {chain[:4]}…{chain[-2:]}   home {self._folder}")
@@ -106,6 +115,9 @@ class _Story:
                 await self._start(land, nursery)
                 market = Market(land.validators[0], genesis.chain_id)
                 await self._agree(land, market)
+                if known is None:
+                    await self._publish(land, market, goods)
+                await self._ask_first(land, goods)
                 if stays:
                     await self._stay(land, market, traffic_per_s)
                 for child in land.children:
@@ -116,9 +128,9 @@ class _Story:
 
     async def _settle(self) -> Settled:
         self.stage = "settling"
-        return settle(
-            self._folder, time_ms=time.time_ns() // 1_000_000, ports=free_ports(), models=()
-        )
+        models = tuple(domain.name for domain in DOMAINS)
+        time_ms = time.time_ns() // 1_000_000
+        return settle(self._folder, time_ms=time_ms, ports=free_ports(), models=models)
 
     async def _start(self, land: Settled, nursery: trio.Nursery) -> None:
         self.stage = "starting the nodes"
@@ -139,12 +151,65 @@ class _Story:
         took_s = trio.current_time() - began_s
         self._say(f" settled        block {height}, {took_s:.1f} s after the transfer was sent")
         self.stage = "proving the balance"
-        proof = await _proof(land.validators[1], to.account)
+        route = f"/ledger/accounts/{account_text(to.account)}/proof"
+        proof = await _proof(land.validators[1], route)
         began_ns = time.perf_counter_ns()
         trust = light.trust_genesis(decode_genesis(land.genesis))
         light.verify_file(proof, trust)
         took_ms = (time.perf_counter_ns() - began_ns) / 1_000_000
         self._say(f" proof          {len(proof):,} bytes   VERIFIED offline in {took_ms:.1f} ms")
+
+    async def _make_goods(self) -> Goods:
+        self.stage = "training the base and its adapters"
+        threads = os.cpu_count() or 1
+        bar = _Bar(self._say)
+        return await trio.to_thread.run_sync(make_goods, cache_folder(), threads, bar.tell)
+
+    async def _publish(self, land: Settled, market: Market, goods: Goods) -> None:
+        """Providers, Datanets, contributions, models: each step its person's transaction."""
+        self.stage = "publishing Datanets and models"
+        seller = land.validators[0]
+        publisher = Publisher(market, seller, land.people, self._folder / "creator")
+        for child in land.validators[:PROVIDERS]:
+            await publisher.register_provider(node_of(child))
+        numbers = await publisher.create_datanets(goods)
+        await publisher.contribute(goods, numbers)
+        labels = []
+        for good in goods.goods:
+            await publisher.publish(goods, good, numbers[good.name])
+            labels.append(f"{good.name}@1")
+        people = len(land.people.contributors)
+        self._say(f" models         {' '.join(labels)} on tiny-base")
+        self._say(f" Datanets       {len(numbers)}, contributors {people}")
+
+    async def _ask_first(self, land: Settled, goods: Goods) -> None:
+        """One question of a payer's own wallet, its receipt settled and verified."""
+        self.stage = "asking a question"
+        fact = goods.goods[0].world.facts[0]
+        question = fact.held_back_questions()[0]
+        spender = spender_of(land.payer)
+        market = Market(land.validators[0], decode_genesis(land.genesis).chain_id)
+        await market.do(land.people.faucet, Transfer(spender, GIFT_GRAINS, b"to ask with"))
+        text, receipt = await _answer(land.payer, goods.goods[0].name, question)
+        self._say(f" first order    {goods.goods[0].name}@1 “{question}” → “{text.strip()}”")
+        self._say(f" receipt        {receipt['receipt'][:16]}… fee {receipt['fee']} grains")
+        self.stage = "settling the receipt"
+        route = f"/ledger/receipts/{receipt['receipt']}"
+        shown = await _wait_for(land.payer, route)
+        for role, grains in shown["split"].items():
+            self._say(f"   {role:<12} {int(grains) / GRAINS_PER_OPEN:.9f} OPEN")
+        for credit in sorted(shown["credits"], key=lambda one: -one["share_bps"])[:3]:
+            name = land.people.name_of(account_of(credit["contributor"]))
+            self._say(f"   {name or credit['contributor']}: {credit['share_bps'] / 100:.2f} %")
+        self.stage = "verifying the receipt"
+        proof = await _proof(land.validators[2], f"{route}/proof")
+        began_ns = time.perf_counter_ns()
+        light.verify_file(proof, light.trust_genesis(decode_genesis(land.genesis)))
+        took_ms = (time.perf_counter_ns() - began_ns) / 1_000_000
+        self._say(
+            f" settled        block {shown['height']}   proof {len(proof):,} bytes   "
+            f"VERIFIED offline in {took_ms:.1f} ms"
+        )
 
     async def _stay(self, land: Settled, market: Market, traffic_per_s: float) -> None:
         self.stage = "staying up"
@@ -167,9 +232,69 @@ class _Story:
         self._say(f" restarted      {child.name} had died; it catches up from its own disk")
 
 
-async def _proof(child: Child, account: bytes) -> bytes:
-    """The proof file of an account's balance, as soon as the node can make it."""
-    route = f"/ledger/accounts/{account_text(account)}/proof"
+def node_of(child: Child) -> Person:
+    """The account of a node's own key, which a devnet keeps in the clear."""
+    key = keystore_of(load(child.home)).unlock("node", None)
+    return Person(child.name, key.network_seed())
+
+
+def spender_of(child: Child) -> bytes:
+    """The account that the payer's wallet spends from."""
+    found = keystore_of(load(child.home)).find("spending")
+    assert found is not None
+    return found.public_key
+
+
+async def _answer(child: Child, model: str, question: str) -> tuple[str, dict[str, Any]]:
+    """Ask until a provider is known; the text and the receipt."""
+
+    def ask() -> tuple[str, dict[str, Any]]:
+        text = ""
+        receipt: dict[str, Any] = {}
+        body = {"model": model, "prompt": question, "max_tokens": 48}
+        for line in child.node.stream("/infer", body):
+            text += line.get("text", "")
+            receipt = line.get("receipt", receipt)
+        return text, receipt
+
+    refusal: Refusal | None = None
+    with trio.move_on_after(ASK_S):
+        while True:
+            try:
+                return await trio.to_thread.run_sync(ask)
+            except Refusal as error:
+                refusal = error
+                await trio.sleep(POLL_S)
+    raise StageFailed("asking a question", str(refusal or "no answer"))
+
+
+async def _wait_for(child: Child, route: str) -> dict[str, Any]:
+    """The JSON at `route`, as soon as there is any."""
+    with trio.move_on_after(PROOF_S):
+        while True:
+            try:
+                return await trio.to_thread.run_sync(child.node.get, route)
+            except Refusal:
+                await trio.sleep(POLL_S)
+    raise StageFailed("settling the receipt", f"{child.name} did not settle it")
+
+
+class _Bar:
+    """Says at each tenth of a long step how far it is."""
+
+    def __init__(self, say: Say) -> None:
+        self._say, self._last = say, ("", -1)
+
+    def tell(self, what: str, done: int, total: int) -> None:
+        """A line at each tenth."""
+        here = (what, 10 * done // max(1, total))
+        if here != self._last:
+            self._last = here
+            self._say(f" training       {what} {10 * here[1]} %")
+
+
+async def _proof(child: Child, route: str) -> bytes:
+    """The proof file at `route`, as soon as the node can make it."""
     with trio.move_on_after(PROOF_S):
         while True:
             try:

@@ -124,6 +124,19 @@ class Key:
         """(tag, body) → signature on one chain; refuses as `sign` does."""
         return lambda tag, body: self.sign(tag, chain_id, body)
 
+    def message_signer(self, tag: bytes, chain_id: bytes) -> Callable[[bytes], bytes]:
+        """Whole message → signature, for parts that build the signed bytes themselves.
+
+        A message of another tag or chain is our own fault: an assertion.
+        """
+        prefix = signing_bytes(tag, chain_id, b"")
+
+        def sign_message(message: bytes) -> bytes:
+            assert message.startswith(prefix), "a message of another tag or chain"
+            return self.sign(tag, chain_id, message[len(prefix) :])
+
+        return sign_message
+
     def vote_signer(self, chain_id: bytes) -> Callable[[bytes, bytes], bytes]:
         """(tag, body) → signature of votes and proposals only; for the journal, which guards it."""
         if self.role != "validator":

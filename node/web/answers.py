@@ -189,6 +189,16 @@ class DatanetAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class ContributionAnswer:
+    number: int
+    contributor: Account
+    root: Hex
+    records: int
+    status: str
+    earned: Grains  # matured so far, before the curation cut
+
+
+@dataclass(frozen=True, slots=True)
 class ValidatorAnswer:
     key: Account
     power: int

@@ -37,9 +37,18 @@ from node.web.requests import (
 )
 from node.web.streams import LineStream, Tell
 
+GOODS_BYTES_MAX: Final = 8_192
 QUESTION_BYTES_MAX: Final = 1_048_576
 HEADER_TIMEOUT_S: Final = 5
 CONNECTIONS_MAX: Final = 64  # one operator and their scripts
+
+
+class GoodsBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /goods: a folder on this machine and what it is (page 70 §10)."""
+
+    kind: Annotated[int, msgspec.Meta(ge=1, le=5)]
+    identity: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    folder: Annotated[str, msgspec.Meta(min_length=1, max_length=4_096)]
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -78,6 +87,8 @@ class Backend:
     `infer(order, tell)` awaits `tell(text)` for each piece of the answer, returns the receipt once
     it is checked, and raises Invalid before the first piece or midway; a cancel means that the
     caller has gone: the wallet pays for what was delivered. `stop` only asks for an orderly end.
+    `store_goods(kind, identity, folder)` checks that a folder of this machine is what `identity`
+    names, and serves its files to peers from then on; raises Invalid.
     """
 
     status: Callable[[], answers.Status]
@@ -85,6 +96,7 @@ class Backend:
     peers: Callable[[], tuple[answers.Peer, ...]]
     infer: Callable[[Order, Callable[[str], Awaitable[None]]], Awaitable[answers.InferenceReceipt]]
     stop: Callable[[], None]
+    store_goods: Callable[[int, bytes, Path], Awaitable[None]]
     ledger: Ledger
 
 
@@ -121,6 +133,16 @@ def _node_routes(backend: Backend) -> list[Route]:
         backend.stop()
         return JSONResponse({"stopping": True}, 202)
 
+    async def goods(request: Request) -> Response:
+        check_parameters(request)
+        raw = await read_body(request, GOODS_BYTES_MAX, "application/json")
+        try:
+            told = msgspec.json.decode(raw, type=GoodsBody)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Invalid("request.invalid_value", why=str(error)[:200]) from None
+        await backend.store_goods(told.kind, bytes.fromhex(told.identity), Path(told.folder))
+        return JSONResponse({"stored": told.identity}, 201)
+
     async def infer(request: Request) -> Response:
         check_parameters(request)
         order = order_of(await read_body(request, QUESTION_BYTES_MAX, "application/json"))
@@ -140,6 +162,7 @@ def _node_routes(backend: Backend) -> list[Route]:
         route("GET", "/readyz", ready),
         route("GET", "/peers", peers),
         route("POST", "/stop", stop),
+        route("POST", "/goods", goods),
         route("POST", "/infer", infer),
     ]
 

@@ -44,6 +44,7 @@ class Ledger:
     prove_account: Callable[[bytes], bytes | None]
     list_models: Callable[[int, int], tuple[answers.ModelAnswer, ...]]
     list_datanets: Callable[[int, int], tuple[answers.DatanetAnswer, ...]]
+    list_contributions: Callable[[int, int, int], tuple[answers.ContributionAnswer, ...]]
     list_validators: Callable[[], tuple[answers.ValidatorAnswer, ...]]
     get_params: Callable[[], answers.Params]
     submit: Callable[[bytes], Awaitable[bytes]]
@@ -88,6 +89,10 @@ def routes(ledger: Ledger) -> list[Route]:
     async def datanets(request: Request) -> Response:
         return page("datanets", ledger.list_datanets(*paging(request)))
 
+    async def contributions(request: Request) -> Response:
+        datanet = number_of(request.path_params["datanet"], "datanet")
+        return page("contributions", ledger.list_contributions(datanet, *paging(request)))
+
     async def validators(request: Request) -> Response:
         check_parameters(request)
         return page("validators", ledger.list_validators())
@@ -112,6 +117,7 @@ def routes(ledger: Ledger) -> list[Route]:
         route("GET", "/ledger/receipts/{id}/proof", receipt_proof),
         route("GET", "/ledger/models", models),
         route("GET", "/ledger/datanets", datanets),
+        route("GET", "/ledger/datanets/{datanet}/contributions", contributions),
         route("GET", "/ledger/validators", validators),
         route("GET", "/ledger/params", params),
     ]

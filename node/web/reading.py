@@ -68,6 +68,9 @@ def make_ledger(
         prove_account=lambda account: account_file(view(), account),
         list_models=lambda after, limit: list_models(view(), after, limit, reading.count_providers),
         list_datanets=lambda after, limit: list_datanets(view(), after, limit),
+        list_contributions=lambda datanet, after, limit: list_contributions(
+            view(), datanet, after, limit
+        ),
         list_validators=lambda: list_validators(view(), reading.own_validator),
         get_params=lambda: get_params(view()),
         submit=submit,
@@ -343,6 +346,29 @@ def list_datanets(view: View, after: int, limit: int) -> tuple[answers.DatanetAn
                 contributors=len({one.contributor for one in accepted}),
             )
         )
+    return tuple(told)
+
+
+CONTRIBUTION_STATUS: Final = ("pending", "accepted", "returned", "rejected", "slashed", "withdrawn")
+
+
+def list_contributions(
+    view: View, datanet: int, after: int, limit: int
+) -> tuple[answers.ContributionAnswer, ...]:
+    """Contributions of one Datanet with numbers above `after`."""
+    told = []
+    for (number,), found in view.state().scan(tables.CONTRIBUTION):
+        place = int.from_bytes(number, "big")
+        if found.datanet != datanet or place <= after:
+            continue
+        status = CONTRIBUTION_STATUS[found.status]
+        told.append(
+            answers.ContributionAnswer(
+                place, found.contributor, found.root, found.records, status, found.earned
+            )
+        )
+        if len(told) == limit:
+            break
     return tuple(told)
 
 

@@ -121,6 +121,9 @@ class Behind:
         self.asked.append((after, limit))
         return ()
 
+    async def store_goods(self, kind: int, identity: bytes, folder: Path) -> None:
+        self.goods = (kind, identity, folder)
+
     def backend(self) -> Backend:
         ledger = Ledger(
             find_account=self.find_account,
@@ -133,6 +136,7 @@ class Behind:
             prove_account=lambda account: None,
             list_models=self.list_models,
             list_datanets=lambda after, limit: (),
+            list_contributions=lambda datanet, after, limit: (),
             list_validators=lambda: (answers.ValidatorAnswer(ALICE, 10, True, False),),
             get_params=lambda: answers.Params(7, ID, 1, 100, {"block_bytes_max": (5,)}),
             submit=self.submit,
@@ -143,6 +147,7 @@ class Behind:
             peers=lambda: (),
             infer=self.infer,
             stop=self.stop,
+            store_goods=self.store_goods,
             ledger=ledger,
         )
 

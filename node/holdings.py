@@ -1,0 +1,188 @@
+"""The models this node holds: bases, adapters and indices, by hash, fetched when missing.
+
+Why by hash and checked: what a peer sends is believed only when its identity, computed here, is
+the one on the ledger (page 70 §10). Why names alone are configured: a new version of a model is
+picked up by the node itself.
+What this file does not know: who asks, what anything costs, how tokens are made.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from consensus.primitives.digest import sha256
+from consensus.primitives.errors import Invalid
+from node.attribution.attribute import Version
+from node.attribution.index import Index
+from node.ledger import tables
+from node.ledger.state import State
+from node.observe import get_log
+from node.peering.blobs import ADAPTER, BASE, CONTENT, INDEX, Blobs, BlobStore
+from node.serving.adapters import base_hash, read_adapter
+from node.serving.attributing import HeldIndex
+from node.serving.manifest import Manifest, decode_manifest
+from p2p.errors import NetworkError
+from p2p.network import PeerId
+
+LOOK_S: Final = 1.0  # between two looks at ledger and peers
+GIB: Final = 1 << 30
+BYTES_MAX: Final = {ADAPTER: 2 * GIB, BASE: 64 * GIB, INDEX: 16 * GIB, CONTENT: 1 << 20}
+FOLDERS: Final = {ADAPTER: "adapters", BASE: "models", INDEX: "indexes", CONTENT: "manifests"}
+
+log = get_log("holdings")
+
+
+@dataclass(frozen=True, slots=True)
+class HeldModel:
+    """A model version that is here. Folders are None for what this node did not want."""
+
+    name: str
+    model: int
+    version: int
+    manifest: Manifest
+    base: Path | None
+    adapter: Path | None
+    checkpoints: tuple[Path, Path] | None
+    index: HeldIndex | None
+    is_ready: bool = False  # its adapters are loaded in the engine
+
+    @property
+    def label(self) -> str:
+        """`name@version`."""
+        return f"{self.name}@{self.version}"
+
+
+class Holdings:
+    """Keeps the current version of each wanted model here; look-ups are by (model, version)."""
+
+    def __init__(
+        self,
+        *,
+        home: Path,
+        chain_id: bytes,
+        blobs: Blobs,
+        store: BlobStore,
+        get_state: Callable[[], State],
+        find_sources: Callable[[], Sequence[PeerId]],
+        names: Sequence[str],
+        serves: bool,
+    ) -> None:
+        self._home, self._chain_id = home, chain_id
+        self._blobs, self._store = blobs, store
+        self._get_state, self._find_sources = get_state, find_sources
+        self._names, self._serves = names, serves
+        self._held: dict[tuple[int, int], HeldModel] = {}
+        self.counters: Counter[str] = Counter()
+
+    def find(self, model: int, version: int) -> HeldModel | None:
+        """What is held of a version."""
+        return self._held.get((model, version))
+
+    def find_index(self, model: int, version: int) -> HeldIndex | None:
+        """The opened index of a version."""
+        held = self._held.get((model, version))
+        return None if held is None else held.index
+
+    def all(self) -> tuple[HeldModel, ...]:
+        """Everything held."""
+        return tuple(self._held.values())
+
+    def note_ready(self, held: HeldModel) -> None:
+        """The engine has loaded its adapters."""
+        self._held[held.model, held.version] = replace(held, is_ready=True)
+
+    async def run(self) -> None:
+        """Look at the ledger for wanted versions and fetch what is missing, for ever."""
+        while True:
+            for name in self._names:
+                try:
+                    await self._look_for(name)
+                except (NetworkError, Invalid, OSError) as error:
+                    self.counters["failed"] += 1
+                    log.warning("a model is not here yet", model=name, why=str(error))
+            await trio.sleep(LOOK_S)
+
+    async def fetch(self, kind: int, identity: bytes) -> Path:
+        """The folder of an identity, from the disk or from a peer.
+
+        Raises Unreachable when nobody has it. Its content is checked in either case.
+        """
+        folder = self._home / FOLDERS[kind] / identity.hex()
+        check = partial(check_identity, kind, identity)
+        if folder.is_dir():
+            await trio.to_thread.run_sync(check, folder)
+        elif (entries := self._store.listing(kind, identity)) is not None:
+            await trio.to_thread.run_sync(self._store.link_into, entries, folder)
+            await trio.to_thread.run_sync(check, folder)
+        else:
+            await self._blobs.fetch(
+                kind,
+                identity,
+                folder,
+                peers=self._find_sources(),
+                bytes_max=BYTES_MAX[kind],
+                check=check,
+            )
+            self.counters["fetched"] += 1
+        return folder
+
+    async def _look_for(self, name: str) -> None:
+        which = find_current(self._get_state(), name)
+        if which is None or which in self._held:
+            return
+        record = self._get_state().get(tables.VERSION, *which)
+        manifest_folder = await self.fetch(CONTENT, record.manifest)
+        raw = await trio.Path(manifest_folder / "content").read_bytes()
+        manifest = decode_manifest(raw)
+        if (manifest.adapter, manifest.index_root) != (record.adapter, record.index_root):
+            raise Invalid("holdings.manifest", model=name)
+        base = adapter = None
+        checkpoints = None
+        if self._serves:
+            base = await self.fetch(BASE, manifest.base)
+            adapter = await self.fetch(ADAPTER, manifest.adapter) if manifest.adapter else None
+            if manifest.early:
+                early = await self.fetch(ADAPTER, manifest.early)
+                checkpoints = (early, await self.fetch(ADAPTER, manifest.middle))
+        index = None
+        if manifest.index_root:
+            folder = await self.fetch(INDEX, manifest.index_root)
+            opened = await trio.to_thread.run_sync(Index.open, folder, manifest.index_root)
+            version = Version(self._chain_id, *which, record.published_ms)
+            index = HeldIndex(opened, str(folder), version)
+        self._held[which] = HeldModel(name, *which, manifest, base, adapter, checkpoints, index)
+        log.info("holds", model=f"{name}@{which[1]}", serves=self._serves)
+
+
+def find_current(state: State, name: str) -> tuple[int, int] | None:
+    """(model, version) of the current release of a model name, or None."""
+    number = state.find(tables.MODEL_NAME, name.encode())
+    if number is None:
+        return None
+    current = state.get(tables.MODEL, number.number).current
+    return (number.number, current) if current else None
+
+
+def check_identity(kind: int, identity: bytes, folder: Path) -> None:
+    """Raise Invalid `holdings.identity` unless `folder` holds what `identity` names. Blocks."""
+    try:
+        found: Any
+        if kind == ADAPTER:
+            found = read_adapter(folder).hash
+        elif kind == BASE:
+            found = base_hash(folder)
+        elif kind == CONTENT:
+            found = sha256((folder / "content").read_bytes())
+        else:
+            Index.open(folder, identity)
+            return
+    except Exception as error:
+        # Whatever a stranger's bytes made a parser say: they are not what was asked for.
+        raise Invalid("holdings.identity", why=str(error)[:200]) from error
+    if found != identity:
+        raise Invalid("holdings.identity", found=found)

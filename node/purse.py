@@ -1,0 +1,191 @@
+"""The payer's side composed: names to versions, prompts to ids, channels to transactions.
+
+Why here: the wallet knows promises and the ledger knows names; the node joins them, so that
+`olnode infer MODEL "…"` is one call.
+What this file does not know: HTTP, how a provider works.
+"""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from consensus.primitives.errors import Invalid
+from node.attribution.datanets import encode_prompt
+from node.attribution.tokens import TextTokenizer
+from node.holdings import Holdings, find_current
+from node.ledger import tables
+from node.ledger.state import State
+from node.ledger.wire.orders import Offer, OrderSampling, channel_id
+from node.ledger.wire.transactions import (
+    CloseChannel,
+    OpenChannel,
+    Payload,
+    encode_body,
+    encode_transaction,
+)
+from node.peering.blobs import BASE
+from node.peering.directory import Directory
+from node.wallet.keystore import Key
+from node.wallet.payer import Answer, Ask, Limits, Payer, Piece
+from node.wallet.promises import PromiseBook
+from p2p.errors import Unreachable
+from p2p.network import FrameStream, Network
+
+MAX_FEE_GRAINS: Final = 10_000_000  # of a transaction of ours; the charge is far below
+VALID_MS: Final = 600_000
+SETTLE_S: Final = 30.0
+POLL_S: Final = 0.1
+SAMPLING_VERSION: Final = 1
+
+Submit = Callable[[bytes], Awaitable[bytes]]  # transaction bytes → id
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to ask: a model `name` or `name@version`, the text, and how to sample."""
+
+    model: str
+    prompt: str
+    max_tokens: int
+    temperature_milli: int = 0
+    top_p_milli: int = 1_000
+    top_k: int = 0
+    seed: int | None = None
+    max_fee: int | None = None
+    provider: bytes | None = None
+
+
+class Purse:
+    """Asks and pays with the spending key of the home."""
+
+    def __init__(
+        self,
+        *,
+        key: Key,
+        chain_id: bytes,
+        folder: Path,
+        limits: Limits,
+        network: Network,
+        directory: Directory,
+        holdings: Holdings,
+        get_state: Callable[[], State],
+        find_code: Callable[[bytes], int | None],
+        submit: Submit,
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._key, self._chain_id = key, chain_id
+        self._network, self._directory, self._holdings = network, directory, holdings
+        self._get_state, self._find_code = get_state, find_code
+        self._submit, self._now_ms = submit, now_ms
+        self._sending = trio.Lock()  # one transaction at a time: nonces follow each other
+        self._tokenizers: dict[bytes, TextTokenizer] = {}
+        self._book = PromiseBook(
+            folder,
+            chain_id=chain_id,
+            spender=key.public_key,
+            sign=key.message_signer(b"voucher", chain_id),
+        )
+        self._payer = Payer(
+            book=self._book,
+            limits=limits,
+            get_state=get_state,
+            get_offers=directory.offers,
+            open_stream=self._open_stream,
+            open_channel=self._open_channel,
+            close_channel=self._close_channel,
+            chain_id=chain_id,
+            now_ms=now_ms,
+        )
+
+    def close(self) -> None:
+        """Let go of the journal."""
+        self._book.close()
+
+    async def ask(self, question: Question, tell: Callable[[str], Awaitable[None]]) -> Answer:
+        """Buy the answer; `tell` gets each piece of text. Raises Invalid or PaymentFailed."""
+        model, version = self._find_version(question.model)
+        tokenizer = await self._tokenizer(self._get_state().get(tables.MODEL, model).base)
+        sampling = OrderSampling(
+            SAMPLING_VERSION,
+            question.temperature_milli,
+            question.top_p_milli,
+            question.top_k,
+            question.max_tokens,
+            1,
+            (),
+            0,
+        )
+        seed = None if question.seed is None else question.seed.to_bytes(32, "big")
+        asked = Ask(
+            model=model,
+            version=version,
+            prompt=encode_prompt(tokenizer, question.prompt),
+            sampling=sampling,
+            seed=seed,
+            provider=question.provider,
+            fee_max=question.max_fee,
+        )
+        answer: Answer | None = None
+        async with self._payer.infer(asked) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Piece):
+                    await tell(piece.text.decode("utf-8", "replace"))
+                else:
+                    answer = piece
+        assert answer is not None
+        return answer
+
+    def _find_version(self, label: str) -> tuple[int, int]:
+        name, _, version = label.partition("@")
+        state = self._get_state()
+        which = find_current(state, name)
+        if which is None:
+            raise Invalid("payer.unknown_model", model=name)
+        if not version:
+            return which
+        if not version.isdecimal() or not state.has(tables.VERSION, which[0], int(version)):
+            raise Invalid("payer.unknown_model", model=label)
+        return which[0], int(version)
+
+    async def _tokenizer(self, base: bytes) -> TextTokenizer:
+        found = self._tokenizers.get(base)
+        if found is None:
+            folder = await self._holdings.fetch(BASE, base)
+            found = await trio.to_thread.run_sync(TextTokenizer, folder)
+            self._tokenizers[base] = found
+        return found
+
+    # --- what the wallet needs of the node
+
+    async def _open_stream(self, offer: Offer) -> FrameStream:
+        peer = self._directory.find_peer(offer.provider)
+        if peer is None:
+            raise Unreachable("the provider's peer is not known")
+        return await self._network.open(peer, "infer")
+
+    async def _open_channel(self, provider: bytes, cap: int) -> bytes:
+        me = self._key.public_key
+        nonce = await self._send(OpenChannel(provider, me, cap, 0))
+        return channel_id(self._chain_id, me, provider, nonce)
+
+    async def _close_channel(self, channel: bytes) -> None:
+        await self._send(CloseChannel(channel))
+
+    async def _send(self, payload: Payload) -> int:
+        """Sign, submit, wait until a block holds it; the nonce it had."""
+        async with self._sending:
+            me = self._key.public_key
+            nonce = self._get_state().account(me).nonce
+            body = encode_body(me, nonce, MAX_FEE_GRAINS, self._now_ms() + VALID_MS, payload)
+            raw = encode_transaction(body, self._key.sign(b"tx", self._chain_id, body))
+            tx_id = await self._submit(raw)
+            with trio.move_on_after(SETTLE_S):
+                while (code := self._find_code(tx_id)) is None:  # noqa: ASYNC110  # chain has no event
+                    await trio.sleep(POLL_S)
+                if code:
+                    raise Invalid("payer.transaction_refused", number=code)
+                return nonce
+        raise Invalid("payer.not_settled", transaction=tx_id)

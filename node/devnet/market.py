@@ -53,7 +53,8 @@ class Market:
                     told = await self._ask(f"/ledger/transactions/{tx_id}")
                     if told["state"] == "settled":
                         if told["code"]:
-                            raise Invalid("market.failed", type=told["type_name"], why=told["reason"])
+                            kind, why = told["type_name"], told["reason"]
+                            raise Invalid("market.failed", type=kind, why=why)
                         return int(told["height"])
                 await trio.sleep(POLL_S)
         raise Invalid("market.not_settled", transaction=tx_id)

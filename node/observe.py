@@ -51,7 +51,8 @@ def set_up(level: str, format: Format, levels: Mapping[str, str]) -> None:
             _show_bytes,
             renderer,
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        # Looked up anew each time: a test, or a log that is rotated, may replace the stream.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
         cache_logger_on_first_use=False,
     )
     # Libraries speak through logging; what they warn of is shown beside our own events.

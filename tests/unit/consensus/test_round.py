@@ -383,7 +383,7 @@ def record(kind: int, round: int, block_id: bytes, locked: tuple[int, bytes]) ->
 def test_restart_after_a_prevote_says_it_never_again() -> None:
     machine = Machine(signed=record(PREVOTE, 0, A_ID, NOWHERE))
     assert (machine.engine.round, machine.engine.step) == (0, Step.PREVOTE)
-    assert machine.give(*proposal(B), *timeout(Step.PROPOSE)) == []
+    assert machine.give(*timeout(Step.PROPOSE)) == []
     own = vote(PREVOTE, 3, A_ID)
     assert machine.give(*proposal(A), own, *prevotes(A_ID, "01"))[-1] == "precommit A"
 

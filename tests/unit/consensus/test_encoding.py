@@ -1,0 +1,159 @@
+"""One value, one encoding: whatever bytes come, only canonical ones of the right shape pass."""
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from consensus.primitives.encoding import (
+    INT_MAX,
+    SIG,
+    U8,
+    U16,
+    U32,
+    U63,
+    Bytes,
+    Either,
+    Fixed,
+    H,
+    ListOf,
+    Record,
+    Shape,
+    decode,
+    encode,
+    from_wide,
+    wide,
+)
+from consensus.primitives.errors import Invalid
+
+PAIR = Record(U63, Bytes(8))
+MANY = ListOf(PAIR, 4)
+
+
+def refusal(raw: bytes, shape: Shape, bytes_max: int = 1_000) -> str:
+    with pytest.raises(Invalid) as refused:
+        decode(raw, shape, bytes_max, "x")
+    return refused.value.code
+
+
+@given(st.lists(st.tuples(st.integers(0, INT_MAX), st.binary(max_size=8)), max_size=4))
+def test_what_is_encoded_comes_back(rows: list[tuple[int, bytes]]) -> None:
+    value = tuple(rows)
+    assert decode(encode(value), MANY, 1_000, "x") == value
+
+
+@given(st.binary(max_size=64))
+def test_any_bytes_are_refused_or_are_their_own_encoding(raw: bytes) -> None:
+    for shape in (MANY, PAIR, U63, Bytes(64), Record(H, SIG)):
+        try:
+            value = decode(raw, shape, 64, "x")
+        except Invalid:
+            continue
+        assert encode(value) == raw
+
+
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.text(max_size=3)
+    | st.binary(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@given(PLAIN)
+def test_any_msgpack_passes_only_in_shape(value: object) -> None:
+    raw = msgpack.packb(value, use_bin_type=True)
+    try:
+        found = decode(raw, PAIR, 1_000, "x")
+    except Invalid:
+        return
+    number, data = found
+    assert type(number) is int
+    assert type(data) is bytes
+    assert encode(found) == raw
+
+
+@pytest.mark.parametrize(
+    ("shape", "top"), [(U8, 2**8 - 1), (U16, 2**16 - 1), (U32, 2**32 - 1), (U63, 2**63 - 1)]
+)
+def test_integers_end_where_they_say(shape: Shape, top: int) -> None:
+    assert decode(encode(top), shape, 16, "x") == top
+    assert decode(encode(0), shape, 16, "x") == 0
+    assert refusal(msgpack.packb(top + 1), shape) == "x.malformed"
+    assert refusal(msgpack.packb(-1), shape) == "x.malformed"
+
+
+@pytest.mark.parametrize(
+    ("shape", "good", "bad"),
+    [
+        (Bytes(4, 1), [b"a", b"abcd"], [b"", b"abcde"]),
+        (Fixed(3), [b"abc"], [b"ab", b"abcd"]),
+        (Either(0, 2), [b"", b"ab"], [b"a", b"abc"]),
+        (ListOf(U8, 3, 1), [(1,), (1, 2, 3)], [(), (1, 2, 3, 4)]),
+        (Record(U8, U8), [(1, 2)], [(1,), (1, 2, 3)]),
+    ],
+)
+def test_both_sides_of_each_length(shape: Shape, good: list[object], bad: list[object]) -> None:
+    for value in good:
+        assert decode(encode(value), shape, 100, "x") == value
+    for value in bad:
+        assert refusal(encode(value), shape) == "x.malformed"
+
+
+@pytest.mark.parametrize(
+    ("desc", "raw"),
+    [
+        ("an integer in two bytes", b"\xcc\x01"),
+        ("an integer in nine bytes", b"\xcf" + bytes(7) + b"\x01"),
+        ("bytes with a long head", b"\xc5\x00\x01a"),
+    ],
+)
+def test_longer_form_of_the_same_value_is_refused(desc: str, raw: bytes) -> None:
+    shape = Bytes(8) if raw[0] == 0xC5 else U63
+    assert refusal(raw, shape) == "x.not_canonical", desc
+
+
+@pytest.mark.parametrize(
+    "value", [True, False, None, 1.5, "text", {1: 2}, msgpack.ExtType(1, b"x"), [True], -1]
+)
+def test_other_types_are_refused(value: object) -> None:
+    raw = msgpack.packb(value, use_bin_type=True)
+    assert refusal(raw, U63) == "x.malformed"
+    assert refusal(raw, ListOf(U63, 2)) == "x.malformed"
+
+
+def test_true_is_not_one() -> None:
+    """To isinstance it is; its bytes are others."""
+    assert refusal(b"\xc3", U8) == "x.malformed"
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x92\x01", b"\x01\x01", b"\xc1"])
+def test_torn_or_surplus_bytes_are_refused(raw: bytes) -> None:
+    assert refusal(raw, Record(U8, U8)) == "x.malformed"
+
+
+def test_size_is_looked_at_before_anything_else() -> None:
+    raw = encode((1, b"abc"))
+    assert decode(raw, PAIR, len(raw), "x") == (1, b"abc")
+    assert refusal(raw, PAIR, len(raw) - 1) == "x.too_large"
+
+
+def test_arrays_are_bounded_before_they_are_built() -> None:
+    """10 MB of empty arrays would become 650 MB of objects."""
+    raw = b"\xdd" + (1_000_000).to_bytes(4, "big") + b"\x90" * 1_000_000
+    assert refusal(raw, ListOf(ListOf(U8, 2), 4), 2_000_000) == "x.malformed"
+    assert refusal(b"\x91" * 900 + b"\x01", MANY, 2_000) == "x.malformed"
+
+
+def test_wide_amounts_keep_their_order_as_bytes() -> None:
+    values = [0, 1, 2**63, 2**64 + 1, 2**128 - 1]
+    assert sorted(wide(value) for value in values) == [wide(value) for value in values]
+    assert [from_wide(wide(value)) for value in values] == values
+    with pytest.raises(AssertionError):
+        wide(2**128)
+
+
+def test_refusal_tells_its_facts_in_one_line() -> None:
+    assert str(Invalid("a.b")) == "a.b"
+    assert str(Invalid("a.b", n=1, key=b"\1\2")) == "a.b (n=1, key=0102)"
+    assert "…" in str(Invalid("a.b", raw=bytes(100)))

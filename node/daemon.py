@@ -35,6 +35,7 @@ from node.peering.relay import Relay, StatedClaim
 from node.peering.replica import Replica, Validator
 from node.peering.replica import Settings as Pacing
 from node.purse import Purse, Question
+from node.reasons import Reasons
 from node.shop import Counter, Shop
 from node.storage.ground import Ground, open_ground
 from node.wallet.keystore import Key
@@ -136,6 +137,12 @@ class Node:
             chain_id=self._chain.chain_id,
             get_state=self._chain.state,
             now_ms=now_ms,
+        )
+        self._reasons = Reasons(
+            take_view=self._chain.view,
+            holdings=self._holdings,
+            find_own=self._find_own_statement,
+            ask_statement=self._relay.ask_statement,
         )
         self._replica = self._make_replica()
         self._shop = self._make_shop() if serves else None
@@ -255,6 +262,10 @@ class Node:
             else StatedClaim(statement=served.statement, sketch=served.sketch)
         )
 
+    def _find_own_statement(self, receipt_id: bytes) -> bytes | None:
+        own = self._find_stated(receipt_id)
+        return None if own is None else own.statement
+
     def _find_peer(self, validator: bytes) -> PeerId | None:
         return find_validator(self._network, self._chain.chain_id, validator)
 
@@ -326,7 +337,11 @@ class Node:
             infer=self._infer,
             stop=self._stop.set,
             store_goods=self._store_goods,
-            ledger=make_ledger(reading, submit=self._relay.submit_transaction),
+            ledger=make_ledger(
+                reading,
+                find_shares=self._reasons.find_shares,
+                submit=self._relay.submit_transaction,
+            ),
         )
 
     async def _store_goods(self, kind: int, identity: bytes, folder: Path) -> None:

@@ -10,14 +10,15 @@ import signal
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import trio
 
+from consensus.primitives.errors import Invalid
 from node.config import socket_path
 from node.web.ask import Node, Refusal, Unreachable
 
@@ -28,6 +29,9 @@ STOP_S: Final = 20.0  # then SIGKILL
 LOG_LINES: Final = 20
 POLL_S: Final = 0.1
 START_S: Final = 60.0
+READ_S: Final = 30.0
+
+T = TypeVar("T")
 
 
 class ChildFailed(Exception):
@@ -128,6 +132,30 @@ async def wait_answering(child: Child) -> None:
                 return
             await trio.sleep(POLL_S)
     raise ChildFailed(child.name, f"did not answer within {START_S:.0f} s", child.last_lines())
+
+
+async def read(child: Child, route: str) -> dict[str, Any]:
+    """The JSON at `route`, as soon as there is any; Invalid after READ_S."""
+    return await patiently(route, READ_S, lambda: trio.to_thread.run_sync(child.node.get, route))
+
+
+async def read_proof(child: Child, route: str) -> bytes:
+    """The proof file at `route`, as soon as the node can make it; Invalid after READ_S."""
+    get = child.node.get_bytes
+    return await patiently(route, READ_S, lambda: trio.to_thread.run_sync(get, route))
+
+
+async def patiently(what: str, seconds: float, once: Callable[[], Awaitable[T]]) -> T:
+    """`once()`, again while a node refuses or is away; Invalid `devnet.in_vain` with its word."""
+    last: Refusal | Unreachable | None = None
+    with trio.move_on_after(seconds):
+        while True:
+            try:
+                return await once()
+            except (Refusal, Unreachable) as error:
+                last = error
+                await trio.sleep(POLL_S)
+    raise Invalid("devnet.in_vain", what=what, seconds=seconds, why=str(last))
 
 
 async def stop_all(children: list[Child]) -> None:

@@ -7,20 +7,27 @@ What this file does not know: what is bought or published.
 
 import time
 from contextlib import suppress
-from typing import Any, Final
+from functools import partial
+from typing import Final
 
 import trio
 
 from consensus.primitives.errors import Invalid
-from node.devnet.children import Child
+from node.devnet.children import Child, read
 from node.devnet.people import Person
 from node.ledger.addresses import account_text
-from node.ledger.wire.transactions import Payload, encode_body, sign_transaction
+from node.ledger.wire.transactions import (
+    Payload,
+    decode_transaction,
+    encode_body,
+    sign_transaction,
+)
 from node.web.ask import Refusal, Unreachable
 
 MAX_FEE_GRAINS: Final = 10_000_000  # 0.01 OPEN; the charge is far below
 VALID_MS: Final = 600_000
 SETTLE_S: Final = 60.0
+RESEND_S: Final = 5.0
 POLL_S: Final = 0.1
 
 
@@ -30,31 +37,59 @@ class Market:
     def __init__(self, child: Child, chain_id: bytes) -> None:
         self._child, self._chain_id = child, chain_id
         self._nonces: dict[bytes, int] = {}
+        self._sent: dict[str, bytes] = {}  # not settled yet, by id
 
     async def send(self, person: Person, payload: Payload) -> str:
-        """Into the pool; the transaction's id in hex. Raises Refusal or Unreachable."""
+        """Into the pool; the transaction's id in hex. Raises Refusal, or Invalid for no node."""
         nonce = self._nonces.get(person.account)
         if nonce is None:
             route = f"/ledger/accounts/{account_text(person.account)}"
-            nonce = int((await self._ask(route))["nonce"])
+            nonce = int((await read(self._child, route))["nonce"])
         until_ms = time.time_ns() // 1_000_000 + VALID_MS
         body = encode_body(person.account, nonce, MAX_FEE_GRAINS, until_ms, payload)
         raw = sign_transaction(self._chain_id, person.seed, body)
-        node = self._child.node
-        told = await trio.to_thread.run_sync(node.post_bytes, "/ledger/transactions", raw)
+        tx_id = decode_transaction(raw).tx_id.hex()
+        await self._post(tx_id, raw)
         self._nonces[person.account] = nonce + 1
-        return str(told["transaction"])
+        self._sent[tx_id] = raw
+        return tx_id
 
-    async def settled(self, tx_id: str) -> int:
-        """The height that settled it. Raises Invalid `market.failed` or `market.not_settled`."""
+    async def _post(self, tx_id: str, raw: bytes) -> None:
+        """Once more while the node is away: one that was killed is being restarted."""
+        post = partial(self._child.node.post_bytes, "/ledger/transactions", raw)
         with trio.move_on_after(SETTLE_S):
             while True:
+                try:
+                    await trio.to_thread.run_sync(post)
+                    return
+                except Refusal as refusal:
+                    if refusal.code == "pool.known":
+                        return  # the answer to our first try was lost, the transaction was not
+                    raise
+                except Unreachable:
+                    await trio.sleep(POLL_S)
+        raise Invalid("market.no_node", transaction=tx_id)
+
+    async def settled(self, tx_id: str) -> int:
+        """The height that settled it. Raises Invalid `market.failed` or `market.not_settled`.
+
+        It is sent again each RESEND_S: a node that is killed forgets its pool.
+        """
+        again_s = trio.current_time() + RESEND_S
+        with trio.move_on_after(SETTLE_S):
+            while True:
+                if trio.current_time() >= again_s and tx_id in self._sent:
+                    again_s = trio.current_time() + RESEND_S
+                    with suppress(Refusal, Invalid):
+                        await self._post(tx_id, self._sent[tx_id])
                 with suppress(Refusal, Unreachable):
-                    told = await self._ask(f"/ledger/transactions/{tx_id}")
+                    get = self._child.node.get
+                    told = await trio.to_thread.run_sync(get, f"/ledger/transactions/{tx_id}")
                     if told["state"] == "settled":
                         if told["code"]:
                             kind, why = told["type_name"], told["reason"]
                             raise Invalid("market.failed", type=kind, why=why)
+                        self._sent.pop(tx_id, None)
                         return int(told["height"])
                 await trio.sleep(POLL_S)
         raise Invalid("market.not_settled", transaction=tx_id)
@@ -62,6 +97,3 @@ class Market:
     async def do(self, person: Person, payload: Payload) -> int:
         """Send and wait; the height."""
         return await self.settled(await self.send(person, payload))
-
-    async def _ask(self, route: str) -> dict[str, Any]:
-        return await trio.to_thread.run_sync(self._child.node.get, route)

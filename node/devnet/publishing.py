@@ -8,6 +8,7 @@ What this file does not know: how goods are trained, what they earn.
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ from node.attribution.datanets import (
 )
 from node.attribution.runners import LocalRunner
 from node.attribution.tokens import TextTokenizer
-from node.devnet.children import Child
+from node.devnet.children import Child, patiently, read
 from node.devnet.goods import Good, Goods
 from node.devnet.market import Market
 from node.devnet.people import People, Person
@@ -50,6 +51,8 @@ from node.training.publish import Release, prepare
 OWN_WORK: Final = 8  # licence code of page 40 §7
 ACCEPT: Final = 1
 WINDOW: Final = 4  # transactions of one sender in flight: the pool takes nonces up to + 4
+STORE_S: Final = 60.0
+CURATION_BPS: Final = 500  # of a contribution's pay, to its Datanet
 FUND_GRAINS: Final = 10 * GRAINS_PER_OPEN
 PRICE_IN: Final = 20 * GRAINS_PER_OPEN  # per 10^6 tokens: page 40 §2, rank ≤ 8
 PRICE_OUT: Final = 60 * GRAINS_PER_OPEN
@@ -89,7 +92,7 @@ class Publisher:
         review = devnet_parameters()["review_ms_min"]
         for good in goods.goods:
             charter = sha256(b"olnode demo: " + good.name.encode())
-            terms = (charter, (OWN_WORK,), 0, 1, stake, 500, review, 0)
+            terms = (charter, (OWN_WORK,), 0, 1, stake, CURATION_BPS, review, 0)
             await self._market.do(self._people.steward, CreateDatanet(good.name.encode(), terms))
         listed = await self._get("/ledger/datanets")
         return {row["name"]: row["number"] for row in listed["datanets"]}
@@ -188,7 +191,8 @@ class Publisher:
             return
         await trio.to_thread.run_sync(_lay_out, folder, blob)
         body = {"kind": blob.kind, "identity": blob.identity.hex(), "folder": str(folder)}
-        await trio.to_thread.run_sync(self._child.node.post, "/goods", body)
+        post = partial(self._child.node.post, "/goods", body)
+        await patiently("storing goods", STORE_S, lambda: trio.to_thread.run_sync(post))
 
     async def _contributions(self, datanet: int) -> list[dict[str, Any]]:
         told = await self._get(f"/ledger/datanets/{datanet}/contributions?limit=100")
@@ -196,7 +200,7 @@ class Publisher:
         return rows
 
     async def _get(self, route: str) -> dict[str, Any]:
-        return await trio.to_thread.run_sync(self._child.node.get, route)
+        return await read(self._child, route)
 
 
 def _contribution(datanet: int, records: tuple[Record, ...]) -> Contribute:

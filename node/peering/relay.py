@@ -353,6 +353,25 @@ class Relay:
                 found[place] = StatedClaim(statement, sketch)
         return found
 
+    async def ask_statement(self, provider: bytes, name: bytes, place: int) -> bytes:
+        """What a provider stated for the receipt at `place` of bundle `name`; empty: it had none.
+
+        Anybody may ask while the provider keeps it (page 60 §5). Raises NetworkError or Invalid.
+        """
+        record = self._get_state().find(tables.PROVIDER, provider)
+        if record is None:
+            raise Invalid("audit.unknown_provider", provider=provider)
+        limits = PROTOCOLS["audit"]
+        raw = await self._network.request(
+            PeerId(record.peer_key),
+            "audit",
+            encode((ASK_ONE, name, place)),
+            timeout_s=limits.timeout_s,
+            bytes_max=limits.reply_max,
+        )
+        statement, _ = decode(raw, _CLAIM, limits.reply_max, "audit")
+        return bytes(statement)
+
     def _keep_evidence(
         self, bundle: Bundle, place: int, stated: StatedClaim, false: FalseClaim
     ) -> None:

@@ -161,6 +161,30 @@ class ReceiptAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class PaidRecord:
+    """One record that an answer paid, by its place in a contribution."""
+
+    contribution: int
+    contributor: Account
+    datanet: str
+    position: int
+    share_bps: int  # of the answer's data part
+    score_bps: int  # its score over the threshold's: 10,000 would just not be paid
+    text: str | None  # at most 160 characters; None where this node cannot get the record
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Why an answer paid whom: its provider's statement, checked against the settled credits."""
+
+    receipt: Hex
+    model: str
+    version: int
+    index_rows: int
+    records: tuple[PaidRecord, ...]  # the largest share first
+
+
+@dataclass(frozen=True, slots=True)
 class ModelAnswer:
     number: int
     name: str

@@ -22,7 +22,7 @@ STATUS_OF: Final = {  # page 80, "Answer"; any other reason is the caller's: 400
     "fee_max": 402, "locked_max": 402, "insufficient": 402,
     "already_charged": 409,
     "check_failed": 502,
-    "no_provider": 503, "refused": 503, "channel": 503,
+    "no_provider": 503, "refused": 503, "channel": 503, "no_statement": 503, "no_index": 404,
     "not_ready": 503, "draining": 503, "no_proof": 404,
     "lost": 504,
     "internal": 500,

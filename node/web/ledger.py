@@ -29,7 +29,8 @@ class Ledger:
     """What the routes read; a `find_` gives None for what the ledger does not hold.
 
     `submit` takes the wire bytes of a signed transaction and returns its id once the pool has it;
-    raises Invalid with page 30's word and `number`. `prove_*` return the bytes of a proof file, or
+    raises Invalid with page 30's word and `number`. `find_shares` may ask the receipt's provider.
+    `prove_*` return the bytes of a proof file, or
     None while nothing that a header commits to holds the subject. `list_*(after, limit)` give
     numbers greater than `after`, ascending.
     """
@@ -40,8 +41,10 @@ class Ledger:
     latest_height: Callable[[], int]
     find_transaction: Callable[[bytes], answers.TransactionAnswer | None]
     find_receipt: Callable[[bytes], answers.ReceiptAnswer | None]
+    find_shares: Callable[[bytes], Awaitable[answers.Shares | None]]
     prove_receipt: Callable[[bytes], bytes | None]
     prove_account: Callable[[bytes], bytes | None]
+    prove_contribution: Callable[[int], bytes | None]
     list_models: Callable[[int, int], tuple[answers.ModelAnswer, ...]]
     list_datanets: Callable[[int, int], tuple[answers.DatanetAnswer, ...]]
     list_contributions: Callable[[int, int, int], tuple[answers.ContributionAnswer, ...]]
@@ -79,6 +82,10 @@ def routes(ledger: Ledger) -> list[Route]:
         check_parameters(request)
         return shown(ledger.find_receipt(hash_in_path(request)), "receipt")
 
+    async def receipt_shares(request: Request) -> Response:
+        check_parameters(request)
+        return shown(await ledger.find_shares(hash_in_path(request)), "receipt")
+
     async def receipt_proof(request: Request) -> Response:
         check_parameters(request)
         return proof(request, ledger.prove_receipt(hash_in_path(request)))
@@ -92,6 +99,11 @@ def routes(ledger: Ledger) -> list[Route]:
     async def contributions(request: Request) -> Response:
         datanet = number_of(request.path_params["datanet"], "datanet")
         return page("contributions", ledger.list_contributions(datanet, *paging(request)))
+
+    async def contribution_proof(request: Request) -> Response:
+        check_parameters(request)
+        number = number_of(request.path_params["number"], "contribution")
+        return proof(request, ledger.prove_contribution(number))
 
     async def validators(request: Request) -> Response:
         check_parameters(request)
@@ -114,10 +126,12 @@ def routes(ledger: Ledger) -> list[Route]:
         route("GET", "/ledger/transactions/{id}", transaction),
         route("POST", "/ledger/transactions", submit),
         route("GET", "/ledger/receipts/{id}", receipt),
+        route("GET", "/ledger/receipts/{id}/shares", receipt_shares),
         route("GET", "/ledger/receipts/{id}/proof", receipt_proof),
         route("GET", "/ledger/models", models),
         route("GET", "/ledger/datanets", datanets),
         route("GET", "/ledger/datanets/{datanet}/contributions", contributions),
+        route("GET", "/ledger/contributions/{number}/proof", contribution_proof),
         route("GET", "/ledger/validators", validators),
         route("GET", "/ledger/params", params),
     ]

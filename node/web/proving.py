@@ -1,4 +1,4 @@
-"""Proof files from the chain that this node keeps: a receipt with its payouts, an account.
+"""Proof files from this node's chain: receipts with their payouts, accounts, contributions.
 
 Why a receipt comes with payouts: who holds the file should see, from one trusted block, that the
 answer was settled and that its credits were paid. The largest credits come first, as many as one
@@ -36,7 +36,16 @@ def receipt_file(view: View, receipt_id: bytes) -> bytes | None:
 
 def account_file(view: View, account: bytes) -> bytes | None:
     """The account's record, or its absence, under the newest block; None before the first."""
-    proof = state_proof(view, tables.ACCOUNT.flat_key((account,)))
+    return _state_file(view, tables.ACCOUNT.flat_key((account,)))
+
+
+def contribution_file(view: View, number: int) -> bytes | None:
+    """The contribution's record: whose it is, and what it has earned; or its absence."""
+    return _state_file(view, tables.CONTRIBUTION.flat_key((number,)))
+
+
+def _state_file(view: View, key: bytes) -> bytes | None:
+    proof = state_proof(view, key)
     return None if proof is None else encode_proof(proof)
 
 

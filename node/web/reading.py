@@ -24,7 +24,7 @@ from node.storage import activity
 from node.storage.views import Activity, View
 from node.web import answers
 from node.web.ledger import Ledger
-from node.web.proving import account_file, receipt_file
+from node.web.proving import account_file, contribution_file, receipt_file
 
 EARNINGS_ENTRIES_MAX: Final = 10_000
 ENTRIES_PAGE: Final = 1_000
@@ -53,6 +53,7 @@ class Reading:
 def make_ledger(
     reading: Reading,
     *,
+    find_shares: Callable[[bytes], Awaitable[answers.Shares | None]],
     submit: Callable[[bytes], Awaitable[bytes]],
 ) -> Ledger:
     """The routes' reads over `reading`."""
@@ -64,8 +65,10 @@ def make_ledger(
         latest_height=lambda: view().tip.height,
         find_transaction=lambda tx_id: find_transaction(view(), tx_id, reading.find_pending),
         find_receipt=lambda receipt: find_receipt(view(), receipt),
+        find_shares=find_shares,
         prove_receipt=lambda receipt: receipt_file(view(), receipt),
         prove_account=lambda account: account_file(view(), account),
+        prove_contribution=lambda number: contribution_file(view(), number),
         list_models=lambda after, limit: list_models(view(), after, limit, reading.count_providers),
         list_datanets=lambda after, limit: list_datanets(view(), after, limit),
         list_contributions=lambda datanet, after, limit: list_contributions(

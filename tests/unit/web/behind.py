@@ -121,6 +121,12 @@ class Behind:
         self.asked.append((after, limit))
         return ()
 
+    async def find_shares(self, receipt: bytes) -> answers.Shares | None:
+        if receipt != ID:
+            return None
+        row = answers.PaidRecord(4, ALICE, "contracts", 2, 10_000, 25_000, "Which … thirty days.")
+        return answers.Shares(ID, "contracts", 1, 120, (row,))
+
     async def store_goods(self, kind: int, identity: bytes, folder: Path) -> None:
         self.goods = (kind, identity, folder)
 
@@ -132,8 +138,10 @@ class Behind:
             latest_height=lambda: 7,
             find_transaction=self.find_transaction,
             find_receipt=lambda receipt: None,
+            find_shares=self.find_shares,
             prove_receipt=lambda receipt: b"\0proof" if receipt == ID else None,
             prove_account=lambda account: None,
+            prove_contribution=lambda number: b"\0proof" if number == 7 else None,
             list_models=self.list_models,
             list_datanets=lambda after, limit: (),
             list_contributions=lambda datanet, after, limit: (),

@@ -1,0 +1,132 @@
+"""Why an answer paid whom, record by record: what its provider stated, held against the ledger.
+
+The ledger knows contributions and shares; which record earned them stands in the provider's
+statement, which it gives to anyone. It is believed only where the shares that follow from it are
+the settled ones and its rows are rows of the committed index.
+What this file does not know: HTTP, how a statement was made.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Final
+
+import trio
+
+from consensus.primitives.errors import Invalid
+from node.attribution.attribute import Place, explain
+from node.attribution.datanets import Record, parse_records
+from node.attribution.index import Index
+from node.holdings import Holdings
+from node.ledger import tables
+from node.ledger.rules import shares
+from node.ledger.state import State
+from node.ledger.wire.bundles import decode_header
+from node.ledger.wire.claims import Statement, decode_statement
+from node.ledger.wire.receipts import decode_credits, decode_receipt
+from node.peering.blobs import CONTENT
+from node.storage.views import FoundReceipt, View
+from node.web import answers
+from p2p.errors import NetworkError
+
+FETCH_S: Final = 5.0  # for the texts of all records; without them the shares are told all the same
+
+AskStatement = Callable[[bytes, bytes, int], Awaitable[bytes]]  # provider, bundle, place in it
+
+
+class Reasons:
+    """Explains settled receipts of the versions whose index this node holds."""
+
+    def __init__(
+        self,
+        *,
+        take_view: Callable[[], View],
+        holdings: Holdings,
+        find_own: Callable[[bytes], bytes | None],  # the statement of a receipt of ours, by id
+        ask_statement: AskStatement,
+    ) -> None:
+        self._take_view, self._holdings = take_view, holdings
+        self._find_own, self._ask_statement = find_own, ask_statement
+
+    async def find_shares(self, receipt_id: bytes) -> answers.Shares | None:
+        """The records that a settled receipt paid; None for a receipt that is not settled.
+
+        Raises Invalid `shares.no_index` where this node does not hold the version's index,
+        `shares.no_statement` where its provider does not give one that fits the ledger.
+        """
+        view = self._take_view()
+        found = view.find_receipt(receipt_id)
+        if found is None:
+            return None
+        receipt, state = decode_receipt(found.receipt), view.state()
+        held = self._holdings.find_index(receipt.model, receipt.model_version)
+        if held is None:
+            raise Invalid("shares.no_index", model=receipt.model, version=receipt.model_version)
+        model = state.get(tables.MODEL, receipt.model).name.decode("ascii")
+        paid: tuple[answers.PaidRecord, ...] = ()
+        if decode_credits(found.credits):
+            statement = await self._statement(view, found, receipt_id, held.index)
+            texts = await self._texts(state, {number for _, number, _ in statement.paid})
+            paid = _paid_records(state, statement, held.index, texts)
+        return answers.Shares(
+            receipt=receipt_id,
+            model=model,
+            version=receipt.model_version,
+            index_rows=held.index.header.rows,
+            records=paid,
+        )
+
+    async def _statement(
+        self, view: View, found: FoundReceipt, receipt_id: bytes, index: Index
+    ) -> Statement:
+        """What the provider stated, if it is what the ledger settled."""
+        raw = self._find_own(receipt_id)
+        bundle = view.find_bundle(found.bundle_hash)
+        try:
+            if raw is None and bundle is not None:
+                provider = decode_header(bundle.bundle.header).provider
+                raw = await self._ask_statement(provider, found.bundle_hash, found.index)
+            statement = decode_statement(raw or b"")
+            shares.check_statement(statement, index.header, index.root)
+        except (NetworkError, Invalid) as error:
+            raise Invalid("shares.no_statement", why=str(error)[:200]) from error
+        rows = [(row, number) for row, number, _ in statement.paid]
+        if any(index.contribution_of(row) != number for row, number in rows):
+            raise Invalid("shares.no_statement", why="it names rows of others")
+        if shares.credits_of(statement, index.header.rows) != decode_credits(found.credits):
+            raise Invalid("shares.no_statement", why="it pays otherwise than the ledger")
+        return statement
+
+    async def _texts(self, state: State, contributions: Iterable[int]) -> dict[Place, Record]:
+        """The records of contributions, as far as they are here or come soon enough."""
+        texts: dict[Place, Record] = {}
+        with trio.move_on_after(FETCH_S):
+            for number in sorted(contributions):
+                content = state.get(tables.CONTRIBUTION, number).content_hash
+                try:
+                    folder = await self._holdings.fetch(CONTENT, content)
+                    raw = await trio.Path(folder / "content").read_bytes()
+                    records = await trio.to_thread.run_sync(parse_records, raw)
+                except (NetworkError, Invalid, OSError):
+                    continue  # the shares are told without the words
+                texts.update({(number, place): record for place, record in enumerate(records)})
+        return texts
+
+
+def _paid_records(
+    state: State, statement: Statement, index: Index, texts: dict[Place, Record]
+) -> tuple[answers.PaidRecord, ...]:
+    told = []
+    for row in explain(statement, index, texts).rows:
+        contribution = state.get(tables.CONTRIBUTION, row.contribution)
+        datanet = state.get(tables.DATANET, contribution.datanet)
+        told.append(
+            answers.PaidRecord(
+                contribution=row.contribution,
+                contributor=contribution.contributor,
+                datanet=datanet.name.decode("ascii"),
+                position=row.position,
+                share_bps=row.bps,
+                score_bps=row.score_bps,
+                text=row.snippet,
+            )
+        )
+    return tuple(told)

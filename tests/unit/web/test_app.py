@@ -194,6 +194,9 @@ BAD_REQUESTS = [  # method, target, body, media type -> status, code
     ("GET", "/ledger/transactions/" + "AB" * 32, b"", "", 400, "request.bad_id"),
     ("GET", "/ledger/transactions/" + "00" * 32, b"", "", 404, "transaction.not_found"),
     ("GET", "/ledger/receipts/" + "00" * 32 + "/proof", b"", "", 404, "ledger.no_proof"),
+    ("GET", "/ledger/receipts/" + "00" * 32 + "/shares", b"", "", 404, "receipt.not_found"),
+    ("GET", "/ledger/contributions/8/proof", b"", "", 404, "ledger.no_proof"),
+    ("GET", "/ledger/contributions/x/proof", b"", "", 400, "request.bad_parameter"),
     ("POST", "/infer", b"{}", "text/plain", 415, "request.media_type"),
     ("POST", "/ledger/transactions", b"bad", "application/octet-stream", 400, "tx.nonce"),
 ]
@@ -229,6 +232,15 @@ async def test_proof_comes_as_bytes_or_as_hex(tmp_path: Path) -> None:
         told = await ask(path, lambda daemon: daemon.get(target))
         file = await ask(path, lambda d: d.get_bytes(target))
     assert (told["proof"], file) == (b"\0proof".hex(), b"\0proof")
+
+
+async def test_shares_of_a_receipt_name_record_and_contributor(tmp_path: Path) -> None:
+    async with served(Behind(), tmp_path) as path:
+        told = await ask(path, lambda daemon: daemon.get(f"/ledger/receipts/{ID.hex()}/shares"))
+    (row,) = told["records"]
+    assert (told["model"], told["version"], told["index_rows"]) == ("contracts", 1, 120)
+    assert (row["contributor"], row["position"]) == (account_text(ALICE), 2)
+    assert (row["share_bps"], row["score_bps"]) == (10_000, 25_000)
 
 
 async def test_list_is_paged_by_number(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from bundle_kit import Party
 from chain_kit import CONTRIBUTORS, CREATOR, OPEN, PAYER, PROVIDER
 from unit.web.stored import CREDITS, StoredChain, Told
 
+from node.ledger.addresses import account_text
 from node.ledger.wire.transactions import Transfer, decode_transaction
 from node.light import examine, trust_genesis
 from node.web import answers, proving, reading
@@ -146,6 +147,14 @@ def test_account_file_shows_balance_or_absence(told: Told) -> None:
     assert "holds" in examine(present, trust).steps[1].detail
     assert "is absent" in examine(absent, trust).steps[1].detail
     assert examine(absent, trust).refusal is None
+
+
+def test_contribution_file_shows_whose_it_is_and_what_it_earned(told: Told) -> None:
+    raw = proving.contribution_file(told.view(), 3)
+    assert raw is not None
+    report = examine(raw, trust_genesis(told.made.genesis))
+    assert report.refusal is None
+    assert account_text(CONTRIBUTORS[2].key) in report.steps[1].detail
 
 
 def test_proof_file_with_any_byte_changed_is_refused(told: Told) -> None:

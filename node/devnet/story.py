@@ -373,7 +373,7 @@ class _Story:
             "credited",
             f"{who.name} had {open_text(before.account().balance)} OPEN at height "
             f"{before.height}, has {open_text(after.account().balance)} at {after.height}: "
-            f"{open_text(owed)} paid out for {len(due)} answers   VERIFIED",
+            f"{open_text(owed)} of matured payouts   VERIFIED",
         )
         self.ending.facts |= {
             "credited": who.name,

@@ -32,8 +32,9 @@ from node.peering.blobs import Blobs, BlobStore
 from node.peering.directory import Directory
 from node.peering.proposer import Proposer
 from node.peering.relay import Relay, StatedClaim
-from node.peering.replica import Replica, Validator
+from node.peering.replica import Replica
 from node.peering.replica import Settings as Pacing
+from node.peering.voter import Validator
 from node.purse import Purse, Question
 from node.reasons import Reasons
 from node.shop import Counter, Shop

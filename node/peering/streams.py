@@ -54,6 +54,7 @@ class ValidatorStreams:
         self._on_frame = on_frame
         self._out: dict[bytes, _Outbound] = {}
         self._welcome: tuple[bytes, ...] = ()  # members of the current set, to read from
+        self._me: bytes | None = None
         self._readers: dict[PeerId, FrameStream] = {}
         self._nursery: trio.Nursery | None = None
         self.counters: Counter[str] = Counter()
@@ -70,7 +71,7 @@ class ValidatorStreams:
 
     def set_members(self, members: Iterable[bytes], me: bytes | None) -> None:
         """The validators of the current set. Only a member opens streams to the others."""
-        self._welcome = tuple(members)
+        self._welcome, self._me = tuple(members), me
         wanted = [key for key in self._welcome if key != me] if me in self._welcome else []
         for key in [key for key in self._out if key not in wanted]:
             self._out.pop(key).scope.cancel()
@@ -92,6 +93,11 @@ class ValidatorStreams:
                 self._put(outbound, place, frame)
                 return
         self.counters["no_stream"] += 1
+
+    def find_others(self) -> list[PeerId]:
+        """Where the other validators run, of those whose node we know."""
+        keys = [key for key in self._welcome if key != self._me]
+        return [peer for key in keys if (peer := self._find_peer(key)) is not None]
 
     def are_all_live(self) -> bool:
         """Whether every other validator has an open stream from us."""

@@ -24,7 +24,8 @@ from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.transactions import Transfer, encode_body, sign_transaction
 from node.peering.pace import LAN
 from node.peering.proposer import Proposer
-from node.peering.replica import Replica, Settings, Validator
+from node.peering.replica import Replica, Settings
+from node.peering.voter import Validator
 from node.storage.chain import Chain
 from node.storage.journal import open_journal
 from node.storage.signer import create_signer

@@ -8,116 +8,37 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import pytest
+from engine_kit import (
+    A_ID,
+    B_ID,
+    EQUAL,
+    TURNS,
+    US,
+    A,
+    B,
+    Machine,
+    certificate,
+    offered,
+    precommits,
+    prevotes,
+    proposal,
+    shown,
+    timeout,
+    vote,
+)
 from simulation.engines import CHAIN_ID, SIGNATURE, header, key
 
-from consensus.certificate import PRECOMMIT, PREVOTE, Certificate, make_certificate
-from consensus.effects import (
-    Accuse,
-    Broadcast,
-    BuildPayload,
-    Commit,
-    Effect,
-    Persist,
-    SetTimer,
-)
+from consensus.certificate import PRECOMMIT, PREVOTE, Certificate
+from consensus.effects import Accuse, Broadcast, Commit, Persist
 from consensus.engine import STEP_DECIDED, Engine
 from consensus.evidence import DuplicateProposal, DuplicateVote
-from consensus.header import NIL, Header
+from consensus.header import NIL
 from consensus.inputs import CaughtUp, Input, PayloadBuilt, Received, Started, Step, TimedOut
 from consensus.messages import Proposal, Status, Vote
 from consensus.params import OLD_ROUNDS_MAX, OLD_ROUNDS_WITH_QUORUM_MAX
 from consensus.records import NOWHERE, SignerRecord
 from consensus.round import Contradiction
 from consensus.validators import ValidatorSet
-
-EQUAL = ValidatorSet.found({key(n): 1 for n in range(4)})
-PLACES = {member.key: place for place, member in enumerate(EQUAL.members)}
-US = EQUAL.members[3].key  # proposes last of the first four rounds
-TURNS = [PLACES[EQUAL.proposer(round)] for round in range(8)]
-
-
-def offered(mark: int, round: int = 0) -> Header:
-    """A header of the proposer of `round`."""
-    return header(EQUAL.proposer(round), mark=mark)
-
-
-A, B = offered(1), offered(2, 1)
-A_ID, B_ID = A.block_id(), B.block_id()
-
-
-def vote(kind: int, member: int, block_id: bytes, round: int = 0) -> Received:
-    return Received(Vote(kind, 1, round, block_id, member, SIGNATURE))
-
-
-def prevotes(block_id: bytes, members: str, round: int = 0) -> list[Input]:
-    return [vote(PREVOTE, int(member), block_id, round) for member in members]
-
-
-def precommits(block_id: bytes, members: str, round: int = 0) -> list[Input]:
-    return [vote(PRECOMMIT, int(member), block_id, round) for member in members]
-
-
-def proposal(
-    block: Header, round: int = 0, pol_round: int = -1, *, valid: bool = True, timely: bool = True,
-    polka: Certificate | None = None,
-) -> list[Input]:  # fmt: skip
-    message = Proposal(1, round, pol_round, block, polka, SIGNATURE)
-    return [Received(message, valid, timely)]
-
-
-def certificate(kind: int, block_id: bytes, members: str, round: int = 0) -> Certificate:
-    signed = {int(member): SIGNATURE for member in members}
-    return make_certificate(kind, 1, round, block_id, signed, 4)
-
-
-def timeout(step: Step, round: int = 0) -> list[Input]:
-    return [TimedOut(1, round, step)]
-
-
-def shown(effect: Effect) -> str:
-    """An effect as a few words; a Persist must be followed by its Broadcast, so it is left out."""
-    match effect:
-        case Persist():
-            return ""
-        case Broadcast(Vote() as said):
-            name = {A_ID: "A", B_ID: "B", NIL: "nil"}.get(said.block_id, "other")
-            return f"{'prevote' if said.kind == PREVOTE else 'precommit'} {name}"
-        case Broadcast(Proposal() as said):
-            again = f" again from {said.pol_round}" if said.pol_round >= 0 else ""
-            return f"propose {said.round}{again}"
-        case SetTimer(_, round, step):
-            return f"timer {step.name.lower()} {round}"
-        case BuildPayload(_, round):
-            return f"build {round}"
-        case Commit(_, round, block_id, _):
-            return f"commit {'A' if block_id == A_ID else 'B'} {round}"
-        case Accuse():
-            return "accuse"
-
-
-class Machine:
-    """The engine with its host's duties done: our own messages come back once they are sent."""
-
-    def __init__(self, me: bytes | None = US, signed: SignerRecord | None = None) -> None:
-        self.engine = Engine(CHAIN_ID, me)
-        self.effects: list[Effect] = []
-        self.give(Started(1, EQUAL, None, signed))
-
-    def give(self, *inputs: Input) -> list[str]:
-        found: list[Effect] = []
-        waiting = list(inputs)
-        while waiting:
-            effects = self.engine.handle(waiting.pop(0))
-            for place, effect in enumerate(effects):
-                if isinstance(effect, Persist):
-                    after = effects[place + 1]
-                    assert isinstance(after, Broadcast), "Persist stands before its Broadcast"
-                    assert after.message.body() == effect.record.body
-                if isinstance(effect, Broadcast):
-                    waiting.insert(0, Received(replace(effect.message, signature=SIGNATURE)))
-            found += effects
-        self.effects += found
-        return [words for effect in found if (words := shown(effect))]
 
 
 class Row(NamedTuple):
@@ -131,20 +52,37 @@ LOCKED_ON_A = [*proposal(A), *prevotes(A_ID, "01")]
 IN_ROUND_1 = [*precommits(NIL, "01"), *timeout(Step.PRECOMMIT)]
 FAR = [*LOCKED_ON_A, *IN_ROUND_1]  # locked on A in round 0, now in round 1
 
+IN_OUR_TURN = [
+    each for round in range(3)
+    for each in (*precommits(NIL, "012", round), *timeout(Step.PRECOMMIT, round))
+]  # fmt: skip
+LOCKED_ON_B = [  # in round 1, with round 2 begun
+    *timeout(Step.PROPOSE), *IN_ROUND_1, *proposal(B, 1), *prevotes(B_ID, "01", 1),
+    *precommits(NIL, "01", 1), *timeout(Step.PRECOMMIT, 1),
+]  # fmt: skip
+
 ROWS = [
     # lines 11 to 21
-    Row("round 0 of another's turn has the propose timer only", [], [], []),
+    Row("the turn of another has the propose timer only",
+        precommits(NIL, "012"), timeout(Step.PRECOMMIT), ["timer propose 1"]),
     Row("our own turn builds, and the timer runs all the same",
-        [*precommits(NIL, "012", 0), *timeout(Step.PRECOMMIT, 0),
-         *precommits(NIL, "012", 1), *timeout(Step.PRECOMMIT, 1),
-         *precommits(NIL, "012", 2)],
-        timeout(Step.PRECOMMIT, 2), ["timer propose 3", "build 3"]),
+        IN_OUR_TURN[:-1], timeout(Step.PRECOMMIT, 2), ["timer propose 3", "build 3"]),
+    Row("a built block is proposed, and prevoted once it has come back",
+        IN_OUR_TURN, [PayloadBuilt(1, 3, offered(5, 3))], ["propose 3", "prevote other"]),
+    Row("a block built too late is not: our prevote stands already",
+        [*IN_OUR_TURN, *timeout(Step.PROPOSE, 3)], [PayloadBuilt(1, 3, offered(5, 3))], []),
+    Row("a block built for a round gone by is not", IN_OUR_TURN,
+        [PayloadBuilt(1, 2, offered(5, 3))], []),
+    Row("a second block for one round is not",
+        [*IN_OUR_TURN, PayloadBuilt(1, 3, offered(5, 3))], [PayloadBuilt(1, 3, offered(6, 3))],
+        []),
     # line 22
     Row("L22 prevotes a valid, timely first offer", [], proposal(A), ["prevote A"]),
     Row("L22 prevotes nil for an invalid one", [], proposal(A, valid=False), ["prevote nil"]),
     Row("L22 prevotes nil for an untimely one", [], proposal(A, timely=False), ["prevote nil"]),
     Row("L22 keeps its lock on A when round 1 offers B", FAR, proposal(B, 1), ["prevote nil"]),
     Row("L22 prevotes what it is locked on", FAR, proposal(A, 1), ["prevote A"]),
+    Row("L22 not for the proposal of another round", [], proposal(B, 1), []),
     Row("L22 does nothing outside step propose", proposal(A), proposal(A), []),
     # line 28
     Row("L28 prevotes a re-proposal with its carried polka, whatever the time",
@@ -160,6 +98,22 @@ ROWS = [
         [*timeout(Step.PROPOSE), *IN_ROUND_1],
         proposal(A, 1, 0, valid=False, polka=certificate(PREVOTE, A_ID, "012")),
         ["prevote nil"]),
+    Row("L28 not at 2/3 behind the earlier offer",
+        [*timeout(Step.PROPOSE), *IN_ROUND_1, *proposal(A, 1, 0), *prevotes(A_ID, "0")],
+        prevotes(A_ID, "1"), []),
+    Row("L28 not for a polka of another round than it names",
+        [*timeout(Step.PROPOSE), *IN_ROUND_1, *proposal(A, 1, 0)],
+        [Received(certificate(PREVOTE, A_ID, "012", 1))], []),
+    Row("L28 not in step prevote", [*timeout(Step.PROPOSE), *IN_ROUND_1,
+        *timeout(Step.PROPOSE, 1)], proposal(A, 1, 0, polka=certificate(PREVOTE, A_ID, "012")),
+        []),
+    Row("L28 an untimely first offer gets nil, offered again with its polka it gets our prevote",
+        [*proposal(A, timely=False), *IN_ROUND_1],
+        proposal(A, 1, 0, timely=False, polka=certificate(PREVOTE, A_ID, "012")),
+        ["prevote A"]),
+    Row("L28 a hidden lock holds out while the later polka is not carried",
+        [*FAR, *timeout(Step.PROPOSE, 1), *precommits(NIL, "01", 1), *timeout(Step.PRECOMMIT, 1)],
+        [*proposal(B, 2, 1), *timeout(Step.PROPOSE, 2)], ["prevote nil"]),
     Row("L28 leaves its lock for a quorum of a later round",
         [*FAR, *timeout(Step.PROPOSE, 1), *precommits(NIL, "01", 1), *timeout(Step.PRECOMMIT, 1)],
         proposal(B, 2, 1, polka=certificate(PREVOTE, B_ID, "012", 1)), ["prevote B"]),
@@ -167,12 +121,10 @@ ROWS = [
         [*FAR, *timeout(Step.PROPOSE, 1), *precommits(NIL, "01", 1), *timeout(Step.PRECOMMIT, 1)],
         proposal(B, 2, 0, polka=certificate(PREVOTE, B_ID, "012", 0)), ["prevote B"]),
     Row("L28 keeps its lock against an earlier quorum",
-        [*timeout(Step.PROPOSE), *IN_ROUND_1, *proposal(B, 1), *prevotes(B_ID, "01", 1),
-         *precommits(NIL, "01", 1), *timeout(Step.PRECOMMIT, 1)],
+        LOCKED_ON_B,
         proposal(A, 2, 0, polka=certificate(PREVOTE, A_ID, "012", 0)), ["prevote nil"]),
     Row("L28 prevotes what it is locked on for any earlier quorum",
-        [*timeout(Step.PROPOSE), *IN_ROUND_1, *proposal(B, 1), *prevotes(B_ID, "01", 1),
-         *precommits(NIL, "01", 1), *timeout(Step.PRECOMMIT, 1)],
+        LOCKED_ON_B,
         proposal(B, 2, 0, polka=certificate(PREVOTE, B_ID, "012", 0)), ["prevote B"]),
     # line 34
     Row("L34 sets the prevote timer at > 2/3 of any kind",
@@ -181,6 +133,8 @@ ROWS = [
     Row("L34 only once", [*proposal(A), *prevotes(NIL, "0"), *prevotes(B_ID, "1")],
         prevotes(A_ID, "2"), []),
     Row("L34 only in step prevote", prevotes(NIL, "0"), prevotes(B_ID, "12"), []),
+    Row("L34 not in step precommit", [*proposal(A), *timeout(Step.PREVOTE)],
+        [*prevotes(NIL, "0"), *prevotes(B_ID, "12")], []),
     # line 36
     Row("L36 locks and precommits at > 2/3 for the valid proposal",
         [*proposal(A), *prevotes(A_ID, "0")], prevotes(A_ID, "1"),
@@ -189,20 +143,41 @@ ROWS = [
         proposal(A, valid=False), prevotes(A_ID, "012"), ["timer prevote 0"]),
     Row("L36 not without a proposal", timeout(Step.PROPOSE), prevotes(A_ID, "012"),
         ["timer prevote 0"]),
+    Row("L36 not at 2/3", proposal(A), prevotes(A_ID, "0"), []),
+    Row("L36 not for a polka of an earlier round", [*proposal(A), *IN_ROUND_1],
+        prevotes(A_ID, "012"), []),
+    Row("L36 only once: valid and lock are moved, nothing is said again", LOCKED_ON_A,
+        prevotes(A_ID, "2"), []),
+    Row("L36 fires when the late block of a polka is told",
+        [*timeout(Step.PROPOSE), *prevotes(A_ID, "012")], proposal(A), ["precommit A"]),
     Row("L36 waits in step propose and fires when the proposal comes",
         prevotes(A_ID, "012"), proposal(A), ["prevote A", "timer prevote 0", "precommit A"]),
     # line 44
     Row("L44 precommits nil at > 2/3 nil", [*timeout(Step.PROPOSE), *prevotes(NIL, "0")],
         prevotes(NIL, "1"), ["timer prevote 0", "precommit nil"]),
     Row("L44 not at 2/3 nil", timeout(Step.PROPOSE), prevotes(NIL, "0"), []),
+    Row("L44 not in step propose", [], prevotes(NIL, "012"), []),
+    Row("L44 not in step precommit", [*timeout(Step.PROPOSE), *timeout(Step.PREVOTE)],
+        prevotes(NIL, "012"), []),
     # line 47
     Row("L47 sets the precommit timer at > 2/3 of any kind, in any step",
         precommits(NIL, "01"), precommits(A_ID, "2"), ["timer precommit 0"]),
     Row("L47 not at 2/3", precommits(NIL, "0"), precommits(A_ID, "1"), []),
     Row("L47 only once", precommits(NIL, "012"), prevotes(NIL, "012"), []),
+    Row("L47 only of our own round", [], precommits(NIL, "0", 1), []),
+    Row("L47 counts a member once, whatever it says twice", precommits(NIL, "01"),
+        precommits(A_ID, "1"), ["accuse"]),
     # line 49
     Row("L49 commits at > 2/3 precommits for a valid block",
         [*LOCKED_ON_A, *precommits(A_ID, "0")], precommits(A_ID, "1"), ["commit A 0"]),
+    Row("L49 not at 2/3", LOCKED_ON_A, precommits(A_ID, "0"), []),
+    Row("L49 not for > 2/3 precommits of different rounds",
+        [*LOCKED_ON_A, *timeout(Step.PRECOMMIT), *precommits(A_ID, "0")],
+        precommits(A_ID, "12", 1), []),
+    Row("L49 never for nil", proposal(A), precommits(NIL, "012"), ["timer precommit 0"]),
+    Row("L49 decides at an old round, vote by vote",
+        [*LOCKED_ON_A, *timeout(Step.PRECOMMIT), *precommits(A_ID, "0")],
+        precommits(A_ID, "2"), ["commit A 0"]),
     Row("L49 decides at an old round", [*FAR, *precommits(A_ID, "2")],
         [Received(certificate(PRECOMMIT, A_ID, "012"))], ["commit A 0"]),
     Row("L49 decides at a later round than ours", proposal(A),
@@ -218,6 +193,13 @@ ROWS = [
     Row("L55 skips to a round with > 1/3", [vote(PREVOTE, 0, NIL, 5)], [vote(PREVOTE, 1, NIL, 5)],
         ["timer propose 5"]),
     Row("L55 does not skip for less", [], [vote(PREVOTE, 0, NIL, 5)], []),
+    Row("L55 not for words of our own round", [], [*prevotes(NIL, "0"), *precommits(NIL, "1")], []),
+    Row("L55 takes either kind of vote", [vote(PREVOTE, 0, NIL, 1)],
+        [vote(PRECOMMIT, 1, NIL, 1)], ["timer propose 1"]),
+    Row("L55 counts an equivocator once", [vote(PREVOTE, 0, NIL, 1)],
+        [vote(PREVOTE, 0, A_ID, 1)], ["accuse"]),
+    Row("L55 takes who went further for one that has been there", [vote(PREVOTE, 0, NIL, 2)],
+        [vote(PREVOTE, 1, NIL, 1)], ["timer propose 1"]),
     Row("L55 counts a member once",
         [], [vote(PREVOTE, 0, NIL, 1), vote(PRECOMMIT, 0, NIL, 1)], []),
     Row("L55 takes messages of any kind: a proposal is one", proposal(B, 1),
@@ -229,10 +211,15 @@ ROWS = [
     Row("L57 prevotes nil at the propose timeout", [], timeout(Step.PROPOSE), ["prevote nil"]),
     Row("L57 not in a later step", proposal(A), timeout(Step.PROPOSE), []),
     Row("L57 not of another round", [], timeout(Step.PROPOSE, 1), []),
+    Row("L57 not of a round gone by", IN_ROUND_1, timeout(Step.PROPOSE, 0), []),
     Row("L61 precommits nil at the prevote timeout", proposal(A), timeout(Step.PREVOTE),
         ["precommit nil"]),
     Row("L61 not in step propose", [], timeout(Step.PREVOTE), []),
+    Row("L61 not in step precommit", LOCKED_ON_A, timeout(Step.PREVOTE), []),
+    Row("L61 not of another round", proposal(A), timeout(Step.PREVOTE, 1), []),
     Row("L65 starts the next round", [], timeout(Step.PRECOMMIT), ["timer propose 1"]),
+    Row("L65 in any step", LOCKED_ON_A, timeout(Step.PRECOMMIT), ["timer propose 1"]),
+    Row("L65 not of a round gone by", IN_ROUND_1, timeout(Step.PRECOMMIT, 0), []),
     Row("L65 not of another round", [], timeout(Step.PRECOMMIT, 1), []),
     # doubles
     Row("a second vote is evidence and does not count",
@@ -244,6 +231,11 @@ ROWS = [
     Row("an equivocator's signature in a certificate counts, whatever it showed us first",
         [*proposal(A), *precommits(NIL, "0")],
         [Received(certificate(PRECOMMIT, A_ID, "012"))], ["commit A 0"]),
+    Row("vote by vote it does not, and nothing is decided", [*proposal(A), *precommits(NIL, "0")],
+        precommits(A_ID, "012"), ["accuse", "timer precommit 0"]),
+    Row("in a polka too",
+        [*timeout(Step.PROPOSE), *prevotes(NIL, "0"), *proposal(A)],
+        [Received(certificate(PREVOTE, A_ID, "012"))], ["timer prevote 0", "precommit A"]),
     # other heights
     Row("another height is ignored", [],
         [Received(Vote(PREVOTE, 2, 0, A_ID, 0, SIGNATURE)), TimedOut(2, 0, Step.PROPOSE)], []),
@@ -255,6 +247,10 @@ def test_rule(row: Row) -> None:
     machine = Machine()
     machine.give(*row.before)
     assert machine.give(*row.given) == row.effects, row.desc
+
+
+def test_height_begins_with_the_propose_timer_of_round_0() -> None:
+    assert [shown(effect) for effect in Machine().effects] == ["timer propose 0"]
 
 
 def test_third_is_more_than_one_third_exactly() -> None:
@@ -312,21 +308,6 @@ def test_proposer_offers_its_valid_block_again_with_the_polka() -> None:
     assert offer.polka is not None
     assert (offer.polka.round, offer.polka.block_id) == (0, A_ID)
     assert len(offer.polka.signers()) == 3
-
-
-def test_built_block_is_proposed_only_in_its_round_and_step() -> None:
-    def at_our_turn() -> Machine:
-        machine = Machine()
-        for round in range(3):
-            machine.give(*precommits(NIL, "012", round), *timeout(Step.PRECOMMIT, round))
-        return machine
-
-    ours = header(US, mark=5)
-    assert at_our_turn().give(PayloadBuilt(1, 3, ours))[:2] == ["propose 3", "prevote other"]
-    assert at_our_turn().give(PayloadBuilt(1, 2, ours)) == []
-    late = at_our_turn()
-    late.give(*timeout(Step.PROPOSE, 3))
-    assert late.give(PayloadBuilt(1, 3, ours)) == [], "a word never goes back below a vote"
 
 
 def test_hidden_lock_is_opened_by_the_carried_polka() -> None:

@@ -1,6 +1,12 @@
-"""`olnode earnings`: what an account earned, by model, Datanet and contribution."""
+"""`olnode earnings`: what an account earned, by model, Datanet and contribution, or day.
 
-from typing import Annotated, Any
+Why not by receipt: fees are split once per block and version, so a receipt alone has no exact
+amount; `olnode query receipt` shows how one was shared.
+"""
+
+import re
+from datetime import date
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -9,48 +15,78 @@ from node.ledger.addresses import account_text
 
 app = new_noun()
 
+BY: Final = ("contribution", "datanet", "model", "day")
+HEIGHT_DIGITS_MAX: Final = 18
+DAY_MS: Final = 86_400_000
+FIRST_DAY: Final = date(1970, 1, 1)
+
 
 @app.command()
 def earnings(
     ctx: typer.Context,
     account: Annotated[str | None, typer.Option(help="open1…; else this node's own")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="first block to count: a height, or YYYY-MM-DD in UTC")
+    ] = None,
+    by: Annotated[str | None, typer.Option(help=f"one row for each {', '.join(BY)}")] = None,
 ) -> None:
     """What an account earned: matured (in its balance) and maturing (in the challenge window)."""
     frame = frame_of(ctx)
+    query = _query(since, by)
     chosen = account or _own(frame)
-    told = _find(frame, chosen)
+    told = _find(frame, chosen, query)
     rows = [
         (
-            item["kind"],
-            item["contribution"] or "-",
-            item["datanet"] or "-",
-            item["model"],
+            *(item[name] or "-" for name in told["by"]),
             item["blocks"],
             open_text(item["matured"]),
             open_text(item["maturing"]),
         )
         for item in told["items"]
     ]
-    head = ("kind", "contribution", "datanet", "model", "blocks", "matured", "maturing")
     total = (
         f"{chosen}: {open_text(told['matured'])} matured, {open_text(told['maturing'])} maturing"
     )
-    lines = [*table(head, rows), total]
+    lines = [*table((*told["by"], "blocks", "matured", "maturing"), rows), total]
     if told["since_height"] > 1:
-        lines.append(f"older than block {told['since_height']}: not counted")
+        why = "" if told["complete"] else ": more than is read at once"
+        lines.append(f"older than block {told['since_height']}: not counted{why}")
     frame.show("earnings/1", told, lines)
 
 
-def _find(frame: Frame, account: str) -> dict[str, Any]:
+def _query(since: str | None, by: str | None) -> str:
+    """The query part of the route; ends the command for what cannot be meant."""
+    if by is not None and by not in BY:
+        usage(f"--by {by!r} is none of {', '.join(BY)}", "olnode query receipt ID, for one receipt")
+    parts = [] if by is None else [f"by={by}"]
+    if since is not None:
+        parts.append(_start(since))
+    return "?" + "&".join(parts) if parts else ""
+
+
+def _start(since: str) -> str:
+    if since.isascii() and since.isdecimal() and len(since) <= HEIGHT_DIGITS_MAX:
+        return f"since_height={int(since)}"
+    if re.fullmatch(r"\d{4}-\d{2}-\d{2}", since, re.ASCII):
+        try:
+            days = (date.fromisoformat(since) - FIRST_DAY).days
+        except ValueError:
+            days = -1
+        if days >= 0:
+            return f"since_ms={days * DAY_MS}"
+    usage(f"--since {since!r} is neither a height nor a day as 2026-01-31")
+
+
+def _find(frame: Frame, account: str, query: str) -> dict[str, Any]:
     from node.web.ask import Refusal
 
     try:
-        return frame.daemon().get(f"/ledger/accounts/{account}/earnings")
+        return frame.daemon().get(f"/ledger/accounts/{account}/earnings{query}")
     except Refusal as error:
         if error.status != 404:
             raise
         nothing = {"account": account, "matured": "0", "maturing": "0", "since_height": 1}
-        return {**nothing, "items": []}
+        return {**nothing, "complete": True, "by": [], "items": []}
 
 
 def _own(frame: Frame) -> str:

@@ -66,12 +66,13 @@ class AccountAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Earning:
-    """What one account earned of one kind from one model, by contribution where it is data."""
+    """One row of what an account earned; what the rows are not named by is empty or 0."""
 
     kind: str  # "provider", "data", "creator"
     contribution: int  # 0 where it does not apply
     datanet: str
     model: str
+    day: str  # YYYY-MM-DD in UTC, of the block that paid
     blocks: int  # in how many
     matured: Grains
     maturing: Grains
@@ -83,7 +84,9 @@ class Earnings:
     height: int
     matured: Grains
     maturing: Grains
-    since_height: int  # 1, or where the oldest entry read stands: more lies below
+    since_height: int  # what lies below is not counted
+    complete: bool  # False where more was asked for than is read at once
+    by: tuple[str, ...]  # which fields name a row
     items: tuple[Earning, ...]
 
 

@@ -25,6 +25,15 @@ PROOF_TYPE: Final = "application/vnd.olnode"
 
 
 @dataclass(frozen=True, slots=True)
+class EarningsQuery:
+    """From which block on, by height and by time; `by` as in `earnings.GROUPS`, "" the finest."""
+
+    since_height: int = 0
+    since_ms: int = 0
+    by: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Ledger:
     """What the routes read; a `find_` gives None for what the ledger does not hold.
 
@@ -36,7 +45,7 @@ class Ledger:
     """
 
     find_account: Callable[[bytes], answers.AccountAnswer | None]
-    find_earnings: Callable[[bytes], answers.Earnings | None]
+    find_earnings: Callable[[bytes, EarningsQuery], answers.Earnings | None]
     find_block: Callable[[int], answers.BlockAnswer | None]
     latest_height: Callable[[], int]
     find_transaction: Callable[[bytes], answers.TransactionAnswer | None]
@@ -61,8 +70,8 @@ def routes(ledger: Ledger) -> list[Route]:
         return shown(ledger.find_account(account_in_path(request)), "account")
 
     async def earnings(request: Request) -> Response:
-        check_parameters(request)
-        return shown(ledger.find_earnings(account_in_path(request)), "account")
+        query = earnings_query(request)
+        return shown(ledger.find_earnings(account_in_path(request), query), "account")
 
     async def account_proof(request: Request) -> Response:
         check_parameters(request)
@@ -167,6 +176,17 @@ def hash_in_path(request: Request) -> bytes:
     if len(text) != 64 or not set(text) <= set("0123456789abcdef"):
         raise Invalid("request.bad_id")
     return bytes.fromhex(text)
+
+
+def earnings_query(request: Request) -> EarningsQuery:
+    """From which block on what an account earned is told, and by what it is grouped."""
+    check_parameters(request, "since_height", "since_ms", "by")
+    told = request.query_params
+    return EarningsQuery(
+        since_height=number_of(told.get("since_height", "0"), "since_height"),
+        since_ms=number_of(told.get("since_ms", "0"), "since_ms"),
+        by=told.get("by", ""),
+    )
 
 
 def paging(request: Request) -> tuple[int, int]:

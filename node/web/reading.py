@@ -1,8 +1,6 @@
 """The ledger as answers: reads of one view of the chain, for the routes under /ledger.
 
-Why over a view: every answer is of one block, whatever is written meanwhile. Sums that the state
-does not hold (what an account earned) are made from the index of its activity, within a limit
-that the answer tells.
+Why over a view: every answer is of one block, whatever is written meanwhile.
 What it does not know: HTTP, the pool, who offers: those come as callables.
 """
 
@@ -13,31 +11,25 @@ from typing import Final
 from node.ledger import tables
 from node.ledger.amounts import part_bps, split
 from node.ledger.rules.accounts import BASE_PRICE_NAME
-from node.ledger.rules.channels import maturing_bucket
 from node.ledger.state import State
 from node.ledger.wire.bundles import decode_header
 from node.ledger.wire.codes import code_name
 from node.ledger.wire.payouts import PayoutLeaf, decode_payout
 from node.ledger.wire.receipts import COMPLETE, decode_credits, decode_receipt
 from node.ledger.wire.transactions import decode_transaction
-from node.storage import activity
-from node.storage.views import Activity, View
+from node.storage.views import View
 from node.web import answers
+from node.web.earnings import find_earnings
 from node.web.ledger import Ledger
+from node.web.naming import (
+    KIND_NAMES,
+    contribution_of,
+    datanet_name,
+    datanet_of,
+    model_name,
+    owner_of,
+)
 from node.web.proving import account_file, contribution_file, receipt_file
-
-EARNINGS_ENTRIES_MAX: Final = 10_000
-ENTRIES_PAGE: Final = 1_000
-
-KIND_NAMES: Final = {
-    tables.KIND_PROVIDER: "provider",
-    tables.KIND_DATA: "data",
-    tables.KIND_CREATOR: "creator",
-    tables.KIND_STAKERS: "stakers",
-    tables.KIND_FUND: "fund",
-    tables.KIND_TREASURY: "treasury",
-    tables.KIND_BURN: "burn",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +52,7 @@ def make_ledger(
     view = reading.take_view
     return Ledger(
         find_account=lambda account: find_account(view(), account),
-        find_earnings=lambda account: find_earnings(view(), account),
+        find_earnings=lambda account, query: find_earnings(view(), account, query),
         find_block=lambda height: find_block(view(), height),
         latest_height=lambda: view().tip.height,
         find_transaction=lambda tx_id: find_transaction(view(), tx_id, reading.find_pending),
@@ -98,81 +90,10 @@ def _maturing_of(state: State, account: bytes) -> dict[tuple[int, bytes], int]:
     """(kind, payee) → grains that wait for this account or its contributions."""
     waiting: dict[tuple[int, bytes], int] = {}
     for (_, kind, payee), record in state.scan(tables.MATURING):
-        if _owner(state, kind[0], payee) == account:
+        if owner_of(state, kind[0], payee) == account:
             key = kind[0], payee
             waiting[key] = waiting.get(key, 0) + record.amount
     return waiting
-
-
-def _owner(state: State, kind: int, payee: bytes) -> bytes | None:
-    """The account behind a payee; None for funds, pools, stakers, the burn."""
-    if kind in (tables.KIND_PROVIDER, tables.KIND_CREATOR):
-        return payee
-    if kind == tables.KIND_DATA and payee:
-        number = int.from_bytes(payee, "big")
-        return state.get(tables.CONTRIBUTION, number).contributor
-    return None
-
-
-def find_earnings(view: View, account: bytes) -> answers.Earnings | None:
-    """What the account earned, by kind, model and contribution; None if it never did."""
-    state = view.state()
-    rows: dict[tuple[int, bytes, int], list[int]] = {}  # → matured, maturing, blocks
-    due: dict[int, bool] = {}  # height → whether its payouts have matured
-    entries, since = _earned_entries(view, account)
-    for entry in entries:
-        if entry.height not in due:
-            made_ms = view.get_header(entry.height).time_ms
-            due[entry.height] = maturing_bucket(state, made_ms) <= view.tip.time_ms
-        kind, payee = entry.reference[0], entry.reference[1:-12]
-        model = int.from_bytes(entry.reference[-12:-4], "big")
-        row = rows.setdefault((kind, payee, model), [0, 0, 0])
-        row[0 if due[entry.height] else 1] += entry.amount
-        row[2] += 1
-    if not rows:
-        return None
-    items = tuple(_earning(state, *key, *rows[key]) for key in sorted(rows))
-    return answers.Earnings(
-        account=account,
-        height=view.tip.height,
-        matured=sum(item.matured for item in items),
-        maturing=sum(item.maturing for item in items),
-        since_height=since,
-        items=items,
-    )
-
-
-def _earned_entries(view: View, account: bytes) -> tuple[list[Activity], int]:
-    """The newest earned entries, and the height from which on they are complete."""
-    earned: list[Activity] = []
-    below, seen = None, 0
-    while seen < EARNINGS_ENTRIES_MAX:
-        page = view.activity(account, below=below, entries_max=ENTRIES_PAGE)
-        seen += len(page)
-        earned += [entry for entry in page if entry.kind == activity.EARNED]
-        if len(page) < ENTRIES_PAGE:
-            return earned, 1
-        if page[-1].height == page[0].height:
-            break  # a page of one block: its rest cannot be asked for
-        below = page[-1].height + 1
-        # The oldest block of the page may be cut: it is read again, whole, with the next page.
-        earned = [entry for entry in earned if entry.height >= below]
-    return earned, below or view.tip.height
-
-
-def _earning(
-    state: State, kind: int, payee: bytes, model: int, matured: int, maturing: int, blocks: int
-) -> answers.Earning:
-    contribution = int.from_bytes(payee, "big") if kind == tables.KIND_DATA else 0
-    return answers.Earning(
-        kind=KIND_NAMES[kind],
-        contribution=contribution,
-        datanet=_datanet_of(state, contribution),
-        model=_model_name(state, model),
-        blocks=blocks,
-        matured=matured,
-        maturing=maturing,
-    )
 
 
 # --- blocks and what they carry
@@ -203,12 +124,11 @@ def find_block(view: View, height: int) -> answers.BlockAnswer | None:
 
 
 def _payout(state: State, leaf: PayoutLeaf) -> answers.Payout:
-    is_data = leaf.kind == tables.KIND_DATA and leaf.payee
     return answers.Payout(
         kind=KIND_NAMES.get(leaf.kind, "total"),
-        account=_owner(state, leaf.kind, leaf.payee),
-        contribution=int.from_bytes(leaf.payee, "big") if is_data else 0,
-        model=_model_name(state, leaf.model),
+        account=owner_of(state, leaf.kind, leaf.payee),
+        contribution=contribution_of(leaf.kind, leaf.payee),
+        model=model_name(state, leaf.model),
         version=leaf.version,
         amount=leaf.amount,
         matures_ms=leaf.matures_ms,
@@ -256,7 +176,7 @@ def find_receipt(view: View, receipt_id: bytes) -> answers.ReceiptAnswer | None:
         lane=receipt.lane,
         seq=receipt.seq,
         order=receipt.order_hash,
-        model=_model_name(state, receipt.model),
+        model=model_name(state, receipt.model),
         version=receipt.model_version,
         tokens_in=receipt.tokens_in,
         tokens_out=receipt.tokens_out,
@@ -278,7 +198,7 @@ def _credits(state: State, raw: bytes, data_part: int) -> tuple[answers.Credit, 
         answers.Credit(
             contribution=number,
             contributor=state.get(tables.CONTRIBUTION, number).contributor,
-            datanet=_datanet_of(state, number),
+            datanet=datanet_of(state, number),
             share_bps=share_bps,
             amount=part_bps(data_part, share_bps),
         )
@@ -315,7 +235,7 @@ def _model(state: State, number: int, model: tables.Model, providers: int) -> an
         creator=model.creator,
         base=model.base,
         adapter=version.adapter if version else b"",
-        datanet=_datanet_name(state, snapshot.datanet) if snapshot else "",
+        datanet=datanet_name(state, snapshot.datanet) if snapshot else "",
         records=snapshot.records if snapshot else 0,
         price_in=price.p_in if price else 0,
         price_out=price.p_out if price else 0,
@@ -400,18 +320,3 @@ def get_params(view: View) -> answers.Params:
         base_price=state.counter(BASE_PRICE_NAME),
         values={name.decode("ascii"): record.values for (name,), record in rows},
     )
-
-
-def _model_name(state: State, number: int) -> str:
-    found = state.find(tables.MODEL, number)
-    return "" if found is None else found.name.decode("ascii")
-
-
-def _datanet_name(state: State, number: int) -> str:
-    found = state.find(tables.DATANET, number)
-    return "" if found is None else found.name.decode("ascii")
-
-
-def _datanet_of(state: State, contribution: int) -> str:
-    found = state.find(tables.CONTRIBUTION, contribution) if contribution else None
-    return "" if found is None else _datanet_name(state, found.datanet)

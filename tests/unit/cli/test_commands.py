@@ -1,20 +1,24 @@
 """Commands on a real home and a real socket; behind the socket stands a table, no chain."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
-from unit.web.behind import ALICE, BIG, ID, Behind, served
+from unit.web.behind import ALICE, BIG, EARNED, ID, Behind, served
 
 from consensus.primitives.digest import signing_bytes
 from consensus.primitives.errors import Invalid
 from consensus.primitives.keys import is_signed_by, public_key
+from node.cli.earnings import BY
 from node.cli.main import run
 from node.ledger.addresses import account_of, account_text
 from node.ledger.genesis import encode_genesis, make_genesis
 from node.ledger.wire.transactions import Transfer, decode_transaction
+from node.web.earnings import GROUPS
+from node.web.ledger import EarningsQuery
 
 SEED = b"\7" * 32
 GENESIS = encode_genesis(
@@ -226,6 +230,59 @@ async def test_query_has_its_schema(home: Path, capsys: Capture, words: str) -> 
 async def test_account_that_never_earned_earned_nothing(home: Path, capsys: Capture) -> None:
     answer = await asked(capsys, Behind(), home, "earnings", "--account", account_text(ALICE))
     assert (answer["matured"], answer["items"]) == ("0", [])
+
+
+async def test_earnings_are_asked_as_the_options_say(home: Path, capsys: Capture) -> None:
+    own = told(capsys, home, "keys", "show", "node")["account"]
+    for words, query in (
+        ([], EarningsQuery()),
+        (["--since", "7"], EarningsQuery(since_height=7)),
+        (["--since", "1970-01-02", "--by", "day"], EarningsQuery(since_ms=86_400_000, by="day")),
+        (["--since", "2024-02-29"], EarningsQuery(since_ms=1_709_164_800_000)),
+    ):
+        behind = Behind(earned=EARNED)
+        answer = await asked(capsys, behind, home, "earnings", *words)
+        assert answer["account"] == own
+        assert behind.asked.pop() == query
+        (item,) = answer["items"]
+        assert list(item) == SCHEMAS["olnode.earnings/1 items"]
+
+
+def test_earnings_can_be_grouped_as_the_ledger_groups_them() -> None:
+    assert {"", *BY} == GROUPS.keys()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--by", "receipt"],
+        ["--by", ""],
+        ["--since", ""],
+        ["--since", "-1"],
+        ["--since", "1" * 19],
+        ["--since", "\u0661"],
+        ["--since", "2023-02-29"],
+        ["--since", "1969-12-31"],
+        ["--since", "2024-W01-1"],
+    ],
+)
+def test_earnings_that_cannot_be_meant_are_a_usage_fault(
+    home: Path, capsys: Capture, words: list[str]
+) -> None:
+    assert told(capsys, home, "earnings", *words, status=2)["what"].startswith(words[0])
+
+
+async def test_earnings_for_people_have_a_column_for_what_names_a_row(
+    home: Path, capsys: Capture
+) -> None:
+    cut = replace(EARNED, since_height=4, complete=False)
+    async with served(Behind(earned=cut), home / "run"):
+        words = ["--home", str(home), "earnings", "--account", account_text(ALICE), "--by", "model"]
+        assert await trio.to_thread.run_sync(run, words) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["model", "blocks", "matured", "maturing"]
+    assert lines[1].split()[:2] == ["contracts", "2"]
+    assert lines[-1] == "older than block 4: not counted: more than is read at once"
 
 
 async def test_stop_waits_until_the_home_is_free(home: Path, capsys: Capture) -> None:

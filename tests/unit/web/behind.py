@@ -12,7 +12,7 @@ from consensus.primitives.errors import Invalid
 from node.ledger.wire.codes import code_name
 from node.web import answers
 from node.web.app import Backend, Order, make_app, serve_socket
-from node.web.ledger import Ledger
+from node.web.ledger import EarningsQuery, Ledger
 
 ALICE = bytes([1]) * 32
 ID = bytes([0xAB]) * 32
@@ -55,6 +55,16 @@ RECEIPT = answers.InferenceReceipt(
     signature=b"\3",
     checks={"fee": True},
 )
+EARNED = answers.Earnings(
+    account=ALICE,
+    height=7,
+    matured=BIG,
+    maturing=1,
+    since_height=1,
+    complete=True,
+    by=("model",),
+    items=(answers.Earning("", 0, "", "contracts", "", 2, BIG, 1),),
+)
 
 
 @dataclass
@@ -66,6 +76,7 @@ class Behind:
     ready: bool = True
     accounts: set[bytes] = field(default_factory=lambda: {ALICE})
     settled_code: int = 0
+    earned: answers.Earnings | None = None
     asked: list[Any] = field(default_factory=list)
     cancelled: trio.Event = field(default_factory=trio.Event)
     pieces: tuple[str, ...] = ("two ", "words")
@@ -110,6 +121,10 @@ class Behind:
             ID, "settled", 7, self.settled_code, reason, ALICE, "Transfer", 3, 1
         )
 
+    def find_earnings(self, account: bytes, query: EarningsQuery) -> answers.Earnings | None:
+        self.asked.append(query)
+        return None if self.earned is None else replace(self.earned, account=account)
+
     def find_block(self, height: int) -> answers.BlockAnswer | None:
         if height == 5:
             raise RuntimeError("a secret of ours")
@@ -133,7 +148,7 @@ class Behind:
     def backend(self) -> Backend:
         ledger = Ledger(
             find_account=self.find_account,
-            find_earnings=lambda account: None,
+            find_earnings=self.find_earnings,
             find_block=self.find_block,
             latest_height=lambda: 7,
             find_transaction=self.find_transaction,

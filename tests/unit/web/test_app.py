@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import trio
-from unit.web.behind import ALICE, BIG, ID, Behind, served
+from unit.web.behind import ALICE, BIG, EARNED, ID, Behind, served
 
 from consensus.primitives.errors import Invalid
 from node.ledger.addresses import account_text
 from node.wallet.payer import PaymentFailed
 from node.web.app import QUESTION_BYTES_MAX
 from node.web.ask import Node, Refusal, Unreachable
-from node.web.ledger import TRANSACTION_BYTES_MAX
+from node.web.ledger import TRANSACTION_BYTES_MAX, EarningsQuery
 
 
 async def ask(path: Path, call: Callable[[Node], Any]) -> Any:
@@ -177,6 +177,7 @@ async def test_bad_question_is_refused_with_its_code(tmp_path: Path) -> None:
     assert behind.asked == []
 
 
+EARNINGS = f"/ledger/accounts/{account_text(ALICE)}/earnings"
 BAD_REQUESTS = [  # method, target, body, media type -> status, code
     ("GET", "/nowhere", b"", "", 404, "request.unknown_path"),
     ("GET", "/stop", b"", "", 405, "request.method"),
@@ -185,6 +186,10 @@ BAD_REQUESTS = [  # method, target, body, media type -> status, code
     ("GET", "/ledger/models?limit=101", b"", "", 400, "request.bad_parameter"),
     ("GET", "/ledger/models?after=-1", b"", "", 400, "request.bad_parameter"),
     ("GET", "/ledger/models?after=9223372036854775808", b"", "", 400, "request.bad_parameter"),
+    ("GET", EARNINGS + "?since=1", b"", "", 400, "request.unknown_parameter"),
+    ("GET", EARNINGS + "?since_height=-1", b"", "", 400, "request.bad_parameter"),
+    ("GET", EARNINGS + "?since_ms=9223372036854775808", b"", "", 400, "request.bad_parameter"),
+    ("GET", EARNINGS, b"", "", 404, "account.not_found"),
     ("GET", "/ledger/blocks/%D9%A1", b"", "", 400, "request.bad_parameter"),
     ("GET", "/ledger/blocks/8", b"", "", 404, "block.not_found"),
     ("GET", "/ledger/blocks/5", b"", "", 500, "request.internal"),
@@ -249,6 +254,18 @@ async def test_list_is_paged_by_number(tmp_path: Path) -> None:
         await ask(path, lambda daemon: daemon.get("/ledger/models?after=7&limit=100"))
         await ask(path, lambda daemon: daemon.get("/ledger/models"))
     assert behind.asked == [(7, 100), (0, 50)]
+
+
+async def test_earnings_are_asked_from_a_start_and_by_a_group(tmp_path: Path) -> None:
+    behind = Behind(earned=EARNED)
+    most = 2**63 - 1
+    async with served(behind, tmp_path) as path:
+        told = await ask(path, lambda daemon: daemon.get(EARNINGS))
+        query = f"?since_height={most}&since_ms={most}&by=model"
+        await ask(path, lambda daemon: daemon.get(EARNINGS + query))
+    assert behind.asked == [EarningsQuery(), EarningsQuery(most, most, "model")]
+    assert (told["matured"], told["complete"], told["by"]) == (str(BIG), True, ["model"])
+    assert told["items"][0]["model"] == "contracts"
 
 
 async def test_stop_is_handed_on(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from node.ledger.wire.transactions import Transfer, decode_transaction
 from node.light import examine, trust_genesis
 from node.web import answers, proving, reading
 from node.web.answers import as_json
+from node.web.earnings import find_earnings
+from node.web.ledger import EarningsQuery
 
 FEE = 27_309_200
 
@@ -25,7 +27,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
 
 
 def by(account: Party, told: Told) -> answers.Earnings:
-    found = reading.find_earnings(told.view(), account.key)
+    found = find_earnings(told.view(), account.key, EarningsQuery())
     assert found is not None
     return found
 
@@ -56,7 +58,7 @@ def test_earnings_are_what_the_block_pays(told: Told) -> None:
         if paid:
             assert (by(who, told).maturing, by(who, told).matured) == (paid, 0)
         else:
-            assert reading.find_earnings(view, who.key) is None
+            assert find_earnings(view, who.key, EarningsQuery()) is None
     assert by(CONTRIBUTORS[2], told).items[0].contribution == 3
     assert by(PROVIDER, told).items[0].kind == "provider"
 

@@ -13,6 +13,7 @@ import re
 import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -125,6 +126,16 @@ class BlobStore:
     def has(self, blob_id: bytes) -> bool:
         """Whether the whole blob is here."""
         return self.path(blob_id).is_file()
+
+    def is_whole(self, blob_id: bytes) -> bool:
+        """Whether the blob is here and still is what its id says; reads it, and drops a rotted one.
+
+        Before it is used beside what a peer sends: our own rot must not be taken for its lie.
+        """
+        self._leaves.pop(blob_id, None)
+        with suppress(Refused):
+            self._leaves_of(blob_id)
+        return self.has(blob_id)
 
     def path(self, blob_id: bytes) -> Path:
         """Where a blob lies or would lie."""
@@ -368,7 +379,7 @@ class Blobs:
         if total > bytes_max:
             raise BlobInvalid("blob.too_large", bytes=total, bytes_max=bytes_max)
         for entry in entries:
-            if not self._store.has(entry.blob_id):
+            if not await self._run_blocking(self._store.is_whole, entry.blob_id):
                 await self._fetch_blob(peer, entry)
         return entries
 

@@ -108,6 +108,26 @@ async def test_a_false_identity_is_left_and_nothing_remains(tmp_path, autojump_c
         assert nodes[1]._store.listing(ADAPTER, IDENTITY) is None
 
 
+async def test_a_blob_that_rotted_here_is_fetched_anew_and_its_source_not_blamed(
+    tmp_path, autojump_clock
+) -> None:
+    async with three(tmp_path) as nodes:
+        nodes[0]._store.add_folder(ADAPTER, IDENTITY, make_folder(tmp_path))
+        await fetch(nodes[1], tmp_path, [KEYS[0]])
+        rotted = tmp_path / "got" / "sub" / "b.json"
+        with rotted.open("r+b") as file:
+            file.write(b"]")
+
+        def check(folder) -> None:
+            if (folder / "sub" / "b.json").read_bytes() != b"{}":
+                raise Invalid("adapter.hash")
+
+        await fetch(nodes[1], tmp_path, [KEYS[0]], check)
+        assert rotted.read_bytes() == b"{}"
+        assert nodes[1].counters["listings_false"] == 0
+        assert nodes[1].counters["fetched_bytes"] == CHUNK_BYTES + 19 + 2  # the one file again
+
+
 async def test_more_than_the_caller_wants_is_refused_before_a_byte(tmp_path, autojump_clock):
     async with three(tmp_path) as nodes:
         nodes[0]._store.add_folder(ADAPTER, IDENTITY, make_folder(tmp_path))

@@ -7,7 +7,7 @@ What this file does not know: who asks, what anything costs, how tokens are made
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,8 @@ LOOK_S: Final = 1.0  # between two looks at ledger and peers
 GIB: Final = 1 << 30
 BYTES_MAX: Final = {ADAPTER: 2 * GIB, BASE: 64 * GIB, INDEX: 16 * GIB, CONTENT: 1 << 20}
 FOLDERS: Final = {ADAPTER: "adapters", BASE: "models", INDEX: "indexes", CONTENT: "manifests"}
+
+RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
 log = get_log("holdings")
 
@@ -71,12 +73,15 @@ class Holdings:
         find_sources: Callable[[], Sequence[PeerId]],
         names: Sequence[str],
         serves: bool,
+        run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._home, self._chain_id = home, chain_id
         self._blobs, self._store = blobs, store
         self._get_state, self._find_sources = get_state, find_sources
         self._names, self._serves = names, serves
+        self._run_blocking = run_blocking
         self._held: dict[tuple[int, int], HeldModel] = {}
+        self._fetching: dict[tuple[int, bytes], trio.Lock] = {}  # two at once would share a folder
         self.counters: Counter[str] = Counter()
 
     def find(self, model: int, version: int) -> HeldModel | None:
@@ -110,26 +115,40 @@ class Holdings:
     async def fetch(self, kind: int, identity: bytes) -> Path:
         """The folder of an identity, from the disk or from a peer.
 
-        Raises Unreachable when nobody has it. Its content is checked in either case.
+        Raises Unreachable when nobody has it. Its content is checked in either case; what has
+        rotted on the disk is fetched anew.
         """
         folder = self._home / FOLDERS[kind] / identity.hex()
         check = partial(check_identity, kind, identity)
-        if folder.is_dir():
-            await trio.to_thread.run_sync(check, folder)
-        elif (entries := self._store.listing(kind, identity)) is not None:
-            await trio.to_thread.run_sync(self._store.link_into, entries, folder)
-            await trio.to_thread.run_sync(check, folder)
-        else:
-            await self._blobs.fetch(
-                kind,
-                identity,
-                folder,
-                peers=self._find_sources(),
-                bytes_max=BYTES_MAX[kind],
-                check=check,
-            )
-            self.counters["fetched"] += 1
+        async with self._fetching.setdefault((kind, identity), trio.Lock()):
+            if not await self._find_here(kind, identity, folder, check):
+                await self._blobs.fetch(
+                    kind,
+                    identity,
+                    folder,
+                    peers=self._find_sources(),
+                    bytes_max=BYTES_MAX[kind],
+                    check=check,
+                )
+                self.counters["fetched"] += 1
         return folder
+
+    async def _find_here(
+        self, kind: int, identity: bytes, folder: Path, check: Callable[[Path], None]
+    ) -> bool:
+        """Whether `folder` holds it, or does now from the blobs that we serve."""
+        entries = self._store.listing(kind, identity)
+        try:
+            if not await self._run_blocking(folder.is_dir):
+                if entries is None:
+                    return False
+                await self._run_blocking(self._store.link_into, entries, folder)
+            await self._run_blocking(check, folder)
+        except (Invalid, OSError) as error:
+            self.counters["rotted"] += 1
+            log.warning("damaged here, fetched anew", folder=str(folder), why=str(error))
+            return False
+        return True
 
     async def _look_for(self, name: str) -> None:
         which = find_current(self._get_state(), name)
@@ -137,9 +156,11 @@ class Holdings:
             return
         record = self._get_state().get(tables.VERSION, *which)
         manifest_folder = await self.fetch(CONTENT, record.manifest)
-        raw = await trio.Path(manifest_folder / "content").read_bytes()
+        raw = await self._run_blocking((manifest_folder / "content").read_bytes)
         manifest = decode_manifest(raw)
-        if (manifest.adapter, manifest.index_root) != (record.adapter, record.index_root):
+        base_there = self._get_state().get(tables.MODEL, which[0]).base
+        on_ledger = (base_there, record.adapter, record.index_root)
+        if (manifest.base, manifest.adapter, manifest.index_root) != on_ledger:
             raise Invalid("holdings.manifest", model=name)
         base = adapter = None
         checkpoints = None
@@ -152,7 +173,7 @@ class Holdings:
         index = None
         if manifest.index_root:
             folder = await self.fetch(INDEX, manifest.index_root)
-            opened = await trio.to_thread.run_sync(Index.open, folder, manifest.index_root)
+            opened = await self._run_blocking(Index.open, folder, manifest.index_root)
             version = Version(self._chain_id, *which, record.published_ms)
             index = HeldIndex(opened, str(folder), version)
         self._held[which] = HeldModel(name, *which, manifest, base, adapter, checkpoints, index)

@@ -1,0 +1,233 @@
+"""What a node holds: fetched when missing, believed by its hash alone, renewed with the ledger."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trio
+from bundle_kit import CHAIN, party
+from exchange_kit import at_once
+from goods_kit import NAME, Shelf, make_shelf, put_version, with_manifest
+from ledger_kit import new_state
+
+from consensus.primitives.digest import sha256
+from consensus.primitives.errors import Invalid
+from node.holdings import FOLDERS, LOOK_S, Holdings, check_identity, find_current
+from node.ledger import tables
+from node.ledger.state import State
+from node.peering.blobs import ADAPTER, BASE, CONTENT, INDEX, Blobs, BlobStore
+from p2p.errors import Unreachable
+from p2p.memory import MemoryHub
+
+SOURCE, OTHER, MINE = (party(name).key for name in ("source", "other", "mine"))
+
+
+@dataclass
+class Town:
+    """Two nodes that serve blobs and one that wants them."""
+
+    state: State
+    shelf: Shelf
+    stores: dict[bytes, BlobStore]
+    holdings: Holdings
+    penalties: list[tuple[bytes, str]]
+
+    async def look(self, count: int = 1) -> None:
+        await trio.sleep(count * LOOK_S + 0.5)
+
+
+@asynccontextmanager
+async def town(
+    root: Path, *, serves: bool = True, names: tuple[str, ...] = (NAME,), holds: bool = True
+) -> AsyncIterator[Town]:
+    hub, stores, blobs = MemoryHub(seed=1), {}, {}
+    state, shelf = new_state(), make_shelf(root / "goods")
+    put_version(state, shelf)
+    penalties: list[tuple[bytes, str]] = []
+    async with trio.open_nursery() as nursery:
+        for key in (SOURCE, OTHER, MINE):
+            network = hub.network(key)
+            stores[key] = BlobStore(root / key.hex()[:4] / "blobs", 1 << 30)
+            blobs[key] = Blobs(network=network, store=stores[key], run_blocking=at_once)
+            blobs[key].serve()
+            await nursery.start(network.run)
+        blobs[MINE]._blame = lambda peer, reason: penalties.append((peer, reason))
+        holdings = Holdings(
+            home=root / MINE.hex()[:4], chain_id=CHAIN, blobs=blobs[MINE], store=stores[MINE],
+            get_state=lambda: state, find_sources=lambda: [SOURCE, OTHER], names=names,
+            serves=serves, run_blocking=at_once,
+        )  # fmt: skip
+        if holds:
+            shelf.store_in(stores[SOURCE])
+        await trio.sleep(3)  # until they have met
+        nursery.start_soon(holdings.run)
+        yield Town(state, shelf, stores, holdings, penalties)
+        nursery.cancel_scope.cancel()
+
+
+async def test_missing_goods_are_fetched_and_held_by_their_hash(tmp_path, autojump_clock) -> None:
+    async with town(tmp_path) as at:
+        await at.look()
+        held = at.holdings.find(1, 1)
+        manifest = at.shelf.manifest
+        assert held is not None
+        assert (held.label, held.manifest, held.is_ready) == (f"{NAME}@1", manifest, False)
+        assert held.base.name == manifest.base.hex()
+        assert held.adapter.name == manifest.adapter.hex()
+        assert [folder.name for folder in held.checkpoints] == [
+            identity.hex() for identity in manifest.checkpoints
+        ]
+        assert at.holdings.find_index(1, 1).index.root == manifest.index_root
+        assert at.holdings.counters["fetched"] == 6
+        await at.look(3)
+        assert at.holdings.counters["fetched"] == 6, "what is here is not asked for again"
+
+
+async def test_auditor_fetches_the_index_and_no_weights(tmp_path, autojump_clock) -> None:
+    async with town(tmp_path, serves=False) as at:
+        await at.look()
+        held = at.holdings.find(1, 1)
+        assert (held.base, held.adapter, held.checkpoints) == (None, None, None)
+        assert held.index is not None
+        assert at.holdings.counters["fetched"] == 2  # manifest and index
+
+
+async def test_new_version_is_picked_up_and_the_old_one_stays(tmp_path, autojump_clock) -> None:
+    """Answers of the old version may still be asked for, and audited."""
+    async with town(tmp_path) as at:
+        await at.look()
+        newer = make_shelf(tmp_path / "newer", seed=2)
+        newer.store_in(at.stores[SOURCE])
+        put_version(at.state, newer, version=2)
+        await at.look()
+        assert {held.label for held in at.holdings.all()} == {f"{NAME}@1", f"{NAME}@2"}
+        assert at.holdings.find(1, 2).manifest == newer.manifest
+        assert find_current(at.state, NAME) == (1, 2)
+
+
+async def test_what_is_noted_as_ready_is_ready(tmp_path, autojump_clock) -> None:
+    async with town(tmp_path) as at:
+        await at.look()
+        at.holdings.note_ready(at.holdings.find(1, 1))
+        assert at.holdings.find(1, 1).is_ready
+
+
+async def test_unknown_name_is_waited_for(tmp_path, autojump_clock) -> None:
+    async with town(tmp_path, names=("nothing", NAME)) as at:
+        await at.look()
+        assert [held.name for held in at.holdings.all()] == [NAME]
+        assert at.holdings.counters["failed"] == 0
+        assert find_current(at.state, "nothing") is None
+
+
+async def test_goods_that_nobody_has_are_asked_for_until_somebody_has_them(
+    tmp_path, autojump_clock
+) -> None:
+    async with town(tmp_path, holds=False) as at:
+        await at.look(3)
+        assert at.holdings.counters["failed"] >= 3
+        assert at.holdings.all() == ()
+        at.shelf.store_in(at.stores[OTHER])
+        await at.look(3)
+        assert at.holdings.find(1, 1) is not None
+
+
+KINDS = {ADAPTER: "adapter", BASE: "base", INDEX: "index_root", CONTENT: "manifest"}
+
+
+@pytest.mark.parametrize("kind", sorted(KINDS))
+async def test_false_files_of_a_peer_are_refused_and_not_kept(
+    tmp_path, autojump_clock, kind
+) -> None:
+    """The chunks prove the files that were listed; only the identity proves the goods."""
+    async with town(tmp_path, names=()) as at:
+        identity = getattr(at.shelf.manifest, KINDS[kind], sha256(at.shelf.manifest_raw))
+        false = make_shelf(tmp_path / "false", seed=9)
+        (folder,) = [f for (k, _), f in false.folders.items() if k == kind][:1]
+        if kind == BASE:
+            (folder / "model.safetensors").write_bytes(b"other weights")
+        at.stores[SOURCE].add_folder(kind, identity, folder)
+        at.stores[OTHER]._listings.pop((kind, identity), None)
+        with pytest.raises(Unreachable):
+            await at.holdings.fetch(kind, identity)
+        home = tmp_path / MINE.hex()[:4]
+        assert not (home / FOLDERS[kind] / identity.hex()).exists()
+        assert at.stores[MINE].listing(kind, identity) is None
+        assert at.penalties == [(SOURCE, "forged")]
+
+
+async def test_after_a_liar_the_next_peer_is_asked(tmp_path, autojump_clock) -> None:
+    async with town(tmp_path, names=()) as at:
+        adapter = at.shelf.manifest.adapter
+        false = make_shelf(tmp_path / "false", seed=9)
+        at.stores[SOURCE].add_folder(
+            ADAPTER, adapter, false.folders[ADAPTER, false.manifest.adapter]
+        )
+        at.shelf.store_in(at.stores[OTHER])
+        folder = await at.holdings.fetch(ADAPTER, adapter)
+        check_identity(ADAPTER, adapter, folder)
+        assert at.penalties == [(SOURCE, "forged")]
+
+
+@pytest.mark.parametrize(
+    "change", [{"base": b"\1" * 32}, {"adapter": b"\1" * 32}, {"index_root": b"\1" * 32}]
+)
+async def test_manifest_of_other_goods_than_the_ledgers_is_refused(
+    tmp_path, autojump_clock, change
+) -> None:
+    """Else a creator could have another base served than the one that was registered."""
+    async with town(tmp_path, names=()) as at:
+        other = with_manifest(tmp_path / "goods", at.shelf, at.shelf.manifest._replace(**change))
+        other.store_in(at.stores[SOURCE])
+        manifest = sha256(other.manifest_raw)
+        record = at.state.get(tables.VERSION, 1, 1)
+        at.state.put(tables.VERSION, (1, 1), record._replace(manifest=manifest))
+        with pytest.raises(Invalid) as refused:
+            await at.holdings._look_for(NAME)
+        assert (refused.value.code, refused.value.facts["model"]) == ("holdings.manifest", NAME)
+        assert at.holdings.all() == ()
+
+
+async def test_goods_that_we_serve_already_are_linked_and_not_fetched(
+    tmp_path, autojump_clock
+) -> None:
+    async with town(tmp_path, holds=False) as at:
+        at.shelf.store_in(at.stores[MINE])
+        await at.look()
+        assert at.holdings.find(1, 1) is not None
+        assert at.holdings.counters["fetched"] == 0
+
+
+async def test_what_has_rotted_here_is_fetched_anew_and_no_peer_is_blamed(
+    tmp_path, autojump_clock
+) -> None:
+    """Folder and blob are one file on the disk: when it rots, neither may be believed."""
+    async with town(tmp_path, names=()) as at:
+        adapter = at.shelf.manifest.adapter
+        folder = await at.holdings.fetch(ADAPTER, adapter)
+        weights = folder / "adapter_model.safetensors"
+        good = weights.read_bytes()
+        with weights.open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(bytes([good[-1] ^ 1]))
+        assert (await at.holdings.fetch(ADAPTER, adapter)) == folder
+        assert weights.read_bytes() == good
+        assert at.holdings.counters["rotted"] == 1
+        assert at.penalties == []
+
+
+async def test_two_who_ask_at_once_fetch_once(tmp_path, autojump_clock) -> None:
+    async with town(tmp_path, names=()) as at:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(at.holdings.fetch, BASE, at.shelf.manifest.base)
+        assert at.holdings.counters["fetched"] == 1
+
+
+def test_folder_that_no_parser_can_read_is_another_identity(tmp_path) -> None:
+    (tmp_path / "x").mkdir()
+    for kind in KINDS:
+        with pytest.raises(Invalid, match=r"holdings\.identity"):
+            check_identity(kind, bytes(32), tmp_path / "x")

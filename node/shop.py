@@ -1,7 +1,7 @@
 """The provider's side composed: an engine over the held models, the service, bundles, offers.
 
 The engine starts when the base is here: what a node serves is known only from the ledger. Its
-loss takes answers, never votes.
+loss, also at its start, takes answers, never votes: nothing of it ends the node.
 What this file does not know: how a peer is found, how a block is made.
 """
 
@@ -21,7 +21,8 @@ from node.serving.attributing import Attributor
 from node.serving.book import ReceiptBook
 from node.serving.bundling import Bundler
 from node.serving.checking import ServedModel
-from node.serving.engine import AdapterRef, EngineError, EngineSettings
+from node.serving.client import EngineClient
+from node.serving.engine import AdapterRef, EngineError, EngineSettings, WrongBase
 from node.serving.service import InferenceService
 from node.serving.worker import WorkerEngine
 from p2p.errors import NetworkError
@@ -53,24 +54,46 @@ class Shop:
     """Serves what `holdings` holds."""
 
     def __init__(
-        self, counter: Counter, network: Network, holdings: Holdings, folder: Path, threads: int
+        self,
+        counter: Counter,
+        network: Network,
+        holdings: Holdings,
+        folder: Path,
+        threads: int,
+        make_engine: Callable[[EngineSettings], EngineClient] = WorkerEngine,
     ) -> None:
         self._counter, self._network, self._holdings = counter, network, holdings
-        self._threads = threads
+        self._threads, self._make_engine = threads, make_engine
         self.book = ReceiptBook(folder, counter.get_state)
-        self._engine: WorkerEngine | None = None
+        self._engine: EngineClient | None = None
+        self._has_failed = False
 
     @property
     def engine_word(self) -> str:
-        """`starting`, `ready`, `restarting`, `down` or `closed`."""
+        """`starting`, `ready`, `restarting`, `down`, `closed`, or `failed` to start."""
+        if self._has_failed:
+            return "failed"
         return "starting" if self._engine is None else str(self._engine.state)
 
     async def run(self) -> None:
         """Wait for a base, start the engine, serve until cancelled."""
         base = await self._wait_base()
-        self._engine = engine = WorkerEngine(
-            EngineSettings(base_folder=str(base), threads=self._threads)
-        )
+        settings = EngineSettings(base_folder=str(base), threads=self._threads)
+        self._engine = engine = self._make_engine(settings)
+        service, bundler = self._make_service(engine)
+        self._network.accept("infer", service.serve, PROTOCOLS["infer"])
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bundler.run)  # what was answered before is settled in any case
+            start: Any = nursery.start
+            try:
+                await start(engine.run)
+            except EngineError as error:
+                self._has_failed = True
+                log.error("the engine does not start", why=str(error), mend="olnode start, again")
+                return
+            await self._load_models(engine, base)
+
+    def _make_service(self, engine: EngineClient) -> tuple[InferenceService, Bundler]:
         counter = self._counter
         bundler = Bundler(
             book=self.book,
@@ -96,12 +119,7 @@ class Shop:
             stream_errors=(NetworkError,),
             now_ms=counter.now_ms,
         )
-        self._network.accept("infer", service.serve, PROTOCOLS["infer"])
-        async with trio.open_nursery() as nursery:
-            start: Any = nursery.start
-            await start(engine.run)
-            nursery.start_soon(bundler.run)
-            await self._load_models(engine)
+        return service, bundler
 
     async def _wait_base(self) -> Path:
         while True:
@@ -110,17 +128,20 @@ class Shop:
                     return held.base
             await trio.sleep(LOOK_S)
 
-    async def _load_models(self, engine: WorkerEngine) -> None:
-        """Load adapters as models come to be held; tell of the change."""
+    async def _load_models(self, engine: EngineClient, base: Path) -> None:
+        """Make models ready as they come to be held; tell of the change."""
+        warned: set[str] = set()
         while True:
             await engine.wait_ready()
             for held in self._holdings.all():
-                if held.is_ready or held.adapter is None:
+                if held.is_ready or held.base is None:
                     continue
                 try:
-                    await _load(engine, held)
+                    await _load(engine, held, base)
                 except EngineError as error:
-                    log.warning("a model does not load", model=held.label, why=str(error))
+                    if held.label not in warned:  # tried again for ever, told once
+                        warned.add(held.label)
+                        log.warning("a model does not load", model=held.label, why=str(error))
                     continue
                 self._holdings.note_ready(held)
                 self._counter.note_change()
@@ -135,9 +156,9 @@ class Shop:
         return ServedModel(adapter, held.is_ready, 0, held.index is not None)
 
     def make_offer(self, seq: int, expires_ms: int) -> Offer | None:
-        """What to tell the network, or None before anything is ready."""
+        """What to tell the network, or None while nothing is ready."""
         ready = [held for held in self._holdings.all() if held.is_ready]
-        if not ready or self._engine is None:
+        if not ready or self.engine_word != "ready":
             return None
         models = sorted((held.model, held.version) for held in ready)
         addresses = tuple(address.encode() for address in self._counter.addresses()[:8])
@@ -153,10 +174,16 @@ class Shop:
         )
 
 
-async def _load(engine: WorkerEngine, held: HeldModel) -> None:
+async def _load(engine: EngineClient, held: HeldModel, base: Path) -> None:
+    """Load what a version needs beside the base; raises EngineError.
+
+    A folder is named by its content: another one is another base, though its shapes may fit.
+    """
     manifest = held.manifest
-    assert held.adapter is not None
-    await engine.load_adapter(AdapterRef(manifest.adapter, str(held.adapter)))
+    if held.base != base:
+        raise WrongBase(engine=base.name, model=manifest.base.hex())
+    if held.adapter is not None:
+        await engine.load_adapter(AdapterRef(manifest.adapter, str(held.adapter)))
     if held.checkpoints is not None:
         early, middle = held.checkpoints
         await engine.load_adapter(AdapterRef(manifest.early, str(early)))

@@ -1,0 +1,243 @@
+"""The provider's side composed: it offers what is ready; a lost engine ends nothing else."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from bundle_kit import CHAIN
+from ledger_kit import NOW_MS, PROVIDER, new_state
+
+from node.holdings import HeldModel
+from node.serving.engine import AdapterRef, BadAdapter, EngineError, EngineLost, Unsupported
+from node.serving.manifest import Manifest
+from node.shop import LOOK_S, Counter, Shop
+
+BASE = Path("/models/base")
+MANIFEST = Manifest(
+    1, b"b" * 32, b"a" * 32, b"e" * 32, b"m" * 32, 8, (b"q_proj",), b"s" * 32, b"i" * 32, b"",
+    0, 0, 512, (), b"",
+)  # fmt: skip
+BARE = MANIFEST._replace(adapter=b"", early=b"", middle=b"", rank=0, targets=(), index_root=b"")
+
+
+def held(model: int = 1, version: int = 1, base: Path | None = BASE, **fields: Any) -> HeldModel:
+    made = HeldModel(
+        f"model-{model}", model, version, MANIFEST, base, Path("/a"), (Path("/e"), Path("/m")), None
+    )
+    return replace(made, **fields)
+
+
+class Engine:
+    """An engine that loads what it is told, and fails as it is told."""
+
+    def __init__(self) -> None:
+        self.state = "starting"
+        self.loaded: list[AdapterRef] = []
+        self.start_error: EngineError | None = None
+        self.load_error: EngineError | None = None
+        self.ready = trio.Event()
+        self.may_start = trio.Event()
+
+    async def run(self, *, task_status: Any) -> None:
+        try:
+            await self.may_start.wait()
+            if self.start_error is not None:
+                raise self.start_error
+            self.state = "ready"
+            self.ready.set()
+            task_status.started()
+            await trio.sleep_forever()
+        finally:
+            self.state = "closed" if self.state == "starting" else self.state
+
+    async def wait_ready(self) -> None:
+        await self.ready.wait()
+
+    def lose(self, state: str) -> None:
+        """As `EngineClient` after a loss: not ready until a new worker is."""
+        self.state, self.ready = state, trio.Event()
+        self.load_error = EngineLost(state=state)
+
+    def recover(self) -> None:
+        self.state, self.load_error = "ready", None
+        self.ready.set()
+
+    async def load_adapter(self, ref: AdapterRef, pin: bool = False) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.load_error is not None:
+            raise self.load_error
+        self.loaded.append(ref)
+
+
+@dataclass
+class Around:
+    """What a shop asks of its node."""
+
+    engine: Engine
+    models: dict[tuple[int, int], HeldModel] = field(default_factory=dict)
+    changes: int = 0
+    protocols: list[str] = field(default_factory=list)
+    settings: Any = None
+    votes: int = 0
+
+    def hold(self, *models: HeldModel) -> None:
+        self.models |= {(one.model, one.version): one for one in models}
+
+    def all(self) -> tuple[HeldModel, ...]:
+        return tuple(self.models.values())
+
+    def find(self, model: int, version: int) -> HeldModel | None:
+        return self.models.get((model, version))
+
+    def find_index(self, model: int, version: int) -> None:
+        return None
+
+    def note_ready(self, one: HeldModel) -> None:
+        self.hold(replace(one, is_ready=True))
+
+    def accept(self, protocol: str, handler: Any, limits: Any) -> None:
+        self.protocols.append(protocol)
+
+    def note_change(self) -> None:
+        self.changes += 1
+
+    def make_engine(self, settings: Any) -> Any:
+        self.settings = settings
+        return self.engine
+
+    async def vote(self) -> None:
+        """The rest of the node."""
+        while True:
+            await trio.sleep(1)
+            self.votes += 1
+
+
+async def offer_bundle(bundle: Any) -> None:
+    raise AssertionError("nothing was answered")
+
+
+@asynccontextmanager
+async def open_shop(folder: Path) -> AsyncIterator[tuple[Shop, Around]]:
+    state, around = new_state(), Around(Engine())
+    counter = Counter(
+        chain_id=CHAIN, provider=PROVIDER.key, peer_key=bytes(32), signer=lambda tag: PROVIDER.sign,
+        get_state=lambda: state, offer_bundle=offer_bundle, note_change=around.note_change,
+        addresses=lambda: tuple(f"/ip4/10.0.0.{i}/tcp/1" for i in range(12)),
+        now_ms=lambda: NOW_MS,
+    )  # fmt: skip
+    there: Any = around
+    shop = Shop(counter, there, there, folder / "receipts", 3, around.make_engine)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(around.vote)
+        nursery.start_soon(shop.run)
+        yield shop, around
+        nursery.cancel_scope.cancel()
+    shop.book.close()
+
+
+async def look() -> None:
+    await trio.sleep(2 * LOOK_S + 0.01)
+
+
+async def test_engine_waits_for_a_base_and_starts_with_it(tmp_path, autojump_clock) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        around.hold(held(base=None))
+        await look()
+        assert (shop.engine_word, around.settings) == ("starting", None)
+        around.hold(held(2))
+        await look()
+        assert (around.settings.base_folder, around.settings.threads) == (str(BASE), 3)
+        assert around.protocols == ["infer"]
+
+
+async def test_nothing_is_offered_before_engine_and_adapters_are_ready(
+    tmp_path, autojump_clock
+) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        assert shop.make_offer(1, NOW_MS) is None
+        around.hold(held())
+        await look()
+        assert shop.make_offer(1, NOW_MS) is None, "the engine starts"
+        assert not shop._find_model(1, 1).is_ready
+        around.engine.may_start.set()
+        await look()
+        offer = shop.make_offer(7, NOW_MS + 5)
+        assert (offer.provider, offer.seq, offer.expires_ms) == (PROVIDER.key, 7, NOW_MS + 5)
+        assert [(m.model, m.model_version, m.ready) for m in offer.models] == [(1, 1, 1)]
+        assert len(offer.addresses) == 8, "as many as an offer may tell"
+        assert around.changes == 1
+        assert {ref.hash for ref in around.engine.loaded} == {b"a" * 32, b"e" * 32, b"m" * 32}
+
+
+async def test_only_ready_models_are_offered_in_their_order(tmp_path, autojump_clock) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        around.engine.may_start.set()
+        around.hold(held(3), held(2, 2), held(2, 1))
+        await look()
+        around.engine.load_error = BadAdapter(key="x")
+        around.hold(held(1))
+        await look()
+        offer = shop.make_offer(1, NOW_MS)
+        assert [(m.model, m.model_version) for m in offer.models] == [(2, 1), (2, 2), (3, 1)]
+        around.engine.load_error = None
+        await look()
+        assert len(shop.make_offer(2, NOW_MS).models) == 4, "it was tried again"
+
+
+async def test_model_without_an_adapter_is_served_by_the_base(tmp_path, autojump_clock) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        around.engine.may_start.set()
+        around.hold(held(manifest=BARE, adapter=None, checkpoints=None))
+        await look()
+        served = shop._find_model(1, 1)
+        assert (served.adapter, served.is_ready, served.has_index) == (None, True, False)
+        assert around.engine.loaded == []
+
+
+async def test_model_of_another_base_is_not_served_by_this_one(tmp_path, autojump_clock) -> None:
+    """Its adapter may fit by its shapes; the answers would be of another model than was bought."""
+    async with open_shop(tmp_path) as (shop, around):
+        around.engine.may_start.set()
+        around.hold(held(1), held(2, base=Path("/models/other")))
+        await look()
+        assert [m.model for m in shop.make_offer(1, NOW_MS).models] == [1]
+        assert len(around.engine.loaded) == 3
+
+
+async def test_version_that_is_not_held_is_not_served(tmp_path, autojump_clock) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        around.hold(held())
+        assert shop._find_model(1, 2) is None
+
+
+@pytest.mark.parametrize("state", ["restarting", "down"])
+async def test_lost_engine_is_not_offered_and_the_node_lives(
+    tmp_path, autojump_clock, state
+) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        around.engine.may_start.set()
+        around.hold(held())
+        await look()
+        around.engine.lose(state)
+        around.hold(held(2))
+        await trio.sleep(10)
+        assert (shop.engine_word, shop.make_offer(1, NOW_MS)) == (state, None)
+        assert around.votes >= 10
+        around.engine.recover()
+        await look()
+        assert len(shop.make_offer(2, NOW_MS).models) == 2
+
+
+async def test_engine_that_does_not_start_leaves_the_node_alive(tmp_path, autojump_clock) -> None:
+    """A provider that also votes must go on voting without torch, or with a base it cannot read."""
+    async with open_shop(tmp_path) as (shop, around):
+        around.engine.start_error = Unsupported(what="torch is not installed")
+        around.engine.may_start.set()
+        around.hold(held())
+        await trio.sleep(10)
+        assert (shop.engine_word, shop.make_offer(1, NOW_MS)) == ("failed", None)
+        assert around.votes >= 9

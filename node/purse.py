@@ -5,10 +5,11 @@ Why here: the wallet knows promises and the ledger knows names; the node joins t
 What this file does not know: HTTP, how a provider works.
 """
 
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import trio
 
@@ -18,6 +19,7 @@ from node.attribution.tokens import TextTokenizer
 from node.holdings import Holdings, find_current
 from node.ledger import tables
 from node.ledger.state import State
+from node.ledger.wire.codes import code_name
 from node.ledger.wire.orders import Offer, OrderSampling, channel_id
 from node.ledger.wire.transactions import (
     CloseChannel,
@@ -39,8 +41,10 @@ VALID_MS: Final = 600_000
 SETTLE_S: Final = 30.0
 POLL_S: Final = 0.1
 SAMPLING_VERSION: Final = 1
+VERSION_NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 Submit = Callable[[bytes], Awaitable[bytes]]  # transaction bytes → id
+RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +79,13 @@ class Purse:
         find_code: Callable[[bytes], int | None],
         submit: Submit,
         now_ms: Callable[[], int],
+        run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._key, self._chain_id = key, chain_id
         self._network, self._directory, self._holdings = network, directory, holdings
         self._get_state, self._find_code = get_state, find_code
         self._submit, self._now_ms = submit, now_ms
+        self._run_blocking = run_blocking
         self._sending = trio.Lock()  # one transaction at a time: nonces follow each other
         self._tokenizers: dict[bytes, TextTokenizer] = {}
         self._book = PromiseBook(
@@ -98,6 +104,7 @@ class Purse:
             close_channel=self._close_channel,
             chain_id=chain_id,
             now_ms=now_ms,
+            run_blocking=run_blocking,
         )
 
     def close(self) -> None:
@@ -105,7 +112,10 @@ class Purse:
         self._book.close()
 
     async def ask(self, question: Question, tell: Callable[[str], Awaitable[None]]) -> Answer:
-        """Buy the answer; `tell` gets each piece of text. Raises Invalid or PaymentFailed."""
+        """Buy the answer; `tell` gets each piece of text.
+
+        Raises Invalid or PaymentFailed, in the groups of the nurseries it was found in.
+        """
         model, version = self._find_version(question.model)
         tokenizer = await self._tokenizer(self._get_state().get(tables.MODEL, model).base)
         sampling = OrderSampling(
@@ -139,23 +149,22 @@ class Purse:
         return answer
 
     def _find_version(self, label: str) -> tuple[int, int]:
-        name, _, version = label.partition("@")
+        name, at, version = label.partition("@")
         state = self._get_state()
         which = find_current(state, name)
-        if which is None:
-            raise Invalid("payer.unknown_model", model=name)
-        if not version:
+        if which is not None and not at:
             return which
-        if not version.isdecimal() or not state.has(tables.VERSION, which[0], int(version)):
-            raise Invalid("payer.unknown_model", model=label)
-        return which[0], int(version)
+        if which is not None and VERSION_NUMBER.fullmatch(version):
+            named = which[0], int(version)
+            if state.has(tables.VERSION, *named):
+                return named
+        raise Invalid("payer.unknown_model", model=label)
 
     async def _tokenizer(self, base: bytes) -> TextTokenizer:
         found = self._tokenizers.get(base)
         if found is None:
             folder = await self._holdings.fetch(BASE, base)
-            found = await trio.to_thread.run_sync(TextTokenizer, folder)
-            self._tokenizers[base] = found
+            found = self._tokenizers[base] = await self._run_blocking(TextTokenizer, folder)
         return found
 
     # --- what the wallet needs of the node
@@ -185,7 +194,7 @@ class Purse:
             with trio.move_on_after(SETTLE_S):
                 while (code := self._find_code(tx_id)) is None:  # noqa: ASYNC110  # chain has no event
                     await trio.sleep(POLL_S)
-                if code:
-                    raise Invalid("payer.transaction_refused", number=code)
+                if code:  # by the ledger's own word: `tx.insufficient` is a matter of funds
+                    raise Invalid(code_name(code), number=code, transaction=tx_id)
                 return nonce
         raise Invalid("payer.not_settled", transaction=tx_id)

@@ -19,12 +19,12 @@ STATUS_OF: Final = {  # page 80, "Answer"; any other reason is the caller's: 400
     "not_found": 404, "model_not_found": 404, "unknown_model": 404, "unknown_path": 404,
     "method": 405, "too_large": 413, "media_type": 415,
     "payment_required": 402, "budget_exhausted": 402, "channel_exhausted": 402,
-    "fee_max": 402, "locked_max": 402, "insufficient": 402,
+    "fee_max": 402, "locked_max": 402, "insufficient": 402, "cannot_pay": 402,
     "already_charged": 409,
     "check_failed": 502,
     "no_provider": 503, "refused": 503, "channel": 503, "no_statement": 503, "no_index": 404,
     "not_ready": 503, "draining": 503, "no_proof": 404,
-    "lost": 504,
+    "lost": 504, "not_settled": 504,
     "internal": 500,
 }
 # fmt: on

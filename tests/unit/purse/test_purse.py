@@ -1,0 +1,273 @@
+"""The payer's side composed: names and versions, fees, channels, and nonces one after the other."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from bundle_kit import CHAIN
+from exchange_kit import World, at_once, world_in
+from ledger_kit import BASE, OPEN, PAYER, PROVIDER, fee_of, open_channel
+
+from consensus.primitives.digest import signing_bytes
+from consensus.primitives.errors import Invalid
+from consensus.primitives.keys import is_signed_by
+from node.ledger import tables
+from node.ledger.wire.orders import decode_order
+from node.ledger.wire.transactions import CloseChannel, OpenChannel, Transaction, decode_transaction
+from node.peering import blobs
+from node.purse import POLL_S, SETTLE_S, Purse, Question
+from node.wallet.keystore import Key
+from node.wallet.payer import Answer, Limits, PaymentFailed
+from node.web.errors import find_refusal
+from p2p.errors import Unreachable
+
+LIMITS = Limits(channel_cap=10 * OPEN, total_locked_max=100 * OPEN, fee_max=OPEN)
+QUESTION = Question("model-1", "why", 8)
+INSUFFICIENT = 20  # page 30 §11
+
+
+class Letters:
+    """A tokenizer of one id a letter; a template would need a base."""
+
+    chat_template = None
+    made = 0
+
+    def __init__(self, folder: Path) -> None:
+        type(self).made += 1
+
+    def encode(self, text: str, *, add_special_tokens: bool = False) -> list[int]:
+        return [ord(letter) for letter in text]
+
+
+class Surroundings:
+    """What a purse needs of its node; a transaction settles `settle_s` after it was sent."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.sent: list[Transaction] = []
+        self.codes: dict[bytes, int] = {}
+        self.code = 0
+        self.settle_s = 0.0
+        self.fetched: list[tuple[int, bytes]] = []
+        self.knows_peer = True
+        world.state.put(tables.MODEL_NAME, (b"model-1",), tables.Number(1))
+
+    # network, directory, holdings
+
+    async def open(self, peer: bytes, protocol: str) -> Any:
+        assert (peer, protocol) == (bytes(32), "infer")
+        return await self.world.open_stream(self.offers()[0])
+
+    def offers(self) -> Any:
+        return self.world.offers()
+
+    def find_peer(self, provider: bytes) -> bytes | None:
+        return bytes(32) if self.knows_peer else None
+
+    async def fetch(self, kind: int, identity: bytes) -> Path:
+        self.fetched.append((kind, identity))
+        await trio.lowlevel.checkpoint()
+        return Path("base")
+
+    # the ledger
+
+    async def submit(self, raw: bytes) -> bytes:
+        tx = decode_transaction(raw)
+        expected = self.world.state.account(PAYER.key).nonce
+        if tx.nonce != expected:
+            raise Invalid("tx.nonce", nonce=tx.nonce, expected=expected)
+        self.sent.append(tx)
+        self.world.nursery.start_soon(self._settle, tx)
+        await trio.lowlevel.checkpoint()
+        return tx.tx_id
+
+    async def _settle(self, tx: Transaction) -> None:
+        await trio.sleep(self.settle_s)
+        state = self.world.state
+        account = state.account(PAYER.key)
+        state.put(tables.ACCOUNT, (PAYER.key,), account._replace(nonce=account.nonce + 1))
+        if isinstance(tx.payload, OpenChannel) and not self.code:
+            opened = open_channel(state, tx.payload.cap, nonce=tx.nonce)
+            self.world.opened.append(opened)
+        self.codes[tx.tx_id] = self.code
+
+
+@asynccontextmanager
+async def purse_in(
+    folder: Path, limits: Limits = LIMITS
+) -> AsyncIterator[tuple[Purse, Surroundings]]:
+    async with world_in(folder) as world:
+        around: Any = Surroundings(world)
+        purse = Purse(
+            key=Key("spending", "spending", PAYER.key, PAYER.seed), chain_id=CHAIN,
+            folder=folder / "purse", limits=limits, network=around, directory=around,
+            holdings=around, get_state=lambda: world.state, find_code=around.codes.get,
+            submit=around.submit, now_ms=world.now_ms, run_blocking=at_once,
+        )  # fmt: skip
+        yield purse, around
+        purse.close()
+
+
+@pytest.fixture(autouse=True)
+def letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    Letters.made = 0
+    monkeypatch.setattr("node.purse.TextTokenizer", Letters)
+
+
+async def ask(purse: Purse, question: Question = QUESTION) -> tuple[Answer, str]:
+    heard = []
+
+    async def tell(text: str) -> None:
+        heard.append(text)
+
+    return await purse.ask(question, tell), "".join(heard)
+
+
+async def refusal(call: Callable[[], Any]) -> Invalid | PaymentFailed:
+    """What the call refuses with, out of the groups of nurseries."""
+    with pytest.raises((Invalid, PaymentFailed, ExceptionGroup)) as raised:
+        await call()
+    found = find_refusal(raised.value)
+    assert found is not None
+    return found
+
+
+async def test_question_by_name_is_answered_piece_by_piece(tmp_path, autojump_clock) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        answer, heard = await ask(purse)
+        assert heard == "t0 t1 t2 t3 t4 ."
+        assert answer.receipt.fee == fee_of(3, 5)
+        assert around.world.engine.requests[0].prompt == tuple(map(ord, "why"))
+
+
+async def test_sampling_and_seed_stand_in_the_order(tmp_path, autojump_clock) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        question = replace(QUESTION, temperature_milli=700, top_p_milli=900, top_k=5, seed=7)
+        answer, _ = await ask(purse, question)
+        order = decode_order(answer.order)
+        asked = around.world.engine.requests[0].sampling
+        assert (order.max_in, order.max_out) == (3, 8)
+        assert (asked.temperature_milli, asked.top_p_milli, asked.top_k) == (700, 900, 5)
+        assert order.flags == 2  # the payer's own seed
+
+
+@pytest.mark.parametrize("label", ["model-1", "model-1@1"])
+async def test_label_with_and_without_version_is_the_model(tmp_path, autojump_clock, label) -> None:
+    async with purse_in(tmp_path) as (purse, _):
+        answer, _ = await ask(purse, replace(QUESTION, model=label))
+        assert (answer.receipt.model, answer.receipt.model_version) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["model-2", "", "@1", "model-1@", "model-1@2", "model-1@0", "model-1@x", "model-1@-1",
+     "model-1@01", "model-1@\u0661", "model-1@4294967296", "model-1@" + "9" * 40, "m" * 64,
+     "módel-1"],
+)  # fmt: skip
+async def test_unknown_model_or_version_is_refused_before_anything(
+    tmp_path, autojump_clock, label
+) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        refused = await refusal(lambda: ask(purse, replace(QUESTION, model=label)))
+        assert refused.code == "payer.unknown_model"
+        assert (around.fetched, around.sent) == ([], [])
+
+
+async def test_model_without_a_version_is_unknown(tmp_path, autojump_clock) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        model = around.world.state.get(tables.MODEL, 1)
+        around.world.state.put(tables.MODEL, (1,), model._replace(current=0))
+        assert (await refusal(lambda: ask(purse))).code == "payer.unknown_model"
+
+
+async def test_fee_at_the_callers_cap_is_paid_and_above_it_refused(
+    tmp_path, autojump_clock
+) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        top = fee_of(3, 8)
+        refused = await refusal(lambda: ask(purse, replace(QUESTION, max_fee=top - 1)))
+        assert (refused.code, refused.facts["fee"]) == ("payer.fee_max", top)
+        assert around.sent == [], "no channel is opened for what is not bought"
+        await ask(purse, replace(QUESTION, max_fee=top))
+
+
+async def test_operators_cap_holds_whatever_the_caller_says(tmp_path, autojump_clock) -> None:
+    limits = replace(LIMITS, fee_max=fee_of(3, 8) - 1)
+    async with purse_in(tmp_path, limits) as (purse, _):
+        refused = await refusal(lambda: ask(purse, replace(QUESTION, max_fee=OPEN)))
+        assert refused.code == "payer.fee_max"
+
+
+async def test_channel_is_opened_once_for_all_who_ask_at_once(tmp_path, autojump_clock) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        around.settle_s = 2.0
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(ask, purse)
+        assert [type(tx.payload) for tx in around.sent] == [OpenChannel]
+        assert around.sent[0].payload == OpenChannel(PROVIDER.key, PAYER.key, 10 * OPEN, 0)
+        assert len(around.world.engine.requests) == 5
+
+
+async def test_tokenizer_is_fetched_once_by_the_ledgers_base(tmp_path, autojump_clock) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        for _ in range(2):
+            await ask(purse)
+        assert around.fetched == [(blobs.BASE, BASE)]
+        assert Letters.made == 1
+
+
+async def test_transactions_sent_at_once_have_nonces_in_order(tmp_path, autojump_clock) -> None:
+    """Two with one nonce would be one lost; a gap would stop all behind it."""
+    async with purse_in(tmp_path) as (purse, around):
+        around.settle_s = 1.0
+        async with trio.open_nursery() as nursery:
+            for i in range(4):
+                nursery.start_soon(purse._close_channel, bytes([i]) * 32)
+        assert [tx.nonce for tx in around.sent] == [0, 1, 2, 3]
+        assert {tx.payload for tx in around.sent} == {
+            CloseChannel(bytes([i]) * 32) for i in range(4)
+        }
+        for tx in around.sent:
+            message = signing_bytes(b"tx", CHAIN, tx.body)
+            assert is_signed_by(PAYER.key, message, tx.signature)
+
+
+async def test_refused_transaction_speaks_by_the_ledgers_word(tmp_path, autojump_clock) -> None:
+    """`tx.insufficient` ends a command with 5, funds; the word must not be lost on the way."""
+    async with purse_in(tmp_path) as (purse, around):
+        around.code = INSUFFICIENT
+        refused = await refusal(lambda: ask(purse))
+        assert (refused.code, refused.facts["number"]) == ("tx.insufficient", INSUFFICIENT)
+        around.code = 0
+        await ask(purse)  # the nonce went on, and so does the wallet
+
+
+async def test_transaction_that_no_block_takes_is_given_up_in_time(
+    tmp_path, autojump_clock
+) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        around.settle_s = SETTLE_S + 2 * POLL_S
+        began = trio.current_time()
+        refused = await refusal(lambda: ask(purse))
+        assert refused.code == "payer.not_settled"
+        assert trio.current_time() - began == pytest.approx(SETTLE_S, abs=2 * POLL_S)
+
+
+async def test_provider_whose_peer_is_unknown_is_unreachable(tmp_path, autojump_clock) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        around.knows_peer = False
+        refused = await refusal(lambda: ask(purse))
+        assert refused.code == "payer.lost"
+        with pytest.raises(Unreachable):
+            await purse._open_stream(around.offers()[0])
+
+
+async def test_other_provider_than_asked_for_answers_nothing(tmp_path, autojump_clock) -> None:
+    async with purse_in(tmp_path) as (purse, _):
+        refused = await refusal(lambda: ask(purse, replace(QUESTION, provider=bytes(32))))
+        assert refused.code == "payer.no_provider"

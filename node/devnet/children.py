@@ -6,6 +6,7 @@ last lines of log, for a loop of crashes helps nobody.
 What this file does not know: what the daemons are for.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -71,20 +72,17 @@ class Child:
         lines = self.log_path.read_text("utf-8", "replace").splitlines()
         return "\n".join(lines[-LOG_LINES:])
 
+    @property
+    def command(self) -> list[str]:
+        """`olnode start` on its home, by this very Python."""
+        main = "from node.cli.main import main; main()"
+        return [sys.executable, "-P", "-c", main, "--home", str(self.home), "start"]
+
     def start(self) -> None:
-        """Spawn `olnode start` on the home; its group of its own, so Ctrl-C reaches us alone."""
-        command = [
-            sys.executable,
-            "-P",
-            "-c",
-            "from node.cli.main import main; main()",
-            "--home",
-            str(self.home),
-            "start",
-        ]
+        """Spawn it; its group of its own, so Ctrl-C reaches us alone."""
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                command,
+                self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -98,11 +96,11 @@ class Child:
             self.process.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """SIGKILL to the whole group, engine included."""
+        """SIGKILL to its whole group; its engine, in a session of its own, dies with it."""
         self.stopping = True
         if self.process is not None and self.process.poll() is None:
             with suppress(ProcessLookupError):
-                self.process.kill()
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
 
 

@@ -37,22 +37,24 @@ class Market:
     def __init__(self, child: Child, chain_id: bytes) -> None:
         self._child, self._chain_id = child, chain_id
         self._nonces: dict[bytes, int] = {}
+        self._sending: dict[bytes, trio.Lock] = {}  # by sender: two at once would share a nonce
         self._sent: dict[str, bytes] = {}  # not settled yet, by id
 
     async def send(self, person: Person, payload: Payload) -> str:
         """Into the pool; the transaction's id in hex. Raises Refusal, or Invalid for no node."""
-        nonce = self._nonces.get(person.account)
-        if nonce is None:
-            route = f"/ledger/accounts/{account_text(person.account)}"
-            nonce = int((await read(self._child, route))["nonce"])
-        until_ms = time.time_ns() // 1_000_000 + VALID_MS
-        body = encode_body(person.account, nonce, MAX_FEE_GRAINS, until_ms, payload)
-        raw = sign_transaction(self._chain_id, person.seed, body)
-        tx_id = decode_transaction(raw).tx_id.hex()
-        await self._post(tx_id, raw)
-        self._nonces[person.account] = nonce + 1
-        self._sent[tx_id] = raw
-        return tx_id
+        async with self._sending.setdefault(person.account, trio.Lock()):
+            nonce = self._nonces.get(person.account)
+            if nonce is None:
+                route = f"/ledger/accounts/{account_text(person.account)}"
+                nonce = int((await read(self._child, route))["nonce"])
+            until_ms = time.time_ns() // 1_000_000 + VALID_MS
+            body = encode_body(person.account, nonce, MAX_FEE_GRAINS, until_ms, payload)
+            raw = sign_transaction(self._chain_id, person.seed, body)
+            tx_id = decode_transaction(raw).tx_id.hex()
+            await self._post(tx_id, raw)
+            self._nonces[person.account] = nonce + 1
+            self._sent[tx_id] = raw
+            return tx_id
 
     async def _post(self, tx_id: str, raw: bytes) -> None:
         """Once more while the node is away: one that was killed is being restarted."""

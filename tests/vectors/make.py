@@ -1,0 +1,76 @@
+"""Make the vectors: `python tests/vectors/make.py` writes what today's code gives.
+
+    wire.json          every wire object: its encoding, what is signed, signature, hash
+    chain.json         a small chain: genesis, ids and roots by height
+    ARCHITECTURE.md    the worked proof of section 7
+
+Deterministic: keys are SHA-256 of a name, nothing is drawn. A change of these files is a change
+of what nodes agree on: it belongs in the commit that means it, and in CHANGELOG.md.
+`--print wire|chain|proof` writes one to stdout instead.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+DOCUMENT = ROOT / "ARCHITECTURE.md"
+COMMAND = "python tests/vectors/make.py"
+FENCE = "```hex\n"
+
+
+def wire_text() -> str:
+    """wire.json: an object a line, so that a difference names it."""
+    from vectors.agreement import agreement_examples
+    from vectors.example import CHAIN, told
+    from vectors.market import market_examples
+
+    rows = {name: told(made) for name, made in (market_examples() | agreement_examples()).items()}
+    lines = [f"{json.dumps(name)}: {json.dumps(row)}" for name, row in rows.items()]
+    return f'{{"chain_id": "{CHAIN.hex()}",\n"objects": {{\n' + ",\n".join(lines) + "\n}}\n"
+
+
+def chain_text() -> str:
+    """chain.json: a block a line."""
+    from vectors.small_chain import Story
+
+    told = Story().told()
+    blocks = ",\n".join(json.dumps(block) for block in told.pop("blocks"))
+    head = ",\n".join(f'"{name}": {json.dumps(value)}' for name, value in told.items())
+    return f'{{{head},\n"blocks": [\n{blocks}\n]}}\n'
+
+
+def proof_text() -> str:
+    """The lines of the worked proof."""
+    from vectors.worked_proof import lines
+
+    return "\n".join(lines()) + "\n"
+
+
+def document_text(document: str) -> tuple[str, str, str]:
+    """ARCHITECTURE.md before the worked proof, the proof, and behind it."""
+    before, fence, rest = document.partition(FENCE)
+    worked, close, behind = rest.partition("```\n")
+    assert fence, f"{DOCUMENT.name} has no block {FENCE!r}"
+    assert close, f"the block {FENCE!r} does not end"
+    return before + fence, worked, close + behind
+
+
+MAKERS = {"wire": wire_text, "chain": chain_text, "proof": proof_text}
+
+
+def main(words: list[str]) -> None:
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+    if words:
+        _, name = words
+        sys.stdout.write(MAKERS[name]())
+        return
+    for name in ("wire", "chain"):
+        (HERE / f"{name}.json").write_text(MAKERS[name](), encoding="utf-8")
+    before, _, behind = document_text(DOCUMENT.read_text(encoding="utf-8"))
+    DOCUMENT.write_text(before + proof_text() + behind, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,207 @@
+"""A small chain that touches every rule: what it must give, by height, on every machine for ever.
+
+Genesis of four validators; every type of transaction, accepted and refused; bundles acknowledged
+and claimed from the hold; a composite version; a validator that joins; and jumps in time over which
+payouts mature, deposits return, channels close and are forgotten.
+"""
+
+import random
+from typing import Any
+
+from bundle_kit import LaneSession, Party, party
+from chain_kit import START_MS, TinyChain
+
+from consensus.primitives.digest import sha256
+from node.ledger import genesis as genesis_file
+from node.ledger import tables
+from node.ledger.amounts import GRAINS_PER_OPEN as OPEN
+from node.ledger.execute import Outcome
+from node.ledger.wire import transactions as wire
+from node.ledger.wire.bundles import build_bundle
+from node.ledger.wire.orders import channel_id
+
+VALIDATORS = tuple(party(f"validator {number}") for number in range(4))
+PROVIDER, NEWCOMER = VALIDATORS[0], party("faucet")
+STEWARD, CREATOR, PAYER = party("steward"), party("creator"), party("payer")
+GIVERS = tuple(party(f"giver {number}") for number in range(3))
+TERMS = (sha256(b"charter"), (1, 7), 0, 1, 100_000, 500, 600_000, 0)
+PRICES = (21_200_000_000, 63_600_000_000, 1_000_000)
+MINUTE_MS = 60_000
+ANSWER_FEE = 27_309_200  # 812 tokens in, 143 out
+
+
+def genesis() -> genesis_file.Genesis:
+    people = (STEWARD, CREATOR, PAYER, NEWCOMER, *GIVERS)
+    return genesis_file.devnet_genesis(
+        name="vectors",
+        time_ms=START_MS,
+        accounts={who.key: 100_000 * OPEN for who in people}
+        | {who.key: 1_000 * OPEN for who in VALIDATORS},
+        validators={who.key: (20 + i) * OPEN for i, who in enumerate(VALIDATORS)},
+        split="whitepaper",
+    )
+
+
+class Story:
+    """The blocks, one after another; `done` of each transaction is part of the vector."""
+
+    def __init__(self) -> None:
+        self.chain = TinyChain(genesis())
+        self.transactions: list[bytes] = []
+        self.bundle_seq = 0
+        self.register()
+        self.gather()
+        self.publish()
+        self.sell()
+        self.join()
+        self.wait()
+
+    def block(self, *said: tuple[Party, Any], later_ms: int = 1_000, **given: Any) -> Outcome:
+        """A block of these payloads; senders' nonces follow each other."""
+        before: dict[bytes, int] = {}
+        raws = []
+        for who, payload in said:
+            raws.append(self.chain.tx(who, payload, before.get(who.key, 0)))
+            before[who.key] = before.get(who.key, 0) + 1
+        self.transactions += raws
+        return self.chain.block(*raws, later_ms=later_ms, **given)
+
+    def register(self) -> None:
+        self.block()
+        self.block(
+            (PROVIDER, wire.RegisterProvider(PROVIDER.key, PROVIDER.key)),
+            (PROVIDER, wire.Bond(tables.ROLE_PROVIDER, PROVIDER.key, 2 * OPEN)),
+            (PROVIDER, wire.RegisterProvider(PROVIDER.key, PROVIDER.key)),  # 24: exists
+            (PAYER, wire.Transfer(party("ana").key, 5 * OPEN, b"first")),
+            (PAYER, wire.Transfer(party("ana").key, 10**18, b"")),  # 20: insufficient
+            (PAYER, wire.Transfer(bytes(32), 1, b"")),  # 26: no point of the curve
+        )
+
+    def gather(self) -> None:
+        self.block(
+            (STEWARD, wire.CreateDatanet(b"facts", TERMS)),
+            (STEWARD, wire.CreateDatanet(b"facts", TERMS)),  # 24
+            (STEWARD, wire.CreateDatanet(b"Facts", TERMS)),  # 26
+        )
+        self.block(*((who, contribution(who)) for who in GIVERS), (GIVERS[0], contribution(PAYER)))
+        self.block(
+            (STEWARD, wire.Curate(1, 1, bytes(32))),
+            (STEWARD, wire.Curate(2, 1, bytes(32))),
+            (STEWARD, wire.Curate(3, 1, sha256(b"good"))),
+            (STEWARD, wire.Curate(4, 3, sha256(b"sloppy"))),
+            (STEWARD, wire.Curate(5, 1, bytes(32))),  # 21
+            (GIVERS[0], wire.Curate(1, 1, bytes(32))),  # 22
+        )
+
+    def publish(self) -> None:
+        self.block(
+            (STEWARD, wire.Snapshot(1, sha256(b"snapshot"), 3, 30)),
+            (CREATOR, wire.RegisterModel(b"facts-1", sha256(b"base"), 7, 1, 1_000)),
+            (STEWARD, wire.RegisterModel(b"facts-2", sha256(b"base"), 7, 1, 0)),
+        )
+        parts = ((1, 1, 2_500),)
+        self.block((CREATOR, release(1)), (CREATOR, wire.FundMaintenance(1, OPEN)))
+        self.block((STEWARD, release(2, parts)), (CREATOR, release(2)), later_ms=5_000)
+
+    def sell(self) -> None:
+        nonce = self.chain.state().account(PAYER.key).nonce
+        opening = wire.OpenChannel(PROVIDER.key, PAYER.key, 10 * OPEN, 0)
+        self.block((PAYER, opening), (PAYER, opening), (PAYER, opening._replace(cap=1)))
+        lanes = [self.lane(nonce, 0), self.lane(nonce, 1), self.lane(nonce + 1, 0)]
+        for credits in (((1, 2_500), (2, 7_500)), ((3, 10_000),), ()):
+            answer(lanes[0], 1, credits)
+        self.settle(lanes[:1])
+        answer(lanes[0], 2, ((1, 6_120), (2, 2_455), (3, 1_425)))
+        answer(lanes[1], 1, ())
+        answer(lanes[2], 2, ((1, 1), (3, 9_999)))
+        self.settle(lanes, from_hold=True)
+        self.block(
+            (PAYER, wire.CloseChannel(lanes[0].channel)),
+            (PROVIDER, wire.CloseChannel(lanes[2].channel)),
+            (PAYER, wire.CloseChannel(lanes[2].channel)),  # 23
+        )
+        answer(lanes[1], 1, ((2, 10_000),))
+        self.settle(lanes[1:2])
+
+    def lane(self, nonce: int, number: int) -> LaneSession:
+        channel = channel_id(self.chain.chain_id, PAYER.key, PROVIDER.key, nonce)
+        return LaneSession(channel, number, PAYER, PROVIDER, random.Random(0), self.chain.chain_id)
+
+    def settle(self, lanes: list[LaneSession], from_hold: bool = False) -> None:
+        self.bundle_seq += 1
+        bundle = build_bundle(
+            chain_id=self.chain.chain_id,
+            provider=PROVIDER.key,
+            bundle_seq=self.bundle_seq,
+            parts=[lane.cut(from_hold) for lane in lanes],
+            sign=PROVIDER.sign,
+        )
+        self.block(bundles=(bundle,))
+
+    def join(self) -> None:
+        own = wire.Bond(tables.ROLE_VALIDATOR, NEWCOMER.key, 50 * OPEN)
+        delegated = wire.Bond(tables.ROLE_VALIDATOR, VALIDATORS[1].key, 3 * OPEN)
+        self.block((NEWCOMER, own), (PAYER, delegated), later_ms=5_000)
+        self.block(later_ms=MINUTE_MS)  # payouts mature; the set of the next period is chosen
+        for _ in range(3):
+            self.block()
+        collected = wire.Bond(tables.ROLE_VALIDATOR, VALIDATORS[1].key, 0)
+        self.block((PAYER, collected), (CREATOR, release(1)))
+
+    def wait(self) -> None:
+        self.block(later_ms=MINUTE_MS)  # the closing channel ends
+        self.block(later_ms=5 * MINUTE_MS)  # closed channels are forgotten, held stakes released
+        self.block((GIVERS[2], wire.Transfer(GIVERS[1].key, 1, bytes(64))), later_ms=4 * MINUTE_MS)
+        self.block(later_ms=10 * MINUTE_MS)  # the superseded version's deposit returns
+
+    def told(self) -> dict[str, Any]:
+        """The vector: what every node must agree on, by height."""
+        chain = self.chain
+        return {
+            "genesis": genesis_file.encode_genesis(chain.genesis).hex(),
+            "chain_id": chain.chain_id.hex(),
+            "blocks": [
+                {
+                    "height": header.height,
+                    "time_ms": header.time_ms,
+                    "block_id": header.block_id().hex(),
+                    "state_root": header.state_root.hex(),
+                    "txs_root": header.txs_root.hex(),
+                    "bundles_root": header.bundles_root.hex(),
+                    "payouts_root": header.payouts_root.hex(),
+                    "validators_hash": header.next_validators_hash.hex(),
+                    "codes": list(outcome.codes),
+                    "payouts": [leaf.hex() for leaf in outcome.payout_leaves],
+                    "supply": header.supply,
+                }
+                for header, outcome in zip(chain.headers, chain.outcomes, strict=True)
+            ],
+        }
+
+
+def contribution(who: Party) -> wire.Contribute:
+    return wire.Contribute(1, 0, sha256(who.key), sha256(who.seed), 10, 900, 1, 0, b"")
+
+
+def release(model: int, parts: tuple[tuple[int, int, int], ...] = ()) -> wire.PublishVersion:
+    return wire.PublishVersion(
+        model, sha256(b"adapter"), 1, sha256(b"index"), sha256(b"manifest"), b"", *PRICES, parts
+    )
+
+
+def answer(lane: LaneSession, model: int, credits: tuple[tuple[int, int], ...]) -> None:
+    """A receipt whose every field is given, so that no kit's chance is in the vector."""
+    lane.serve(
+        credits,
+        order_hash=sha256(b"order"),
+        model=model,
+        model_version=1,
+        tokens_in=812,
+        tokens_out=143,
+        fee=ANSWER_FEE,
+        answer_root=sha256(b"answer"),
+        sketch_hash=sha256(b"sketch"),
+        fingerprint_hash=sha256(b"fingerprint"),
+        started_ms=START_MS,
+        finished_ms=START_MS + 1_000,
+    )

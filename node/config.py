@@ -194,7 +194,7 @@ ABSENT: Final = (  # key, the value that this version can honour, what it lacks
 HOME_VERSION: Final = 1  # of the files in a home; raised when their layout changes
 CONFIG_BYTES_MAX: Final = 1_048_576
 ENVIRONMENT_PREFIX: Final = "OLNODE_"
-NOT_CONFIG: Final = {"OLNODE_HOME", "OLNODE_PASSWORD_FILE"}  # of the command line's own
+NOT_CONFIG: Final = {"OLNODE_HOME", "OLNODE_PASSWORD_FILE", "OLNODE_CACHE"}  # read elsewhere
 SOCKET_PATH_BYTES_MAX: Final = 107  # of sockaddr_un
 PORT_STEP: Final = 10
 

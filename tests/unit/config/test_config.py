@@ -114,7 +114,8 @@ def test_environment_values_have_the_type_of_their_key(tmp_path: Path) -> None:
 
 
 def test_home_and_password_variables_are_no_settings(tmp_path: Path) -> None:
-    assert read(tmp_path, OLNODE_HOME="/x", OLNODE_PASSWORD_FILE="/y").config == Config()
+    elsewhere = {"OLNODE_HOME": "/x", "OLNODE_PASSWORD_FILE": "/y", "OLNODE_CACHE": "/z"}
+    assert read(tmp_path, **elsewhere).config == Config()
 
 
 def test_instance_moves_each_port_by_ten() -> None:

@@ -112,10 +112,11 @@ async def run(wish: Wish, teller: Teller) -> Ending:
         is_late = isinstance(error, trio.TooSlowError)
         ending.failure = f"not done within {ONCE_S:.0f} s" if is_late else str(error)
         ending.log = error.log if isinstance(error, ChildFailed) else ""
-    if wish.once and not wish.keep and not ending.failure:
-        shutil.rmtree(folder, ignore_errors=True)
-    else:
-        ending.facts["home"] = str(folder)
+    finally:
+        if wish.once and not wish.keep and not ending.failure:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            ending.facts["home"] = str(folder)
     return ending
 
 
@@ -169,7 +170,11 @@ class _Story:
     async def _make_goods(self) -> Goods:
         self._stage("training the base and its adapters")
         threads = os.cpu_count() or 1
-        tell = self._teller.progress
+
+        def tell(what: str, done: int, total: int) -> None:
+            trio.from_thread.check_cancelled()  # Ctrl-C ends a training here; it resumes later
+            self._teller.progress(what, done, total)
+
         return await trio.to_thread.run_sync(make_goods, cache_folder(), threads, tell)
 
     def _settle(self) -> Settled:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, float], None]  # step, total, loss
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+PART: Final = ".part"  # with the pid of who makes it
 DONE: Final = "recipe.json"  # written last: a folder without it is half made
 CHAT_TEMPLATE: Final = (
     "{{ bos_token }}{% for message in messages %}"
@@ -77,27 +78,40 @@ def make_base(
 ) -> Path:
     """The folder of the base under `cache`, made if it is not there yet (30–48 s on 2 cores).
 
-    A crash leaves only a `.part` folder, which the next call replaces.
+    A cancel leaves nothing behind; a crash leaves a `.part` folder, which the next call removes.
     """
     folder = Path(cache) / recipe.hash().hex()[:16]
     if (folder / DONE).is_file():
         return folder
-    part = folder.with_name(folder.name + f".part{os.getpid()}")
+    _remove_parts_of_the_dead(folder)
+    part = folder.with_name(folder.name + PART + str(os.getpid()))
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    _cook(part, recipe, on_progress or (lambda step, total, loss: None), threads)
-    with open(part / DONE, "w", encoding="utf-8") as file:
-        json.dump(dataclasses.asdict(recipe), file, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
-    if folder.exists() and not (folder / DONE).is_file():
-        shutil.rmtree(folder)
     try:
-        os.rename(part, folder)
-    except OSError:  # another process was faster: its folder holds the same
-        assert (folder / DONE).is_file(), folder
-        shutil.rmtree(part)
+        _cook(part, recipe, on_progress or (lambda step, total, loss: None), threads)
+        with open(part / DONE, "w", encoding="utf-8") as file:
+            json.dump(dataclasses.asdict(recipe), file, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        if folder.exists() and not (folder / DONE).is_file():
+            shutil.rmtree(folder)
+        try:
+            os.rename(part, folder)
+        except OSError:  # another process was faster: its folder holds the same
+            assert (folder / DONE).is_file(), folder
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     return folder
+
+
+def _remove_parts_of_the_dead(folder: Path) -> None:
+    for part in folder.parent.glob(folder.name + PART + "*"):
+        try:
+            os.kill(int(part.name.rpartition(PART)[2]), 0)
+        except ProcessLookupError:
+            shutil.rmtree(part, ignore_errors=True)
+        except (ValueError, PermissionError):
+            continue  # not ours to judge, or another user's that lives
 
 
 def _cook(folder: Path, recipe: Recipe, on_progress: Progress, threads: int) -> None:

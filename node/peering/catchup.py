@@ -146,7 +146,13 @@ class Catchup:
             bytes_max=REPLY_BYTES_MAX,
         )
         pairs = decode(raw, RANGE_REPLY, REPLY_BYTES_MAX, "blocks.reply")
-        return [(decode_block(block), decode_certificate(proof)) for block, proof in pairs]
+        blocks = [(decode_block(block), decode_certificate(proof)) for block, proof in pairs]
+        # Old blocks are true too: who promised most and told those would be asked for ever.
+        for height, (block, _) in enumerate(blocks, start):
+            told = decode_header(block.header).height
+            if told != height:
+                raise Invalid("blocks.other_height", asked=height, told=told)
+        return blocks
 
     async def fetch_block(self, block_id: bytes, peers: Iterable[PeerId]) -> Block | None:
         """The block with this id from the first of a few peers that has it, or None."""

@@ -112,8 +112,6 @@ class Replica:
         self._committed = trio.Condition()
         self._is_diverged = False
         self._nursery: trio.Nursery
-        self._gate: Gate
-
         self._undecided = Undecided()
         self._means = Means(
             network=network,
@@ -385,8 +383,8 @@ class Replica:
 
     async def _append_decided(self, event: Offered) -> None:
         height = self._chain.height
-        news = [pair for pair in event.blocks if decode_header(pair[0].header).height > height]
         try:
+            news = [pair for pair in event.blocks if decode_header(pair[0].header).height > height]
             if news:
                 async with self._execution.writer:
                     await self._run_blocking(self._chain.commit_many, news)

@@ -60,6 +60,7 @@ class World:
     def __init__(self, network: Any) -> None:
         self.network = network
         self.height = 0
+        self.given = 0
         self.taken: list[int] = []
         self.refuse: set[int] = set()
         self.blamed: list[tuple[PeerId, str]] = []
@@ -72,6 +73,7 @@ class World:
     async def take(self, blocks: list[Decided]) -> None:
         """As the replica: in order, up to the first that is bad; what is old does nothing."""
         await trio.lowlevel.checkpoint()
+        self.given += len(blocks)
         for block, _ in blocks:
             height = decode_header(block.header).height
             if height in self.refuse:
@@ -272,6 +274,40 @@ async def test_bad_block_is_blamed_and_what_came_before_it_is_kept(
         assert made.taken == [1, 2]
         assert made.blamed == [(ONE, "forged")]
         assert made.asked == [(ONE, 1)]
+
+
+async def test_answer_of_other_heights_than_asked_is_forged(
+    autojump_clock: object, decided: list[Decided]
+) -> None:
+    """A teller of old, true blocks with the highest promise of all would be asked for ever."""
+    answers = {
+        ONE: lambda made: made.always(ONE, in_frame(decided[:1])),
+        TWO: lambda made: made.honest(TWO, decided),
+    }
+    async with world(answers, {ONE: 99, TWO: 5}) as made:
+        made.height = 2
+        await run_for(made, 10)
+        assert made.taken == [3, 4, 5]
+        assert made.blamed == [(ONE, "forged")]
+
+
+async def test_answer_with_a_gap_is_forged(autojump_clock: object, decided: list[Decided]) -> None:
+    reply = in_frame([decided[0], decided[2]])
+    async with world({ONE: lambda made: made.always(ONE, reply)}, {ONE: 99}) as made:
+        await run_for(made, 5)
+        assert made.blamed == [(ONE, "forged")]
+
+
+async def test_header_that_is_none_is_forged_before_the_replica_sees_it(
+    autojump_clock: object, decided: list[Decided]
+) -> None:
+    block, proof = decided[0]
+    for header in (b"", b"garbage", block.header[:-1]):
+        reply = in_frame([(block._replace(header=header), proof)])
+        async with world({ONE: lambda made, r=reply: made.always(ONE, r)}, {ONE: 99}) as made:
+            await run_for(made, 2)
+            assert made.blamed == [(ONE, "forged")]
+            assert made.given == 0
 
 
 # ---- one block by its id

@@ -138,8 +138,11 @@ class ValidatorStreams:
         try:
             while True:
                 while outbound.frames:
-                    _, frame = outbound.frames.popleft()
-                    await stream.write(frame, WRITE_S)
+                    entry = outbound.frames[0]
+                    await stream.write(entry[1], WRITE_S)
+                    # Only now: what met a broken stream waits for the next one.
+                    if outbound.frames and outbound.frames[0] is entry:
+                        outbound.frames.popleft()
                 outbound.came = trio.Event()
                 await outbound.came.wait()
         finally:

@@ -16,6 +16,7 @@ from node.peering.streams import (
     FRAMES_S,
     PROTOCOL,
     QUEUE_FRAMES_MAX,
+    REOPEN_S,
     ValidatorStreams,
 )
 from p2p.errors import Unreachable
@@ -120,6 +121,24 @@ async def test_members_that_leave_are_told_nothing_more_and_newcomers_are(
         await trio.sleep(1)
         assert [node.bodies() for node in made] == [[], [b"1"], [], [b"1"]]
         assert made[2].streams.live_count() == 0, "who left keeps none open"
+
+
+async def test_what_waits_for_a_peer_comes_when_it_is_found(autojump_clock: object) -> None:
+    async with nodes(2, 2) as (hub, (one, two)):
+        hub.crash(two.peer)
+        await trio.sleep(1)
+        one.streams.send_to_all(status(1), (1, 0))
+        await trio.sleep(1)
+        assert not one.streams.are_all_live(), "a broken stream is noticed by the first write"
+        one.streams.send_to_all(status(2), (1, 0))
+        anew = Node(hub, two.key)
+        anew.streams.set_members(KEYS[:2], anew.key)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(anew.run)
+            await trio.sleep(3 * REOPEN_S + 2)
+            assert one.streams.are_all_live()
+            assert anew.bodies() == [b"1", b"2"], "not even what met the broken stream is lost"
+            nursery.cancel_scope.cancel()
 
 
 async def test_full_queue_drops_the_oldest_round_first(autojump_clock: object) -> None:

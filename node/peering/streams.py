@@ -126,15 +126,38 @@ class ValidatorStreams:
                     try:
                         await self._write_all(peer, outbound)
                     except NetworkError as error:
-                        self.counters["out_broken"] += 1
-                        log.debug("stream to a validator lost", peer=peer, why=str(error))
+                        self._lose(peer, error)
                     finally:
                         outbound.is_live = False
                 await trio.sleep(REOPEN_S)
 
+    def _lose(self, peer: PeerId, error: NetworkError) -> None:
+        self.counters["out_broken"] += 1
+        log.debug("stream to a validator lost", peer=peer, why=str(error))
+
     async def _write_all(self, peer: PeerId, outbound: _Outbound) -> None:
         stream = await self._network.open(peer, PROTOCOL)
         outbound.is_live = True
+        try:
+            async with trio.open_nursery() as nursery:
+                scope = nursery.cancel_scope
+                nursery.start_soon(self._notice_end, peer, stream, scope)
+                nursery.start_soon(self._write_frames, peer, stream, outbound, scope)
+        finally:
+            with trio.CancelScope(shield=True):
+                await stream.reset()
+
+    async def _notice_end(self, peer: PeerId, stream: FrameStream, scope: trio.CancelScope) -> None:
+        """Nothing is told us here: a read ends when the stream does, long before our next word."""
+        try:
+            await stream.read(FRAME_BYTES_MAX, float("inf"))
+        except NetworkError as error:
+            self._lose(peer, error)
+        scope.cancel()
+
+    async def _write_frames(
+        self, peer: PeerId, stream: FrameStream, outbound: _Outbound, scope: trio.CancelScope
+    ) -> None:
         try:
             while True:
                 while outbound.frames:
@@ -145,9 +168,9 @@ class ValidatorStreams:
                         outbound.frames.popleft()
                 outbound.came = trio.Event()
                 await outbound.came.wait()
-        finally:
-            with trio.CancelScope(shield=True):
-                await stream.reset()
+        except NetworkError as error:
+            self._lose(peer, error)
+            scope.cancel()
 
     def _is_welcome(self, peer: PeerId) -> bool:
         return any(self._find_peer(key) == peer for key in self._welcome)

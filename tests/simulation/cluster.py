@@ -69,6 +69,7 @@ class Node:
         self.votes = votes
         self.skew_ms = 0
         self.settings = SETTINGS
+        self.run_blocking = at_once
         self.kv = MemoryKV()  # as a crash leaves it: each batch is durable or not there
         self.scope: trio.CancelScope | None = None
         home.mkdir()
@@ -94,8 +95,8 @@ class Node:
         self.transactions, self.bundles = TransactionPool(cluster.chain_id), BundlePool()
         validator = None
         if self.votes:
-            journal = open_journal(self.home, cluster.chain_id, self.identity.key)
-            validator = Validator(self.identity.key, journal, self.sign)
+            self.journal = open_journal(self.home, cluster.chain_id, self.identity.key)
+            validator = Validator(self.identity.key, self.journal, self.sign)
         self.replica = Replica(
             network=self.network,
             chain=self.chain,
@@ -110,7 +111,7 @@ class Node:
             fetch_bodies=self.fetch_bodies,
             now_ms=self.now_ms,
             settings=self.settings,
-            run_blocking=at_once,
+            run_blocking=self.run_blocking,
         )
         try:
             with trio.CancelScope() as self.scope:

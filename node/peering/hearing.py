@@ -258,6 +258,8 @@ class Hearing:
         """A block of ours, executed while it was made: to the engine, which proposes it."""
         if event.height != self._chain.height + 1 or not self._agreement.is_started:
             return
+        if self._agreement.engine.me is None:
+            return  # asked for when we still had a voice
         header = decode_header(event.built.block.header)
         self._keep_valid(header, event.built.block)
         await self._agreement.feed(PayloadBuilt(event.height, event.round, header))

@@ -114,13 +114,7 @@ class Replica:
         self._nursery: trio.Nursery
         self._undecided = Undecided()
         self._means = Means(
-            network=network,
-            chain=chain,
-            inbox=self._inbox,
-            counters=self.counters,
-            now_ms=now_ms,
-            spawn=self._spawn,
-            run_blocking=run_blocking,
+            network, chain, self._inbox, self.counters, now_ms, self._spawn, run_blocking
         )
         self._streams = ValidatorStreams(
             network=network,
@@ -237,10 +231,17 @@ class Replica:
             await nursery.start(self._streams.run)
             nursery.start_soon(self._hearing.hear_gossip, gossip, self._on_accuse)
             nursery.start_soon(self.catchup.run)
-            if await self._voter.has_begun(self._chain.height + 1):
-                await self._start_height()  # a journal with frames: we were in the middle of it
+            await self._resume()
             task_status.started()
             await self._loop()
+
+    async def _resume(self) -> None:
+        """A journal with frames: we were in the middle of this height, so it begins at once."""
+        try:
+            if await self._voter.has_begun(self._chain.height + 1):
+                await self._start_height()
+        except Contradiction as error:
+            self._diverge(error)  # as before the restart
 
     async def _loop(self) -> None:
         while True:
@@ -327,7 +328,7 @@ class Replica:
     async def _begin_to_vote(self) -> None:
         """The doppelganger wait is over: recover again, with our key."""
         is_following = self._agreement.is_started and self._agreement.engine.me is None
-        if is_following and self._signing_key() is not None:
+        if is_following and not self._is_diverged and self._signing_key() is not None:
             await self._start_height()
 
     async def _stop_signing(self) -> None:

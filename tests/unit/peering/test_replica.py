@@ -1,6 +1,7 @@
 """The replica's duties in their order: durable before sent, decided before seen; and its ends."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,6 +261,33 @@ async def test_quorum_for_an_invalid_block_stops_consensus_and_nothing_else(
         assert stage.node.chain.view().height == 0, "reads go on"
 
 
+async def test_diverged_node_does_not_begin_to_vote_when_its_wait_is_over(
+    autojump_clock: object, stage: Stage
+) -> None:
+    stage.node.settings = replace(stage.node.settings, doppelganger_wait_s=20.0)
+    async with playing(stage):
+        assert stage.state == "waiting"
+        await diverge(stage)
+        assert stage.state == "diverged"
+        await trio.sleep(30)
+        stage.node.replica.wake()
+        await trio.sleep(5)
+        assert stage.puppets[0].votes() == []
+
+
+async def test_node_that_diverged_says_so_again_after_a_restart(
+    autojump_clock: object, stage: Stage
+) -> None:
+    """Not an end without a word: the daemon serves reads, and `doctor` can tell why."""
+    async with playing(stage):
+        await diverge(stage)
+        stage.node.crash()
+        await trio.sleep(1)
+        await stage.cluster.start(stage.node)
+        await trio.sleep(5)
+        assert stage.state == "diverged"
+
+
 # ---- our key elsewhere
 
 
@@ -288,6 +316,23 @@ async def test_our_own_words_told_back_are_no_double(autojump_clock: object, sta
         await stage.puppets[1].say(ours)
         await trio.sleep(0.1)
         assert stage.state == "validating"
+
+
+async def test_double_heard_while_we_build_does_not_end_the_node(
+    autojump_clock: object, stage: Stage
+) -> None:
+    """The block comes when the engine is a follower's already."""
+    diary = Diary(slow="build", seconds=0.3)
+    stage.node.run_blocking = diary.run_blocking
+    async with playing(stage):
+        for puppet in stage.puppets[:2]:
+            await puppet.say(stage.vote(puppet.identity.key, PREVOTE, NIL, round=3))
+        await trio.sleep(0.15)
+        await stage.puppets[0].say(word_from_elsewhere(stage))
+        await trio.sleep(1)
+        assert diary.names.count("build") == 1
+        assert stage.state == "doubled"
+        assert stage.puppets[0].proposals() == []
 
 
 # ---- a height begins

@@ -12,7 +12,7 @@ from typing import Any
 import trio
 from bundle_kit import Party
 from exchange_kit import at_once
-from simulation.cluster import Cluster, Node
+from simulation.cluster import Cluster, Node, deterministic
 
 from consensus.certificate import PRECOMMIT, Certificate, make_certificate
 from consensus.header import decode_header
@@ -196,18 +196,22 @@ class Stage:
 
 
 @asynccontextmanager
-async def playing(stage: Stage, *, is_started: bool = True) -> AsyncIterator[Stage]:
+async def playing(stage: Stage) -> AsyncIterator[Stage]:
     """All on; the node under test has met the puppets and has a stream to each."""
-    async with trio.open_nursery() as nursery:
-        stage.cluster.nursery = nursery
-        for puppet in stage.puppets:
-            await nursery.start(puppet.network.run)
-        if is_started:
-            await stage.cluster.start(stage.node)
-            await trio.sleep(4)
-            assert stage.node.replica.statistics().live_streams == 3
-        yield stage
-        nursery.cancel_scope.cancel()
+    with deterministic(1):  # a failure must be the same one tomorrow
+        async with trio.open_nursery() as nursery:
+            stage.cluster.nursery = nursery
+            await _meet(stage, nursery)
+            yield stage
+            nursery.cancel_scope.cancel()
+
+
+async def _meet(stage: Stage, nursery: trio.Nursery) -> None:
+    for puppet in stage.puppets:
+        await nursery.start(puppet.network.run)
+    await stage.cluster.start(stage.node)
+    await trio.sleep(4)
+    assert stage.node.replica.statistics().live_streams == 3
 
 
 def id_of(block: Block) -> bytes:

@@ -75,8 +75,11 @@ class Execution:
         self._means.spawn(self._execute, block_id, block, source)
 
     async def _fetch(self, height: int, block_id: bytes, peers: list[PeerId]) -> None:
+        others = self._find_validators()
+        # From another one each time: few are asked at once, and the first may all be down.
+        turn = self._means.counters["block_fetches"] % max(1, len(others))
         self._means.counters["block_fetches"] += 1
-        peers += self._find_validators()
+        peers += others[turn:] + others[:turn]
         block = await self._catchup.fetch_block(block_id, peers)
         self._means.inbox.put(Fetched(height, block_id, block))
 

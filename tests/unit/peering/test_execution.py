@@ -91,6 +91,14 @@ async def test_who_named_a_block_is_asked_for_it_first() -> None:
     assert (await desk.seek())[0] == SOURCE
 
 
+async def test_every_validator_comes_to_be_asked_first() -> None:
+    """Four are asked at a time: the same four, if they are down, must not be all that we try."""
+    desk = Desk()
+    asked = [await desk.seek() for _ in PEERS]
+    assert {peers[0] for peers in asked} == set(PEERS)
+    assert all(sorted(peers) == sorted(PEERS) for peers in asked)
+
+
 # ---- our own block
 
 

@@ -33,7 +33,7 @@ from node.peering.directory import Directory
 from node.wallet.keystore import Key
 from node.wallet.payer import Answer, Ask, Limits, Payer, Piece
 from node.wallet.promises import PromiseBook
-from p2p.errors import Unreachable
+from p2p.errors import NetworkError, Unreachable
 from p2p.network import FrameStream, Network
 
 MAX_FEE_GRAINS: Final = 10_000_000  # of a transaction of ours; the charge is far below
@@ -163,7 +163,10 @@ class Purse:
     async def _tokenizer(self, base: bytes) -> TextTokenizer:
         found = self._tokenizers.get(base)
         if found is None:
-            folder = await self._holdings.fetch(BASE, base)
+            try:
+                folder = await self._holdings.fetch(BASE, base)
+            except NetworkError as error:
+                raise Invalid("payer.not_ready", why=f"no tokenizer: {error}") from None
             found = self._tokenizers[base] = await self._run_blocking(TextTokenizer, folder)
         return found
 

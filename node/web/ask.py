@@ -8,7 +8,7 @@ What this file does not know: any route, any schema.
 import http.client
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -67,7 +67,7 @@ class Node:
 
     def get(self, route: str) -> dict[str, Any]:
         """The JSON answer. Raises Unreachable or Refusal."""
-        return _json_of(self._call("GET", route, b"", {}))
+        return self._json_of(self._call("GET", route, b"", {}))
 
     def get_bytes(self, route: str) -> bytes:
         """The answer as the bytes of a proof file. Raises Unreachable or Refusal."""
@@ -76,18 +76,19 @@ class Node:
     def post(self, route: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
         """Send JSON. Raises Unreachable or Refusal."""
         raw = b"" if body is None else json.dumps(body).encode()
-        return _json_of(self._call("POST", route, raw, {"Content-Type": "application/json"}))
+        return self._json_of(self._call("POST", route, raw, {"Content-Type": "application/json"}))
 
     def post_bytes(self, route: str, raw: bytes) -> dict[str, Any]:
         """Send the bytes of a transaction. Raises Unreachable or Refusal."""
         head = {"Content-Type": "application/octet-stream"}
-        return _json_of(self._call("POST", route, raw, head))
+        return self._json_of(self._call("POST", route, raw, head))
 
     def stream(self, route: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Send JSON; a JSON object per line of the answer, as they come.
 
         Raises Unreachable, or Refusal at the start or midway (a line with `error`). Closing the
-        iterator hangs up, which the daemon takes as a cancel.
+        iterator hangs up, which the daemon takes as a cancel. A stream that breaks off between two
+        lines only ends: what its last line should be is the caller's to know.
         """
         connection = _Connection(self.path, self._timeout_s)
         try:
@@ -98,9 +99,9 @@ class Node:
                 json.dumps(body).encode(),
                 {"Content-Type": "application/json"},
             )
-            _refuse_unless_ok(response)
+            self._refuse_unless_ok(response)
             while line := self._line(response):
-                told = json.loads(line)
+                told = self._json_of(line)
                 if "error" in told:
                     raise _refusal(told["error"].get("status", 502), told)
                 yield told
@@ -111,10 +112,8 @@ class Node:
         connection = _Connection(self.path, self._timeout_s)
         try:
             response = self._send(connection, method, route, body, head)
-            _refuse_unless_ok(response)
-            return response.read(ANSWER_BYTES_MAX)
-        except TimeoutError:
-            raise Unreachable(self.path, f"silent for {self._timeout_s:g} s") from None
+            self._refuse_unless_ok(response)
+            return self._body(response)
         finally:
             connection.close()
 
@@ -130,26 +129,38 @@ class Node:
             raise Unreachable(self.path, str(error) or type(error).__name__) from None
 
     def _line(self, response: http.client.HTTPResponse) -> bytes:
+        return self._heard(lambda: response.readline(LINE_BYTES_MAX))
+
+    def _body(self, response: http.client.HTTPResponse) -> bytes:
+        raw = self._heard(lambda: response.read(ANSWER_BYTES_MAX))
+        if response.length:  # what its head promised and we did not get
+            raise Unreachable(self.path, "its answer is not whole")
+        return raw
+
+    def _heard(self, read: Callable[[], bytes]) -> bytes:
         try:
-            return response.readline(LINE_BYTES_MAX)
+            return read()
         except TimeoutError:
             raise Unreachable(self.path, f"silent for {self._timeout_s:g} s") from None
         except (OSError, http.client.HTTPException) as error:
             raise Unreachable(self.path, f"hung up: {type(error).__name__}") from None
 
+    def _refuse_unless_ok(self, response: http.client.HTTPResponse) -> None:
+        if response.status >= 400:
+            raise _refusal(response.status, self._json_of(self._body(response)))
 
-def _refuse_unless_ok(response: http.client.HTTPResponse) -> None:
-    if response.status >= 400:
-        raise _refusal(response.status, _json_of(response.read(ANSWER_BYTES_MAX)))
+    def _json_of(self, raw: bytes) -> dict[str, Any]:
+        """The object in `raw`; a daemon that was killed midway leaves half of one."""
+        try:
+            told = json.loads(raw)
+        except (ValueError, RecursionError):
+            told = None
+        if not isinstance(told, dict):
+            raise Unreachable(self.path, "its answer is not whole")
+        return told
 
 
 def _refusal(status: int, told: dict[str, Any]) -> Refusal:
     error = told.get("error", {})
     code, message = error.get("code", "node.refused"), error.get("message", "refused")
     return Refusal(status, code, message, error.get("facts", {}))
-
-
-def _json_of(raw: bytes) -> dict[str, Any]:
-    told = json.loads(raw)
-    assert isinstance(told, dict)
-    return told

@@ -54,6 +54,7 @@ class Surroundings:
         self.settle_s = 0.0
         self.fetched: list[tuple[int, bytes]] = []
         self.knows_peer = True
+        self.nobody_has_it = False
         world.state.put(tables.MODEL_NAME, (b"model-1",), tables.Number(1))
 
     # network, directory, holdings
@@ -70,6 +71,8 @@ class Surroundings:
 
     async def fetch(self, kind: int, identity: bytes) -> Path:
         self.fetched.append((kind, identity))
+        if self.nobody_has_it:
+            raise Unreachable("no source")
         await trio.lowlevel.checkpoint()
         return Path("base")
 
@@ -219,6 +222,16 @@ async def test_tokenizer_is_fetched_once_by_the_ledgers_base(tmp_path, autojump_
             await ask(purse)
         assert around.fetched == [(blobs.BASE, BASE)]
         assert Letters.made == 1
+
+
+async def test_without_the_bases_tokenizer_the_wallet_is_not_ready(
+    tmp_path, autojump_clock
+) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        around.nobody_has_it = True
+        assert (await refusal(lambda: ask(purse))).code == "payer.not_ready"
+        around.nobody_has_it = False
+        await ask(purse)
 
 
 async def test_transactions_sent_at_once_have_nonces_in_order(tmp_path, autojump_clock) -> None:

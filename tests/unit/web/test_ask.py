@@ -29,7 +29,9 @@ def daemon(folder: Path, answer: bytes, *, holds: bool = False) -> Iterator[Node
             with connection:
                 heard = b""
                 while not heard.endswith((b"{}", b"\r\n\r\n") if b"GET" in heard else b"{}"):
-                    heard += connection.recv(65_536)
+                    piece = connection.recv(65_536)
+                    assert piece, "hung up before it had asked"
+                    heard += piece
                 connection.sendall(answer)
                 if holds:
                     over.wait(10)

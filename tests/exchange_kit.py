@@ -8,12 +8,30 @@ from typing import Any
 
 import trio
 from bundle_kit import CHAIN
-from ledger_kit import NOW_MS, OPEN, PAYER, PROVIDER, new_state, open_channel
+from ledger_kit import NOW_MS, OPEN, PAYER, PROVIDER, fee_of, new_state, open_channel
 
+from consensus.primitives.digest import sha256
 from node.ledger import tables
 from node.ledger.wire import exchange
 from node.ledger.wire.bundles import Bundle
-from node.ledger.wire.orders import Load, Offer, OfferedModel, OrderSampling
+from node.ledger.wire.exchange import Start
+from node.ledger.wire.orders import (
+    ZERO_HASH,
+    Load,
+    Offer,
+    OfferedModel,
+    Order,
+    OrderSampling,
+    Voucher,
+    encode_order,
+    encode_sampling,
+    encode_voucher,
+    order_hash,
+    pack_ids,
+    prompt_commit,
+    voucher_message,
+)
+from node.ledger.wire.receipts import accumulator_start
 from node.serving.attributing import UNATTRIBUTED
 from node.serving.book import ReceiptBook
 from node.serving.bundling import Bundler
@@ -25,7 +43,40 @@ from node.wallet.promises import OwnChannel, PromiseBook
 from p2p.errors import EndOfStream, NetworkError, TooSlow, Unreachable
 
 SAMPLING = OrderSampling(1, 0, 1_000, 0, 8, 1, (), 0)
-ASK = Ask(1, 1, (5, 6, 7), SAMPLING, timeout_s=60.0)
+SALT = bytes(16)
+PROMPT = (5, 6, 7)
+ASK = Ask(1, 1, PROMPT, SAMPLING, timeout_s=60.0)
+
+
+def make_order(**fields) -> Order:
+    sampling = fields.pop("sampling", SAMPLING)
+    made = Order(
+        version=1, model=1, model_version=1, max_in=len(PROMPT),
+        max_out=sampling.n * sampling.max_tokens, prompt_commit=prompt_commit(SALT, PROMPT),
+        sampling_hash=sha256(encode_sampling(sampling)), seed_commit=ZERO_HASH, quantum=256,
+        deadline_ms=NOW_MS + 60_000, flags=0, salt16=SALT,
+    )  # fmt: skip
+    return made._replace(**fields)
+
+
+def signed_voucher(channel, order, who=PAYER, **fields) -> tuple[bytes, bytes]:
+    made = Voucher(
+        version=1, channel=channel, lane=0, seq=1, sub=0, cumulative=0,
+        accumulator=accumulator_start(channel, fields.get("lane", 0)), hold=fee_of(3, 8),
+        order_hash=order_hash(encode_order(order)) if order else ZERO_HASH,
+        expires_ms=NOW_MS + 3_600_000,
+    )  # fmt: skip
+    raw = encode_voucher(made._replace(**fields))
+    return raw, who.sign(voucher_message(CHAIN, raw))
+
+
+def make_start(channel, order=None, sampling=SAMPLING, who=PAYER, voucher=None, **fields) -> Start:
+    order = order or make_order(sampling=sampling)
+    raw, signature = signed_voucher(channel, order, who, **(voucher or {}))
+    made = Start(
+        encode_order(order), pack_ids(PROMPT), encode_sampling(sampling), b"", raw, signature
+    )
+    return made._replace(**fields)
 
 
 class End:

@@ -48,6 +48,7 @@ from node.storage.segments import SEGMENT_BYTES, Place, SegmentLog
 
 MAGIC: Final = b"OLRB"
 RECORD_BYTES_MAX: Final = EVIDENCE_BYTES_MAX + 6 * PROMPT_BYTES_MAX
+UNSETTLED_MAX: Final = 256  # of one lane: a lane is settled whole, so it must fit into one bundle
 KEEP_MS: Final = 24 * 3_600_000  # answers, for whoever asks again and for auditors
 _FORMAT: Final = FrameFormat(MAGIC, has_height=False, payload_bytes_max=RECORD_BYTES_MAX)
 
@@ -126,6 +127,11 @@ class ProviderLane:
         """What can be settled in this lane, with the newest hold."""
         held = 0 if self.voucher is None else self.voucher.cumulative + self.voucher.hold
         return max(self.cumulative, held)
+
+    @property
+    def uncut(self) -> int:
+        """How many receipts are in no bundle yet."""
+        return min(len(self.unsettled), self.seq - self.cut_seq)
 
     @property
     def is_acknowledged(self) -> bool:

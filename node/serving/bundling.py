@@ -18,7 +18,7 @@ from node.ledger import tables
 from node.ledger.rules.channels import lane_of
 from node.ledger.state import State
 from node.ledger.wire.bundles import BodyPart, Bundle, build_bundle, decode_section
-from node.serving.book import KEEP_MS, ProviderLane, ReceiptBook, cut_section
+from node.serving.book import KEEP_MS, UNSETTLED_MAX, ProviderLane, ReceiptBook, cut_section
 
 CUT_EVERY_S: Final = 1.0
 RECEIPTS_MAX: Final = 256  # of one bundle
@@ -27,8 +27,6 @@ OPEN_MAX: Final = 8
 CLAIM_AFTER_MS: Final = 10_000
 CLAIM_EXPIRY_MS: Final = 10 * 60_000  # of the voucher that pays
 RECUT_MS: Final = 30_000
-VERSIONS_MAX: Final = 256
-
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
@@ -81,9 +79,7 @@ class Bundler:
 
     def note_receipt(self) -> None:
         """A receipt was signed: wakes the bundler when there are enough for a bundle."""
-        waiting = sum(len(lane.unsettled) for lane in self._book.lanes())
-        cut = sum(len(open_.ends) for open_ in self._open)
-        if waiting - cut >= RECEIPTS_MAX:
+        if sum(lane.uncut for lane in self._book.lanes()) >= RECEIPTS_MAX:
             self._full.set()
 
     async def turn(self) -> None:
@@ -203,3 +199,6 @@ def _is_settled(state: State, open_: OpenBundle) -> bool:
         lane_of(state, channel, number).seq >= to_seq
         for (channel, number), to_seq in open_.ends.items()
     )
+
+
+assert UNSETTLED_MAX <= RECEIPTS_MAX, "a lane's section must fit into a bundle"

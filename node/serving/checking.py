@@ -29,7 +29,7 @@ from node.ledger.wire.orders import (
     seed_commit,
     verify_voucher,
 )
-from node.serving.book import ProviderLane, ReceiptBook
+from node.serving.book import UNSETTLED_MAX, ProviderLane, ReceiptBook
 from node.serving.engine import Sampling
 
 VOUCHER_LEFT_MS: Final = 20 * 60_000
@@ -116,6 +116,8 @@ def verify_order(
     lane = book.lane(voucher.channel, voucher.lane)
     if lane.is_busy:
         raise OrderRefused(exchange.BUSY, "a request is in flight in this lane", RETRY_MS)
+    if len(lane.unsettled) >= UNSETTLED_MAX:
+        raise OrderRefused(exchange.BUSY, "the lane waits to be settled", RETRY_MS)
     try:
         verify_voucher(chain_id, start.voucher, start.signature, channel.spender)
     except Invalid:

@@ -6,15 +6,19 @@ import pytest
 import trio
 from bundle_kit import CHAIN, party
 from exchange_kit import (
+    PROMPT,
+    SALT,
     SAMPLING,
     World,
+    make_order,
+    make_start,
     provider_frame,
+    signed_voucher,
     stream_pair,
     world_in,
 )
 from ledger_kit import NOW_MS, OPEN, PAYER, PROVIDER, context, fee_of
 
-from consensus.primitives.digest import sha256
 from node.ledger import tables
 from node.ledger.admission import admit_bundle
 from node.ledger.rules import channels
@@ -35,16 +39,12 @@ from node.ledger.wire.orders import (
     PAYER_SEEDED,
     PRIVATE,
     ZERO_HASH,
-    Order,
-    Voucher,
     encode_order,
     encode_sampling,
-    encode_voucher,
     order_hash,
     pack_ids,
     prompt_commit,
     seed_commit,
-    voucher_message,
 )
 from node.ledger.wire.receipts import (
     accumulate_receipt,
@@ -66,40 +66,7 @@ from node.serving.engine import (
     UnknownAdapter,
 )
 
-SALT = bytes(16)
-PROMPT = (5, 6, 7)
 NONCE = b"\x09" * 32
-
-
-def make_order(**fields) -> Order:
-    sampling = fields.pop("sampling", SAMPLING)
-    made = Order(
-        version=1, model=1, model_version=1, max_in=len(PROMPT),
-        max_out=sampling.n * sampling.max_tokens, prompt_commit=prompt_commit(SALT, PROMPT),
-        sampling_hash=sha256(encode_sampling(sampling)), seed_commit=ZERO_HASH, quantum=256,
-        deadline_ms=NOW_MS + 60_000, flags=0, salt16=SALT,
-    )  # fmt: skip
-    return made._replace(**fields)
-
-
-def signed_voucher(channel, order, who=PAYER, **fields) -> tuple[bytes, bytes]:
-    made = Voucher(
-        version=1, channel=channel, lane=0, seq=1, sub=0, cumulative=0,
-        accumulator=accumulator_start(channel, fields.get("lane", 0)), hold=fee_of(3, 8),
-        order_hash=order_hash(encode_order(order)) if order else ZERO_HASH,
-        expires_ms=NOW_MS + 3_600_000,
-    )  # fmt: skip
-    raw = encode_voucher(made._replace(**fields))
-    return raw, who.sign(voucher_message(CHAIN, raw))
-
-
-def make_start(channel, order=None, sampling=SAMPLING, who=PAYER, voucher=None, **fields) -> Start:
-    order = order or make_order(sampling=sampling)
-    raw, signature = signed_voucher(channel, order, who, **(voucher or {}))
-    made = Start(
-        encode_order(order), pack_ids(PROMPT), encode_sampling(sampling), b"", raw, signature
-    )
-    return made._replace(**fields)
 
 
 class Line:

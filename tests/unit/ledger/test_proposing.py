@@ -82,17 +82,19 @@ def test_what_the_payload_itself_makes_possible_is_chosen(chain: TinyChain) -> N
 
 
 def test_what_falls_due_in_the_block_comes_first() -> None:
-    """A closing channel returns the payer's last grains in the very block that spends them."""
+    """A closing channel returns its rest in the very block whose charge the payer could not pay."""
     chain = TinyChain()
     chain.tell_story()
-    session = chain.open_channel(cap=999_000 * OPEN)
+    session = chain.open_channel()
     chain.block(chain.tx(PAYER, wire.CloseChannel(session.channel)))
+    charge = wire.decode_transaction(gift(chain, PAYER, 10**15)).weight * 100
     held = chain.state().account(PAYER.key).balance
-    spends = chain.tx(PAYER, Transfer(BEN.key, held + 1, b""))
-    assert chain.execute(spends).codes == (20,)
-    context = chain.context(later_ms=60_000)
+    chain.block(gift(chain, PAYER, held - charge))
+    assert chain.state().account(PAYER.key).balance == 0
+    spends = gift(chain, PAYER)
+    assert codes(choose(chain, spends)) == ["tx.cannot_pay"]
     tx = wire.decode_transaction(spends)
-    choice = choose_payload(RULES_1, chain.state(), context, [tx], [])
+    choice = choose_payload(RULES_1, chain.state(), chain.context(60_000), [tx], [])
     assert choice.payload.transactions == (spends,)
     assert chain.execute(spends, later_ms=60_000).codes == (0,)
 

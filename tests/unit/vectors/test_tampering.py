@@ -1,8 +1,9 @@
 """One flipped bit, anywhere, of anything signed or proved, and it is refused."""
 
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import msgpack
 import pytest
 from vectors.agreement import TRUST, VALIDATORS, agreement_examples
 from vectors.example import CHAIN, Example
@@ -11,21 +12,24 @@ from vectors.market import CREATOR, PAYER, PROVIDER, market_examples
 from consensus.certificate import decode_certificate, verify_certificate
 from consensus.evidence import decode_evidence, verify_evidence
 from consensus.messages import decode_proposal, decode_vote, verify_proposal, verify_vote
+from consensus.primitives import merkle
+from consensus.primitives.encoding import encode
 from consensus.primitives.errors import Invalid
 from node import light
 from node.ledger import proofs
 from node.ledger.rules.accounts import verify_sender
 from node.ledger.state import EMPTY_BASE, State
 from node.ledger.wire import bundles, orders, receipts
+from node.ledger.wire.payouts import decode_payout, encode_payout
 from node.ledger.wire.transactions import decode_transaction
 
 EXAMPLES: dict[str, Example] = market_examples() | agreement_examples()
 
 
-def flips(raw: bytes) -> Iterator[tuple[int, bytes]]:
-    """(place, the same bytes with one other bit), for every bit."""
+def flips(raw: bytes, bits: Sequence[int] = range(8)) -> Iterator[tuple[int, bytes]]:
+    """(place, the same bytes with one other bit), for every byte and each of `bits`."""
     for place in range(len(raw)):
-        for bit in range(8):
+        for bit in bits:
             yield place, raw[:place] + bytes([raw[place] ^ 1 << bit]) + raw[place + 1 :]
 
 
@@ -152,8 +156,9 @@ CHANGEABLE = "proof_state_absent"
 def test_no_bit_of_a_proof_file_can_be_changed(name: str) -> None:
     """Receipt, credits, bundle header, payout, record, transaction, root, path, link: all of it."""
     raw = EXAMPLES[name].raw
+    bits = (0,) if name == "proof_dossier" else range(8)  # its proofs have been through all
     assert shown_by(raw)
-    assert [place for place, bad in flips(raw) if shown_by(bad) is not None] == []
+    assert [place for place, bad in flips(raw, bits) if shown_by(bad) is not None] == []
 
 
 def test_a_proof_of_absence_can_only_be_turned_into_another_true_one() -> None:
@@ -175,3 +180,43 @@ def test_a_proof_of_one_kind_is_none_of_another() -> None:
     for kind, field in proofs.FIELD_OF_KIND.items():
         raw = proofs.encode_proof(proof._replace(kind=kind))
         assert (shown_by(raw) is not None) == (field == "payouts_root")
+
+
+def test_a_payout_of_more_than_its_share_is_refused_though_a_root_holds_it() -> None:
+    """What one leaf shows by itself needs nobody's word, not even the quorum's."""
+    proof = EXAMPLES["proof_payout"].value
+    raw, *_ = decode_body(proof)
+    leaf = decode_payout(raw)
+    for amount, code in ((leaf.amount, ""), (leaf.amount + 1, ""), (leaf.amount + 2, "amount")):
+        greedy = encode_payout(leaf._replace(amount=amount))
+        alone = proof._replace(
+            value=merkle.root([greedy]), body=encode((greedy, 0, 1, ())), field_path=()
+        )
+        if code:
+            with pytest.raises(Invalid, match=r"payout\.amount"):
+                proofs.verify_body(alone)
+        else:
+            assert proofs.verify_body(alone) == leaf._replace(amount=amount)
+
+
+def test_a_receipt_stands_among_as_many_as_its_bundle_says() -> None:
+    """Three receipts and four imply the same path for the first: the header decides."""
+    proof = EXAMPLES["proof_receipt"].value
+    fields = list(decode_body(proof))
+    assert fields[2:4] == [0, 3]
+    proofs.verify_body(proof)
+    fields[3] = 4
+    with pytest.raises(Invalid, match=r"proof\.count"):
+        proofs.verify_body(proof._replace(body=encode(fields)))
+
+
+def test_credits_that_are_not_the_receipts_are_refused() -> None:
+    proof = EXAMPLES["proof_receipt"].value
+    fields = list(decode_body(proof))
+    fields[1] = receipts.encode_credits(((1, 10_000),))
+    with pytest.raises(Invalid, match=r"proof\.credits"):
+        proofs.verify_body(proof._replace(body=encode(fields)))
+
+
+def decode_body(proof: proofs.ProofFile) -> list[Any]:
+    return list(msgpack.unpackb(proof.body))

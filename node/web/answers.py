@@ -213,6 +213,11 @@ class DatanetAnswer:
     accepted: int
     records: int
     contributors: int
+    mode: str  # "open" or "permissioned"
+    quorum: int
+    licences: tuple[str, ...]  # that its charter takes
+    stake_per_record: Grains  # a contribution's bond, beside `contribution_bond`
+    review_ms: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,6 +228,18 @@ class ContributionAnswer:
     records: int
     status: str
     earned: Grains  # matured so far, before the curation cut
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotAnswer:
+    """What a version may be trained on: the root over the accepted contributions up to `last`."""
+
+    number: int
+    datanet: str
+    root: Hex
+    last_contribution: int
+    records: int
+    made_ms: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,6 +57,7 @@ class Ledger:
     list_models: Callable[[int, int], tuple[answers.ModelAnswer, ...]]
     list_datanets: Callable[[int, int], tuple[answers.DatanetAnswer, ...]]
     list_contributions: Callable[[int, int, int], tuple[answers.ContributionAnswer, ...]]
+    list_snapshots: Callable[[int, int], tuple[answers.SnapshotAnswer, ...]]
     list_validators: Callable[[], tuple[answers.ValidatorAnswer, ...]]
     get_params: Callable[[], answers.Params]
     submit: Callable[[bytes], Awaitable[bytes]]
@@ -109,6 +110,9 @@ def routes(ledger: Ledger) -> list[Route]:
         datanet = number_of(request.path_params["datanet"], "datanet")
         return page("contributions", ledger.list_contributions(datanet, *paging(request)))
 
+    async def snapshots(request: Request) -> Response:
+        return page("snapshots", ledger.list_snapshots(*paging(request)))
+
     async def contribution_proof(request: Request) -> Response:
         check_parameters(request)
         number = number_of(request.path_params["number"], "contribution")
@@ -141,6 +145,7 @@ def routes(ledger: Ledger) -> list[Route]:
         route("GET", "/ledger/datanets", datanets),
         route("GET", "/ledger/datanets/{datanet}/contributions", contributions),
         route("GET", "/ledger/contributions/{number}/proof", contribution_proof),
+        route("GET", "/ledger/snapshots", snapshots),
         route("GET", "/ledger/validators", validators),
         route("GET", "/ledger/params", params),
     ]

@@ -11,6 +11,7 @@ from typing import Final
 from node.ledger import tables
 from node.ledger.amounts import part_bps, split
 from node.ledger.rules.accounts import BASE_PRICE_NAME
+from node.ledger.rules.registry import LICENCES, terms_of
 from node.ledger.state import State
 from node.ledger.wire.bundles import decode_header
 from node.ledger.wire.codes import code_name
@@ -66,6 +67,7 @@ def make_ledger(
         list_contributions=lambda datanet, after, limit: list_contributions(
             view(), datanet, after, limit
         ),
+        list_snapshots=lambda after, limit: list_snapshots(view(), after, limit),
         list_validators=lambda: list_validators(view(), reading.own_validator),
         get_params=lambda: get_params(view()),
         submit=submit,
@@ -258,6 +260,7 @@ def list_datanets(view: View, after: int, limit: int) -> tuple[answers.DatanetAn
             continue
         mine = by_datanet.get(number, [])
         accepted = [one for one in mine if one.status == tables.ACCEPTED]
+        terms = terms_of(found)
         told.append(
             answers.DatanetAnswer(
                 number=number,
@@ -267,11 +270,17 @@ def list_datanets(view: View, after: int, limit: int) -> tuple[answers.DatanetAn
                 accepted=len(accepted),
                 records=sum(one.records for one in accepted),
                 contributors=len({one.contributor for one in accepted}),
+                mode=DATANET_MODES[terms.mode],
+                quorum=terms.quorum,
+                licences=tuple(LICENCES[code] for code in terms.licences),
+                stake_per_record=terms.stake_per_record,
+                review_ms=terms.review_ms,
             )
         )
     return tuple(told)
 
 
+DATANET_MODES: Final = ("open", "permissioned")
 CONTRIBUTION_STATUS: Final = ("pending", "accepted", "returned", "rejected", "slashed", "withdrawn")
 
 
@@ -293,6 +302,25 @@ def list_contributions(
         if len(told) == limit:
             break
     return tuple(told)
+
+
+def list_snapshots(view: View, after: int, limit: int) -> tuple[answers.SnapshotAnswer, ...]:
+    """Snapshots of all Datanets, by number."""
+    state = view.state()
+    numbers = range(after + 1, after + 1 + limit)
+    found = ((number, state.find(tables.SNAPSHOT, number)) for number in numbers)
+    return tuple(
+        answers.SnapshotAnswer(
+            number=number,
+            datanet=datanet_name(state, snapshot.datanet),
+            root=snapshot.root,
+            last_contribution=snapshot.last_contribution,
+            records=snapshot.records,
+            made_ms=snapshot.made_ms,
+        )
+        for number, snapshot in found
+        if snapshot is not None
+    )
 
 
 def list_validators(view: View, own: bytes | None) -> tuple[answers.ValidatorAnswer, ...]:

@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import trio
 
 from consensus.primitives.errors import Invalid
+from node.ledger.parameters import devnet_parameters
 from node.ledger.wire.codes import code_name
 from node.web import answers
 from node.web.app import Backend, Order, make_app, serve_socket
@@ -66,6 +67,18 @@ EARNED = answers.Earnings(
     items=(answers.Earning("", 0, "", "contracts", "", 2, BIG, 1),),
 )
 
+PARAMETERS = {
+    name: values if isinstance(values, tuple) else (values,)
+    for name, values in devnet_parameters().items()
+}
+
+Row = TypeVar("Row", bound=Any)  # an answer with a number
+
+
+def page(rows: tuple[Row, ...], after: int, limit: int) -> tuple[Row, ...]:
+    """As the routes promise: numbers above `after`, ascending."""
+    return tuple(row for row in rows if row.number > after)[:limit]
+
 
 @dataclass
 class Behind:
@@ -84,6 +97,11 @@ class Behind:
     refusal: Exception = field(default_factory=lambda: Invalid("payer.no_provider", tried=2))
     stall: bool = False
     drain: trio.Event = field(default_factory=trio.Event)
+    goods_refusal: Invalid | None = None
+    datanets: tuple[answers.DatanetAnswer, ...] = ()
+    contributions: tuple[answers.ContributionAnswer, ...] = ()  # of any Datanet
+    snapshots: tuple[answers.SnapshotAnswer, ...] = ()
+    models: tuple[answers.ModelAnswer, ...] = ()
 
     async def infer(
         self, order: Order, tell: Callable[[str], Awaitable[None]]
@@ -134,7 +152,7 @@ class Behind:
 
     def list_models(self, after: int, limit: int) -> tuple[answers.ModelAnswer, ...]:
         self.asked.append((after, limit))
-        return ()
+        return page(self.models, after, limit)
 
     async def find_shares(self, receipt: bytes) -> answers.Shares | None:
         if receipt != ID:
@@ -143,7 +161,9 @@ class Behind:
         return answers.Shares(ID, "contracts", 1, 120, (row,))
 
     async def store_goods(self, kind: int, identity: bytes, folder: Path) -> None:
-        self.goods = (kind, identity, folder)
+        if self.goods_refusal is not None:
+            raise self.goods_refusal
+        self.asked.append((kind, identity, folder))
 
     def backend(self) -> Backend:
         ledger = Ledger(
@@ -158,10 +178,11 @@ class Behind:
             prove_account=lambda account: None,
             prove_contribution=lambda number: b"\0proof" if number == 7 else None,
             list_models=self.list_models,
-            list_datanets=lambda after, limit: (),
-            list_contributions=lambda datanet, after, limit: (),
+            list_datanets=lambda after, limit: page(self.datanets, after, limit),
+            list_contributions=lambda _, after, limit: page(self.contributions, after, limit),
+            list_snapshots=lambda after, limit: page(self.snapshots, after, limit),
             list_validators=lambda: (answers.ValidatorAnswer(ALICE, 10, True, False),),
-            get_params=lambda: answers.Params(7, ID, 1, 100, {"block_bytes_max": (5,)}),
+            get_params=lambda: answers.Params(7, ID, 1, 100, PARAMETERS),
             submit=self.submit,
         )
         return Backend(

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 from bundle_kit import Party
-from chain_kit import CONTRIBUTORS, CREATOR, OPEN, PAYER, PROVIDER
+from chain_kit import CONTRIBUTORS, CREATOR, OPEN, PAYER, PROVIDER, TERMS
 from unit.web.stored import CREDITS, StoredChain, Told
 
 from node.ledger.addresses import account_text
+from node.ledger.rules.registry import LICENCES
 from node.ledger.wire.transactions import Transfer, decode_transaction
 from node.light import examine, trust_genesis
 from node.web import answers, proving, reading
@@ -121,8 +122,18 @@ def test_lists_tell_numbers_names_and_counts(told: Told) -> None:
     assert (model.datanet, model.records) == ("facts", 30)
     assert (datanet.contributions, datanet.accepted, datanet.records) == (3, 3, 30)
     assert datanet.contributors == 3
+    assert (datanet.mode, datanet.quorum) == ("open", 1)
+    assert datanet.licences == tuple(LICENCES[code] for code in TERMS.licences)
+    assert (datanet.stake_per_record, datanet.review_ms) == (
+        TERMS.stake_per_record,
+        TERMS.review_ms,
+    )
     assert reading.list_models(view, 1, 100, lambda *_: 0) == ()
     assert reading.list_datanets(view, 0, 1) == (datanet,)
+    (snapshot,) = reading.list_snapshots(view, 0, 100)
+    assert (snapshot.number, snapshot.datanet) == (1, "facts")
+    assert (snapshot.last_contribution, snapshot.records) == (3, 30)
+    assert reading.list_snapshots(view, 1, 100) == reading.list_snapshots(view, 0, 0) == ()
     validators = reading.list_validators(view, PROVIDER.key)
     assert [v.this_node for v in validators].count(True) == 1
     assert [v.proposer_next for v in validators].count(True) == 1

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from node.cli.finding import find_row
 from node.cli.frame import frame_of, new_noun, open_text, pairs, table
 
 app = new_noun("Accounts, blocks, receipts, models and more.")
@@ -96,8 +97,44 @@ def datanets(ctx: typer.Context, after: After = 0) -> None:
     frame = frame_of(ctx)
     told = frame.daemon().get(f"/ledger/datanets?after={after}")
     head = ("number", "name", "contributions", "accepted", "records", "contributors", "steward")
-    rows = [tuple(row[name] for name in head) for row in told["datanets"]]
-    frame.show("query.datanets/1", told, table(head, rows))
+    rows = [
+        (
+            *(row[name] for name in head),
+            ", ".join(row["licences"]),
+            open_text(row["stake_per_record"]),
+        )
+        for row in told["datanets"]
+    ]
+    frame.show("query.datanets/1", told, table((*head, "licences", "bond/record"), rows))
+
+
+@app.command()
+def contributions(
+    ctx: typer.Context,
+    datanet: Annotated[str, typer.Argument(help="name or number")],
+    after: After = 0,
+) -> None:
+    """Contributions to a Datanet, with what became of them."""
+    frame = frame_of(ctx)
+    node = frame.daemon()
+    number = find_row(node, "datanets", datanet)["number"]
+    told = node.get(f"/ledger/datanets/{number}/contributions?after={after}")
+    rows = [
+        (row["number"], row["status"], row["records"], open_text(row["earned"]), row["contributor"])
+        for row in told["contributions"]
+    ]
+    head = ("number", "status", "records", "earned", "contributor")
+    frame.show("query.contributions/1", told, table(head, rows))
+
+
+@app.command()
+def snapshots(ctx: typer.Context, after: After = 0) -> None:
+    """Snapshots of all Datanets: what versions may be trained on."""
+    frame = frame_of(ctx)
+    told = frame.daemon().get(f"/ledger/snapshots?after={after}")
+    head = ("number", "datanet", "records", "last_contribution", "root")
+    rows = [tuple(row[name] for name in head) for row in told["snapshots"]]
+    frame.show("query.snapshots/1", told, table(head, rows))
 
 
 @app.command()

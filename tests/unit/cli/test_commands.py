@@ -3,64 +3,21 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import trio
+from unit.cli.calls import GENESIS, SCHEMAS, Capture, asked, ledger_of, told
 from unit.web.behind import ALICE, BIG, EARNED, ID, Behind, served
 
 from consensus.primitives.digest import signing_bytes
 from consensus.primitives.errors import Invalid
-from consensus.primitives.keys import is_signed_by, public_key
+from consensus.primitives.keys import is_signed_by
 from node.cli.earnings import BY
 from node.cli.main import run
 from node.ledger.addresses import account_of, account_text
-from node.ledger.genesis import encode_genesis, make_genesis
 from node.ledger.wire.transactions import Transfer, decode_transaction
 from node.web.earnings import GROUPS
 from node.web.ledger import EarningsQuery
-
-SEED = b"\7" * 32
-GENESIS = encode_genesis(
-    make_genesis(
-        name="test",
-        time_ms=1,
-        accounts={public_key(SEED): 10**9},
-        validators={public_key(SEED): 10**13},
-    )
-)
-
-SCHEMAS = json.loads((Path(__file__).parents[2] / "vectors/cli/schemas.json").read_text())
-
-Capture = pytest.CaptureFixture[str]
-
-
-@pytest.fixture
-def home(tmp_path: Path, capsys: Capture) -> Path:
-    """A devnet home with the keys of validator and payer."""
-    (tmp_path / "genesis").write_bytes(GENESIS)
-    home = tmp_path / "home"
-    words = ["init", "--home", str(home), "--profile", "devnet", "--role", "validator"]
-    assert run([*words, "--role", "payer", "--genesis", str(tmp_path / "genesis")]) == 0
-    capsys.readouterr()
-    return home
-
-
-def told(capsys: Capture, home: Path, *words: str, status: int = 0) -> dict[str, Any]:
-    """The object that a command prints with -o json."""
-    assert run(["--home", str(home), "-o", "json", *words]) == status
-    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
-    promised = SCHEMAS[answer["schema"]]
-    assert set(promised) <= answer.keys(), "a field that is gone raises the schema's number"
-    return answer
-
-
-async def asked(
-    capsys: Capture, behind: Behind, home: Path, *words: str, status: int = 0
-) -> dict[str, Any]:
-    """The same with a daemon behind the home's socket."""
-    async with served(behind, home / "run"):
-        return await trio.to_thread.run_sync(lambda: told(capsys, home, *words, status=status))
 
 
 def test_init_makes_a_home_that_only_its_owner_reads(home: Path) -> None:
@@ -215,14 +172,16 @@ async def test_spending_key_moves_no_bond(home: Path, capsys: Capture) -> None:
     assert behind.asked == []
 
 
-@pytest.mark.parametrize(
-    "words", ["account", "block", "models", "datanets", "validators", "params", "peers"]
-)
+QUERIES = ["account", "block", "models", "datanets", "contributions", "snapshots"]
+QUERIES += ["validators", "params", "peers"]
+
+
+@pytest.mark.parametrize("words", QUERIES)
 async def test_query_has_its_schema(home: Path, capsys: Capture, words: str) -> None:
-    extra = [account_text(ALICE)] if words == "account" else []
-    answer = await asked(capsys, Behind(), home, "query", words, *extra)
+    extra = {"account": [account_text(ALICE)], "contributions": ["facts"]}.get(words, [])
+    answer = await asked(capsys, ledger_of(), home, "query", words, *extra)
     assert answer["schema"] == f"olnode.query.{words}/1"
-    async with served(Behind(), home / "run"):
+    async with served(ledger_of(), home / "run"):
         text = ["--home", str(home), "query", words, *extra]
         assert await trio.to_thread.run_sync(run, text) == 0
 

@@ -1,0 +1,74 @@
+"""Commands called as a program calls them, on a home of a devnet: for all tests of cli."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from unit.web.behind import ALICE, ID, Behind, served
+
+from consensus.primitives.keys import public_key
+from node.cli.main import run
+from node.ledger.genesis import encode_genesis, make_genesis
+from node.ledger.parameters import DAY_MS
+from node.web import answers
+
+SEED = b"\7" * 32
+GENESIS = encode_genesis(
+    make_genesis(
+        name="test",
+        time_ms=1,
+        accounts={public_key(SEED): 10**9},
+        validators={public_key(SEED): 10**13},
+    )
+)
+
+SCHEMAS = json.loads((Path(__file__).parents[2] / "vectors/cli/schemas.json").read_text())
+
+HASH = "ab" * 32
+RECORDS = b'{"text":"one"}\n{"text":"two"}\n'
+
+DATANET = answers.DatanetAnswer(
+    1, "facts", ALICE, 2, 1, 3, 1, "open", 1, ("CC0-1.0",), 10_000, DAY_MS
+)
+ACCEPTED = answers.ContributionAnswer(1, ALICE, ID, 3, "accepted", 0)
+SNAPSHOT = answers.SnapshotAnswer(1, "facts", ID, 1, 3, 1)
+MODEL = answers.ModelAnswer(1, "facts-1", 1, ALICE, ID, ID, "facts", 3, 1, 1, 1, 0, 0)
+
+Capture = pytest.CaptureFixture[str]
+
+
+def told(capsys: Capture, home: Path, *words: str, status: int = 0) -> dict[str, Any]:
+    """The object that a command prints with -o json."""
+    assert run(["--home", str(home), "-o", "json", *words]) == status
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    promised = SCHEMAS[answer["schema"]]
+    assert set(promised) <= answer.keys(), "a field that is gone raises the schema's number"
+    return answer
+
+
+async def asked(
+    capsys: Capture, behind: Behind, home: Path, *words: str, status: int = 0
+) -> dict[str, Any]:
+    """The same with a daemon behind the home's socket, started and stopped for this call."""
+    behind.drain = trio.Event()
+    async with served(behind, home / "run"):
+        return await trio.to_thread.run_sync(lambda: told(capsys, home, *words, status=status))
+
+
+def ledger_of(*accounts: bytes, **parts: Any) -> Behind:
+    """A node whose ledger has one of each thing, and money on these accounts."""
+    rows = {"datanets": (DATANET,), "contributions": (ACCEPTED,)}
+    more = {"snapshots": (SNAPSHOT,), "models": (MODEL,)}
+    return Behind(**{**rows, **more, "accounts": {ALICE, *accounts}, **parts})
+
+
+def sent(behind: Behind) -> list[bytes]:
+    """The transactions that reached the node."""
+    return [one for one in behind.asked if isinstance(one, bytes)]
+
+
+def offered(behind: Behind) -> list[tuple[int, bytes, Path]]:
+    """What the node was asked to serve to peers."""
+    return [one for one in behind.asked if isinstance(one, tuple) and isinstance(one[-1], Path)]

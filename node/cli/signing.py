@@ -1,0 +1,277 @@
+"""One transaction from payload to block: priced, shown, signed, sent, waited for.
+
+Why the key stays here: the daemon never sees an operator key. A transaction is shown with its fee
+before it is signed (`--dry-run` ends there), and waited for unless told otherwise.
+What it does not know: what a transaction is for; whether the ledger will take it: its code comes
+back.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import typer
+
+from node.cli.frame import (
+    FAILED,
+    FUNDS,
+    CommandError,
+    Frame,
+    frame_of,
+    note,
+    open_text,
+    pairs,
+    usage,
+)
+from node.cli.money import grains_of_open
+from node.cli.passwords import read_password
+
+if TYPE_CHECKING:
+    from node.ledger.wire.transactions import Payload
+    from node.wallet.keystore import KeyFile, Role
+    from node.web.ask import Node
+
+VALID_S: Final = 600
+FEE_ROOM: Final = 2  # the base price may rise while a transaction waits
+SETTLE_S: Final = 90
+POLL_S: Final = 0.2
+ANSWER_S: Final = 120.0  # the node hashes what it is to serve before it answers
+FUNDS_CODES: Final = (9, 20)  # page 30 §11
+GRAINS: Final = frozenset(  # fields that people read as OPEN
+    {"amount", "cap", "stake_per_record", "p_in", "p_out", "p_call"}
+    | {"deposit", "cost", "fee", "max_fee"}
+)
+TEXTS: Final = frozenset({"name"})
+
+Told = dict[str, Any]
+Made = Callable[[], Mapping[str, int | str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What every transaction takes beside its payload."""
+
+    sender: str | None
+    max_fee: str | None
+    dry_run: bool
+    no_wait: bool
+    offline: Path | None
+    password_file: str | None
+
+
+def options_of(ctx: typer.Context) -> Options:
+    """The options that `tx` took for its sub-command."""
+    given = ctx.obj
+    assert isinstance(given, Options)
+    return given
+
+
+class Desk:
+    """One call of a sub-command: the running node, its parameters, the key that will sign.
+
+    The key is that of --from, else the home's first of `roles`. Raises CommandError where there is
+    none, or where an option cannot be meant; Unreachable where no node runs.
+    """
+
+    def __init__(self, ctx: typer.Context, *roles: "Role") -> None:
+        from node.ledger.addresses import account_text
+
+        self.frame, self.options = frame_of(ctx), options_of(ctx)
+        self.key = _key_file(self.frame, self.options.sender, roles or ("operator", "node"))
+        self.account = account_text(self.key.public_key)
+        given, target = self.options.max_fee, self.options.offline
+        self._max_fee = None if given is None else grains_of_open(given, "--max-fee")
+        if target is not None and target.exists():
+            usage(f"{target} exists")
+        self.node = self.frame.daemon(timeout_s=ANSWER_S)
+        self._params = self.node.get("/ledger/params")
+
+    def parameter(self, name: str) -> int:
+        """A number that the ledger rules by."""
+        return int(self._params["values"][name][0])
+
+    def find_key(self, role: "Role") -> "KeyFile | None":
+        """The home's first key of a role."""
+        key: KeyFile | None = _keystore(self.frame).find(role)
+        return key
+
+    def do(
+        self, payload: "Payload", *, deposit: int = 0, cost: int = 0, made: Made | None = None
+    ) -> None:
+        """Carry it out and tell how it ended; `made` finds what the ledger has now, by name."""
+        told = self.carry_out(payload, deposit=deposit, cost=cost)
+        if told is not None:
+            self.tell(told, made)
+
+    def carry_out(self, payload: "Payload", *, deposit: int = 0, cost: int = 0) -> Told | None:
+        """Price, show, sign, send, wait; where it stands then, or None if nothing was sent.
+
+        `deposit` comes back some day, `cost` does not: both leave the balance beside the fee.
+        Raises CommandError with the ledger's code where a rule refused it.
+        """
+        fee = _weight(payload) * int(self._params["base_price"])
+        limit = fee * FEE_ROOM if self._max_fee is None else self._max_fee
+        shown = self._shown(payload, deposit, cost) | {"fee": str(fee), "max_fee": str(limit)}
+        if self.options.dry_run:
+            self.frame.show("tx.dry-run/1", shown, _lines(shown))
+            return None
+        raw = self._sign(payload, limit)
+        if self.options.offline is None:
+            return send(self.frame, raw, self.options.no_wait)
+        _write_new(self.options.offline, raw)
+        told = {**shown, "file": str(self.options.offline)}
+        self.frame.show("tx.offline/1", told, _lines(shown))
+        note(f"next: olnode tx send {self.options.offline}")
+        return None
+
+    def tell(self, told: Told, made: Made | None = None) -> None:
+        """How it ended, for people and programs; `made` is asked once a block has it."""
+        is_settled = told["state"] == "settled"
+        tell(self.frame, told, made() if made and is_settled else {})
+
+    def _shown(self, payload: "Payload", deposit: int, cost: int) -> Told:
+        beside = {"deposit": deposit, "cost": cost}
+        return {
+            "type": type(payload).__name__,
+            "from": self.account,
+            **_plain_fields(payload),
+            **{name: str(grains) for name, grains in beside.items() if grains},
+        }
+
+    def _sign(self, payload: "Payload", limit: int) -> bytes:
+        """The wire bytes, signed by the unlocked key."""
+        from node.ledger.wire.transactions import encode_body, encode_transaction
+
+        nonce = self._nonce()
+        options = self.options
+        question = f"password of {self.key.name}"
+        sealed = self.key.is_sealed
+        password = read_password(options.password_file, question) if sealed else None
+        unlocked = _keystore(self.frame).unlock(self.key.name, password)
+        valid_until_ms = time.time_ns() // 10**6 + VALID_S * 1_000
+        body = encode_body(unlocked.public_key, nonce, limit, valid_until_ms, payload)
+        chain_id = bytes.fromhex(self._params["chain_id"])
+        return encode_transaction(body, unlocked.sign(b"tx", chain_id, body))
+
+    def _nonce(self) -> int:
+        from node.web.ask import Refusal
+
+        try:
+            return int(self.node.get(f"/ledger/accounts/{self.account}")["nonce"])
+        except Refusal as error:
+            if error.status != 404:
+                raise
+            raise CommandError(
+                f"the ledger does not know {self.account} ({self.key.name}): it owns nothing",
+                status=FUNDS,
+                mend=f"olnode tx transfer {self.account} AMOUNT --from KEY",
+                code=error.code,
+            ) from None
+
+
+def send(frame: Frame, raw: bytes, no_wait: bool) -> Told:
+    """Hand signed bytes to the node; where the transaction stands, settled unless `no_wait`.
+
+    Raises CommandError where a rule refused it, or after SETTLE_S.
+    """
+    node = frame.daemon()
+    tx_id = node.post_bytes("/ledger/transactions", raw)["transaction"]
+    if no_wait:
+        return {"transaction": tx_id, "state": "pending"}
+    told, until = _standing(node, tx_id), time.monotonic() + SETTLE_S
+    while told is None or told["state"] == "pending":
+        if time.monotonic() > until:
+            raise CommandError(
+                f"{tx_id} is in no block after {SETTLE_S} s", mend=f"olnode tx show {tx_id}"
+            )
+        time.sleep(POLL_S)
+        told = _standing(node, tx_id)
+    if told["code"]:
+        raise CommandError(
+            f"{tx_id} was refused in block {told['height']}: {told['reason']} ({told['code']})",
+            status=FUNDS if told["code"] in FUNDS_CODES else FAILED,
+            code=told["reason"],
+        )
+    return told
+
+
+def tell(frame: Frame, told: Told, made: Mapping[str, int | str]) -> None:
+    """What `send` gave, and what came of it, as the command's result."""
+    tx_id, is_settled = told["transaction"], told["state"] == "settled"
+    line = f"done in block {told['height']}: {tx_id}" if is_settled else f"sent {tx_id}"
+    frame.show("tx/1", {**told, **made}, [line, *pairs(made.items())])
+
+
+def _standing(node: "Node", tx_id: str) -> Told | None:
+    from node.web.ask import Refusal
+
+    try:
+        return node.get(f"/ledger/transactions/{tx_id}")
+    except Refusal as error:
+        if error.status != 404:
+            raise
+        return None  # between pool and block
+
+
+def _weight(payload: "Payload") -> int:
+    """What it will weigh at most: nonce and signature change that by a few bytes only."""
+    from node.ledger.wire.transactions import decode_transaction, encode_body, encode_transaction
+
+    widest = 2**63 - 1
+    body = encode_body(bytes(32), widest, widest, widest, payload)
+    return decode_transaction(encode_transaction(body, bytes(64))).weight
+
+
+def _keystore(frame: Frame) -> Any:
+    return frame.keystore(frame.initialised())
+
+
+def _key_file(frame: Frame, name: str | None, roles: tuple["Role", ...]) -> "KeyFile":
+    store = _keystore(frame)
+    found = store.get(name) if name else None
+    for role in roles:
+        found = found or store.find(role)
+    if found is None:
+        raise CommandError(
+            f"this home has no key to sign with: it takes {' or '.join(roles)}",
+            mend="olnode keys add NAME",
+        )
+    key: KeyFile = found
+    return key
+
+
+def _write_new(path: Path, raw: bytes) -> None:
+    try:
+        with path.open("xb") as file:
+            file.write(raw)
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def _plain_fields(record: Any) -> Told:
+    """The fields of a payload for JSON; those of a record inside it stand beside them."""
+    fields: Told = {}
+    for name, value in record._asdict().items():
+        if hasattr(value, "_asdict"):
+            fields |= _plain_fields(value)
+        elif name in TEXTS:
+            fields[name] = value.decode("ascii")
+        elif name in GRAINS:
+            fields[name] = str(value)  # as everywhere: a JavaScript number would lose grains
+        else:
+            fields[name] = _plain(value)
+    return fields
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(member) for member in value]
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def _lines(shown: Told) -> list[str]:
+    return pairs(
+        (name, open_text(value) if name in GRAINS else value) for name, value in shown.items()
+    )

@@ -1,0 +1,107 @@
+"""`olnode tx` for balances, channels, and those who serve: transfers, bonds, providers.
+
+What it does not know: how a transaction is priced, signed and sent (signing.py).
+"""
+
+from typing import Annotated, Final
+
+import typer
+
+from node.cli.arguments import account_in, hash_in, word_in
+from node.cli.frame import note, open_text, usage
+from node.cli.money import grains_of_open
+from node.cli.signing import Desk
+
+ROLES: Final = ("validator", "provider")  # as the ledger counts them: 0, 1
+
+
+def transfer(
+    ctx: typer.Context,
+    to: str,
+    amount: str,
+    memo: Annotated[str, typer.Option(help="at most 64 bytes, seen by all")] = "",
+) -> None:
+    """Send AMOUNT of OPEN to the account TO."""
+    from node.ledger.wire.transactions import MEMO_BYTES_MAX, Transfer
+
+    told = memo.encode("utf-8", "surrogateescape")
+    if len(told) > MEMO_BYTES_MAX:
+        usage(f"--memo has {len(told)} bytes, at most {MEMO_BYTES_MAX}")
+    payload = Transfer(account_in(to, "TO"), grains_of_open(amount, "AMOUNT"), told)
+    Desk(ctx).do(payload)
+
+
+def open_channel(
+    ctx: typer.Context,
+    provider: str,
+    cap: Annotated[str, typer.Argument(help="OPEN set aside for PROVIDER alone")],
+    spender: Annotated[
+        str | None, typer.Option(help="account that signs vouchers; else the one that pays")
+    ] = None,
+) -> None:
+    """Set CAP of OPEN aside for what PROVIDER will answer; the rest comes back when it closes.
+
+    Signed by the operator's key, else by the spending key. A wallet opens its own channels: this
+    is for programs that sign their own vouchers.
+    """
+    from node.ledger.wire.transactions import OpenChannel
+
+    to, grains = account_in(provider, "PROVIDER"), grains_of_open(cap, "CAP")
+    given = None if spender is None else account_in(spender, "--spender")
+    desk = Desk(ctx, "operator", "spending")
+    least = desk.parameter("channel_cap_min")
+    if grains < least:
+        usage(f"CAP {cap} is less than a channel must hold", f"{open_text(least)} or more")
+    desk.do(OpenChannel(to, given or desk.key.public_key, grains, 0))
+
+
+def close_channel(
+    ctx: typer.Context,
+    channel: Annotated[str, typer.Argument(help="64 hex digits")],
+) -> None:
+    """Close a payment channel; what is left comes back after the closing time."""
+    from node.ledger.wire.transactions import CloseChannel
+
+    payload = CloseChannel(hash_in(channel, "CHANNEL"))
+    Desk(ctx).do(payload)
+
+
+def register_provider(
+    ctx: typer.Context,
+    reward: Annotated[
+        str | None, typer.Option(help="account that is paid; else the operator's of this home")
+    ] = None,
+) -> None:
+    """Register this home's node as a provider, signed by its node key.
+
+    A deposit is taken and comes back when the provider ends. It serves once its bond reaches the
+    least that the ledger asks: `olnode tx bond ACCOUNT AMOUNT --role provider --from node`.
+    `olnode query params` tells both: provider_deposit and provider_bond_min.
+    """
+    from node.ledger.wire.transactions import RegisterProvider
+
+    given = None if reward is None else account_in(reward, "--reward")
+    desk = Desk(ctx, "node")
+    peer, operator = desk.find_key("node"), desk.find_key("operator")
+    assert peer is not None, "a home is made with its node key"
+    paid = given or (operator or desk.key).public_key
+    payload = RegisterProvider(peer.public_key, paid)
+    deposit = desk.parameter("provider_deposit")
+    desk.do(payload, deposit=deposit, made=lambda: {"provider": desk.account})
+    least = open_text(desk.parameter("provider_bond_min")).removesuffix(" OPEN")
+    command = f"olnode tx bond {desk.account} {least} --role provider"
+    note(f"it serves once it is bonded: {command} --from {desk.key.name}")
+
+
+def bond(
+    ctx: typer.Context,
+    target: Annotated[str, typer.Argument(help="account of the validator or provider")],
+    amount: str,
+    role: Annotated[str, typer.Option(help="validator or provider")] = "validator",
+) -> None:
+    """Bond AMOUNT of OPEN to a validator or provider."""
+    from node.ledger.wire.transactions import Bond
+
+    number = word_in(role, "--role", ROLES)
+    payload = Bond(number, account_in(target, "TARGET"), grains_of_open(amount, "AMOUNT"))
+    Desk(ctx).do(payload)

@@ -112,9 +112,10 @@ class Holdings:
                     log.warning("a model is not here yet", model=name, why=str(error))
             await trio.sleep(LOOK_S)
 
-    async def fetch(self, kind: int, identity: bytes) -> Path:
+    async def fetch(self, kind: int, identity: bytes, bytes_max: int | None = None) -> Path:
         """The folder of an identity, from the disk or from a peer.
 
+        `bytes_max`: what the ledger says of its size, where the kind's own bound is too small.
         Raises Unreachable when nobody has it. Its content is checked in either case; what has
         rotted on the disk is fetched anew.
         """
@@ -127,7 +128,7 @@ class Holdings:
                     identity,
                     folder,
                     peers=self._find_sources(),
-                    bytes_max=BYTES_MAX[kind],
+                    bytes_max=BYTES_MAX[kind] if bytes_max is None else bytes_max,
                     check=check,
                 )
                 self.counters["fetched"] += 1

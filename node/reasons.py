@@ -100,9 +100,10 @@ class Reasons:
         texts: dict[Place, Record] = {}
         with trio.move_on_after(FETCH_S):
             for number in sorted(contributions):
-                content = state.get(tables.CONTRIBUTION, number).content_hash
+                about = state.get(tables.CONTRIBUTION, number)
+                content, size = about.content_hash, about.size_bytes
                 try:
-                    folder = await self._holdings.fetch(CONTENT, content)
+                    folder = await self._holdings.fetch(CONTENT, content, size)
                     raw = await trio.Path(folder / "content").read_bytes()
                     records = await trio.to_thread.run_sync(parse_records, raw)
                 except (NetworkError, Invalid, OSError):

@@ -190,8 +190,8 @@ class Agreement:
             case BuildPayload(height, round):
                 self._execution.begin_build(height, round, self.engine.last_certificate)
             case Commit():
-                await self._commit(effect)
                 self._stopwatch.reach(Step.PRECOMMIT, trio.current_time())
+                await self._commit(effect)
             case Accuse(evidence):
                 await self._accuse(evidence)
             case _:

@@ -12,6 +12,7 @@ from simulation.cluster import at_once
 
 from consensus.certificate import PRECOMMIT, PREVOTE
 from consensus.header import NIL, decode_header, encode_header
+from consensus.inputs import Step
 from consensus.messages import VOTE
 from node.ledger.wire.blocks import Block
 from node.storage.errors import StorageError
@@ -181,6 +182,26 @@ async def test_precommits_vote_by_vote_decide_once_their_block_was_fetched(
         stage.puppets[2].serve_blocks(it=block)
         await trio.sleep(2)
         assert stage.node.chain.tip.block_id == id_of(block)
+
+
+async def test_slow_disk_does_not_stretch_the_timers_of_later_rounds(
+    autojump_clock: object, tmp_path: Path
+) -> None:
+    """They follow what the network takes to its quorum, and our commit comes after that."""
+    lengths = []
+    for seconds in (0.0, 2.0):
+        stage = Stage(tmp_path / str(seconds))
+        stage.node.run_blocking = Diary(slow="commit", seconds=seconds).run_blocking
+        async with playing(stage):
+            block = stage.block()
+            await offer(stage, block)
+            await stage.all_vote(PREVOTE, id_of(block))
+            await stage.all_vote(PRECOMMIT, id_of(block))
+            await trio.sleep(seconds)
+            assert stage.node.chain.height == 1
+            pace = stage.node.replica._agreement._pace
+            lengths.append(pace.length_ms(0, Step.PRECOMMIT))
+    assert lengths[0] == lengths[1]
 
 
 # ---- when it stops

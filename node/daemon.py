@@ -309,10 +309,12 @@ class Node:
                 wait_for_stop=self._stop.wait,
                 drain_s=self._config.shutdown.drain_s,
             )
-            await start(serve)
-            log.info("ready", height=self._chain.height)
-            await self._stop.wait()
-            log.info("stopping", height=self._chain.height)
+            async with trio.open_nursery() as front:
+                await front.start(serve)
+                log.info("ready", height=self._chain.height)
+                await self._stop.wait()
+                log.info("stopping", height=self._chain.height)
+            # Only now: open answers had drain_s to end, and `olnode stop` its own answer.
             nursery.cancel_scope.cancel()
 
     async def _wait_for_signal(self) -> None:

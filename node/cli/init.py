@@ -4,8 +4,9 @@ Why everything is asked first: nothing is written before every answer is known, 
 holds anything is refused (`node/home.py`).
 """
 
+import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -15,6 +16,8 @@ from node.cli.passwords import read_password
 from node.ledger.addresses import account_text
 
 app = new_noun()
+
+TRUST: Final = re.compile(r"([0-9]{1,18}):([0-9a-f]{64})")
 
 
 @app.command()
@@ -75,7 +78,7 @@ def _read_genesis(path: Path) -> bytes:
 def _trusted(trust: str | None) -> dict[str, Any]:
     if trust is None:
         return {}
-    height, _, block_id = trust.partition(":")
-    if not height.isdecimal() or len(height) > 18:
-        usage("--trust is HEIGHT:BLOCK_ID")
-    return {"chain.trusted_height": int(height), "chain.trusted_id": block_id}
+    told = TRUST.fullmatch(trust)
+    if told is None:
+        usage("--trust is HEIGHT:BLOCK_ID, the id in 64 lower-case hex digits")
+    return {"chain.trusted_height": int(told[1]), "chain.trusted_id": told[2]}

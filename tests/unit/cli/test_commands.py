@@ -1,5 +1,6 @@
 """Commands on a real home and a real socket; behind the socket stands a table, no chain."""
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -113,6 +114,166 @@ async def test_fee_above_the_purse_ends_with_five(home: Path, capsys: Capture) -
     behind = Behind(refuse_at=0, refusal=Invalid("payer.fee_max", need=2, have=1))
     answer = await asked(capsys, behind, home, "infer", "contracts", "why?", status=5)
     assert answer["code"] == "payer.fee_max"
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("payer.unknown_model", 1),
+        ("payer.no_provider", 1),
+        ("payer.locked_max", 5),
+        ("tx.cannot_pay", 5),
+        ("payer.check_failed", 6),
+    ],
+)
+@pytest.mark.parametrize("piece", [0, 1])
+async def test_answer_that_is_not_bought_ends_with_its_status(
+    home: Path, capsys: Capture, code: str, status: int, piece: int
+) -> None:
+    """Also midway, when a part of the answer has been shown."""
+    behind = Behind(refuse_at=piece, refusal=Invalid(code))
+    answer = await asked(capsys, behind, home, "infer", "contracts", "why?", status=status)
+    assert (answer["schema"], answer["code"]) == ("olnode.error/1", code)
+
+
+async def test_answer_without_a_receipt_is_no_success(
+    home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the daemon dies midway: what was shown was not checked."""
+    monkeypatch.setattr("node.web.ask.Node.stream", lambda *_: iter([{"text": "half"}]))
+    answer = told(capsys, home, "infer", "contracts", "why?", status=1)
+    assert (answer["what"], answer["mend"]) == (
+        "the answer ended without a receipt",
+        "olnode status",
+    )
+
+
+async def test_question_comes_from_stdin_and_options_as_they_are_meant(
+    home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("a long\nquestion"))
+    behind = Behind()
+    words = ["--max-tokens", "9", "--temperature", "0.7", "--seed", "3", "--max-fee", "0.05"]
+    answer = await asked(capsys, behind, home, "infer", "contracts@1", "-", *words)
+    (order,) = behind.asked
+    assert (order.model, order.prompt, order.max_tokens) == ("contracts@1", "a long\nquestion", 9)
+    assert (order.temperature_milli, order.seed, order.max_fee) == (700, 3, 50_000_000)
+    assert answer["answer"] == "two words"
+
+
+def test_proof_is_saved_over_nothing(home: Path, capsys: Capture, tmp_path: Path) -> None:
+    """Refused before the answer is paid for."""
+    (tmp_path / "proof").write_bytes(b"mine")
+    words = ["infer", "contracts", "why?", "--save", str(tmp_path / "proof")]
+    assert "exists" in told(capsys, home, *words, status=2)["what"]
+    assert (tmp_path / "proof").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--max-tokens", "0"],
+        ["--temperature", "2.1"],
+        ["--temperature", "nan"],
+        ["--seed", "-1"],
+        ["--max-fee", "1e-3"],
+    ],
+)
+def test_question_that_cannot_be_meant_is_a_usage_fault(
+    home: Path, capsys: Capture, words: list[str]
+) -> None:
+    assert told(capsys, home, "infer", "contracts", "why?", *words, status=2)["exit"] == 2
+
+
+@pytest.mark.parametrize(
+    "trust", ["7", "x:" + "00" * 32, "1" * 19 + ":" + "00" * 32, ":", "7:" + "AB" * 32]
+)
+def test_init_refuses_a_trusted_block_that_is_none(
+    tmp_path: Path, capsys: Capture, trust: str
+) -> None:
+    (tmp_path / "genesis").write_bytes(GENESIS)
+    words = ["init", "--profile", "devnet", "--genesis", str(tmp_path / "genesis")]
+    assert told(capsys, tmp_path / "home", *words, "--trust", trust, status=2)["exit"] == 2
+    assert not (tmp_path / "home").exists()
+
+
+def test_new_password_opens_and_the_old_one_does_not(tmp_path: Path, capsys: Capture) -> None:
+    for name in ("genesis", "old", "new"):
+        raw = GENESIS if name == "genesis" else f"{name} password\n".encode()
+        (tmp_path / name).write_bytes(raw)
+    old, new = str(tmp_path / "old"), str(tmp_path / "new")
+    sealed = tmp_path / "home"
+    words = ["--profile", "testnet", "--genesis", str(tmp_path / "genesis")]
+    told(capsys, sealed, "init", *words, "--password-file", old)
+    change = ["keys", "passwd", "node", "--new-password-file"]
+    told(capsys, sealed, *change, new, "--password-file", old)
+    refused = told(capsys, sealed, *change, old, "--password-file", old, status=1)
+    assert "password" in refused["what"]
+    told(capsys, sealed, *change, old, "--password-file", new)
+
+
+def test_keys_that_are_not_there_or_twice_are_refused(
+    home: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    assert "nobody" in told(capsys, home, "keys", "show", "nobody", status=1)["what"]
+    assert told(capsys, home, "keys", "add", "node", status=2)["mend"] == "olnode keys list"
+    assert (
+        "is no role" in told(capsys, home, "keys", "add", "x", "--role", "king", status=2)["what"]
+    )
+    (tmp_path / "junk").write_text("{}")
+    before = sorted((home / "keystore").iterdir())
+    told(capsys, home, "keys", "import", str(tmp_path / "junk"), status=1)
+    told(capsys, home, "keys", "import", status=2)
+    assert sorted((home / "keystore").iterdir()) == before
+
+
+TRANSACTIONS = {
+    "fund-maintenance": (["1", "2"], "FundMaintenance"),
+    "close-channel": (["ab" * 32], "CloseChannel"),
+    "curate": (["1", "accept"], "Curate"),
+    "bond": ([account_text(ALICE), "3"], "Bond"),
+}
+
+
+@pytest.mark.parametrize("word", sorted(TRANSACTIONS))
+async def test_transaction_is_shown_with_its_fee_before_it_is_signed(
+    home: Path, capsys: Capture, word: str
+) -> None:
+    arguments, kind = TRANSACTIONS[word]
+    words = ["tx", word, *arguments, "--dry-run", "--from", "node"]
+    answer = await asked(capsys, Behind(), home, *words)
+    assert (answer["type"], int(answer["fee"]) > 0) == (kind, True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["close-channel", "AB" * 32],
+        ["close-channel", "ab"],
+        ["curate", "1", "perhaps"],
+        ["curate", "0", "accept"],
+        ["bond", account_text(ALICE), "1", "--role", "king"],
+        ["show", "x"],
+    ],
+)
+def test_transaction_that_cannot_be_meant_is_a_usage_fault(
+    home: Path, capsys: Capture, words: list[str]
+) -> None:
+    assert told(capsys, home, "tx", *words, status=2)["exit"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "schema"),
+    [
+        (["config", "show"], "olnode.config.show/1"),
+        (["config", "validate"], "olnode.config.validate/1"),
+        (["version"], "olnode.version/1"),
+    ],
+)
+def test_noun_without_a_daemon_has_its_schema(
+    home: Path, capsys: Capture, words: list[str], schema: str
+) -> None:
+    assert told(capsys, home, *words)["schema"] == schema
 
 
 @pytest.mark.parametrize("amount", ["-1", "1.0000000001", "1e9", "", "99999999999"])

@@ -65,6 +65,7 @@ from node.serving.engine import (
     TooLong,
     UnknownAdapter,
 )
+from p2p.errors import EndOfStream
 
 NONCE = b"\x09" * 32
 
@@ -265,6 +266,22 @@ async def test_silence_at_the_start_is_refused(tmp_path, autojump_clock) -> None
         other = Line(world)
         await other.send(Cancel(b""))
         assert (await other.next()).code == 1
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xff\xff", b"\x91\x00", b"\x96\x00" + b"\xc4\x00" * 5])
+async def test_bytes_that_are_no_frame_end_their_stream_and_nothing_else(
+    tmp_path, autojump_clock, raw
+) -> None:
+    async with world_in(tmp_path) as world:
+        line = Line(world)
+        await line.ours.write(raw, 1)
+        with pytest.raises(EndOfStream):
+            await line.next()
+        counters = world.service.counters
+        assert (counters["malformed"], counters["refused.1"]) == (1, 1)
+        assert not world.engine.requests
+        channel = world.own_channel()
+        assert isinstance((await ask(world, make_start(channel)))[-1], Finished)
 
 
 # seeds

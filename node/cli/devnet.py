@@ -25,7 +25,7 @@ from node.cli.frame import (
 )
 
 if TYPE_CHECKING:
-    from node.devnet.story import Ending
+    from node.devnet.telling import Ending
 
 app = new_noun()
 
@@ -48,7 +48,8 @@ def devnet(
     """Run four validators, two providers and a payer, from a question to a paid contributor."""
     import trio
 
-    from node.devnet.story import Wish, run
+    from node.devnet.story import run
+    from node.devnet.telling import Wish
 
     frame = frame_of(ctx)
     settings = frame.settings()
@@ -96,11 +97,9 @@ class Terminal:
         self._print(f" {label:<{LABEL_WIDTH - 1}} {text}")
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Columns, set apart by an empty line before and after."""
-        self._print("")
+        """Columns, indented below the line that they belong to."""
         for line in table(head, rows):
-            self._print(f"   {line}")
-        self._print("")
+            self._print(f" {'':<{LABEL_WIDTH}}{line}")
 
     def progress(self, what: str, done: int, total: int) -> None:
         """A bar on a terminal, else a line each LINE_EVERY_S; both on stderr."""

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from consensus.primitives.errors import Invalid
 from node import light
+from node.devnet.children import Child, read_proof
 from node.ledger import tables
+from node.ledger.addresses import account_text
 from node.ledger.genesis import decode_genesis
 from node.ledger.proofs import StateShown
 from node.ledger.wire.payouts import PayoutLeaf
@@ -60,10 +62,11 @@ class Verified:
 
 
 class Checker:
-    """Keeps proof files in `folder` and believes the genesis beside them, nothing else."""
+    """Gets proof files from `child`, keeps them in `folder`, and believes the genesis alone."""
 
-    def __init__(self, genesis: bytes, folder: Path) -> None:
+    def __init__(self, genesis: bytes, folder: Path, child: Child) -> None:
         self.folder = folder
+        self._child = child
         self._trust = light.trust_genesis(decode_genesis(genesis))
 
     def verify(self, name: str, raw: bytes) -> Verified:
@@ -75,3 +78,12 @@ class Checker:
         report = light.verify_file(path.read_bytes(), self._trust)
         took_ms = (time.perf_counter_ns() - began_ns) / 1_000_000
         return Verified(path, len(raw), report, took_ms)
+
+    async def verify_route(self, name: str, route: str) -> Verified:
+        """The same for what the node gives at `route`, as soon as it can."""
+        return self.verify(name, await read_proof(self._child, route))
+
+    async def verify_account(self, name: str, account: bytes) -> Verified:
+        """The record of an account under the node's newest block."""
+        route = f"/ledger/accounts/{account_text(account)}/proof"
+        return await self.verify_route(name, route)

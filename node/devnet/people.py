@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from consensus.primitives.keys import public_key
+from node.config import load
 from node.devnet.children import Child
-from node.home import make_home
+from node.home import keystore_of, make_home
 from node.ledger.amounts import GRAINS_PER_OPEN
 from node.ledger.genesis import devnet_genesis, encode_genesis
 from node.training.demo_world import CONTRIBUTORS, COPIER, JUNK
@@ -60,6 +61,10 @@ class People:
     def name_of(self, account: bytes) -> str | None:
         """The devnet's name of an account, or None for a stranger."""
         return next((p.name for p in self.everyone() if p.account == account), None)
+
+    def get(self, account: bytes) -> Person:
+        """Whose account it is."""
+        return next(person for person in self.everyone() if person.account == account)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,3 +185,16 @@ def _write_private(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
+
+
+def node_of(child: Child) -> Person:
+    """The account of a node's own key, which a devnet keeps in the clear."""
+    key = keystore_of(load(child.home)).unlock("node", None)
+    return Person(child.name, key.network_seed())
+
+
+def spender_of(child: Child) -> bytes:
+    """The account that the payer's wallet spends from."""
+    found = keystore_of(load(child.home)).find("spending")
+    assert found is not None
+    return found.public_key

@@ -32,7 +32,7 @@ POLL_S: Final = 0.1
 
 
 class Market:
-    """Sends for anybody through one node; keeps each sender's next nonce."""
+    """Sends for anybody through one node; keeps each sender's next nonce until one is refused."""
 
     def __init__(self, child: Child, chain_id: bytes) -> None:
         self._child, self._chain_id = child, chain_id
@@ -43,7 +43,8 @@ class Market:
     async def send(self, person: Person, payload: Payload) -> str:
         """Into the pool; the transaction's id in hex. Raises Refusal, or Invalid for no node."""
         async with self._sending.setdefault(person.account, trio.Lock()):
-            nonce = self._nonces.get(person.account)
+            # Taken out, and put back when it was right: others may send for the same person.
+            nonce = self._nonces.pop(person.account, None)
             if nonce is None:
                 route = f"/ledger/accounts/{account_text(person.account)}"
                 nonce = int((await read(self._child, route))["nonce"])

@@ -91,6 +91,18 @@ async def test_refused_transaction_uses_up_no_nonce(market: Market, node: FakeNo
     assert [tx.nonce for tx in node.posted] == [7]
 
 
+async def test_nonce_is_read_again_after_a_refusal(market: Market, node: FakeNode) -> None:
+    """Somebody else may have sent for the same person: the next one must not fail for ever."""
+    await market.send(ALICE, PAYLOAD)
+    node.nonces[ALICE.account] = 9
+    node.refusal = Refusal(409, "tx.nonce", "not the next one", {"expected": 9})
+    with pytest.raises(Refusal):
+        await market.send(ALICE, PAYLOAD)
+    node.refusal = None
+    await market.send(ALICE, PAYLOAD)
+    assert [tx.nonce for tx in node.posted] == [7, 9]
+
+
 def settled(code: int = 0, reason: str = "") -> dict[str, Any]:
     return {
         "state": "settled", "code": code, "height": 9, "type_name": "Transfer", "reason": reason

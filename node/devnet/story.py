@@ -186,7 +186,7 @@ class _Story:
             await trade.prove_credit(is_alone=True)
             return
         self._stage("staying up")
-        self._say("ask", f"olnode --home {land.payer.home} infer contracts “…”")
+        self._say("ask", f'olnode --home {land.payer.home} infer {trade.example()}')
         self._say("look", f"olnode --home {land.validators[0].home} status   (Ctrl-C ends all)")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_traffic, land, goods, self._wish.traffic_per_s, self._say)

@@ -56,6 +56,10 @@ class Trade:
             self._proofs.append(await self._checker.verify_route(name, route))
         await self._tell_block(self._shown[0], self._proofs[0])
 
+    def example(self) -> str:
+        """A model and a question to it, as words of a command."""
+        return f'{self._asked[0].model} "{self._asked[0].question}"'
+
     async def _ask(self, place: int) -> None:
         """A question in a phrasing that no record has, until its receipt is settled."""
         self._ending.stage = "asking questions"

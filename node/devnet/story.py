@@ -137,8 +137,10 @@ class _Story:
         for child in land.children:
             await wait_answering(child)
         names = " ".join(child.name for child in land.validators)
-        servers = " ".join(child.name for child in land.validators[:PROVIDERS])
-        self._say("validators", f"{names}: a process and a database each; {servers} also serve")
+        also = ""
+        if self._has_models:
+            also = f"; {' '.join(child.name for child in land.validators[:PROVIDERS])} also serve"
+        self._say("validators", f"{names}: a process and a database each{also}")
 
     async def _agree(self, land: Settled, market: Market, checker: Checker) -> None:
         """A transfer from the faucet, agreed on by all, its balance proved to a light client."""

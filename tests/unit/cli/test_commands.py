@@ -227,24 +227,6 @@ def test_keys_that_are_not_there_or_twice_are_refused(
     assert sorted((home / "keystore").iterdir()) == before
 
 
-TRANSACTIONS = {
-    "fund-maintenance": (["1", "2"], "FundMaintenance"),
-    "close-channel": (["ab" * 32], "CloseChannel"),
-    "curate": (["1", "accept"], "Curate"),
-    "bond": ([account_text(ALICE), "3"], "Bond"),
-}
-
-
-@pytest.mark.parametrize("word", sorted(TRANSACTIONS))
-async def test_transaction_is_shown_with_its_fee_before_it_is_signed(
-    home: Path, capsys: Capture, word: str
-) -> None:
-    arguments, kind = TRANSACTIONS[word]
-    words = ["tx", word, *arguments, "--dry-run", "--from", "node"]
-    answer = await asked(capsys, Behind(), home, *words)
-    assert (answer["type"], int(answer["fee"]) > 0) == (kind, True)
-
-
 @pytest.mark.parametrize(
     "words",
     [

@@ -82,9 +82,7 @@ async def test_bodies_are_durable_before_the_precommit_that_names_them(
         block = stage.block()
         await offer(stage, block)
         await stage.all_vote(PREVOTE, id_of(block))
-        assert diary.names == ["begin", "begin", "execute", "persist", "sync", "persist"] or (
-            diary.names == ["begin", "execute", "persist", "sync", "persist"]
-        )
+        assert diary.names == ["begin", "execute", "persist", "sync", "persist"]
 
 
 async def test_nil_precommit_waits_for_no_bodies(autojump_clock: object, stage: Stage) -> None:

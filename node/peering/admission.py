@@ -122,19 +122,14 @@ class Admission:
         return self._ahead.get(member, -1) < round or self._drop("far_ahead")
 
     def _admit_proposal(self, proposal: Proposal, round: int, validators: ValidatorSet) -> bool:
-        member = validators.index(validators.proposer(proposal.round))
-        assert member is not None
-        is_far = proposal.round > round + ROUNDS_AHEAD_MAX
-        if is_far and not self._admit_ahead(member, proposal.round):
-            return False
+        # Whose turn a far round is takes as many steps to find: votes alone lead there.
+        if proposal.round > round + ROUNDS_AHEAD_MAX:
+            return self._drop("far_ahead")
         known = self._proposals.get(proposal.round, ())
         if proposal.body() in known or len(known) >= DIFFERENT_MAX:
             return self._drop("duplicate")
         verify_proposal(proposal, validators, self._chain_id)
-        if is_far:
-            self._ahead[member] = proposal.round
-        else:
-            self._proposals[proposal.round] = (*known, proposal.body())
+        self._proposals[proposal.round] = (*known, proposal.body())
         return True
 
     def _admit_certificate(self, certificate: Certificate, validators: ValidatorSet) -> bool:

@@ -173,8 +173,6 @@ def test_forged_word_far_ahead_does_not_hide_the_true_one() -> None:
     made = admission()
     assert refused(made, replace(vote(round=99), signature=FALSE)) == "vote.signature"
     assert made.admit(vote(round=9), 0)
-    assert refused(made, replace(proposal(round=99), signature=FALSE)) == "proposal.signature"
-    assert made.admit(proposal(round=50), 0)
 
 
 # ---- the window of rounds
@@ -200,17 +198,6 @@ def test_far_above_only_a_higher_word_of_a_member_is_looked_at(meter: Meter) -> 
     assert not made.admit(vote(0, A, PRECOMMIT, round=near + 2), 0)
     assert (meter.count, made.counters) == (4, {"far_ahead": 2})
     assert made.admit(vote(1, A, round=near + 1), 0), "each member has its own"
-
-
-def test_far_proposal_shares_its_members_one_place(meter: Meter) -> None:
-    made, round = admission(), ROUNDS_AHEAD_MAX + 1
-    proposer = EQUAL.index(EQUAL.proposer(round))
-    assert proposer is not None
-    assert made.admit(proposal(round=round), 0)
-    assert not made.admit(vote(proposer, round=round), 0)
-    assert made.admit(vote(proposer, round=round + 1), 0)
-    assert not made.admit(proposal(mark=2, round=round), 0)
-    assert meter.count == 2
 
 
 def test_word_once_far_is_admitted_again_when_its_round_has_come() -> None:

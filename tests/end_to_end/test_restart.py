@@ -9,18 +9,16 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import trio
 
-from node.devnet.children import Child, patiently, read, stop_all, wait_answering
+from node.devnet.children import Child, read, stop_all, wait_answering
 from node.devnet.market import Market
 from node.devnet.people import Settled, settle
 from node.devnet.ports import free_ports
 from node.ledger.addresses import account_text
 from node.ledger.genesis import decode_genesis
 from node.ledger.wire.transactions import Transfer
-from node.web.ask import Refusal
 
 CATCH_UP_S = 40.0
 
@@ -58,16 +56,14 @@ async def pay(land: Settled, market: Market, times: int) -> int:
     return height
 
 
-async def wait_signing(child: Child, above: int) -> dict[str, Any]:
-    """Until the node votes and has signed a height above `above`."""
-
-    async def once() -> dict[str, Any]:
-        told = await trio.to_thread.run_sync(child.node.get, "/status")
-        if not told["signing"] or told["last_signed_height"] <= above:
-            raise Refusal(503, "test.not_yet", str(told["last_signed_height"]), {})
-        return told
-
-    return await patiently("signing", CATCH_UP_S, once)
+async def wait_signing(land: Settled, market: Market, child: Child, above: int) -> None:
+    """Until the node votes and has signed a height above `above`; without work there is none."""
+    with trio.fail_after(CATCH_UP_S):
+        while True:
+            told = await read(child, "/status")
+            if told["signing"] and told["last_signed_height"] > above:
+                return
+            await pay(land, market, 1)
 
 
 async def ids(child: Child, height: int) -> list[str]:
@@ -90,7 +86,7 @@ async def test_killed_validator_catches_up_and_signs_again(tmp_path: Path) -> No
         assert meanwhile > before, "three of four go on"
         await start(victim)
         again = await pay(land, market, 1)
-        await wait_signing(victim, meanwhile)
+        await wait_signing(land, market, victim, meanwhile)
         assert await ids(victim, again) == await ids(witness, again)
         assert (await ids(victim, before)) == kept
         assert await balance(land, victim) == await balance(land, witness)
@@ -110,4 +106,4 @@ async def test_all_killed_at_once_lose_nothing_settled(tmp_path: Path) -> None:
             assert await balance(land, child) == owned
         assert await pay(land, market, 1) > height
         for child in land.validators:
-            await wait_signing(child, height)
+            await wait_signing(land, market, child, height)

@@ -50,8 +50,9 @@ async def run(wish: Wish, teller: Teller) -> Ending:
     story = _Story(folder, wish, teller)
     ending = story.ending
     try:
+        goods = await story.make_goods()
         with trio.fail_after(ONCE_S if wish.once else float("inf")):
-            await story.tell()
+            await story.tell(goods)
     except* (Invalid, ChildFailed, NoPorts, Refusal, Unreachable, trio.TooSlowError) as group:
         error = _first_of(group)
         is_late = isinstance(error, trio.TooSlowError)
@@ -80,11 +81,8 @@ class _Story:
         self.ending = Ending()
         self._has_models = wish.with_models and find_spec("torch") is not None
 
-    async def tell(self) -> None:
-        """Every stage in order."""
-        if not self._has_models:
-            self._say("note", NO_ML_MEND if self._wish.with_models else "models are left out")
-        goods = await self._make_goods() if self._has_models else None
+    async def tell(self, goods: Goods | None) -> None:
+        """Every stage after the training, in order."""
         known = settled(self._folder)
         land = known or self._settle()
         genesis = decode_genesis(land.genesis)
@@ -113,9 +111,14 @@ class _Story:
     def _stage(self, name: str) -> None:
         self.ending.stage = name
 
-    async def _make_goods(self) -> Goods:
+    async def make_goods(self) -> Goods | None:
+        """What is traded, trained or from the cache, however slow this machine is."""
         self._stage("training the base and its adapters")
-        threads = os.cpu_count() or 1
+        if not self._has_models:
+            self._say("note", NO_ML_MEND if self._wish.with_models else "models are left out")
+            return None
+        # Two threads on two busy cores wait for each other: 69 steps where one thread made 139.
+        threads = max(1, (os.cpu_count() or 1) - 1)
 
         def tell(what: str, done: int, total: int) -> None:
             trio.from_thread.check_cancelled()  # Ctrl-C ends a training here; it resumes later
@@ -188,7 +191,7 @@ class _Story:
             await trade.prove_credit(is_alone=True)
             return
         self._stage("staying up")
-        self._say("ask", f'olnode --home {land.payer.home} infer {trade.example()}')
+        self._say("ask", f"olnode --home {land.payer.home} infer {trade.example()}")
         self._say("look", f"olnode --home {land.validators[0].home} status   (Ctrl-C ends all)")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_traffic, land, goods, self._wish.traffic_per_s, self._say)

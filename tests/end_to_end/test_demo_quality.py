@@ -72,7 +72,9 @@ class Answer:
 @pytest.fixture(scope="module")
 def goods() -> Goods:
     """Trained here the first time (about a minute on two cores), then kept."""
-    return make_goods(cache_folder(), os.cpu_count() or 1, lambda what, done, total: None)
+    return make_goods(
+        cache_folder(), max(1, (os.cpu_count() or 1) - 1), lambda what, done, total: None
+    )
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,10 @@ def contribute(
     if sent is None:
         note("then the same command once more, without --offline: it offers the records to peers")
         return
-    _offer_records(desk, folder)
+    if sent["state"] == "settled":
+        _offer_records(desk, folder)
+    else:  # who sees the hash of a pending one could fetch its records and be first with them
+        note("once it is in a block, the same command once more: it offers the records to peers")
     desk.tell(sent, lambda: {"contribution": _find_own(desk, number, root) or 0})
 
 

@@ -212,6 +212,21 @@ async def test_records_are_kept_then_sent_then_offered(
     assert (answer["state"], answer["contribution"]) == ("settled", 7)
 
 
+async def test_pending_contribution_is_offered_to_nobody(
+    home: Path, alice: bytes, capsys: Capture, records: str
+) -> None:
+    """Its hash is seen by all who hold the pool: with its records they could be first."""
+    asked_of = ledger_of(alice)
+    words = ["tx", "contribute", "facts", records, "--licence", "CC0-1.0"]
+    async with served(asked_of, home / "run"):
+        call = ["--home", str(home), *words, "--no-wait"]
+        assert await trio.to_thread.run_sync(run, call) == 0
+    assert "the same command once more" in capsys.readouterr().err
+    assert len(sent(asked_of)) == 1
+    assert offered(asked_of) == []
+    assert (home / "datanets" / CONTENT.hex() / "content").read_bytes() == RECORDS
+
+
 async def test_refused_contribution_is_offered_to_nobody(
     home: Path, alice: bytes, capsys: Capture, records: str
 ) -> None:

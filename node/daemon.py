@@ -240,9 +240,13 @@ class Node:
             holdings=self._holdings,
             get_state=self._chain.state,
             find_code=self._find_code,
+            next_nonce=self._next_nonce,
             submit=self._relay.submit_transaction,
             now_ms=now_ms,
         )
+
+    def _next_nonce(self, account: bytes) -> int:
+        return self._transactions.next_nonce(self._chain.state(), account)
 
     def _find_code(self, tx_id: bytes) -> int | None:
         found = self._chain.view().find_transaction(tx_id)
@@ -331,6 +335,7 @@ class Node:
             take_view=self._chain.view,
             own_validator=None if own is None else own.public_key,
             find_pending=self._find_pending,
+            next_nonce=self._next_nonce,
             count_providers=self._count_providers,
         )
         return Backend(

@@ -25,6 +25,7 @@ from node.ledger.wire.transactions import (
     CloseChannel,
     OpenChannel,
     Payload,
+    decode_transaction,
     encode_body,
     encode_transaction,
 )
@@ -77,6 +78,7 @@ class Purse:
         holdings: Holdings,
         get_state: Callable[[], State],
         find_code: Callable[[bytes], int | None],
+        next_nonce: Callable[[bytes], int],
         submit: Submit,
         now_ms: Callable[[], int],
         run_blocking: RunBlocking = trio.to_thread.run_sync,
@@ -84,9 +86,10 @@ class Purse:
         self._key, self._chain_id = key, chain_id
         self._network, self._directory, self._holdings = network, directory, holdings
         self._get_state, self._find_code = get_state, find_code
-        self._submit, self._now_ms = submit, now_ms
+        self._next_nonce, self._submit, self._now_ms = next_nonce, submit, now_ms
         self._run_blocking = run_blocking
         self._sending = trio.Lock()  # one transaction at a time: nonces follow each other
+        self._last: tuple[bytes, int] | None = None  # sent: its id, and how long it may settle
         self._tokenizers: dict[bytes, TextTokenizer] = {}
         self._book = PromiseBook(
             folder,
@@ -187,13 +190,23 @@ class Purse:
         await self._send(CloseChannel(channel))
 
     async def _send(self, payload: Payload) -> int:
-        """Sign, submit, wait until a block holds it; the nonce it had."""
+        """Sign, submit, wait until a block holds it; the nonce it had.
+
+        Raises Invalid `payer.not_settled` also while an earlier one may still settle: whoever was
+        cancelled, or gave up waiting for it, would open a second channel beside the first.
+        """
         async with self._sending:
+            self._check_last()
             me = self._key.public_key
-            nonce = self._get_state().account(me).nonce
-            body = encode_body(me, nonce, MAX_FEE_GRAINS, self._now_ms() + VALID_MS, payload)
+            nonce, until_ms = self._next_nonce(me), self._now_ms() + VALID_MS
+            body = encode_body(me, nonce, MAX_FEE_GRAINS, until_ms, payload)
             raw = encode_transaction(body, self._key.sign(b"tx", self._chain_id, body))
-            tx_id = await self._submit(raw)
+            self._last = decode_transaction(raw).tx_id, until_ms
+            try:
+                tx_id = await self._submit(raw)
+            except Invalid:
+                self._last = None  # the pool has not taken it
+                raise
             with trio.move_on_after(SETTLE_S):
                 while (code := self._find_code(tx_id)) is None:  # noqa: ASYNC110  # chain has no event
                     await trio.sleep(POLL_S)
@@ -201,3 +214,11 @@ class Purse:
                     raise Invalid(code_name(code), number=code, transaction=tx_id)
                 return nonce
         raise Invalid("payer.not_settled", transaction=tx_id)
+
+    def _check_last(self) -> None:
+        if self._last is None:
+            return
+        tx_id, until_ms = self._last
+        if self._find_code(tx_id) is None and self._now_ms() < until_ms:
+            raise Invalid("payer.not_settled", transaction=tx_id)
+        self._last = None

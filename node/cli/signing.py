@@ -159,7 +159,7 @@ class Desk:
         from node.web.ask import Refusal
 
         try:
-            return int(self.node.get(f"/ledger/accounts/{self.account}")["nonce"])
+            return int(self.node.get(f"/ledger/accounts/{self.account}")["next_nonce"])
         except Refusal as error:
             if error.status != 404:
                 raise

@@ -47,7 +47,7 @@ class Market:
             nonce = self._nonces.pop(person.account, None)
             if nonce is None:
                 route = f"/ledger/accounts/{account_text(person.account)}"
-                nonce = int((await read(self._child, route))["nonce"])
+                nonce = int((await read(self._child, route))["next_nonce"])
             until_ms = time.time_ns() // 1_000_000 + VALID_MS
             body = encode_body(person.account, nonce, MAX_FEE_GRAINS, until_ms, payload)
             raw = sign_transaction(self._chain_id, person.seed, body)

@@ -171,6 +171,14 @@ class TransactionPool:
         found = self._lines.find(tx_id)
         return None if found is None else found.tx
 
+    def next_nonce(self, state: State, sender: bytes) -> int:
+        """What the sender's next transaction is to carry: with the ledger's own it would stand in
+        the place of one that waits."""
+        line, nonce = self._lines.line(sender), state.account(sender).nonce
+        while nonce in line:
+            nonce += 1
+        return nonce
+
     def add(self, state: State, now_ms: int, raw: bytes) -> Transaction:
         """Admit wire bytes; the cheapest check first, the signature last (page 30 §6).
 

@@ -60,7 +60,8 @@ class Peer:
 class AccountAnswer:
     account: Account
     balance: Grains
-    nonce: int
+    nonce: int  # as of the newest block
+    next_nonce: int  # to sign with: behind what waits in this node's pool
     maturing: Grains  # paid, but inside the challenge window
 
 

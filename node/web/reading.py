@@ -40,6 +40,7 @@ class Reading:
     take_view: Callable[[], View]
     own_validator: bytes | None
     find_pending: Callable[[bytes], bytes | None]  # a transaction in the pool, by id
+    next_nonce: Callable[[bytes], int]  # of an account, with the pool counted in
     count_providers: Callable[[int, int], int]  # live offers of (model, version)
 
 
@@ -52,7 +53,7 @@ def make_ledger(
     """The routes' reads over `reading`."""
     view = reading.take_view
     return Ledger(
-        find_account=lambda account: find_account(view(), account),
+        find_account=lambda account: find_account(view(), account, reading.next_nonce(account)),
         find_earnings=lambda account, query: find_earnings(view(), account, query),
         find_block=lambda height: find_block(view(), height),
         latest_height=lambda: view().tip.height,
@@ -77,15 +78,15 @@ def make_ledger(
 # --- accounts
 
 
-def find_account(view: View, account: bytes) -> answers.AccountAnswer | None:
-    """Balance, nonce and what waits; None for an account that the ledger has never seen."""
+def find_account(view: View, account: bytes, next_nonce: int) -> answers.AccountAnswer | None:
+    """Balance, nonces and what waits; None for an account that the ledger has never seen."""
     state = view.state()
     found = state.find(tables.ACCOUNT, account)
     maturing = sum(_maturing_of(state, account).values())
     if found is None and not maturing:
         return None
     found = found or tables.Account()
-    return answers.AccountAnswer(account, found.balance, found.nonce, maturing)
+    return answers.AccountAnswer(account, found.balance, found.nonce, next_nonce, maturing)
 
 
 def _maturing_of(state: State, account: bytes) -> dict[tuple[int, bytes], int]:

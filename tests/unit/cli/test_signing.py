@@ -89,6 +89,16 @@ async def test_no_wait_ends_with_the_transaction_in_the_pool(
     assert len(sent(asked_of)) == 1
 
 
+async def test_transaction_is_signed_behind_those_that_wait(
+    home: Path, alice: bytes, capsys: Capture
+) -> None:
+    """Two of one nonce within a block: the pool would drop the first for the second's fee."""
+    asked_of = ledger_of(alice, next_nonce=5)
+    await asked(capsys, asked_of, home, "tx", "curate", "2", "accept", "--no-wait")
+    (raw,) = sent(asked_of)
+    assert decode_transaction(raw).nonce == 5
+
+
 @each
 async def test_key_of_the_call_signs_in_place_of_the_homes(
     words: list[str], home: Path, alice: bytes, capsys: Capture

@@ -34,7 +34,7 @@ class FakeNode:
     def get(self, route: str) -> dict[str, Any]:
         self.asked.append(route)
         if route.startswith("/ledger/accounts/"):
-            return {"nonce": self.nonces[account_of(route.rpartition("/")[2])]}
+            return {"nonce": 0, "next_nonce": self.nonces[account_of(route.rpartition("/")[2])]}
         answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
         if isinstance(answer, Exception):
             raise answer

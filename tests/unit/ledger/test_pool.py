@@ -82,6 +82,19 @@ def test_known_is_refused_and_replacing_costs_an_eighth_more(chain) -> None:
     assert pool.find(first.tx_id) is None
 
 
+def test_next_nonce_goes_behind_what_waits(chain) -> None:
+    """Signed with the ledger's nonce, the second would silently replace the first."""
+    pool = pool_of(chain)
+    assert pool.next_nonce(chain.state(), FAUCET.key) == 0
+    add(pool, chain, chain.tx(FAUCET, GIFT, max_fee=8_000_000))
+    add(pool, chain, chain.tx(FAUCET, GIFT, 1))
+    add(pool, chain, chain.tx(FAUCET, GIFT, 3))  # behind a gap: it waits for number 2
+    assert pool.next_nonce(chain.state(), FAUCET.key) == 2
+    assert pool.next_nonce(chain.state(), BEN.key) == 0
+    chain.block(*(chain.tx(FAUCET, GIFT, ahead) for ahead in range(5)))
+    assert pool.next_nonce(chain.state(), FAUCET.key) == 5  # those that wait are past
+
+
 def test_best_payers_come_first_each_in_order_and_without_gaps(chain) -> None:
     pool = pool_of(chain)
     cheap = [chain.tx(FAUCET, GIFT, ahead, max_fee=10**6) for ahead in (0, 1)]

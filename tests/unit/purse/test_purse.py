@@ -19,7 +19,7 @@ from node.ledger import tables
 from node.ledger.wire.orders import decode_order
 from node.ledger.wire.transactions import CloseChannel, OpenChannel, Transaction, decode_transaction
 from node.peering import blobs
-from node.purse import POLL_S, SETTLE_S, Purse, Question
+from node.purse import POLL_S, SETTLE_S, VALID_MS, Purse, Question
 from node.wallet.keystore import Key
 from node.wallet.payer import Answer, Limits, PaymentFailed
 from node.web.errors import find_refusal
@@ -52,6 +52,9 @@ class Surroundings:
         self.codes: dict[bytes, int] = {}
         self.code = 0
         self.settle_s = 0.0
+        self.refuses = False
+        self.waiting = 0  # sent by others with the same key
+        self.later_ms = 0
         self.fetched: list[tuple[int, bytes]] = []
         self.knows_peer = True
         self.nobody_has_it = False
@@ -78,11 +81,19 @@ class Surroundings:
 
     # the ledger
 
+    def next_nonce(self, account: bytes) -> int:
+        return self.world.state.account(account).nonce + self.waiting
+
+    def now_ms(self) -> int:
+        return self.world.now_ms() + self.later_ms
+
     async def submit(self, raw: bytes) -> bytes:
         tx = decode_transaction(raw)
-        expected = self.world.state.account(PAYER.key).nonce
+        expected = self.next_nonce(PAYER.key)
         if tx.nonce != expected:
             raise Invalid("tx.nonce", nonce=tx.nonce, expected=expected)
+        if self.refuses:
+            raise Invalid("pool.full")
         self.sent.append(tx)
         self.world.nursery.start_soon(self._settle, tx)
         await trio.lowlevel.checkpoint()
@@ -109,7 +120,8 @@ async def purse_in(
             key=Key("spending", "spending", PAYER.key, PAYER.seed), chain_id=CHAIN,
             folder=folder / "purse", limits=limits, network=around, directory=around,
             holdings=around, get_state=lambda: world.state, find_code=around.codes.get,
-            submit=around.submit, now_ms=world.now_ms, run_blocking=at_once,
+            next_nonce=around.next_nonce, submit=around.submit, now_ms=around.now_ms,
+            run_blocking=at_once,
         )  # fmt: skip
         yield purse, around
         purse.close()
@@ -269,6 +281,52 @@ async def test_transaction_that_no_block_takes_is_given_up_in_time(
         refused = await refusal(lambda: ask(purse))
         assert refused.code == "payer.not_settled"
         assert trio.current_time() - began == pytest.approx(SETTLE_S, abs=2 * POLL_S)
+
+
+async def test_transaction_of_the_same_key_that_waits_is_not_replaced(
+    tmp_path, autojump_clock
+) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        around.waiting = 2
+        await purse._close_channel(bytes(32))
+        assert [tx.nonce for tx in around.sent] == [2]
+
+
+async def test_second_channel_is_not_opened_while_the_first_may_come(
+    tmp_path, autojump_clock
+) -> None:
+    """Who asked had gone before the block came: the next question must not lock money twice."""
+    async with purse_in(tmp_path) as (purse, around):
+        around.settle_s = 5.0
+        with trio.move_on_after(1):
+            await ask(purse)
+        around.waiting = 1
+        assert (await refusal(lambda: ask(purse))).code == "payer.not_settled"
+        assert len(around.sent) == 1
+
+
+@pytest.mark.parametrize(("later_ms", "sends"), [(VALID_MS - 1, False), (VALID_MS, True)])
+async def test_transaction_that_no_block_may_take_any_more_is_forgotten(
+    tmp_path, autojump_clock, later_ms: int, sends: bool
+) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        around.settle_s = 10**6
+        began_ms = around.now_ms()
+        assert (await refusal(lambda: purse._close_channel(bytes(32)))).code == "payer.not_settled"
+        around.later_ms = began_ms + later_ms - around.now_ms()
+        await refusal(lambda: purse._close_channel(bytes(32)))
+        assert len(around.sent) == 1 + sends
+        around.world.nursery.cancel_scope.cancel()
+
+
+async def test_transaction_that_the_pool_refuses_stands_in_nobodys_way(
+    tmp_path, autojump_clock
+) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        around.refuses = True
+        assert (await refusal(lambda: ask(purse))).code == "pool.full"
+        around.refuses = False
+        await ask(purse)
 
 
 async def test_provider_whose_peer_is_unknown_is_unreachable(tmp_path, autojump_clock) -> None:

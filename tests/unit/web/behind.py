@@ -88,6 +88,7 @@ class Behind:
     stopped: bool = False
     ready: bool = True
     accounts: set[bytes] = field(default_factory=lambda: {ALICE})
+    next_nonce: int = 3
     settled_code: int = 0
     earned: answers.Earnings | None = None
     asked: list[Any] = field(default_factory=list)
@@ -129,7 +130,9 @@ class Behind:
         self.stopped = True
 
     def find_account(self, account: bytes) -> answers.AccountAnswer | None:
-        return answers.AccountAnswer(account, BIG, 3, 0) if account in self.accounts else None
+        if account not in self.accounts:
+            return None
+        return answers.AccountAnswer(account, BIG, 3, self.next_nonce, 0)
 
     def find_transaction(self, tx_id: bytes) -> answers.TransactionAnswer | None:
         if tx_id != ID:

@@ -51,13 +51,14 @@ def request(method: str, target: str, body: bytes = b"", media_type: str = "") -
 
 
 async def test_amounts_are_decimal_text_and_accounts_are_open1(tmp_path: Path) -> None:
-    async with served(Behind(), tmp_path) as path:
+    async with served(Behind(next_nonce=5), tmp_path) as path:
         status = await ask(path, lambda daemon: daemon.get("/status"))
         address = account_text(ALICE)
         account = await ask(path, lambda daemon: daemon.get(f"/ledger/accounts/{address}"))
     assert (status["supply"], status["chain_id"], status["height"]) == (str(BIG), ID.hex(), 7)
     assert status["node_account"] == address
-    assert account == {"account": address, "balance": str(BIG), "nonce": 3, "maturing": "0"}
+    told = {"account": address, "balance": str(BIG), "nonce": 3, "next_nonce": 5, "maturing": "0"}
+    assert account == told
 
 
 async def test_socket_is_for_its_owner_alone_and_goes_with_the_server(tmp_path: Path) -> None:

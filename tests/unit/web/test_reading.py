@@ -65,10 +65,11 @@ def test_earnings_are_what_the_block_pays(told: Told) -> None:
 
 
 def test_what_an_account_waits_for_is_told_beside_its_balance(told: Told) -> None:
-    account = reading.find_account(told.view(), CONTRIBUTORS[2].key)
+    account = reading.find_account(told.view(), CONTRIBUTORS[2].key, 9)
     assert account is not None
+    assert account.next_nonce == 9
     assert account.maturing == by(CONTRIBUTORS[2], told).maturing > 0
-    assert reading.find_account(told.view(), b"\xee" * 32) is None
+    assert reading.find_account(told.view(), b"\xee" * 32, 0) is None
 
 
 def test_earnings_mature_with_their_bucket(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_earnings_mature_with_their_bucket(tmp_path: Path) -> None:
     made.made.block(later_ms=130_000)  # past the devnet's window of a minute
     after = by(CONTRIBUTORS[2], made)
     assert (after.matured, after.maturing) == (before, 0)
-    account = reading.find_account(made.view(), CONTRIBUTORS[2].key)
+    account = reading.find_account(made.view(), CONTRIBUTORS[2].key, 0)
     assert account is not None
     assert account.maturing == 0
     made.made.chain.close()

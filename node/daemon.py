@@ -362,12 +362,12 @@ class Node:
         found = self._transactions.find(tx_id)
         return None if found is None else found.raw
 
-    def _count_providers(self, model: int, version: int) -> int:
-        offers = self._directory.offers()
-        return sum(
-            any((one.model, one.model_version) == (model, version) for one in offer.models)
-            for offer in offers
-        )
+    def _count_providers(self) -> Mapping[tuple[int, int], int]:
+        counts: dict[tuple[int, int], int] = {}
+        for offer in self._directory.offers():
+            for version in {(one.model, one.model_version) for one in offer.models}:
+                counts[version] = counts.get(version, 0) + 1
+        return counts
 
     async def _infer(
         self, order: Order, tell: Callable[[str], Awaitable[None]]

@@ -23,11 +23,13 @@ def rows_of(node: "Node", route: str, name: str) -> Iterator[dict[str, Any]]:
     """Every row of the list `name` at `route`, page after page, by number."""
     after = 0
     for _ in range(PAGES_MAX):
-        page = node.get(f"{route}?after={after}&limit={ROWS_A_PAGE}")[name]
+        told = node.get(f"{route}?after={after}&limit={ROWS_A_PAGE}")
+        page = told[name]
         yield from page
-        if len(page) < ROWS_A_PAGE:
+        last = page[-1]["number"] if len(page) == ROWS_A_PAGE else 0
+        after = told.get("more_after", last)  # where a short page need not be the last
+        if not after:
             return
-        after = page[-1]["number"]
     raise CommandError(f"{route} has more than {PAGES_MAX * ROWS_A_PAGE} rows")
 
 

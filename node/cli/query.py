@@ -124,7 +124,10 @@ def contributions(
         for row in told["contributions"]
     ]
     head = ("number", "status", "records", "earned", "contributor")
-    frame.show("query.contributions/1", told, table(head, rows))
+    lines = table(head, rows)
+    if told["more_after"]:
+        lines.append(f"more: --after {told['more_after']}")
+    frame.show("query.contributions/1", told, lines)
 
 
 @app.command()

@@ -232,6 +232,14 @@ class ContributionAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class ContributionPage:
+    """Contributions of one Datanet; a page may be short, or empty, and yet not the last."""
+
+    contributions: tuple[ContributionAnswer, ...]
+    more_after: int  # go on from here; 0 when all have been looked at
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotAnswer:
     """What a version may be trained on: the root over the accepted contributions up to `last`."""
 

@@ -1,7 +1,8 @@
 """Routes that read the ledger and take transactions: each calls one function below and shows it.
 
 Why callables: the daemon hands over reads of its own chain, so this file decides nothing and a
-test serves it from a table. Lists are paged by number: `after` is the last number seen.
+test serves it from a table. They are awaited: a read may take long, and the loop also votes. Lists
+are paged by number: `after` is the last number seen.
 What it does not know: state, storage, who is asking.
 """
 
@@ -41,25 +42,25 @@ class Ledger:
     raises Invalid with page 30's word and `number`. `find_shares` may ask the receipt's provider.
     `prove_*` return the bytes of a proof file, or
     None while nothing that a header commits to holds the subject. `list_*(after, limit)` give
-    numbers greater than `after`, ascending.
+    numbers greater than `after`, ascending. Only `latest_height` is answered in the loop.
     """
 
-    find_account: Callable[[bytes], answers.AccountAnswer | None]
-    find_earnings: Callable[[bytes, EarningsQuery], answers.Earnings | None]
-    find_block: Callable[[int], answers.BlockAnswer | None]
+    find_account: Callable[[bytes], Awaitable[answers.AccountAnswer | None]]
+    find_earnings: Callable[[bytes, EarningsQuery], Awaitable[answers.Earnings | None]]
+    find_block: Callable[[int], Awaitable[answers.BlockAnswer | None]]
     latest_height: Callable[[], int]
-    find_transaction: Callable[[bytes], answers.TransactionAnswer | None]
-    find_receipt: Callable[[bytes], answers.ReceiptAnswer | None]
+    find_transaction: Callable[[bytes], Awaitable[answers.TransactionAnswer | None]]
+    find_receipt: Callable[[bytes], Awaitable[answers.ReceiptAnswer | None]]
     find_shares: Callable[[bytes], Awaitable[answers.Shares | None]]
-    prove_receipt: Callable[[bytes], bytes | None]
-    prove_account: Callable[[bytes], bytes | None]
-    prove_contribution: Callable[[int], bytes | None]
-    list_models: Callable[[int, int], tuple[answers.ModelAnswer, ...]]
-    list_datanets: Callable[[int, int], tuple[answers.DatanetAnswer, ...]]
-    list_contributions: Callable[[int, int, int], tuple[answers.ContributionAnswer, ...]]
-    list_snapshots: Callable[[int, int], tuple[answers.SnapshotAnswer, ...]]
-    list_validators: Callable[[], tuple[answers.ValidatorAnswer, ...]]
-    get_params: Callable[[], answers.Params]
+    prove_receipt: Callable[[bytes], Awaitable[bytes | None]]
+    prove_account: Callable[[bytes], Awaitable[bytes | None]]
+    prove_contribution: Callable[[int], Awaitable[bytes | None]]
+    list_models: Callable[[int, int], Awaitable[tuple[answers.ModelAnswer, ...]]]
+    list_datanets: Callable[[int, int], Awaitable[tuple[answers.DatanetAnswer, ...]]]
+    list_contributions: Callable[[int, int, int], Awaitable[answers.ContributionPage]]
+    list_snapshots: Callable[[int, int], Awaitable[tuple[answers.SnapshotAnswer, ...]]]
+    list_validators: Callable[[], Awaitable[tuple[answers.ValidatorAnswer, ...]]]
+    get_params: Callable[[], Awaitable[answers.Params]]
     submit: Callable[[bytes], Awaitable[bytes]]
 
 
@@ -68,29 +69,29 @@ def routes(ledger: Ledger) -> list[Route]:
 
     async def account(request: Request) -> Response:
         check_parameters(request)
-        return shown(ledger.find_account(account_in_path(request)), "account")
+        return shown(await ledger.find_account(account_in_path(request)), "account")
 
     async def earnings(request: Request) -> Response:
         query = earnings_query(request)
-        return shown(ledger.find_earnings(account_in_path(request), query), "account")
+        return shown(await ledger.find_earnings(account_in_path(request), query), "account")
 
     async def account_proof(request: Request) -> Response:
         check_parameters(request)
-        return proof(request, ledger.prove_account(account_in_path(request)))
+        return proof(request, await ledger.prove_account(account_in_path(request)))
 
     async def block(request: Request) -> Response:
         check_parameters(request)
         word = request.path_params["height"]
         height = ledger.latest_height() if word == "latest" else number_of(word, "height")
-        return shown(ledger.find_block(height), "block")
+        return shown(await ledger.find_block(height), "block")
 
     async def transaction(request: Request) -> Response:
         check_parameters(request)
-        return shown(ledger.find_transaction(hash_in_path(request)), "transaction")
+        return shown(await ledger.find_transaction(hash_in_path(request)), "transaction")
 
     async def receipt(request: Request) -> Response:
         check_parameters(request)
-        return shown(ledger.find_receipt(hash_in_path(request)), "receipt")
+        return shown(await ledger.find_receipt(hash_in_path(request)), "receipt")
 
     async def receipt_shares(request: Request) -> Response:
         check_parameters(request)
@@ -98,33 +99,33 @@ def routes(ledger: Ledger) -> list[Route]:
 
     async def receipt_proof(request: Request) -> Response:
         check_parameters(request)
-        return proof(request, ledger.prove_receipt(hash_in_path(request)))
+        return proof(request, await ledger.prove_receipt(hash_in_path(request)))
 
     async def models(request: Request) -> Response:
-        return page("models", ledger.list_models(*paging(request)))
+        return page("models", await ledger.list_models(*paging(request)))
 
     async def datanets(request: Request) -> Response:
-        return page("datanets", ledger.list_datanets(*paging(request)))
+        return page("datanets", await ledger.list_datanets(*paging(request)))
 
     async def contributions(request: Request) -> Response:
         datanet = number_of(request.path_params["datanet"], "datanet")
-        return page("contributions", ledger.list_contributions(datanet, *paging(request)))
+        return shown(await ledger.list_contributions(datanet, *paging(request)), "datanet")
 
     async def snapshots(request: Request) -> Response:
-        return page("snapshots", ledger.list_snapshots(*paging(request)))
+        return page("snapshots", await ledger.list_snapshots(*paging(request)))
 
     async def contribution_proof(request: Request) -> Response:
         check_parameters(request)
         number = number_of(request.path_params["number"], "contribution")
-        return proof(request, ledger.prove_contribution(number))
+        return proof(request, await ledger.prove_contribution(number))
 
     async def validators(request: Request) -> Response:
         check_parameters(request)
-        return page("validators", ledger.list_validators())
+        return page("validators", await ledger.list_validators())
 
     async def params(request: Request) -> Response:
         check_parameters(request)
-        return shown(ledger.get_params(), "params")
+        return shown(await ledger.get_params(), "params")
 
     async def submit(request: Request) -> Response:
         check_parameters(request)

@@ -4,14 +4,16 @@ Why over a view: every answer is of one block, whatever is written meanwhile.
 What it does not know: HTTP, the pool, who offers: those come as callables.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
+
+import trio
 
 from node.ledger import tables
 from node.ledger.amounts import part_bps, split
 from node.ledger.rules.accounts import BASE_PRICE_NAME
-from node.ledger.rules.registry import LICENCES, terms_of
+from node.ledger.rules.registry import CONTRIBUTIONS_NAME, LICENCES, terms_of
 from node.ledger.state import State
 from node.ledger.wire.bundles import decode_header
 from node.ledger.wire.codes import code_name
@@ -32,16 +34,24 @@ from node.web.naming import (
 )
 from node.web.proving import account_file, contribution_file, receipt_file
 
+READS_AT_ONCE_MAX: Final = 2
+LOOKED_AT_MAX: Final = 5_000  # contributions, for one page of those of one Datanet
+
+R = TypeVar("R")
+
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What an answer is read from; `take_view` gives the chain as of its newest block."""
+    """What an answer is read from; `take_view` gives the chain as of its newest block.
+
+    All are called in the loop.
+    """
 
     take_view: Callable[[], View]
     own_validator: bytes | None
     find_pending: Callable[[bytes], bytes | None]  # a transaction in the pool, by id
     next_nonce: Callable[[bytes], int]  # of an account, with the pool counted in
-    count_providers: Callable[[int, int], int]  # live offers of (model, version)
+    count_providers: Callable[[], Mapping[tuple[int, int], int]]  # offers by (model, version)
 
 
 def make_ledger(
@@ -50,27 +60,48 @@ def make_ledger(
     find_shares: Callable[[bytes], Awaitable[answers.Shares | None]],
     submit: Callable[[bytes], Awaitable[bytes]],
 ) -> Ledger:
-    """The routes' reads over `reading`."""
-    view = reading.take_view
+    """The routes' reads over `reading`, each in a thread and over one view.
+
+    At most READS_AT_ONCE_MAX run, the others wait: they share the interpreter's lock with the loop
+    that votes, and a flood of requests must not take the threads of everything else. What is not
+    the chain's (pool, offers) is asked in the loop, just before the view is taken.
+    """
+    limiter = trio.CapacityLimiter(READS_AT_ONCE_MAX)
+
+    def read(look: Callable[[View], R]) -> Awaitable[R]:
+        return trio.to_thread.run_sync(look, reading.take_view(), limiter=limiter)
+
+    def read_account(account: bytes) -> Awaitable[answers.AccountAnswer | None]:
+        next_nonce = reading.next_nonce(account)
+        return read(lambda view: find_account(view, account, next_nonce))
+
+    def read_transaction(tx_id: bytes) -> Awaitable[answers.TransactionAnswer | None]:
+        pending = reading.find_pending(tx_id)
+        return read(lambda view: find_transaction(view, tx_id, pending))
+
+    def read_models(after: int, limit: int) -> Awaitable[tuple[answers.ModelAnswer, ...]]:
+        providers = reading.count_providers()
+        return read(lambda view: list_models(view, after, limit, providers))
+
     return Ledger(
-        find_account=lambda account: find_account(view(), account, reading.next_nonce(account)),
-        find_earnings=lambda account, query: find_earnings(view(), account, query),
-        find_block=lambda height: find_block(view(), height),
-        latest_height=lambda: view().tip.height,
-        find_transaction=lambda tx_id: find_transaction(view(), tx_id, reading.find_pending),
-        find_receipt=lambda receipt: find_receipt(view(), receipt),
+        find_account=read_account,
+        find_earnings=lambda account, query: read(lambda view: find_earnings(view, account, query)),
+        find_block=lambda height: read(lambda view: find_block(view, height)),
+        latest_height=lambda: reading.take_view().tip.height,
+        find_transaction=read_transaction,
+        find_receipt=lambda receipt: read(lambda view: find_receipt(view, receipt)),
         find_shares=find_shares,
-        prove_receipt=lambda receipt: receipt_file(view(), receipt),
-        prove_account=lambda account: account_file(view(), account),
-        prove_contribution=lambda number: contribution_file(view(), number),
-        list_models=lambda after, limit: list_models(view(), after, limit, reading.count_providers),
-        list_datanets=lambda after, limit: list_datanets(view(), after, limit),
-        list_contributions=lambda datanet, after, limit: list_contributions(
-            view(), datanet, after, limit
+        prove_receipt=lambda receipt: read(lambda view: receipt_file(view, receipt)),
+        prove_account=lambda account: read(lambda view: account_file(view, account)),
+        prove_contribution=lambda number: read(lambda view: contribution_file(view, number)),
+        list_models=read_models,
+        list_datanets=lambda after, limit: read(lambda view: list_datanets(view, after, limit)),
+        list_contributions=lambda datanet, after, limit: read(
+            lambda view: list_contributions(view, datanet, after, limit)
         ),
-        list_snapshots=lambda after, limit: list_snapshots(view(), after, limit),
-        list_validators=lambda: list_validators(view(), reading.own_validator),
-        get_params=lambda: get_params(view()),
+        list_snapshots=lambda after, limit: read(lambda view: list_snapshots(view, after, limit)),
+        list_validators=lambda: read(lambda view: list_validators(view, reading.own_validator)),
+        get_params=lambda: read(get_params),
         submit=submit,
     )
 
@@ -79,7 +110,10 @@ def make_ledger(
 
 
 def find_account(view: View, account: bytes, next_nonce: int) -> answers.AccountAnswer | None:
-    """Balance, nonces and what waits; None for an account that the ledger has never seen."""
+    """Balance, nonces and what waits; None for an account that the ledger has never seen.
+
+    Costs a pass over what is maturing: one entry a payee and bucket of the challenge window.
+    """
     state = view.state()
     found = state.find(tables.ACCOUNT, account)
     maturing = sum(_maturing_of(state, account).values())
@@ -139,11 +173,11 @@ def _payout(state: State, leaf: PayoutLeaf) -> answers.Payout:
 
 
 def find_transaction(
-    view: View, tx_id: bytes, find_pending: Callable[[bytes], bytes | None]
+    view: View, tx_id: bytes, pending: bytes | None
 ) -> answers.TransactionAnswer | None:
-    """A transaction in the chain, or one that waits in the pool."""
+    """A transaction in the chain; else `pending`, what the pool had under that id."""
     found = view.find_transaction(tx_id)
-    raw = find_pending(tx_id) if found is None else found.raw
+    raw = pending if found is None else found.raw
     if raw is None:
         return None
     tx = decode_transaction(raw)
@@ -213,14 +247,14 @@ def _credits(state: State, raw: bytes, data_part: int) -> tuple[answers.Credit, 
 
 
 def list_models(
-    view: View, after: int, limit: int, count_providers: Callable[[int, int], int]
+    view: View, after: int, limit: int, providers: Mapping[tuple[int, int], int]
 ) -> tuple[answers.ModelAnswer, ...]:
-    """Models with their current version, by number."""
+    """Models with their current version, by number; `providers` by (model, version)."""
     state = view.state()
     numbers = range(after + 1, after + 1 + limit)
     found = ((number, state.find(tables.MODEL, number)) for number in numbers)
     return tuple(
-        _model(state, number, model, count_providers(number, model.current))
+        _model(state, number, model, providers.get((number, model.current), 0))
         for number, model in found
         if model is not None
     )
@@ -249,7 +283,10 @@ def _model(state: State, number: int, model: tables.Model, providers: int) -> an
 
 
 def list_datanets(view: View, after: int, limit: int) -> tuple[answers.DatanetAnswer, ...]:
-    """Datanets with counts of their contributions, by number."""
+    """Datanets with counts of their contributions, by number.
+
+    Costs a pass over all contributions: the ledger keeps no counts of them by Datanet.
+    """
     state = view.state()
     by_datanet: dict[int, list[tables.Contribution]] = {}
     for _, contribution in state.scan(tables.CONTRIBUTION):
@@ -287,22 +324,27 @@ CONTRIBUTION_STATUS: Final = ("pending", "accepted", "returned", "rejected", "sl
 
 def list_contributions(
     view: View, datanet: int, after: int, limit: int
-) -> tuple[answers.ContributionAnswer, ...]:
-    """Contributions of one Datanet with numbers above `after`."""
-    told = []
-    for (number,), found in view.state().scan(tables.CONTRIBUTION):
-        place = int.from_bytes(number, "big")
-        if found.datanet != datanet or place <= after:
+) -> answers.ContributionPage:
+    """Contributions of one Datanet with numbers above `after`.
+
+    They stand among those of all Datanets: of these at most LOOKED_AT_MAX are looked at for a page.
+    """
+    state = view.state()
+    newest = state.counter(CONTRIBUTIONS_NAME)
+    told: list[answers.ContributionAnswer] = []
+    number, stop = after, min(newest, after + LOOKED_AT_MAX)
+    while number < stop and len(told) < limit:
+        number += 1
+        found = state.find(tables.CONTRIBUTION, number)
+        if found is None or found.datanet != datanet:
             continue
         status = CONTRIBUTION_STATUS[found.status]
         told.append(
             answers.ContributionAnswer(
-                place, found.contributor, found.root, found.records, status, found.earned
+                number, found.contributor, found.root, found.records, status, found.earned
             )
         )
-        if len(told) == limit:
-            break
-    return tuple(told)
+    return answers.ContributionPage(tuple(told), number if number < newest else 0)
 
 
 def list_snapshots(view: View, after: int, limit: int) -> tuple[answers.SnapshotAnswer, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from unit.cli.calls import GENESIS, SCHEMAS, Capture, asked, ledger_of, told
+from unit.cli.calls import ACCEPTED, GENESIS, SCHEMAS, Capture, asked, ledger_of, told
 from unit.web.behind import ALICE, BIG, EARNED, ID, Behind, served
 
 from consensus.primitives.digest import signing_bytes
@@ -327,6 +327,17 @@ async def test_query_has_its_schema(home: Path, capsys: Capture, words: str) -> 
     async with served(ledger_of(), home / "run"):
         text = ["--home", str(home), "query", words, *extra]
         assert await trio.to_thread.run_sync(run, text) == 0
+
+
+async def test_page_that_is_not_the_last_says_how_to_go_on(home: Path, capsys: Capture) -> None:
+    rows = (ACCEPTED, replace(ACCEPTED, number=2))
+    words = ["--home", str(home), "query", "contributions", "facts"]
+    async with served(ledger_of(contributions=rows, looked_at_max=1), home / "run"):
+        assert await trio.to_thread.run_sync(run, words) == 0
+        first = capsys.readouterr().out
+        assert await trio.to_thread.run_sync(run, [*words, "--after", "1"]) == 0
+    assert first.endswith("more: --after 1\n")
+    assert "more" not in capsys.readouterr().out
 
 
 async def test_account_that_never_earned_earned_nothing(home: Path, capsys: Capture) -> None:

@@ -39,6 +39,23 @@ def test_every_row_comes_once_and_in_order(count: int) -> None:
     assert len(table.routes) == count // 100 + 1
 
 
+class ShortPages(Table):
+    """A node that looks at seven rows for a page, and gives every third."""
+
+    def get(self, route: str) -> dict[str, Any]:
+        path, _, query = route.partition("?")
+        after = int(dict(pair.split("=") for pair in query.split("&"))["after"])
+        ((name, rows),) = super().get(f"{path}?after={after}&limit=7").items()
+        told = [row for row in rows if row["number"] % 3 == 0]
+        return {name: told, "more_after": after + 7 if after + 7 < self.count else 0}
+
+
+@pytest.mark.parametrize("count", [0, 6, 7, 8, 30])
+def test_short_page_is_not_the_last_where_the_node_says_so(count: int) -> None:
+    rows = rows_of(ShortPages(count), "/ledger/models", "models")  # type: ignore[arg-type]  # as above
+    assert [row["number"] for row in rows] == list(range(3, count + 1, 3))
+
+
 def test_list_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(finding, "PAGES_MAX", 2)
     rows = rows_of(Table(10**6), "/ledger/models", "models")  # type: ignore[arg-type]  # as above

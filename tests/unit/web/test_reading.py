@@ -1,9 +1,13 @@
 """Answers and proof files from a chain on disk: a story from the genesis to a paid answer."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import trio
+import trio.testing
 from bundle_kit import Party
 from chain_kit import CONTRIBUTORS, CREATOR, OPEN, PAYER, PROVIDER, TERMS
 from unit.web.stored import CREDITS, StoredChain, Told
@@ -15,7 +19,7 @@ from node.light import examine, trust_genesis
 from node.web import answers, proving, reading
 from node.web.answers import as_json
 from node.web.earnings import find_earnings
-from node.web.ledger import EarningsQuery
+from node.web.ledger import EarningsQuery, Ledger
 
 FEE = 27_309_200
 
@@ -100,24 +104,24 @@ def test_transaction_is_pending_then_settled_with_its_code(tmp_path: Path) -> No
     good = made.tx(PAYER, Transfer(CREATOR.key, OPEN, b""))
     poor = made.tx(PAYER, Transfer(CREATOR.key, 2**62, b""), ahead=1)
     tx_id = decode_transaction(good).tx_id
-    pending = reading.find_transaction(made.chain.view(), tx_id, {tx_id: good}.get)
+    pending = reading.find_transaction(made.chain.view(), tx_id, good)
     made.block(good, poor)
     view = made.chain.view()
-    settled = reading.find_transaction(view, tx_id, {}.get)
-    refused = reading.find_transaction(view, decode_transaction(poor).tx_id, {}.get)
+    settled = reading.find_transaction(view, tx_id, None)
+    refused = reading.find_transaction(view, decode_transaction(poor).tx_id, None)
     assert pending is not None
     assert settled is not None
     assert refused is not None
     assert (pending.state, pending.height) == ("pending", 0)
     assert (settled.state, settled.height, settled.code, settled.reason) == ("settled", 1, 0, "")
     assert (refused.code, refused.reason) == (20, "tx.insufficient")
-    assert reading.find_transaction(view, bytes(32), {}.get) is None
+    assert reading.find_transaction(view, bytes(32), None) is None
     made.chain.close()
 
 
 def test_lists_tell_numbers_names_and_counts(told: Told) -> None:
     view = told.view()
-    (model,) = reading.list_models(view, 0, 100, lambda number, version: number + version)
+    (model,) = reading.list_models(view, 0, 100, {(1, 1): 2, (1, 2): 9})
     (datanet,) = reading.list_datanets(view, 0, 100)
     assert (model.number, model.name, model.version, model.providers) == (1, "facts-1", 1, 2)
     assert (model.datanet, model.records) == ("facts", 30)
@@ -129,7 +133,7 @@ def test_lists_tell_numbers_names_and_counts(told: Told) -> None:
         TERMS.stake_per_record,
         TERMS.review_ms,
     )
-    assert reading.list_models(view, 1, 100, lambda *_: 0) == ()
+    assert reading.list_models(view, 1, 100, {}) == ()
     assert reading.list_datanets(view, 0, 1) == (datanet,)
     (snapshot,) = reading.list_snapshots(view, 0, 100)
     assert (snapshot.number, snapshot.datanet) == (1, "facts")
@@ -141,6 +145,115 @@ def test_lists_tell_numbers_names_and_counts(told: Told) -> None:
     params = as_json(reading.get_params(view))
     assert params["values"]["challenge_window_ms"] == [60_000]
     assert int(params["base_price"]) > 0
+
+
+def numbers(page: answers.ContributionPage) -> list[int]:
+    return [one.number for one in page.contributions]
+
+
+def test_contributions_of_a_datanet_are_paged_by_number(told: Told) -> None:
+    view = told.view()
+    whole = reading.list_contributions(view, 1, 0, 100)
+    assert (numbers(whole), whole.more_after) == ([1, 2, 3], 0)
+    assert whole.contributions[2].contributor == CONTRIBUTORS[2].key
+    first = reading.list_contributions(view, 1, 0, 2)
+    assert (numbers(first), first.more_after) == ([1, 2], 2)
+    rest = reading.list_contributions(view, 1, first.more_after, 2)
+    assert (numbers(rest), rest.more_after) == ([3], 0)
+    assert reading.list_contributions(view, 1, 2**63 - 1, 2) == answers.ContributionPage((), 0)
+
+
+@pytest.mark.parametrize(("datanet", "found"), [(1, [1, 2]), (2, [])])
+def test_page_ends_when_enough_was_looked_at(
+    told: Told, monkeypatch: pytest.MonkeyPatch, datanet: int, found: list[int]
+) -> None:
+    """A Datanet with few contributions among many must not cost a pass over all of them."""
+    monkeypatch.setattr(reading, "LOOKED_AT_MAX", 2)
+    page = reading.list_contributions(told.view(), datanet, 0, 100)
+    assert (numbers(page), page.more_after) == (found, 2)
+    last = reading.list_contributions(told.view(), datanet, 1, 100)
+    assert (last.more_after, len(last.contributions)) == (0, len(found))
+
+
+# --- the loop that votes
+
+
+class Gate:
+    """A chain whose views are given at once, and whose reads wait until they are let."""
+
+    def __init__(self, told: Told) -> None:
+        self.told = told
+        self.reading = 0
+        self.opened = threading.Event()
+
+    def take_view(self) -> Any:
+        return self
+
+    def payload(self, height: int) -> None:
+        self.reading += 1
+        self.opened.wait(5)
+
+    def certificate(self, height: int) -> None: ...
+
+    def header(self, height: int) -> None: ...
+
+    @property
+    def tip(self) -> Any:
+        return self.told.view().tip
+
+
+def ledger_over(take_view: Callable[[], Any], **parts: Any) -> Ledger:
+    async def nothing(_: bytes) -> Any: ...
+
+    given: dict[str, Any] = {
+        "find_pending": lambda tx_id: None,
+        "next_nonce": lambda account: 0,
+        "count_providers": dict,
+    }
+    read = reading.Reading(take_view=take_view, own_validator=None, **{**given, **parts})
+    return reading.make_ledger(read, find_shares=nothing, submit=nothing)
+
+
+async def test_loop_goes_on_while_the_ledger_is_read(told: Told) -> None:
+    """A node that does not vote while somebody lists contributions could be silenced by asking."""
+    gate = Gate(told)
+    ledger = ledger_over(gate.take_view)
+    with trio.fail_after(4):
+        async with trio.open_nursery() as nursery:
+            for _ in range(reading.READS_AT_ONCE_MAX + 3):
+                nursery.start_soon(ledger.find_block, 1)
+            while gate.reading < reading.READS_AT_ONCE_MAX:
+                await trio.lowlevel.checkpoint()
+            await trio.testing.wait_all_tasks_blocked()
+            assert gate.reading == reading.READS_AT_ONCE_MAX  # the others wait
+            assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
+            gate.opened.set()
+    assert gate.reading == reading.READS_AT_ONCE_MAX + 3
+
+
+async def test_pool_and_offers_are_asked_in_the_loop(told: Told) -> None:
+    """They change while a thread would look at them."""
+    asked: list[tuple[str, bool]] = []
+
+    def note(what: str, answer: Any) -> Callable[..., Any]:
+        def noted(*_: Any) -> Any:
+            asked.append((what, trio.lowlevel.in_trio_task()))
+            return answer
+
+        return noted
+
+    ledger = ledger_over(
+        told.view,
+        find_pending=note("pending", None),
+        next_nonce=note("nonce", 9),
+        count_providers=note("providers", {(1, 1): 2}),
+    )
+    account = await ledger.find_account(PAYER.key)
+    (model,) = await ledger.list_models(0, 100)
+    assert await ledger.find_transaction(bytes(32)) is None
+    assert account is not None
+    assert (account.next_nonce, model.providers) == (9, 2)
+    assert asked == [("nonce", True), ("providers", True), ("pending", True)]
 
 
 def test_receipt_file_verifies_from_the_genesis_alone(told: Told) -> None:

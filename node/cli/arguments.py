@@ -12,6 +12,7 @@ from typing import Final
 from node.cli.frame import CommandError, usage
 
 HASH_DIGITS: Final = 64
+HEIGHT_DIGITS_MAX: Final = 18
 TIME: Final = re.compile(r"([1-9][0-9]{0,5})([mhd])")
 UNIT_MS: Final = {"m": 60_000, "h": 3_600_000, "d": 86_400_000}
 
@@ -32,6 +33,14 @@ def hash_in(text: str, what: str) -> bytes:
     if len(text) != HASH_DIGITS or not set(text) <= set("0123456789abcdef"):
         usage(f"{what} {text[:80]!r} is no hash: {HASH_DIGITS} lower-case hex digits")
     return bytes.fromhex(text)
+
+
+def height_in(text: str, what: str) -> str:
+    """A height in digits, or `latest`."""
+    is_number = text.isascii() and text.isdecimal() and len(text) <= HEIGHT_DIGITS_MAX
+    if not is_number and text != "latest":
+        usage(f"{what} {text[:80]!r} is no height: digits, or latest", "olnode query block latest")
+    return text
 
 
 def hash_or_none(text: str | None, what: str) -> bytes:

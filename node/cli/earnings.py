@@ -10,13 +10,13 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from node.cli.arguments import HEIGHT_DIGITS_MAX, account_in
 from node.cli.frame import Frame, frame_of, new_noun, open_text, table, usage
 from node.ledger.addresses import account_text
 
 app = new_noun()
 
 BY: Final = ("contribution", "datanet", "model", "day")
-HEIGHT_DIGITS_MAX: Final = 18
 DAY_MS: Final = 86_400_000
 FIRST_DAY: Final = date(1970, 1, 1)
 
@@ -33,6 +33,8 @@ def earnings(
     """What an account earned: matured (in its balance) and maturing (in the challenge window)."""
     frame = frame_of(ctx)
     query = _query(since, by)
+    if account is not None:
+        account_in(account, "--account")
     chosen = account or _own(frame)
     told = _find(frame, chosen, query)
     rows = [

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from node.cli.arguments import account_in, hash_in, height_in
 from node.cli.finding import find_row
 from node.cli.frame import frame_of, new_noun, open_text, pairs, table
 
@@ -16,6 +17,7 @@ After = Annotated[int, typer.Option(min=0, help="the last number seen")]
 @app.command()
 def account(ctx: typer.Context, account: str) -> None:
     """Balance and nonce of an account."""
+    account_in(account, "ACCOUNT")
     frame = frame_of(ctx)
     told = frame.daemon().get(f"/ledger/accounts/{account}")
     amounts = {name: open_text(told[name]) for name in ("balance", "maturing")}
@@ -26,7 +28,7 @@ def account(ctx: typer.Context, account: str) -> None:
 def block(ctx: typer.Context, height: Annotated[str, typer.Argument()] = "latest") -> None:
     """A block: header, signers, transactions, bundles, payouts."""
     frame = frame_of(ctx)
-    told = frame.daemon().get(f"/ledger/blocks/{height}")
+    told = frame.daemon().get(f"/ledger/blocks/{height_in(height, 'HEIGHT')}")
     rows = [
         [row["kind"], row["account"] or "-", row["contribution"] or "-", open_text(row["amount"])]
         for row in told["payouts"]
@@ -41,7 +43,7 @@ def block(ctx: typer.Context, height: Annotated[str, typer.Argument()] = "latest
 def tx(ctx: typer.Context, transaction: str) -> None:
     """A transaction by its id: pending, or settled with its code."""
     frame = frame_of(ctx)
-    told = frame.daemon().get(f"/ledger/transactions/{transaction}")
+    told = frame.daemon().get(f"/ledger/transactions/{hash_in(transaction, 'TRANSACTION').hex()}")
     frame.show("query.tx/1", told, _lines(told))
 
 
@@ -49,7 +51,7 @@ def tx(ctx: typer.Context, transaction: str) -> None:
 def receipt(ctx: typer.Context, receipt: str) -> None:
     """A settled receipt: the split of its fee and its credits."""
     frame = frame_of(ctx)
-    told = frame.daemon().get(f"/ledger/receipts/{receipt}")
+    told = frame.daemon().get(f"/ledger/receipts/{hash_in(receipt, 'RECEIPT').hex()}")
     plain = {name: value for name, value in told.items() if name not in ("split", "credits")}
     credits = [
         [

@@ -171,7 +171,7 @@ REFUSED = [  # words, exit status, code
     (("tx", "transfer", BOB, "1", "--from", "spending", "--max-fee", "5000"), 5, "tx.cannot_pay"),
     (("tx", "transfer", BOB, "1", "--from", "spending", "--max-fee", "0"), 1, "tx.max_fee"),
     (("tx", "close-channel", "00" * 32, "--from", "spending"), 1, "tx.not_found"),
-    (("query", "account", BOB.replace("1", "2", 1)), 1, None),
+    (("query", "account", BOB.replace("1", "2", 1)), 2, None),
     (("query", "block", "999999"), 1, "block.not_found"),
     (("query", "tx", "00" * 32), 1, "transaction.not_found"),
     (("query", "receipt", "00" * 32), 1, "receipt.not_found"),

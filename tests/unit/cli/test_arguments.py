@@ -35,6 +35,17 @@ def test_hash_is_64_lower_case_digits() -> None:
             arguments.hash_or_none(text, "--base")
 
 
+@pytest.mark.parametrize("text", ["0", "7", "9" * 18, "latest"])
+def test_height_is_a_number_or_the_latest(text: str) -> None:
+    assert arguments.height_in(text, "HEIGHT") == text
+
+
+@pytest.mark.parametrize("text", ["", "-1", "9" * 19, "Latest", "1 ", "\u0661"])
+def test_what_is_no_height_is_refused(text: str) -> None:
+    with refused(USAGE):
+        arguments.height_in(text, "HEIGHT")
+
+
 @pytest.mark.parametrize("text", ["abc", "a" * 32, "a-1", "2024-cases"])
 def test_name_of_the_ledgers_letters_is_taken(text: str) -> None:
     assert arguments.name_in(text, "NAME") == text.encode()

@@ -329,6 +329,18 @@ async def test_query_has_its_schema(home: Path, capsys: Capture, words: str) -> 
         assert await trio.to_thread.run_sync(run, text) == 0
 
 
+BY_ID = ["query account", "query block", "query tx", "query receipt", "earnings --account"]
+
+
+@pytest.mark.parametrize("words", BY_ID)
+@pytest.mark.parametrize("given", ["a b", "é", "\ud800", "..", "a?by=x", "", "AB" * 32])
+def test_id_that_is_none_is_the_callers_fault(
+    home: Path, capsys: Capture, words: str, given: str
+) -> None:
+    """In a path it would be another route, no request at all, or a crash of ours."""
+    assert told(capsys, home, *words.split(), given, status=2)["exit"] == 2
+
+
 async def test_page_that_is_not_the_last_says_how_to_go_on(home: Path, capsys: Capture) -> None:
     rows = (ACCEPTED, replace(ACCEPTED, number=2))
     words = ["--home", str(home), "query", "contributions", "facts"]

@@ -529,9 +529,20 @@ class InferenceService:
             if isinstance(frame, Reveal):
                 continue  # as in the first exchange; it is known by now
             if isinstance(frame, Tick) and lane.seq == receipt.seq:
-                self.take_bare_voucher(frame, lane)
+                self._acknowledge_late(frame, lane)
             break
         await line.wait_end(CLOSE_S)
+
+    def _acknowledge_late(self, tick: Tick, lane: ProviderLane) -> None:
+        """An acknowledgement beside the lane's own request, which it must not disturb.
+
+        While the next order runs, its voucher acknowledges as much, and its hold covers our work:
+        a bare one in its place would let other lanes promise that hold once more.
+        """
+        if lane.is_busy:
+            self.counters["acknowledgements_late"] += 1
+            return
+        self.take_bare_voucher(tick, lane)
 
     async def _refuse(self, line: "_Line", refused: OrderRefused) -> None:
         voucher, signature = b"", b""

@@ -417,6 +417,42 @@ async def test_asked_again_the_same_answer_comes_and_nothing_is_charged(tmp_path
         assert world.service.counters["sent_again"] == 1
 
 
+async def test_asking_again_frees_no_promise_of_the_order_in_flight(
+    tmp_path, autojump_clock
+) -> None:
+    """A bare voucher beside it would leave its hold to another lane: the whole cap twice."""
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        start = make_start(channel)
+        *_, finished = await ask(world, start)
+        await trio.sleep(10)
+        receipt = decode_receipt(finished.receipt)
+        stands = {
+            "seq": 2,
+            "cumulative": receipt.fee,
+            "accumulator": accumulate_receipt(accumulator_start(channel, 0), finished.receipt),
+        }
+        world.engine.step_s = 2.0
+        other = make_order(salt16=b"\1" * 16, prompt_commit=prompt_commit(b"\1" * 16, PROMPT))
+        running = Line(world)
+        await running.send(make_start(channel, other, voucher=stands))
+        await running.next()
+        lane = world.book.lane(channel, 0)
+        promised = world.book.promised(channel)
+        assert promised == receipt.fee + fee_of(3, 8)
+
+        again = Line(world)
+        await again.send(start)
+        assert (await again.until(Finished))[-1] == finished
+        bare = stands | {"sub": 1, "hold": 0}
+        await again.send(Tick(*signed_voucher(channel, None, **bare)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (world.book.promised(channel), lane.voucher.sub) == (promised, 0)
+        assert world.service.counters["acknowledgements_late"] == 1
+        assert isinstance((await running.until(Finished))[-1], Finished)
+        assert world.book.lane(channel, 0).seq == 2
+
+
 async def test_after_a_restart_answers_and_lanes_are_there(tmp_path, autojump_clock) -> None:
     async with world_in(tmp_path) as world:
         channel = world.own_channel()

@@ -32,8 +32,8 @@ from node.ledger.wire.transactions import (
 from node.peering.blobs import BASE
 from node.peering.directory import Directory
 from node.wallet.keystore import Key
-from node.wallet.payer import Answer, Ask, Limits, Payer, Piece
-from node.wallet.promises import PromiseBook
+from node.wallet.payer import Answer, Ask, Limits, NoteOpening, Payer, Piece
+from node.wallet.promises import Opening, PromiseBook
 from p2p.errors import NetworkError, Unreachable
 from p2p.network import FrameStream, Network
 
@@ -98,6 +98,7 @@ class Purse:
             sign=key.message_signer(b"voucher", chain_id),
         )
         self._payer = Payer(
+            account=key.public_key,
             book=self._book,
             limits=limits,
             get_state=get_state,
@@ -181,38 +182,44 @@ class Purse:
             raise Unreachable("the provider's peer is not known")
         return await self._network.open(peer, "infer")
 
-    async def _open_channel(self, provider: bytes, cap: int) -> bytes:
+    async def _open_channel(self, provider: bytes, cap: int, note: NoteOpening) -> bytes:
         me = self._key.public_key
-        nonce = await self._send(OpenChannel(provider, me, cap, 0))
-        return channel_id(self._chain_id, me, provider, nonce)
+        async with self._sending:
+            nonce, until_ms = self._next_place()
+            channel = channel_id(self._chain_id, me, provider, nonce)
+            await note(Opening(channel, provider, cap, nonce, until_ms))
+            await self._send(OpenChannel(provider, me, cap, 0), nonce, until_ms)
+        return channel
 
     async def _close_channel(self, channel: bytes) -> None:
-        await self._send(CloseChannel(channel))
+        async with self._sending:
+            await self._send(CloseChannel(channel), *self._next_place())
 
-    async def _send(self, payload: Payload) -> int:
-        """Sign, submit, wait until a block holds it; the nonce it had.
+    def _next_place(self) -> tuple[int, int]:
+        """Nonce and expiry of our next transaction; good while `_sending` is held.
 
-        Raises Invalid `payer.not_settled` also while an earlier one may still settle: whoever was
+        Raises Invalid `payer.not_settled` while an earlier one may still settle: whoever was
         cancelled, or gave up waiting for it, would open a second channel beside the first.
         """
-        async with self._sending:
-            self._check_last()
-            me = self._key.public_key
-            nonce, until_ms = self._next_nonce(me), self._now_ms() + VALID_MS
-            body = encode_body(me, nonce, MAX_FEE_GRAINS, until_ms, payload)
-            raw = encode_transaction(body, self._key.sign(b"tx", self._chain_id, body))
-            self._last = decode_transaction(raw).tx_id, until_ms
-            try:
-                tx_id = await self._submit(raw)
-            except Invalid:
-                self._last = None  # the pool has not taken it
-                raise
-            with trio.move_on_after(SETTLE_S):
-                while (code := self._find_code(tx_id)) is None:  # noqa: ASYNC110  # chain has no event
-                    await trio.sleep(POLL_S)
-                if code:  # by the ledger's own word: `tx.insufficient` is a matter of funds
-                    raise Invalid(code_name(code), number=code, transaction=tx_id)
-                return nonce
+        self._check_last()
+        return self._next_nonce(self._key.public_key), self._now_ms() + VALID_MS
+
+    async def _send(self, payload: Payload, nonce: int, until_ms: int) -> None:
+        """Sign, submit, wait until a block holds it."""
+        body = encode_body(self._key.public_key, nonce, MAX_FEE_GRAINS, until_ms, payload)
+        raw = encode_transaction(body, self._key.sign(b"tx", self._chain_id, body))
+        self._last = decode_transaction(raw).tx_id, until_ms
+        try:
+            tx_id = await self._submit(raw)
+        except Invalid:
+            self._last = None  # the pool has not taken it
+            raise
+        with trio.move_on_after(SETTLE_S):
+            while (code := self._find_code(tx_id)) is None:  # noqa: ASYNC110  # chain has no event
+                await trio.sleep(POLL_S)
+            if code:  # by the ledger's own word: `tx.insufficient` is a matter of funds
+                raise Invalid(code_name(code), number=code, transaction=tx_id)
+            return
         raise Invalid("payer.not_settled", transaction=tx_id)
 
     def _check_last(self) -> None:

@@ -11,6 +11,7 @@ from bundle_kit import CHAIN
 from ledger_kit import NOW_MS, OPEN, PAYER, PROVIDER, fee_of, new_state, open_channel
 
 from consensus.primitives.digest import sha256
+from consensus.primitives.errors import Invalid
 from node.ledger import tables
 from node.ledger.wire import exchange
 from node.ledger.wire.bundles import Bundle
@@ -23,6 +24,7 @@ from node.ledger.wire.orders import (
     Order,
     OrderSampling,
     Voucher,
+    channel_id,
     encode_order,
     encode_sampling,
     encode_voucher,
@@ -38,8 +40,8 @@ from node.serving.bundling import Bundler
 from node.serving.checking import ServedModel
 from node.serving.engine import Ending, EngineInfo, Finish, GenRequest, Token
 from node.serving.service import InferenceService
-from node.wallet.payer import Ask, Limits, Payer
-from node.wallet.promises import OwnChannel, PromiseBook
+from node.wallet.payer import Ask, Limits, NoteOpening, Payer
+from node.wallet.promises import Opening, OwnChannel, PromiseBook
 from p2p.errors import EndOfStream, NetworkError, TooSlow, Unreachable
 
 SAMPLING = OrderSampling(1, 0, 1_000, 0, 8, 1, (), 0)
@@ -205,6 +207,7 @@ class World:
         self.cap = cap
         self.opened: list[bytes] = []
         self.closed: list[bytes] = []
+        self.settles = True
         self.tamper_provider: Callable[[bytes], bytes | None] = lambda body: body
         self.tamper_payer: Callable[[bytes], bytes | None] = lambda body: body
         self.streams: list[End] = []
@@ -247,7 +250,7 @@ class World:
         } | limits  # fmt: skip
         return Payer(
             book=self.promises, limits=Limits(**made), get_state=lambda: self.state,
-            get_offers=self.offers, open_stream=self.open_stream,
+            get_offers=self.offers, open_stream=self.open_stream, account=PAYER.key,
             open_channel=self.open_channel, close_channel=self.close_channel, chain_id=CHAIN,
             now_ms=self.now_ms, random_bytes=self.rng.randbytes, run_blocking=at_once,
         )  # fmt: skip
@@ -264,9 +267,13 @@ class World:
         await trio.lowlevel.checkpoint()
         self.bundles.append(bundle)
 
-    async def open_channel(self, provider: bytes, cap: int) -> bytes:
-        await trio.lowlevel.checkpoint()
-        channel = open_channel(self.state, cap, nonce=len(self.opened))
+    async def open_channel(self, provider: bytes, cap: int, note: NoteOpening) -> bytes:
+        nonce = len(self.opened)
+        channel = channel_id(CHAIN, PAYER.key, provider, nonce)
+        await note(Opening(channel, provider, cap, nonce, self.now_ms() + 600_000))
+        if not self.settles:
+            raise Invalid("payer.not_settled")
+        assert open_channel(self.state, cap, nonce=nonce) == channel
         self.opened.append(channel)
         return channel
 

@@ -52,7 +52,7 @@ from node.ledger.wire.orders import (
 )
 from node.ledger.wire.receipts import Receipt
 from node.wallet.checks import CheckFailed, Purchase, check_receipt
-from node.wallet.promises import OwnChannel, PayerLane, Promise, PromiseBook
+from node.wallet.promises import Opening, OwnChannel, PayerLane, Promise, PromiseBook
 from p2p.errors import NetworkError
 from p2p.network import FrameStream
 
@@ -64,6 +64,7 @@ LANES_TRIED_MAX: Final = 4  # of one provider that says a lane is out of step
 FINISH_S: Final = 15.0  # after our deadline, for the receipt of what was delivered
 ATTRIBUTE_S: Final = 120.0  # from the last token to the receipt, while it says it is alive
 GRAINS_FREE: Final = 0
+FORGET_AFTER_MS: Final = 60_000  # of an expired transaction: blocks that we have not seen yet
 
 _ELSEWHERE: Final = frozenset(
     {
@@ -161,6 +162,7 @@ class _Refused(Exception):
 
 
 Deliver = Callable[[Piece], None]
+NoteOpening = Callable[[Opening], Awaitable[None]]
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
 
@@ -168,25 +170,28 @@ class Payer:
     """A wallet that buys answers for one account. All methods from one trio task tree.
 
     `get_state` gives the ledger as of the newest block, `get_offers` what providers told,
-    `open_stream` an `infer` stream to the peer of an offer. `open_channel(provider, cap)` returns
-    the channel's id once a block holds it; `close_channel` may return before.
+    `open_stream` an `infer` stream to the peer of an offer. `open_channel(provider, cap, note)`
+    awaits `note` before anything of the channel leaves, which may refuse it, and returns the
+    channel's id once a block holds it; `close_channel` may return before.
     """
 
     def __init__(
         self,
         *,
+        account: bytes,
         book: PromiseBook,
         limits: Limits,
         get_state: Callable[[], State],
         get_offers: Callable[[], Sequence[Offer]],
         open_stream: Callable[[Offer], Awaitable[FrameStream]],
-        open_channel: Callable[[bytes, int], Awaitable[bytes]],
+        open_channel: Callable[[bytes, int, NoteOpening], Awaitable[bytes]],
         close_channel: Callable[[bytes], Awaitable[None]],
         chain_id: bytes,
         now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
+        self._account = account
         self._book = book
         self._limits = limits
         self._get_state = get_state
@@ -407,12 +412,27 @@ class Payer:
 
     async def _open(self, provider: bytes, hold: int) -> None:
         cap = max(self._limits.channel_cap, hold)
-        locked = sum(own.cap for own in self._usable(self._get_state()))
-        if locked + cap > self._limits.total_locked_max:
-            raise PaymentFailed("payer.locked_max", locked=locked, cap=cap)
-        channel = await self._open_channel(provider, cap)
+        channel = await self._open_channel(provider, cap, self._note_opening)
         self.counters["channels_opened"] += 1
         await self._run_blocking(self._book.note_channel, OwnChannel(channel, provider, cap))
+
+    async def _note_opening(self, opening: Opening) -> None:
+        """Journal a channel that is about to be opened, if the operator lets us lock its cap."""
+        locked = self._locked(but=opening.channel)
+        if locked + opening.cap > self._limits.total_locked_max:
+            raise PaymentFailed("payer.locked_max", locked=locked, cap=opening.cap)
+        await self._run_blocking(self._book.note_opening, opening)
+
+    def _locked(self, but: bytes) -> int:
+        """What lies in our channels but one, and in those that a block may still open."""
+        state = self._get_state()
+        caps = {own.channel: own.cap for own in self._usable(state)}
+        nonce, now_ms = state.account(self._account).nonce, self._now_ms()
+        for opening in self._book.openings():
+            may_come = opening.nonce >= nonce and now_ms < opening.until_ms + FORGET_AFTER_MS
+            if may_come and not state.has(tables.CHANNEL, opening.channel):
+                caps[opening.channel] = opening.cap
+        return sum(cap for channel, cap in caps.items() if channel != but)
 
     # --- what a purchase needs of us
 

@@ -3,6 +3,8 @@
 Why a journal: a voucher signed twice with one number and different sums would be the payer's loss,
 and a receipt forgotten would stop its lane. So each voucher is on the disk before it is sent, and
 each receipt before it is acknowledged. A torn tail was never sent; damage stops the wallet.
+Why channels are written before their transaction leaves: a cut between it and its block would leave
+the cap in a channel that nobody uses or closes.
 Why a lane can be left: when the other side shows a promise of ours that we do not remember, or a
 receipt that fails its checks, going on would mean signing what we cannot know.
 What this file does not know: streams, prices, who is honest.
@@ -40,8 +42,9 @@ MAGIC: Final = b"OLPJ"
 RECORD_BYTES_MAX: Final = 4_096
 _FORMAT: Final = FrameFormat(MAGIC, has_height=False, payload_bytes_max=RECORD_BYTES_MAX)
 
-_CHANNEL, _VOUCHER, _RECEIPT, _LEFT = 1, 2, 3, 4
+_CHANNEL, _VOUCHER, _RECEIPT, _LEFT, _OPENING = 1, 2, 3, 4, 5
 _CHANNEL_SHAPE: Final = Record(H, H, U63)
+_OPENING_SHAPE: Final = Record(H, H, U63, U63, U63)
 _VOUCHER_SHAPE: Final = Record(Bytes(VOUCHER_BYTES_MAX))
 _RECEIPT_SHAPE: Final = Record(Bytes(RECEIPT_BYTES_MAX), SIG, Bytes(CREDITS_BYTES_MAX))
 _LEFT_SHAPE: Final = Record(H, U16)
@@ -61,6 +64,19 @@ class OwnChannel(NamedTuple):
     channel: bytes
     provider: bytes
     cap: int
+
+
+class Opening(NamedTuple):
+    """A channel whose transaction was about to leave; no block is known to hold it.
+
+    `nonce`: of the transaction; no block may hold it from `until_ms` on.
+    """
+
+    channel: bytes
+    provider: bytes
+    cap: int
+    nonce: int
+    until_ms: int
 
 
 @dataclass(slots=True)
@@ -102,6 +118,7 @@ class PromiseBook:
         self._lock = Lock()
         self._lanes: dict[tuple[bytes, int], PayerLane] = {}
         self._channels: dict[bytes, OwnChannel] = {}
+        self._openings: dict[bytes, Opening] = {}
         self._log = SegmentLog(directory, _FORMAT, segment_bytes)
         for segment in self._log.segments:
             frames, gaps = self._log.segment_frames(segment)
@@ -130,8 +147,12 @@ class PromiseBook:
         return self._lanes[place]
 
     def channels(self) -> tuple[OwnChannel, ...]:
-        """All channels ever opened, oldest first."""
+        """All channels ever opened or about to be, oldest first; the ledger knows which are."""
         return tuple(self._channels.values())
+
+    def openings(self) -> tuple[Opening, ...]:
+        """Those of which we never learned that a block holds them."""
+        return tuple(self._openings.values())
 
     def promised(self, channel: bytes) -> int:
         """The most that can still be settled against a channel, over all its lanes."""
@@ -140,11 +161,17 @@ class PromiseBook:
 
     # -- promising
 
+    def note_opening(self, opening: Opening) -> None:
+        """Remember a channel before its transaction leaves: its cap is locked by any block."""
+        with self._lock:
+            self._append(_OPENING, encode(opening))
+            self._take_opening(opening)
+
     def note_channel(self, own: OwnChannel) -> None:
-        """Remember a channel that we opened."""
+        """Remember a channel that a block holds."""
         with self._lock:
             self._append(_CHANNEL, encode(own))
-            self._channels[own.channel] = own
+            self._take_channel(own)
 
     def promise(
         self, lane: PayerLane, *, hold: int, order_hash: bytes = ZERO_HASH, expires_ms: int
@@ -211,8 +238,11 @@ class PromiseBook:
 
     def _replay(self, kind: int, payload: bytes) -> None:
         if kind == _CHANNEL:
-            own = OwnChannel(*decode(payload, _CHANNEL_SHAPE, RECORD_BYTES_MAX, "promises"))
-            self._channels[own.channel] = own
+            own = decode(payload, _CHANNEL_SHAPE, RECORD_BYTES_MAX, "promises")
+            self._take_channel(OwnChannel(*own))
+        elif kind == _OPENING:
+            opening = decode(payload, _OPENING_SHAPE, RECORD_BYTES_MAX, "promises")
+            self._take_opening(Opening(*opening))
         elif kind == _VOUCHER:
             (raw,) = decode(payload, _VOUCHER_SHAPE, RECORD_BYTES_MAX, "promises")
             voucher = decode_voucher(raw)
@@ -223,6 +253,14 @@ class PromiseBook:
         elif kind == _LEFT:
             channel, number = decode(payload, _LEFT_SHAPE, RECORD_BYTES_MAX, "promises")
             self.lane(channel, number).is_left = True
+
+    def _take_opening(self, opening: Opening) -> None:
+        self._channels[opening.channel] = OwnChannel(*opening[:3])
+        self._openings[opening.channel] = opening
+
+    def _take_channel(self, own: OwnChannel) -> None:
+        self._channels[own.channel] = own
+        self._openings.pop(own.channel, None)
 
     def _take_receipt(self, raw: bytes) -> None:
         receipt = decode_receipt(raw)

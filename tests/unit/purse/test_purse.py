@@ -110,19 +110,24 @@ class Surroundings:
         self.codes[tx.tx_id] = self.code
 
 
+def new_purse(folder: Path, around: Any, limits: Limits = LIMITS) -> Purse:
+    world = around.world
+    return Purse(
+        key=Key("spending", "spending", PAYER.key, PAYER.seed), chain_id=CHAIN,
+        folder=folder / "purse", limits=limits, network=around, directory=around,
+        holdings=around, get_state=lambda: world.state, find_code=around.codes.get,
+        next_nonce=around.next_nonce, submit=around.submit, now_ms=around.now_ms,
+        run_blocking=at_once,
+    )  # fmt: skip
+
+
 @asynccontextmanager
 async def purse_in(
     folder: Path, limits: Limits = LIMITS
 ) -> AsyncIterator[tuple[Purse, Surroundings]]:
     async with world_in(folder) as world:
-        around: Any = Surroundings(world)
-        purse = Purse(
-            key=Key("spending", "spending", PAYER.key, PAYER.seed), chain_id=CHAIN,
-            folder=folder / "purse", limits=limits, network=around, directory=around,
-            holdings=around, get_state=lambda: world.state, find_code=around.codes.get,
-            next_nonce=around.next_nonce, submit=around.submit, now_ms=around.now_ms,
-            run_blocking=at_once,
-        )  # fmt: skip
+        around = Surroundings(world)
+        purse = new_purse(folder, around, limits)
         yield purse, around
         purse.close()
 
@@ -226,6 +231,34 @@ async def test_channel_is_opened_once_for_all_who_ask_at_once(tmp_path, autojump
         assert [type(tx.payload) for tx in around.sent] == [OpenChannel]
         assert around.sent[0].payload == OpenChannel(PROVIDER.key, PAYER.key, 10 * OPEN, 0)
         assert len(around.world.engine.requests) == 5
+
+
+async def test_channel_whose_opening_was_cut_short_is_used_after_a_restart(
+    tmp_path, autojump_clock
+) -> None:
+    """Ctrl-C or a power cut while a block is awaited: its cap must not be lost from sight."""
+    async with purse_in(tmp_path) as (purse, around):
+        around.settle_s = 1.0
+        with trio.move_on_after(0.5) as cut:
+            await ask(purse)
+        assert cut.cancelled_caught
+        await trio.sleep(1)
+        (channel,) = around.world.opened
+        purse.close()
+        again = new_purse(tmp_path, around)
+        answer, _ = await ask(again)
+        assert (answer.receipt.channel, len(around.sent)) == (channel, 1)
+        again.close()
+
+
+async def test_channel_that_settled_after_we_gave_up_is_used(tmp_path, autojump_clock) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        around.settle_s = SETTLE_S + 2
+        assert (await refusal(lambda: ask(purse))).code == "payer.not_settled"
+        await trio.sleep(5)
+        answer, _ = await ask(purse)
+        assert [answer.receipt.channel] == around.world.opened
+        assert len(around.sent) == 1
 
 
 async def test_tokenizer_is_fetched_once_by_the_ledgers_base(tmp_path, autojump_clock) -> None:

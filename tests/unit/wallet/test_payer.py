@@ -8,8 +8,9 @@ import pytest
 import trio
 from bundle_kit import CHAIN
 from exchange_kit import ASK, SAMPLING, kind_of, provider_frame, world_in
-from ledger_kit import NOW_MS, OPEN, PROVIDER, context, fee_of
+from ledger_kit import NOW_MS, OPEN, PAYER, PROVIDER, context, fee_of
 
+from consensus.primitives.errors import Invalid
 from node.ledger import tables
 from node.ledger.admission import admit_bundle
 from node.ledger.rules import channels
@@ -18,7 +19,7 @@ from node.ledger.wire.exchange import RefusedFrame, Tokens
 from node.ledger.wire.orders import ZERO_HASH, decode_order, decode_voucher
 from node.ledger.wire.receipts import decode_receipt, encode_receipt, receipt_message
 from node.serving.engine import Overloaded
-from node.wallet.payer import Answer, PaymentFailed, Piece
+from node.wallet.payer import FORGET_AFTER_MS, Answer, PaymentFailed, Piece
 from p2p.errors import Unreachable
 
 FEE = fee_of(3, 5)
@@ -137,6 +138,61 @@ async def test_no_more_is_locked_than_the_operator_allows(tmp_path, autojump_clo
             await payer.ask(ASK)
         assert failure.value.code == "payer.locked_max"
         await world.new_payer(total_locked_max=10 * OPEN).ask(ASK)
+
+
+async def test_channel_that_no_block_took_yet_counts_as_locked_until_none_may(
+    tmp_path, autojump_clock
+) -> None:
+    """Its transaction may be in any pool; at its expiry and a minute it is forgotten."""
+    async with world_in(tmp_path) as world:
+        world.settles = False
+        with pytest.raises(Invalid):
+            await world.payer.ask(ASK)
+        (lost,) = world.promises.openings()
+        world.opened.append(lost.channel)  # the next one is another channel
+        world.settles = True
+        world.now_ms = lambda: lost.until_ms + FORGET_AFTER_MS - 1
+        with pytest.raises(PaymentFailed) as failure:
+            await world.new_payer(total_locked_max=20 * OPEN - 1).ask(ASK)
+        assert (failure.value.code, failure.value.facts["locked"]) == (
+            "payer.locked_max",
+            10 * OPEN,
+        )
+        world.now_ms = lambda: lost.until_ms + FORGET_AFTER_MS
+        payer = world.new_payer(total_locked_max=20 * OPEN - 1)
+        await payer.ask(ASK)
+        assert len(world.promises.openings()) == 1, "the one that a block took is none any more"
+
+
+async def test_channel_whose_number_went_to_another_transaction_is_forgotten_at_once(
+    tmp_path, autojump_clock
+) -> None:
+    """The ledger refused it, or took another transaction in its place: its id can never be."""
+    async with world_in(tmp_path) as world:
+        world.settles = False
+        with pytest.raises(Invalid):
+            await world.payer.ask(ASK)
+        (lost,) = world.promises.openings()
+        world.opened.append(lost.channel)
+        world.settles = True
+        payer = world.new_payer(total_locked_max=20 * OPEN - 1)
+        with pytest.raises(PaymentFailed):
+            await payer.ask(ASK)
+        account = world.state.account(PAYER.key)
+        world.state.put(tables.ACCOUNT, (PAYER.key,), account._replace(nonce=lost.nonce + 1))
+        await payer.ask(ASK)
+
+
+async def test_the_same_channel_tried_again_is_counted_once(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        payer = world.new_payer(total_locked_max=10 * OPEN)
+        world.settles = False
+        for _ in range(2):
+            with pytest.raises(Invalid):
+                await payer.ask(ASK)
+        world.settles = True
+        await payer.ask(ASK)
+        assert world.promises.openings() == ()
 
 
 async def test_without_an_offer_there_is_no_provider(tmp_path, autojump_clock) -> None:

@@ -22,7 +22,14 @@ from node.ledger.wire.receipts import (
 )
 from node.storage.errors import Damaged, StorageError
 from node.storage.segments import SEGMENT_BYTES, SegmentLog
-from node.wallet.promises import RECORD_BYTES_MAX, OwnChannel, PayerLane, Promise, PromiseBook
+from node.wallet.promises import (
+    RECORD_BYTES_MAX,
+    Opening,
+    OwnChannel,
+    PayerLane,
+    Promise,
+    PromiseBook,
+)
 
 CHANNEL, OTHER = b"\1" * 32, b"\2" * 32
 ORDER = b"\7" * 32
@@ -172,6 +179,20 @@ def test_channels_are_remembered_with_their_newest_cap(tmp_path: Path) -> None:
     again = open_book(tmp_path)
     assert again.channels() == (first._replace(cap=9), other)
     again.close()
+
+
+def test_opening_outlives_a_restart_and_ends_with_its_block(tmp_path: Path) -> None:
+    first = Opening(CHANNEL, PROVIDER.key, 5, 7, 9)
+    other = first._replace(channel=OTHER, nonce=8)
+    book = open_book(tmp_path)
+    book.note_opening(first)
+    book.note_opening(other)
+    book.note_channel(OwnChannel(OTHER, PROVIDER.key, 5))
+    for opened in (book, None):
+        current = opened or open_book(tmp_path)
+        assert current.openings() == (first,)
+        assert [own.channel for own in current.channels()] == [CHANNEL, OTHER]
+        current.close()
 
 
 def test_restart_in_the_middle_of_many_lanes_forgets_nothing(tmp_path: Path) -> None:

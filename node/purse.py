@@ -29,7 +29,7 @@ from node.ledger.wire.transactions import (
     encode_body,
     encode_transaction,
 )
-from node.peering.blobs import BASE
+from node.peering.blobs import BASE, NoRoom
 from node.peering.directory import Directory
 from node.wallet.keystore import Key
 from node.wallet.payer import Answer, Ask, Limits, NoteOpening, Payer, Piece
@@ -169,7 +169,7 @@ class Purse:
         if found is None:
             try:
                 folder = await self._holdings.fetch(BASE, base)
-            except NetworkError as error:
+            except (NetworkError, NoRoom) as error:
                 raise Invalid("payer.not_ready", why=f"no tokenizer: {error}") from None
             found = self._tokenizers[base] = await self._run_blocking(TextTokenizer, folder)
         return found

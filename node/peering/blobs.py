@@ -76,6 +76,10 @@ class BlobInvalid(Invalid):
     """What a peer sent, or what stands on the disk, is not the blob that was asked for."""
 
 
+class NoRoom(Invalid):
+    """This node may not or cannot keep so much; whoever offers it is not at fault."""
+
+
 def first_leaf(length: int) -> bytes:
     """Leaf 0: binds length and chunk size."""
     return b"olnode/1/blob\0" + length.to_bytes(8, "big") + CHUNK_BYTES.to_bytes(4, "big")
@@ -96,6 +100,15 @@ def leaves_of(path: Path) -> list[bytes]:
         while chunk := file.read(CHUNK_BYTES):
             hashes.append(merkle.leaf_hash(chunk))
     return hashes
+
+
+def _whole_leaves(blob_id: bytes, path: Path) -> list[bytes] | None:
+    """The leaf hashes of the file at `path`, or None where it is not the blob (any more)."""
+    try:
+        leaves = leaves_of(path)
+    except BlobInvalid:  # a power cut may leave a file without its bytes
+        return None
+    return leaves if merkle.root_of_hashes(leaves) == blob_id else None
 
 
 def check_name(name: str) -> str:
@@ -167,28 +180,31 @@ class BlobStore:
         return listing
 
     def _add_file(self, file: Path) -> bytes:
+        """Keep `file`, also in place of what stands there: that may have rotted, this was read."""
         leaves = leaves_of(file)
         blob_id = merkle.root_of_hashes(leaves)
         target = self.path(blob_id)
-        if not target.is_file():
-            target.parent.mkdir(mode=0o700, exist_ok=True)
-            part = target.with_suffix(".part")
-            part.unlink(missing_ok=True)
-            try:
-                os.link(file, part)
-            except OSError:  # another file system
-                shutil.copyfile(file, part)
-            os.replace(part, target)
+        target.parent.mkdir(mode=0o700, exist_ok=True)
+        part = target.with_suffix(".part")
+        part.unlink(missing_ok=True)
+        try:
+            os.link(file, part)
+        except OSError:  # another file system
+            shutil.copyfile(file, part)
+        with part.open("rb") as written:
+            os.fsync(written.fileno())  # its listing is durable, so must be what it lists
+        os.replace(part, target)
+        part.unlink(missing_ok=True)  # a rename onto the same file by another name does nothing
         self._leaves[blob_id] = leaves
         return blob_id
 
     def check_room(self, length: int) -> None:
-        """Raise BlobInvalid `blob.quota` or `blob.disk` where `length` more bytes do not fit."""
+        """Raise NoRoom `blob.quota` or `blob.disk` where `length` more bytes do not fit."""
         held = sum(p.stat().st_size for p in self._directory.glob("??/*") if p.is_file())
         if held + length > self._quota_bytes:
-            raise BlobInvalid("blob.quota", held=held, length=length)
+            raise NoRoom("blob.quota", held=held, length=length)
         if shutil.disk_usage(self._directory).free - length < FREE_BYTES_MIN:
-            raise BlobInvalid("blob.disk", length=length)
+            raise NoRoom("blob.disk", length=length)
 
     # -- answers
 
@@ -217,8 +233,8 @@ class BlobStore:
         if leaves is None:
             if not self.has(blob_id):
                 raise Refused(Code.NOT_FOUND)
-            leaves = leaves_of(self.path(blob_id))
-            if merkle.root_of_hashes(leaves) != blob_id:
+            leaves = _whole_leaves(blob_id, self.path(blob_id))
+            if leaves is None:
                 self.path(blob_id).unlink()  # rotted: fetched again by whoever needs it
                 raise Refused(Code.NOT_FOUND)
             self._leaves[blob_id] = leaves
@@ -346,7 +362,8 @@ class Blobs:
 
         `check(folder)` recomputes the identity, in a thread, and raises Invalid where it differs:
         its teller is penalised and the next is asked. At the end we serve the files too. Raises
-        Unreachable when no source gave them; then nothing is at `folder`.
+        Unreachable when no source gave them, NoRoom where they do not fit here; then nothing is
+        at `folder`.
         """
         for peer in peers[:SOURCES_MAX]:
             try:
@@ -354,6 +371,8 @@ class Blobs:
             except NetworkError:
                 self.counters["sources_failed"] += 1
                 continue
+            except NoRoom:
+                raise
             except Invalid:
                 self.counters["sources_false"] += 1
                 self._blame(peer, "false_chunk")

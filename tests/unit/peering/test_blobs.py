@@ -128,6 +128,55 @@ async def test_a_blob_that_rotted_here_is_fetched_anew_and_its_source_not_blamed
         assert nodes[1].counters["fetched_bytes"] == CHUNK_BYTES + 19 + 2  # the one file again
 
 
+async def test_a_blob_that_a_power_cut_emptied_is_fetched_anew_and_no_source_blamed(
+    tmp_path, autojump_clock
+) -> None:
+    async with three(tmp_path) as nodes:
+        listing = nodes[0]._store.add_folder(ADAPTER, IDENTITY, make_folder(tmp_path))
+        emptied = nodes[1]._store.path(listing[1].blob_id)
+        emptied.parent.mkdir()
+        emptied.touch()
+        with pytest.raises(Refused):
+            await nodes[1].answer(KEYS[2], encode((0, listing[1].blob_id)))
+        emptied.touch()
+        await fetch(nodes[1], tmp_path, [KEYS[0]])
+        assert (tmp_path / "got" / "sub" / "b.json").read_bytes() == b"{}"
+        assert nodes[1].counters["sources_false"] == 0
+
+
+def test_a_rotted_blob_is_replaced_by_the_true_file_that_is_added(tmp_path) -> None:
+    """Else we would serve the rotted bytes with the true file's proofs, and be penalised."""
+    held = store(tmp_path)
+    folder = make_folder(tmp_path)
+    listing = held.add_folder(ADAPTER, IDENTITY, folder)
+    rotted = folder / "sub" / "b.json"
+    with rotted.open("r+b") as file:  # the blob is the same file by a second name
+        file.write(b"]")
+    rotted.unlink()
+    rotted.write_bytes(b"{}")
+    assert held.add_folder(ADAPTER, IDENTITY, folder) == listing
+    assert held.path(listing[1].blob_id).read_bytes() == b"{}"
+
+
+def test_adding_a_folder_again_leaves_no_part_behind(tmp_path) -> None:
+    """A rename onto another name of the same file does nothing, also not away with the old one."""
+    held, folder = store(tmp_path), make_folder(tmp_path)
+    for _ in range(2):
+        held.add_folder(ADAPTER, IDENTITY, folder)
+    assert list((tmp_path / "blobs").rglob("*.part")) == []
+
+
+async def test_no_room_here_blames_no_source(tmp_path, autojump_clock) -> None:
+    async with three(tmp_path) as nodes:
+        nodes[0]._store.add_folder(ADAPTER, IDENTITY, make_folder(tmp_path))
+        nodes[1]._store = store(tmp_path / "small", quota=CHUNK_BYTES)
+        blamed = []
+        nodes[1]._blame = lambda peer, reason: blamed.append(peer)
+        with pytest.raises(Invalid, match=r"blob\.quota"):
+            await fetch(nodes[1], tmp_path, KEYS[:1])
+        assert blamed == []
+
+
 async def test_more_than_the_caller_wants_is_refused_before_a_byte(tmp_path, autojump_clock):
     async with three(tmp_path) as nodes:
         nodes[0]._store.add_folder(ADAPTER, IDENTITY, make_folder(tmp_path))

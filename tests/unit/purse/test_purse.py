@@ -57,7 +57,7 @@ class Surroundings:
         self.later_ms = 0
         self.fetched: list[tuple[int, bytes]] = []
         self.knows_peer = True
-        self.nobody_has_it = False
+        self.fetch_error: Exception | None = None
         world.state.put(tables.MODEL_NAME, (b"model-1",), tables.Number(1))
 
     # network, directory, holdings
@@ -74,8 +74,8 @@ class Surroundings:
 
     async def fetch(self, kind: int, identity: bytes) -> Path:
         self.fetched.append((kind, identity))
-        if self.nobody_has_it:
-            raise Unreachable("no source")
+        if self.fetch_error is not None:
+            raise self.fetch_error
         await trio.lowlevel.checkpoint()
         return Path("base")
 
@@ -269,13 +269,14 @@ async def test_tokenizer_is_fetched_once_by_the_ledgers_base(tmp_path, autojump_
         assert Letters.made == 1
 
 
+@pytest.mark.parametrize("error", [Unreachable("no source"), blobs.NoRoom("blob.disk", length=1)])
 async def test_without_the_bases_tokenizer_the_wallet_is_not_ready(
-    tmp_path, autojump_clock
+    tmp_path, autojump_clock, error
 ) -> None:
     async with purse_in(tmp_path) as (purse, around):
-        around.nobody_has_it = True
+        around.fetch_error = error
         assert (await refusal(lambda: ask(purse))).code == "payer.not_ready"
-        around.nobody_has_it = False
+        around.fetch_error = None
         await ask(purse)
 
 

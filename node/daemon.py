@@ -8,11 +8,12 @@ What this file does not know: any rule.
 
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
+from statistics import median_low
 from typing import Any, Final
 
 import trio
@@ -94,6 +95,14 @@ async def run(settings: Settings, keys: Keys) -> None:
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(ground.close)
+
+
+def is_behind(told: Sequence[int], height: int) -> bool:
+    """Whether most peers tell of more than `LAG_BLOCKS_MAX` blocks above `height`.
+
+    By the middle one of them, the lower of two: one peer that lies must not close a shop.
+    """
+    return bool(told) and median_low(told) - height > LAG_BLOCKS_MAX
 
 
 class Node:
@@ -215,6 +224,7 @@ class Node:
             offer_bundle=self._relay.offer_bundle,
             note_change=self._directory.note_change,
             addresses=self._network.addresses,
+            is_current=self._is_current,
             now_ms=now_ms,
         )
         folder = self._settings.home / "receipts"
@@ -408,14 +418,21 @@ class Node:
             "height_lag": self._lag() <= LAG_BLOCKS_MAX,
             "consensus": state != "diverged",
         }
+        if self._shop is not None:
+            checks["engine"] = self._shop.is_well
         if "validator" in self._config.roles:
             checks["signer"] = state in ("validating", "waiting", "following")
             checks["signer"] = checks["signer"] and self._ground.journal is not None
         return checks
 
     def _lag(self) -> int:
-        heights = [view.facts.height for view in self._network.peers() if view.admitted]
-        return max(0, max(heights, default=0) - self._chain.height)
+        return max(0, max(self._told_heights(), default=0) - self._chain.height)
+
+    def _is_current(self) -> bool:
+        return not is_behind(self._told_heights(), self._chain.height)
+
+    def _told_heights(self) -> list[int]:
+        return [view.facts.height for view in self._network.peers() if view.admitted]
 
     def _status(self) -> answers.Status:
         tip, checks = self._chain.tip, self._checks()

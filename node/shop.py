@@ -15,7 +15,7 @@ import trio
 from node.holdings import HeldModel, Holdings
 from node.ledger.state import State
 from node.ledger.wire.bundles import Bundle
-from node.ledger.wire.orders import Load, Offer, OfferedModel
+from node.ledger.wire.orders import OFFER_MODELS_MAX, Load, Offer, OfferedModel
 from node.observe import get_log
 from node.serving.attributing import Attributor
 from node.serving.book import ReceiptBook
@@ -31,6 +31,7 @@ from p2p.network import Network
 
 LOOK_S: Final = 0.5
 OFFER_VERSION: Final = 1
+DOWN_MEND: Final = "see memory and the worker's last words above; then olnode stop, olnode start"
 
 log = get_log("shop")
 
@@ -47,6 +48,7 @@ class Counter:
     offer_bundle: Callable[[Bundle], Awaitable[None]]
     note_change: Callable[[], None]
     addresses: Callable[[], tuple[str, ...]]
+    is_current: Callable[[], bool]  # whether our ledger is as far as the others'
     now_ms: Callable[[], int]
 
 
@@ -67,6 +69,7 @@ class Shop:
         self.book = ReceiptBook(folder, counter.get_state)
         self._engine: EngineClient | None = None
         self._has_failed = False
+        self.left_out = 0  # ready versions that the newest offer had no room for
 
     @property
     def engine_word(self) -> str:
@@ -75,15 +78,26 @@ class Shop:
             return "failed"
         return "starting" if self._engine is None else str(self._engine.state)
 
+    @property
+    def is_well(self) -> bool:
+        """Whether a worker serves; also where nothing is held yet that it could serve."""
+        return self.engine_word == "ready" or (self._engine is None and not self._has_failed)
+
+    def close(self) -> None:
+        """Let go of the receipts' files."""
+        self.book.close()
+
     async def run(self) -> None:
-        """Wait for a base, start the engine, serve until cancelled."""
-        base = await self._wait_base()
-        settings = EngineSettings(base_folder=str(base), threads=self._threads)
-        self._engine = engine = self._make_engine(settings)
-        service, bundler = self._make_service(engine)
-        self._network.accept("infer", service.serve, PROTOCOLS["infer"])
+        """Settle; wait for a base, start the engine, serve until cancelled."""
+        bundler = self._make_bundler()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(bundler.run)  # what was answered before is settled in any case
+            # Before the base, which may be lost or no longer wanted: what was answered is owed.
+            nursery.start_soon(bundler.run)
+            base = await self._wait_base()
+            settings = EngineSettings(base_folder=str(base), threads=self._threads)
+            self._engine = engine = self._make_engine(settings)
+            service = self._make_service(engine, bundler)
+            self._network.accept("infer", service.serve, PROTOCOLS["infer"])
             start: Any = nursery.start
             try:
                 await start(engine.run)
@@ -91,11 +105,12 @@ class Shop:
                 self._has_failed = True
                 log.error("the engine does not start", why=str(error), mend="olnode start, again")
                 return
+            nursery.start_soon(_watch, engine)
             await self._load_models(engine, base)
 
-    def _make_service(self, engine: EngineClient) -> tuple[InferenceService, Bundler]:
+    def _make_bundler(self) -> Bundler:
         counter = self._counter
-        bundler = Bundler(
+        return Bundler(
             book=self.book,
             chain_id=counter.chain_id,
             provider=counter.provider,
@@ -104,8 +119,11 @@ class Shop:
             offer_bundle=counter.offer_bundle,
             now_ms=counter.now_ms,
         )
+
+    def _make_service(self, engine: EngineClient, bundler: Bundler) -> InferenceService:
+        counter = self._counter
         attributor = Attributor(engine=engine, find_index=self._holdings.find_index)
-        service = InferenceService(
+        return InferenceService(
             chain_id=counter.chain_id,
             provider=counter.provider,
             sign=counter.signer(b"receipt"),
@@ -114,12 +132,12 @@ class Shop:
             book=self.book,
             find_model=self._find_model,
             get_state=counter.get_state,
-            is_ready=lambda: engine.state == "ready",
+            is_current=counter.is_current,
+            has_engine=lambda: engine.state == "ready",
             note_receipt=bundler.note_receipt,
             stream_errors=(NetworkError,),
             now_ms=counter.now_ms,
         )
-        return service, bundler
 
     async def _wait_base(self) -> Path:
         while True:
@@ -131,8 +149,10 @@ class Shop:
     async def _load_models(self, engine: EngineClient, base: Path) -> None:
         """Make models ready as they come to be held; tell of the change."""
         warned: set[str] = set()
+        loaded: set[bytes] = set()
         while True:
             await engine.wait_ready()
+            await self._unload_dropped(engine, loaded)
             for held in self._holdings.all():
                 if held.is_ready or held.base is None:
                     continue
@@ -143,10 +163,21 @@ class Shop:
                         warned.add(held.label)
                         log.warning("a model does not load", model=held.label, why=str(error))
                     continue
+                loaded.update(held.manifest.adapters)
                 self._holdings.note_ready(held)
                 self._counter.note_change()
                 log.info("serves", model=held.label)
             await trio.sleep(LOOK_S)
+
+    async def _unload_dropped(self, engine: EngineClient, loaded: set[bytes]) -> None:
+        """Have the engine forget the adapters that no version held needs any more."""
+        needed = {hash for held in self._holdings.all() for hash in held.manifest.adapters}
+        for hash in sorted(loaded - needed):
+            try:
+                await engine.unload_adapter(hash, drain=True)
+            except EngineError as error:
+                log.warning("an adapter is not unloaded", adapter=hash.hex(), why=str(error))
+            loaded.discard(hash)
 
     def _find_model(self, model: int, version: int) -> ServedModel | None:
         held = self._holdings.find(model, version)
@@ -160,7 +191,8 @@ class Shop:
         ready = [held for held in self._holdings.all() if held.is_ready]
         if not ready or self.engine_word != "ready":
             return None
-        models = sorted((held.model, held.version) for held in ready)
+        models = _choose_offered([(held.model, held.version) for held in ready])
+        self.left_out = len(ready) - len(models)
         addresses = tuple(address.encode() for address in self._counter.addresses()[:8])
         return Offer(
             OFFER_VERSION,
@@ -172,6 +204,29 @@ class Shop:
             Load(32, 0, 0),
             expires_ms,
         )
+
+
+def _choose_offered(ready: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """As many (model, version) as an offer may tell, in order: a model's newest before older."""
+    newest = dict(sorted(ready))
+    ranked = sorted(ready, key=lambda which: (newest[which[0]] != which[1], which))
+    return sorted(ranked[:OFFER_MODELS_MAX])
+
+
+async def _watch(engine: EngineClient) -> None:
+    """Tell the operator when the worker is lost, serves again, or is given up."""
+    known = engine.state
+    while True:
+        await trio.sleep(LOOK_S)
+        if engine.state == known:
+            continue
+        known = engine.state
+        if known == "restarting":
+            log.warning("the engine's worker was lost; another one starts")
+        elif known == "down":
+            log.error("the engine is down: it lost its workers too often", mend=DOWN_MEND)
+        elif known == "ready":
+            log.info("the engine serves again")
 
 
 async def _load(engine: EngineClient, held: HeldModel, base: Path) -> None:

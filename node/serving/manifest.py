@@ -75,6 +75,11 @@ class Manifest(NamedTuple):
         """What a GradItem asks for: early, middle."""
         return self.early, self.middle
 
+    @property
+    def adapters(self) -> tuple[bytes, ...]:
+        """All that an engine loads for it beside the base."""
+        return tuple(hash for hash in (self.adapter, self.early, self.middle) if hash)
+
 
 def encode_manifest(manifest: Manifest) -> bytes:
     """Canonical bytes; `manifest_hash` of them stands on the ledger."""

@@ -57,6 +57,7 @@ from node.serving import verify
 from node.serving.attributing import UNATTRIBUTED, Attributed
 from node.serving.book import ProviderLane, ReceiptBook, Served
 from node.serving.checking import (
+    RETRY_MS,
     FindModel,
     Job,
     OrderRefused,
@@ -151,6 +152,8 @@ class InferenceService:
     """Serves `infer` streams for one provider.
 
     `stream_errors`: what reading or writing a stream may raise. `sign`: with the provider's key.
+    `is_current`: whether our ledger is as far as the others'; prices and promises are judged by
+    it. `has_engine`: whether a worker serves now.
     """
 
     def __init__(
@@ -164,7 +167,8 @@ class InferenceService:
         book: ReceiptBook,
         find_model: FindModel,
         get_state: Callable[[], State],
-        is_ready: Callable[[], bool],
+        is_current: Callable[[], bool],
+        has_engine: Callable[[], bool],
         note_receipt: Callable[[], None],
         stream_errors: tuple[type[Exception], ...],
         now_ms: Callable[[], int],
@@ -179,7 +183,8 @@ class InferenceService:
         self._book = book
         self._find_model = find_model
         self._get_state = get_state
-        self._is_ready = is_ready
+        self._is_current = is_current
+        self._has_engine = has_engine
         self._note_receipt = note_receipt
         self._stream_errors = stream_errors
         self._now_ms = now_ms
@@ -225,8 +230,10 @@ class InferenceService:
         if stored is not None:
             await self._send_again(line, start, stored)
             return
-        if not self._is_ready():
-            raise OrderRefused(exchange.BUSY, "our ledger is behind", 1_000)
+        if not self._is_current():
+            raise OrderRefused(exchange.BUSY, "our ledger is behind", RETRY_MS)
+        if not self._has_engine():
+            raise OrderRefused(exchange.OUR_FAILURE, "no worker serves", RETRY_MS)
         job = verify_order(
             start,
             chain_id=self._chain_id,

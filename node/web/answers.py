@@ -37,7 +37,7 @@ class Status:
     last_signed_height: int
     pool_transactions: int
     pool_bundles: int
-    engine: str  # "none", "starting", "ready", "failed"
+    engine: str  # "none", "starting", "ready", "restarting", "down", "failed", "closed"
     models: tuple[str, ...]  # served here, "name@version"
     supply: Grains
     app_version: int

@@ -220,7 +220,7 @@ async def test_what_the_engine_refuses_has_a_code_and_leaves_no_receipt(
         assert isinstance((await ask(world, again))[-1], Finished)
 
 
-async def test_an_adapter_that_loads_and_a_ledger_behind_ask_to_come_again(
+async def test_an_adapter_an_engine_or_a_ledger_that_is_not_there_yet_asks_to_come_again(
     tmp_path, autojump_clock
 ) -> None:
     async with world_in(tmp_path) as world:
@@ -230,8 +230,13 @@ async def test_an_adapter_that_loads_and_a_ledger_behind_ask_to_come_again(
         assert (frame.code, frame.retry_ms) == (37, 1_000)
         world.model = None
         assert (await refusal(world, make_start(channel))).code == 34
-        world.service._is_ready = lambda: False
-        assert (await refusal(world, make_start(channel))).code == 3
+        world.has_engine = False
+        frame = await refusal(world, make_start(channel))
+        assert (frame.code, frame.retry_ms) == (10, 1_000)
+        world.is_current = False
+        frame = await refusal(world, make_start(channel))
+        assert (frame.code, frame.retry_ms) == (3, 1_000)
+        assert not world.engine.requests
 
 
 async def test_one_request_a_lane_at_a_time(tmp_path, autojump_clock) -> None:

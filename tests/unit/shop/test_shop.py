@@ -10,8 +10,11 @@ import pytest
 import trio
 from bundle_kit import CHAIN
 from ledger_kit import NOW_MS, PROVIDER, new_state
+from structlog.testing import capture_logs
 
 from node.holdings import HeldModel
+from node.ledger.wire.orders import OFFER_MODELS_MAX, decode_offer, encode_offer
+from node.serving.bundling import Bundler
 from node.serving.engine import AdapterRef, BadAdapter, EngineError, EngineLost, Unsupported
 from node.serving.manifest import Manifest
 from node.shop import LOOK_S, Counter, Shop
@@ -72,6 +75,11 @@ class Engine:
             raise self.load_error
         self.loaded.append(ref)
 
+    async def unload_adapter(self, adapter: bytes, drain: bool = False) -> None:
+        await trio.lowlevel.checkpoint()
+        assert drain, "answers in flight go on"
+        self.loaded = [ref for ref in self.loaded if ref.hash != adapter]
+
 
 @dataclass
 class Around:
@@ -127,7 +135,7 @@ async def open_shop(folder: Path) -> AsyncIterator[tuple[Shop, Around]]:
         chain_id=CHAIN, provider=PROVIDER.key, peer_key=bytes(32), signer=lambda tag: PROVIDER.sign,
         get_state=lambda: state, offer_bundle=offer_bundle, note_change=around.note_change,
         addresses=lambda: tuple(f"/ip4/10.0.0.{i}/tcp/1" for i in range(12)),
-        now_ms=lambda: NOW_MS,
+        is_current=lambda: True, now_ms=lambda: NOW_MS,
     )  # fmt: skip
     there: Any = around
     shop = Shop(counter, there, there, folder / "receipts", 3, around.make_engine)
@@ -136,7 +144,7 @@ async def open_shop(folder: Path) -> AsyncIterator[tuple[Shop, Around]]:
         nursery.start_soon(shop.run)
         yield shop, around
         nursery.cancel_scope.cancel()
-    shop.book.close()
+    shop.close()
 
 
 async def look() -> None:
@@ -152,6 +160,88 @@ async def test_engine_waits_for_a_base_and_starts_with_it(tmp_path, autojump_clo
         await look()
         assert (around.settings.base_folder, around.settings.threads) == (str(BASE), 3)
         assert around.protocols == ["infer"]
+
+
+async def test_what_was_answered_is_settled_before_any_base_is_here(
+    tmp_path, autojump_clock, monkeypatch
+) -> None:
+    """A base may have rotted, and models may be wanted no more: receipts expire all the same."""
+    turns = []
+
+    async def turn(bundler: Bundler) -> None:
+        turns.append(trio.current_time())
+
+    monkeypatch.setattr(Bundler, "turn", turn)
+    async with open_shop(tmp_path) as (shop, around):
+        await trio.sleep(3.5)
+        assert (len(turns), around.settings) == (3, None)
+        around.engine.may_start.set()
+        around.hold(held())
+        await trio.sleep(3)
+        assert shop.engine_word == "ready"
+        assert len(turns) in (6, 7), "and by the same bundler afterwards"
+
+
+async def test_node_is_well_while_there_is_nothing_to_serve_or_a_worker_serves(
+    tmp_path, autojump_clock
+) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        assert shop.is_well
+        around.hold(held())
+        await look()
+        assert not shop.is_well, "the engine starts"
+        around.engine.may_start.set()
+        await look()
+        assert shop.is_well
+        for state in ("restarting", "down"):
+            around.engine.lose(state)
+            assert not shop.is_well
+
+
+async def test_operator_is_told_of_a_lost_worker_and_of_an_engine_that_is_down(
+    tmp_path, autojump_clock
+) -> None:
+    with capture_logs() as logs:
+        async with open_shop(tmp_path) as (_, around):
+            around.engine.may_start.set()
+            around.hold(held())
+            await look()
+            around.engine.lose("restarting")
+            await look()
+            around.engine.recover()
+            await look()
+            around.engine.lose("down")
+            await trio.sleep(10)
+    told = [(entry["log_level"], "mend" in entry) for entry in logs if "engine" in entry["event"]]
+    assert told == [("warning", False), ("info", False), ("error", True)]
+
+
+async def test_adapters_of_a_version_that_is_dropped_leave_the_engine(
+    tmp_path, autojump_clock
+) -> None:
+    async with open_shop(tmp_path) as (_, around):
+        around.engine.may_start.set()
+        newer = MANIFEST._replace(adapter=b"n" * 32)
+        around.hold(held(1, 1), held(1, 2, manifest=newer))
+        await look()
+        del around.models[1, 1]
+        await look()
+        assert {ref.hash for ref in around.engine.loaded} == {b"n" * 32, b"e" * 32, b"m" * 32}
+
+
+@pytest.mark.parametrize(("count", "left_out"), [(OFFER_MODELS_MAX, 0), (OFFER_MODELS_MAX + 1, 1)])
+async def test_offer_tells_no_more_than_it_may_and_newest_versions_first(
+    tmp_path, autojump_clock, count, left_out
+) -> None:
+    """One above the limit is no offer at all: every peer would refuse it."""
+    async with open_shop(tmp_path) as (shop, around):
+        around.engine.may_start.set()
+        around.hold(held(1, 1), *(held(1 + i, 2) for i in range(count - 1)))
+        await look()
+        offer = shop.make_offer(1, NOW_MS)
+        assert (len(offer.models), shop.left_out) == (OFFER_MODELS_MAX, left_out)
+        decode_offer(encode_offer(offer))
+        assert ((1, 1) in [(m.model, m.model_version) for m in offer.models]) == (not left_out)
 
 
 async def test_nothing_is_offered_before_engine_and_adapters_are_ready(

@@ -141,6 +141,7 @@ class Node:
             find_sources=self._find_sources,
             names=self._config.serving.models if serves else self._config.audit.models,
             serves=serves,
+            now_ms=now_ms,
         )
         self._directory = Directory(
             network=self._network,

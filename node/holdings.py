@@ -20,6 +20,7 @@ from consensus.primitives.errors import Invalid
 from node.attribution.attribute import Version
 from node.attribution.index import Index
 from node.ledger import tables
+from node.ledger.rules.models import is_servable
 from node.ledger.state import State
 from node.observe import get_log
 from node.peering.blobs import ADAPTER, BASE, CONTENT, INDEX, Blobs, BlobStore
@@ -60,7 +61,10 @@ class HeldModel:
 
 
 class Holdings:
-    """Keeps the current version of each wanted model here; look-ups are by (model, version)."""
+    """Keeps the current version of each wanted model here; look-ups are by (model, version).
+
+    An older one stays as long as the ledger settles answers of it.
+    """
 
     def __init__(
         self,
@@ -73,12 +77,13 @@ class Holdings:
         find_sources: Callable[[], Sequence[PeerId]],
         names: Sequence[str],
         serves: bool,
+        now_ms: Callable[[], int],
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._home, self._chain_id = home, chain_id
         self._blobs, self._store = blobs, store
         self._get_state, self._find_sources = get_state, find_sources
-        self._names, self._serves = names, serves
+        self._names, self._serves, self._now_ms = names, serves, now_ms
         self._run_blocking = run_blocking
         self._held: dict[tuple[int, int], HeldModel] = {}
         self._fetching: dict[tuple[int, bytes], trio.Lock] = {}  # two at once would share a folder
@@ -110,7 +115,18 @@ class Holdings:
                 except (NetworkError, Invalid, OSError) as error:
                     self.counters["failed"] += 1
                     log.warning("a model is not here yet", model=name, why=str(error))
+            self._let_go()
             await trio.sleep(LOOK_S)
+
+    def _let_go(self) -> None:
+        """Forget versions superseded for so long that nothing of them settles any more (B3)."""
+        state, now_ms = self._get_state(), self._now_ms()
+        for which, held in list(self._held.items()):
+            is_superseded = state.get(tables.VERSION, *which).status == tables.VERSION_SUPERSEDED
+            if is_superseded and not is_servable(state, which, now_ms):
+                del self._held[which]
+                self.counters["let_go"] += 1
+                log.info("holds no longer", model=held.label)
 
     async def fetch(self, kind: int, identity: bytes, bytes_max: int | None = None) -> Path:
         """The folder of an identity, from the disk or from a peer.
@@ -191,7 +207,12 @@ def find_current(state: State, name: str) -> tuple[int, int] | None:
 
 
 def check_identity(kind: int, identity: bytes, folder: Path) -> None:
-    """Raise Invalid `holdings.identity` unless `folder` holds what `identity` names. Blocks."""
+    """Raise Invalid `holdings.identity` unless `folder` holds what `identity` names. Blocks.
+
+    Raises Invalid `holdings.kind` for goods whose identity cannot be computed here.
+    """
+    if kind not in FOLDERS:
+        raise Invalid("holdings.kind", kind=kind)
     try:
         found: Any
         if kind == ADAPTER:
@@ -201,7 +222,7 @@ def check_identity(kind: int, identity: bytes, folder: Path) -> None:
         elif kind == CONTENT:
             found = sha256((folder / "content").read_bytes())
         else:
-            Index.open(folder, identity)
+            Index.open(folder, identity)  # raises unless its root is the identity
             return
     except Exception as error:
         # Whatever a stranger's bytes made a parser say: they are not what was asked for.

@@ -10,14 +10,14 @@ import trio
 from bundle_kit import CHAIN, party
 from exchange_kit import at_once
 from goods_kit import NAME, Shelf, make_shelf, put_version, with_manifest
-from ledger_kit import new_state
+from ledger_kit import NOW_MS, new_state
 
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node.holdings import FOLDERS, LOOK_S, Holdings, check_identity, find_current
 from node.ledger import tables
 from node.ledger.state import State
-from node.peering.blobs import ADAPTER, BASE, CONTENT, INDEX, Blobs, BlobStore
+from node.peering.blobs import ADAPTER, BASE, CONTENT, CONTRIBUTION, INDEX, Blobs, BlobStore
 from p2p.errors import Unreachable
 from p2p.memory import MemoryHub
 
@@ -57,7 +57,7 @@ async def town(
         holdings = Holdings(
             home=root / MINE.hex()[:4], chain_id=CHAIN, blobs=blobs[MINE], store=stores[MINE],
             get_state=lambda: state, find_sources=lambda: [SOURCE, OTHER], names=names,
-            serves=serves, run_blocking=at_once,
+            serves=serves, now_ms=lambda: NOW_MS, run_blocking=at_once,
         )  # fmt: skip
         if holds:
             shelf.store_in(stores[SOURCE])
@@ -105,6 +105,26 @@ async def test_new_version_is_picked_up_and_the_old_one_stays(tmp_path, autojump
         assert {held.label for held in at.holdings.all()} == {f"{NAME}@1", f"{NAME}@2"}
         assert at.holdings.find(1, 2).manifest == newer.manifest
         assert find_current(at.state, NAME) == (1, 2)
+
+
+async def test_version_superseded_for_longer_than_its_grace_is_let_go(
+    tmp_path, autojump_clock
+) -> None:
+    """No bundle of it settles any more, so it would be served for nothing, and for ever."""
+    async with town(tmp_path) as at:
+        await at.look()
+        newer = make_shelf(tmp_path / "newer", seed=2)
+        newer.store_in(at.stores[SOURCE])
+        put_version(at.state, newer, version=2)
+        old = at.state.get(tables.VERSION, 1, 1)
+        grace_ms = at.state.parameter("superseded_ms")
+        for since_ms, expected in ((grace_ms - 1, {1, 2}), (grace_ms, {2})):
+            superseded = {"status": tables.VERSION_SUPERSEDED, "superseded_ms": NOW_MS - since_ms}
+            at.state.put(tables.VERSION, (1, 1), old._replace(**superseded))
+            await at.look()
+            assert {held.version for held in at.holdings.all()} == expected
+        assert at.holdings.find_index(1, 1) is None
+        assert at.holdings.counters["let_go"] == 1
 
 
 async def test_what_is_noted_as_ready_is_ready(tmp_path, autojump_clock) -> None:
@@ -224,6 +244,13 @@ async def test_two_who_ask_at_once_fetch_once(tmp_path, autojump_clock) -> None:
             for _ in range(3):
                 nursery.start_soon(at.holdings.fetch, BASE, at.shelf.manifest.base)
         assert at.holdings.counters["fetched"] == 1
+
+
+@pytest.mark.parametrize("kind", [0, CONTRIBUTION, 6])
+def test_kind_that_has_no_identity_of_its_own_is_refused(tmp_path, kind: int) -> None:
+    """A contribution's records are content, by their hash; an index's check is none for them."""
+    with pytest.raises(Invalid, match=r"holdings\.kind"):
+        check_identity(kind, bytes(32), tmp_path)
 
 
 def test_folder_that_no_parser_can_read_is_another_identity(tmp_path) -> None:

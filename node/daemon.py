@@ -91,7 +91,12 @@ async def run(settings: Settings, keys: Keys) -> None:
             log.info("opened", step=step)
         if ground.why_silent is not None:
             log.error("this validator does not vote", why=str(ground.why_silent))
-        await Node(settings, keys, ground).run()
+        node = Node(settings, keys, ground)
+        try:
+            await node.run()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(node.close)
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(ground.close)
@@ -331,6 +336,13 @@ class Node:
                 log.info("stopping", height=self._chain.height)
             # Only now: open answers had drain_s to end, and `olnode stop` its own answer.
             nursery.cancel_scope.cancel()
+
+    def close(self) -> None:
+        """Let go of the files of wallet and shop. Blocks; after `run` only."""
+        if self._purse is not None:
+            self._purse.close()
+        if self._shop is not None:
+            self._shop.close()
 
     async def _wait_for_signal(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

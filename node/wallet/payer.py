@@ -8,7 +8,7 @@ What this file does not know: how a channel reaches the ledger, tokenizers, who 
 
 import secrets
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -18,7 +18,7 @@ import trio
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node.ledger import tables
-from node.ledger.amounts import BPS, price
+from node.ledger.amounts import price
 from node.ledger.rules.channels import find_provider_key
 from node.ledger.rules.staking import is_active_provider
 from node.ledger.state import State
@@ -651,13 +651,3 @@ class _Buying:
 
 async def _write(stream: FrameStream, frame: exchange.Frame) -> None:
     await stream.write(exchange.encode_frame(frame), WRITE_S)
-
-
-def discounted(fee: int, discount_bps: int) -> int:
-    """What an offer with a discount asks for, rounded up to whole grains."""
-    return -(-fee * (BPS - discount_bps) // BPS)
-
-
-def statistics(payer: Payer) -> Mapping[str, int]:
-    """The wallet's counters."""
-    return dict(payer.counters)

@@ -31,8 +31,9 @@ from node.ledger.wire.transactions import (
 )
 from node.peering.blobs import BASE, NoRoom
 from node.peering.directory import Directory
+from node.wallet.buying import Answer, Piece
 from node.wallet.keystore import Key
-from node.wallet.payer import Answer, Ask, Limits, NoteOpening, Payer, Piece
+from node.wallet.payer import Ask, Limits, NoteOpening, Payer
 from node.wallet.promises import Opening, PromiseBook
 from p2p.errors import NetworkError, Unreachable
 from p2p.network import FrameStream, Network

@@ -1,4 +1,4 @@
-"""Buying answers: choose a provider, promise, stream, check, acknowledge.
+"""Who to buy an answer from, with which lane of which channel, and what to do when it fails.
 
 Why the payer can be calm: a provider that vanishes or lies can take one hold, never more; every
 voucher is durable before it leaves (`promises.py`), and nothing is acknowledged that fails a check.
@@ -23,17 +23,7 @@ from node.ledger.rules.channels import find_provider_key
 from node.ledger.rules.staking import is_active_provider
 from node.ledger.state import State
 from node.ledger.wire import exchange
-from node.ledger.wire.exchange import (
-    Accepted,
-    Alive,
-    Cancel,
-    Finished,
-    RefusedFrame,
-    Reveal,
-    Start,
-    Tick,
-    Tokens,
-)
+from node.ledger.wire.exchange import Finished, RefusedFrame
 from node.ledger.wire.orders import (
     LANES,
     PAYER_SEEDED,
@@ -45,25 +35,26 @@ from node.ledger.wire.orders import (
     OrderSampling,
     encode_order,
     encode_sampling,
-    order_hash,
-    pack_ids,
     prompt_commit,
     seed_commit,
 )
-from node.ledger.wire.receipts import Receipt
-from node.wallet.checks import CheckFailed, Purchase, check_receipt
+from node.wallet.buying import (
+    WRITE_S,
+    Answer,
+    Buying,
+    Deliver,
+    Delivered,
+    OrderRefused,
+    PaymentFailed,
+    Piece,
+)
+from node.wallet.checks import CheckFailed, Purchase
 from node.wallet.promises import Opening, OwnChannel, PayerLane, Promise, PromiseBook
-from p2p.errors import NetworkError
 from p2p.network import FrameStream
 
 VOUCHER_LIFE_MS: Final = 2 * 3_600_000  # a provider wants 20 minutes at least
 QUANTUM: Final = 256
-WRITE_S: Final = 5.0
-RESUMES_MAX: Final = 2  # of a stream that broke, with the same order
 LANES_TRIED_MAX: Final = 4  # of one provider that says a lane is out of step
-FINISH_S: Final = 15.0  # after our deadline, for the receipt of what was delivered
-ATTRIBUTE_S: Final = 120.0  # from the last token to the receipt, while it says it is alive
-GRAINS_FREE: Final = 0
 FORGET_AFTER_MS: Final = 60_000  # of an expired transaction: blocks that we have not seen yet
 
 _ELSEWHERE: Final = frozenset(
@@ -82,20 +73,6 @@ _ELSEWHERE: Final = frozenset(
         exchange.OUT_OF_STEP,
     }
 )
-
-
-class PaymentFailed(Exception):
-    """An answer could not be bought; `code` is a stable `payer.…` word, `number` a refusal's."""
-
-    def __init__(self, code: str, number: int = 0, **facts: object) -> None:
-        super().__init__(code, number, facts)
-        self.code = code
-        self.number = number
-        self.facts = facts
-
-    def __str__(self) -> str:
-        told = ", ".join(f"{name}={value}" for name, value in self.facts.items())
-        return f"{self.code} ({told})" if told else self.code
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,40 +105,6 @@ class Ask:
     timeout_s: float = 120.0
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Token ids of one choice from position `start` on, and the text they add."""
-
-    choice: int
-    start: int
-    ids: tuple[int, ...]
-    text: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A checked and acknowledged answer; `ids` and `text` per choice."""
-
-    provider: bytes
-    order: bytes
-    receipt: Receipt
-    receipt_raw: bytes
-    signature: bytes
-    credits: bytes
-    sketch: bytes
-    statement: bytes
-    logprobs: bytes
-    ids: tuple[tuple[int, ...], ...]
-    text: tuple[bytes, ...]
-
-
-class _Refused(Exception):
-    def __init__(self, frame: RefusedFrame) -> None:
-        super().__init__(frame.code)
-        self.frame = frame
-
-
-Deliver = Callable[[Piece], None]
 NoteOpening = Callable[[Opening], Awaitable[None]]
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
@@ -217,7 +160,7 @@ class Payer:
         """
         tried: list[PaymentFailed] = []
         for offer in self.choose_offers(ask)[: self._limits.providers_tried]:
-            delivered = _Delivered(deliver)
+            delivered = Delivered(deliver)
             try:
                 answer = await self._buy(offer, ask, delivered)
             except PaymentFailed as failure:
@@ -285,14 +228,14 @@ class Payer:
 
     # --- one provider
 
-    async def _buy(self, offer: Offer, ask: Ask, delivered: "_Delivered") -> Answer:
+    async def _buy(self, offer: Offer, ask: Ask, delivered: "Delivered") -> Answer:
         for _ in range(LANES_TRIED_MAX):
             prices = self._prices(ask)
             top = self._within_limits(ask, prices)
             lane = await self._take_lane(offer.provider, top)
             try:
                 return await self._buy_in_lane(offer, ask, lane, prices, delivered)
-            except _Refused as refused:
+            except OrderRefused as refused:
                 frame = refused.frame
                 if frame.code == exchange.OUT_OF_STEP:
                     await self._leave_out_of_step(lane, frame)
@@ -343,7 +286,7 @@ class Payer:
         ask: Ask,
         lane: PayerLane,
         prices: tuple[int, int, int],
-        delivered: "_Delivered",
+        delivered: "Delivered",
     ) -> Answer:
         deadline_ms = self._now_ms() + int(ask.timeout_s * 1_000)
         salt, nonce = self._random(SALT_BYTES), ask.seed or self._random(32)
@@ -374,7 +317,7 @@ class Payer:
             lane=lane.number,
             seq=lane.seq + 1,
         )
-        buying = _Buying(self, offer, lane, purchase, delivered)
+        buying = Buying(self, offer, lane, purchase, delivered)
         return await buying.run(deadline_ms)
 
     # --- lanes and channels
@@ -465,189 +408,3 @@ class Payer:
 
 def _may_try_another(failure: PaymentFailed) -> bool:
     return failure.code == "payer.lost" or failure.number in _ELSEWHERE
-
-
-class _Delivered:
-    """What the caller has seen of each choice: a resumed stream repeats itself, we do not."""
-
-    def __init__(self, deliver: Deliver) -> None:
-        self._deliver = deliver
-        self._ids: dict[int, int] = {}
-        self._text: dict[int, int] = {}
-        self.count = 0
-
-    def tell(self, choice: int, ids: Sequence[int], text: bytes) -> None:
-        """Hand over what is new of a choice's ids and text so far."""
-        seen_ids, seen_text = self._ids.get(choice, 0), self._text.get(choice, 0)
-        if len(ids) <= seen_ids and len(text) <= seen_text:
-            return
-        self._ids[choice] = max(seen_ids, len(ids))
-        self._text[choice] = max(seen_text, len(text))
-        self.count += 1
-        self._deliver(Piece(choice, seen_ids, tuple(ids[seen_ids:]), text[seen_text:]))
-
-
-class _Buying:
-    """One order with one provider: its stream, resumed when it breaks, up to its receipt."""
-
-    def __init__(
-        self,
-        payer: Payer,
-        offer: Offer,
-        lane: PayerLane,
-        purchase: Purchase,
-        delivered: _Delivered,
-    ) -> None:
-        self._payer = payer
-        self._offer = offer
-        self._lane = lane
-        self._purchase = purchase
-        self._delivered = delivered
-        self._hash = order_hash(purchase.order_raw)
-        self._promise: Promise | None = None
-        self._granted = min(purchase.order.quantum, purchase.order.max_out)
-        self._is_cancelled = False
-        self._reset()
-
-    def _reset(self) -> None:
-        n = self._purchase.sampling.n
-        self._ids: list[list[int]] = [[] for _ in range(n)]
-        self._text: list[bytearray] = [bytearray() for _ in range(n)]
-        self._provider_nonce: bytes | None = None
-
-    async def run(self, deadline_ms: int) -> Answer:
-        purchase = self._purchase
-        hold = price(len(purchase.prompt), self._granted, *purchase.prices)
-        self._promise = await self._payer.promise(self._lane, hold, self._hash)
-        failure: NetworkError | None = None
-        for attempt in range(1 + RESUMES_MAX):
-            if attempt:
-                self._payer.counters["resumed"] += 1
-            self._reset()
-            try:
-                stream = await self._payer.open_stream(self._offer)
-                try:
-                    return await self._exchange(stream, deadline_ms)
-                finally:
-                    with trio.move_on_after(WRITE_S) as scope:
-                        scope.shield = True
-                        await stream.close()
-            except NetworkError as error:
-                failure = error
-        raise PaymentFailed("payer.lost", why=str(failure) or type(failure).__name__)
-
-    async def _exchange(self, stream: FrameStream, deadline_ms: int) -> Answer:
-        assert self._promise is not None
-        purchase = self._purchase
-        is_payer_seeded = bool(purchase.order.flags & PAYER_SEEDED)
-        start = Start(
-            order=purchase.order_raw,
-            prompt=pack_ids(purchase.prompt),
-            sampling=encode_sampling(purchase.sampling),
-            payer_nonce=purchase.payer_nonce if is_payer_seeded else b"",
-            voucher=self._promise.raw,
-            signature=self._promise.signature,
-        )
-        await _write(stream, start)
-        last_news_s = trio.current_time()
-        while True:
-            raw = await stream.read(exchange.FRAME_BYTES_MAX, exchange.SILENCE_S)
-            try:
-                frame = exchange.decode_provider_frame(raw)
-            except Invalid as error:
-                raise CheckFailed(f"frame {error.code}") from None
-            if not isinstance(frame, Alive):
-                last_news_s = trio.current_time()
-            match frame:
-                case Accepted():
-                    await self._take_accepted(stream, frame)
-                case Tokens():
-                    await self._take_tokens(stream, frame)
-                case Alive():
-                    if trio.current_time() - last_news_s > ATTRIBUTE_S:
-                        raise CheckFailed("no progress")
-                case Finished():
-                    return await self._finish(stream, frame)
-                case RefusedFrame():
-                    raise _Refused(frame)
-            await self._keep_deadline(stream, deadline_ms)
-
-    async def _take_accepted(self, stream: FrameStream, frame: Accepted) -> None:
-        if frame.order_hash != self._hash or self._provider_nonce is not None:
-            raise CheckFailed("accepted")
-        self._provider_nonce = frame.provider_nonce
-        order = self._purchase.order
-        if order.seed_commit != ZERO_HASH and not order.flags & PAYER_SEEDED:
-            await _write(stream, Reveal(self._purchase.payer_nonce))
-
-    async def _take_tokens(self, stream: FrameStream, frame: Tokens) -> None:
-        if self._provider_nonce is None or frame.choice >= len(self._ids):
-            raise CheckFailed("tokens")
-        mine = self._ids[frame.choice]
-        try:
-            ids = exchange.unpack_ids(frame.ids)
-        except Invalid:
-            raise CheckFailed("tokens") from None
-        if frame.start != len(mine) or self._count() + len(ids) > self._granted:
-            raise CheckFailed("tokens")
-        mine.extend(ids)
-        self._text[frame.choice] += frame.text
-        self._delivered.tell(frame.choice, mine, bytes(self._text[frame.choice]))
-        order = self._purchase.order
-        while self._count() >= self._granted < order.max_out and not self._is_cancelled:
-            self._granted = min(order.max_out, self._granted + order.quantum)
-            await self._tick(stream)
-
-    async def _tick(self, stream: FrameStream) -> None:
-        purchase = self._purchase
-        hold = price(len(purchase.prompt), self._granted, *purchase.prices)
-        self._promise = await self._payer.promise(self._lane, hold, self._hash)
-        self._payer.counters["ticks"] += 1
-        await _write(stream, Tick(self._promise.raw, self._promise.signature))
-
-    def _count(self) -> int:
-        return sum(len(ids) for ids in self._ids)
-
-    async def _keep_deadline(self, stream: FrameStream, deadline_ms: int) -> None:
-        """Late: ask for the receipt of what we have; later still: give up."""
-        late_ms = self._payer.now_ms() - deadline_ms
-        if late_ms > FINISH_S * 1_000:
-            raise PaymentFailed("payer.lost", why="deadline")
-        if late_ms > 0 and not self._is_cancelled:
-            self._is_cancelled = True
-            await _write(stream, Cancel(b"deadline"))
-
-    async def _finish(self, stream: FrameStream, frame: Finished) -> Answer:
-        assert self._promise is not None
-        answers = tuple(tuple(ids) for ids in self._ids)
-        receipt = check_receipt(
-            self._purchase,
-            frame,
-            answers,
-            provider_nonce=self._provider_nonce or ZERO_HASH,
-            hold=self._promise.voucher.hold,
-            key=self._payer.provider_key(self._offer.provider),
-        )
-        await self._payer.accept(frame)
-        bare = await self._payer.promise(self._lane, GRAINS_FREE)
-        try:
-            await _write(stream, Tick(bare.raw, bare.signature))
-        except NetworkError:  # the lane's next voucher says the same
-            self._payer.counters["acknowledgements_unsent"] += 1
-        return Answer(
-            provider=self._offer.provider,
-            order=self._purchase.order_raw,
-            receipt=receipt,
-            receipt_raw=frame.receipt,
-            signature=frame.signature,
-            credits=frame.credits,
-            sketch=frame.sketch,
-            statement=frame.statement,
-            logprobs=frame.logprobs,
-            ids=answers,
-            text=tuple(bytes(text) for text in self._text),
-        )
-
-
-async def _write(stream: FrameStream, frame: exchange.Frame) -> None:
-    await stream.write(exchange.encode_frame(frame), WRITE_S)

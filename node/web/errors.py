@@ -10,7 +10,7 @@ from typing import Any, Final
 from starlette.responses import JSONResponse
 
 from consensus.primitives.errors import Invalid
-from node.wallet.payer import PaymentFailed
+from node.wallet.buying import PaymentFailed
 
 Refusal = Invalid | PaymentFailed
 

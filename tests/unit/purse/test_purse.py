@@ -20,8 +20,9 @@ from node.ledger.wire.orders import decode_order
 from node.ledger.wire.transactions import CloseChannel, OpenChannel, Transaction, decode_transaction
 from node.peering import blobs
 from node.purse import POLL_S, SETTLE_S, VALID_MS, Purse, Question
+from node.wallet.buying import Answer, PaymentFailed
 from node.wallet.keystore import Key
-from node.wallet.payer import Answer, Limits, PaymentFailed
+from node.wallet.payer import Limits
 from node.web.errors import find_refusal
 from p2p.errors import Unreachable
 

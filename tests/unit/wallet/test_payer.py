@@ -19,7 +19,8 @@ from node.ledger.wire.exchange import RefusedFrame, Tokens
 from node.ledger.wire.orders import ZERO_HASH, decode_order, decode_voucher
 from node.ledger.wire.receipts import decode_receipt, encode_receipt, receipt_message
 from node.serving.engine import Overloaded
-from node.wallet.payer import FORGET_AFTER_MS, Answer, PaymentFailed, Piece
+from node.wallet.buying import Answer, PaymentFailed, Piece
+from node.wallet.payer import FORGET_AFTER_MS
 from p2p.errors import Unreachable
 
 FEE = fee_of(3, 5)

@@ -12,7 +12,7 @@ from unit.web.behind import ALICE, BIG, EARNED, ID, Behind, served
 
 from consensus.primitives.errors import Invalid
 from node.ledger.addresses import account_text
-from node.wallet.payer import PaymentFailed
+from node.wallet.buying import PaymentFailed
 from node.web.app import QUESTION_BYTES_MAX
 from node.web.ask import Node, Refusal, Unreachable
 from node.web.ledger import TRANSACTION_BYTES_MAX, EarningsQuery

@@ -6,7 +6,7 @@ import pytest
 
 from consensus.primitives.errors import Invalid
 from node.cli.faults import FUNDS_REASONS
-from node.wallet.payer import PaymentFailed
+from node.wallet.buying import PaymentFailed
 from node.web.ask import Refusal
 from node.web.errors import STATUS_OF, error_body, error_response, find_refusal, status_of
 

@@ -1,17 +1,15 @@
 """One order from start to receipt: verify, generate, stream, attribute, sign, keep, send.
 
 Why the request and not the stream is billed: a payer that goes away has had what was delivered, so
-its receipt is signed and kept, and comes back when the same order is asked again. Why tokens wait
-at the edge of a quantum: what was not promised is not shown. The receipt is durable before it
-leaves (page 30 §7, page 50 §7, page 70 §7).
+its receipt is signed and kept, and comes back when the same order is asked again. The receipt is
+durable before it leaves (page 30 §7, page 50 §7, page 70 §7).
 What this file does not know: libp2p, the ledger's rules, how credits are computed.
 """
 
 import secrets
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import trio
 
@@ -23,7 +21,6 @@ from node.ledger.wire import exchange
 from node.ledger.wire.exchange import (
     Accepted,
     Alive,
-    Cancel,
     Finished,
     RefusedFrame,
     Reveal,
@@ -61,17 +58,24 @@ from node.serving.checking import (
     FindModel,
     Job,
     OrderRefused,
-    ServedModel,
     check_step,
     engine_sampling,
     verify_order,
+)
+from node.serving.delivering import (
+    IDS_PER_FRAME,
+    Answer,
+    flush,
+    gather,
+    note_event,
+    pump,
+    send_tails,
 )
 from node.serving.engine import (
     DeadlinePassed,
     Engine,
     EngineError,
     EngineLost,
-    Finish,
     GenRequest,
     Overloaded,
     Stream,
@@ -80,72 +84,19 @@ from node.serving.engine import (
     UnknownAdapter,
     logprob_bytes,
 )
+from node.serving.line import Event, FrameStream, Line, Lost
 from node.serving.sampling import joint_seed
 
-__all__ = ["FrameStream", "InferenceService", "ServedModel"]
-
-WRITE_S: Final = 5.0
 ACK_S: Final = 5.0
-FLUSH_S: Final = 0.05
 CLOSE_S: Final = 2.0
 FRAMES_WAITING: Final = 64
-IDS_PER_FRAME: Final = 4_096
 REFUSE_FAULT: Final = ((Overloaded, exchange.OVERLOADED), (TooLong, exchange.OVER_LIMITS),
                        (UnknownAdapter, exchange.ADAPTER_LOADING),
                        (DeadlinePassed, exchange.DEADLINE),
                        (EngineLost, exchange.GENERATION_FAILED))  # fmt: skip
 
-_DONE: Final = frozenset({"stop", "length"})
-
-
-class FrameStream(Protocol):
-    """What we need of a duplex stream; its own errors are given to the service by class."""
-
-    async def read(self, bytes_max: int, timeout_s: float) -> bytes: ...
-    async def write(self, body: bytes, timeout_s: float) -> None: ...
-    async def close(self) -> None: ...
-
-
 Attribute = Callable[[int, int, Sequence[int], Sequence[Sequence[int]]], Awaitable[Attributed]]
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
-PayerFrame = Start | Tick | Reveal | Cancel
-
-
-class _Lost:
-    """The payer's side of the stream is gone."""
-
-
-_Event = Tick | Reveal | Cancel | Start | _Lost | Token | Finish
-
-
-@dataclass(slots=True)
-class _Answer:
-    """What was generated and what was delivered so far, per choice."""
-
-    n: int
-    tokens: list[list[Token]] = field(default_factory=list)
-    sent: list[int] = field(default_factory=list)
-    text: list[bytearray] = field(default_factory=list)
-    finish: Finish | None = None
-    is_lost: bool = False
-    is_cut: bool = False
-
-    def __post_init__(self) -> None:
-        self.tokens = [[] for _ in range(self.n)]
-        self.sent = [0] * self.n
-        self.text = [bytearray() for _ in range(self.n)]
-
-    @property
-    def delivered(self) -> int:
-        return sum(self.sent)
-
-    @property
-    def is_all_sent(self) -> bool:
-        return all(len(t) == s for t, s in zip(self.tokens, self.sent, strict=True))
-
-    def ids(self) -> list[list[int]]:
-        pairs = zip(self.tokens, self.sent, strict=True)
-        return [[token.id for token in tokens[:sent]] for tokens, sent in pairs]
 
 
 class InferenceService:
@@ -194,10 +145,10 @@ class InferenceService:
 
     async def serve(self, peer: bytes, stream: FrameStream) -> None:
         """One stream, to its end. A cancel leaves no receipt for what was not signed yet."""
-        send, receive = trio.open_memory_channel[_Event](FRAMES_WAITING)
+        send, receive = trio.open_memory_channel[Event](FRAMES_WAITING)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read, stream, send)
-            line = _Line(stream, receive, self._stream_errors)
+            line = Line(stream, receive, self._stream_errors)
             try:
                 await self._conduct(peer, line, send)
             except OrderRefused as refused:
@@ -205,7 +156,7 @@ class InferenceService:
                 await self._refuse(line, refused)
             nursery.cancel_scope.cancel()
 
-    async def _read(self, stream: FrameStream, send: "trio.MemorySendChannel[_Event]") -> None:
+    async def _read(self, stream: FrameStream, send: "trio.MemorySendChannel[Event]") -> None:
         """Payer's frames into the request's queue; a false frame ends the stream like a loss."""
         while True:
             try:
@@ -213,15 +164,15 @@ class InferenceService:
                 frame = exchange.decode_payer_frame(raw)
             except Invalid:
                 self.counters["malformed"] += 1
-                await send.send(_Lost())
+                await send.send(Lost())
                 return
             except self._stream_errors:
-                await send.send(_Lost())
+                await send.send(Lost())
                 return
             await send.send(frame)
 
     async def _conduct(
-        self, peer: bytes, line: "_Line", send: "trio.MemorySendChannel[_Event]"
+        self, peer: bytes, line: Line, send: "trio.MemorySendChannel[Event]"
     ) -> None:
         start = await line.next(exchange.START_WITHIN_S)
         if not isinstance(start, Start):
@@ -253,13 +204,13 @@ class InferenceService:
     # --- a request that will be served
 
     async def _fulfil(
-        self, peer: bytes, line: "_Line", send: "trio.MemorySendChannel[_Event]", job: Job
+        self, peer: bytes, line: Line, send: "trio.MemorySendChannel[Event]", job: Job
     ) -> None:
         started_ms = self._now_ms()
         provider_nonce = ZERO_HASH
         if job.is_seeded and not job.is_payer_seeded:
             provider_nonce = self._random(32)
-        answer = _Answer(job.sampling.n)
+        answer = Answer(job.sampling.n)
         request = GenRequest(
             id=self._random(16),
             tenant=job.channel.payer,
@@ -277,7 +228,7 @@ class InferenceService:
         except EngineError as error:
             code, retry_ms = _code_of(error)
             raise OrderRefused(code, error.code, retry_ms) from None
-        if answer.delivered == 0 and not _is_complete(answer):
+        if answer.delivered == 0 and not answer.is_complete:
             raise OrderRefused(exchange.GENERATION_FAILED, "nothing was delivered")
         served = await self._sign_receipt(line, job, answer, provider_nonce, started_ms)
         await line.write(_finished(served))
@@ -292,7 +243,7 @@ class InferenceService:
             return joint_seed(job.order_hash, job.payer_nonce, ZERO_HASH)
         return None
 
-    async def _reveal(self, line: "_Line", stream: Stream, job: Job, provider_nonce: bytes) -> Job:
+    async def _reveal(self, line: Line, stream: Stream, job: Job, provider_nonce: bytes) -> Job:
         """Wait for the payer's part of the seed, where there is one to wait for."""
         if not job.is_seeded:
             return job._replace(payer_nonce=ZERO_HASH)
@@ -306,17 +257,17 @@ class InferenceService:
 
     async def _stream(
         self,
-        line: "_Line",
-        send: "trio.MemorySendChannel[_Event]",
+        line: Line,
+        send: "trio.MemorySendChannel[Event]",
         stream: Stream,
         job: Job,
-        answer: _Answer,
+        answer: Answer,
     ) -> Job:
         """Deliver what is generated, within what is promised; returns the job as last paid for."""
         granted = min(job.order.quantum, job.order.max_out)
         tick_until: float | None = None
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_pump, stream, send)
+            nursery.start_soon(pump, stream, send)
             while not answer.is_cut:
                 limit_s: float = exchange.ALIVE_EVERY_S
                 if tick_until is not None:
@@ -331,10 +282,10 @@ class InferenceService:
                 elif event is None:
                     await line.write(Alive())
                 else:
-                    _note_event(answer, event)
+                    note_event(answer, event)
                 if isinstance(event, Token) and not answer.is_lost:
-                    await _gather(line, answer)
-                await self._flush(line, answer, granted)
+                    await gather(line, answer)
+                await flush(line, answer, granted)
                 is_waiting = not answer.is_all_sent and answer.delivered >= granted
                 if is_waiting and tick_until is None:
                     tick_until = trio.current_time() + exchange.TICK_WITHIN_S
@@ -342,7 +293,7 @@ class InferenceService:
                     break
             nursery.cancel_scope.cancel()
         if answer.finish is not None and answer.is_all_sent:
-            await _send_tails(line, answer)
+            await send_tails(line, answer)
         return job
 
     def _take_tick(self, job: Job, tick: Tick, granted: int) -> tuple[Job, int]:
@@ -368,25 +319,10 @@ class InferenceService:
         paid = job._replace(voucher=voucher, voucher_raw=tick.voucher, voucher_sig=tick.signature)
         return paid, wanted
 
-    async def _flush(self, line: "_Line", answer: _Answer, granted: int) -> None:
-        """Send what may be shown and was not; what the payer cannot get is not delivered."""
-        for choice, tokens in enumerate(answer.tokens):
-            while answer.sent[choice] < len(tokens) and answer.delivered < granted:
-                start = answer.sent[choice]
-                room = min(IDS_PER_FRAME, granted - answer.delivered)
-                some = tokens[start : start + room]
-                text = b"".join(token.text for token in some)
-                ids = pack_ids([token.id for token in some])
-                if not await line.write(Tokens(choice, start, ids, text)):
-                    answer.is_lost = answer.is_cut = True
-                    return
-                answer.sent[choice] += len(some)
-                answer.text[choice] += text
-
     # --- the receipt
 
     async def _sign_receipt(
-        self, line: "_Line", job: Job, answer: _Answer, provider_nonce: bytes, started_ms: int
+        self, line: Line, job: Job, answer: Answer, provider_nonce: bytes, started_ms: int
     ) -> Served:
         """Attribute, sign, keep. What it returns is durable and may be sent."""
         ids = answer.ids()
@@ -413,7 +349,7 @@ class InferenceService:
             fingerprint_hash=verify.fingerprint_hash(evidence),
             started_ms=started_ms,
             finished_ms=self._now_ms(),
-            status=COMPLETE if _is_complete(answer) else PARTIAL,
+            status=COMPLETE if answer.is_complete else PARTIAL,
         )
         raw = encode_receipt(receipt)
         served = Served(
@@ -437,9 +373,7 @@ class InferenceService:
         await self._run_blocking(self._book.keep, served)
         return served
 
-    async def _attributed(
-        self, line: "_Line", job: Job, ids: Sequence[Sequence[int]]
-    ) -> Attributed:
+    async def _attributed(self, line: Line, job: Job, ids: Sequence[Sequence[int]]) -> Attributed:
         """Credits of the answer; meanwhile the payer hears that we live."""
         if job.order.flags & PRIVATE or not job.model.has_index:
             return UNATTRIBUTED
@@ -451,14 +385,14 @@ class InferenceService:
         return found
 
     def _evidence(
-        self, job: Job, answer: _Answer, ids: Sequence[Sequence[int]], provider_nonce: bytes
+        self, job: Job, answer: Answer, ids: Sequence[Sequence[int]], provider_nonce: bytes
     ) -> bytes:
         info = self._engine.info
         choices = []
         for choice, tokens in enumerate(answer.tokens):
             kept = tokens[: answer.sent[choice]]
             reason = "cancelled"
-            if answer.finish is not None and _is_complete(answer):
+            if answer.finish is not None and answer.is_complete:
                 reason = answer.finish.choices[choice].reason
             logprobs = b"".join(logprob_bytes(token.logprob) for token in kept)
             prints = b"".join(token.fingerprint for token in kept)
@@ -479,7 +413,7 @@ class InferenceService:
             )
         )
 
-    async def _take_acknowledgement(self, line: "_Line", job: Job) -> None:
+    async def _take_acknowledgement(self, line: Line, job: Job) -> None:
         """The bare voucher that ends a request; without it the receipt is claimed later."""
         frame = await line.next(ACK_S)
         if not isinstance(frame, Tick):
@@ -520,7 +454,7 @@ class InferenceService:
         assert order is not None
         return self._book.find(voucher.channel, voucher.lane, voucher.seq, order_hash(start.order))
 
-    async def _send_again(self, line: "_Line", start: Start, stored: Served) -> None:
+    async def _send_again(self, line: Line, start: Start, stored: Served) -> None:
         self.counters["sent_again"] += 1
         await line.write(Accepted(order_hash(start.order), stored.provider_nonce, 0, 0))
         for choice, (ids, text) in enumerate(zip(stored.ids, stored.text, strict=True)):
@@ -551,7 +485,7 @@ class InferenceService:
             return
         self.take_bare_voucher(tick, lane)
 
-    async def _refuse(self, line: "_Line", refused: OrderRefused) -> None:
+    async def _refuse(self, line: Line, refused: OrderRefused) -> None:
         voucher, signature = b"", b""
         if refused.code == exchange.OUT_OF_STEP and isinstance(line.start, Start):
             try:
@@ -562,129 +496,6 @@ class InferenceService:
                 self.counters["malformed"] += 1
         await line.write(RefusedFrame(refused.code, refused.retry_ms, voucher, signature))
         await line.wait_end(CLOSE_S)
-
-
-class _Line:
-    """The stream of one request: frames in by queue, frames out until the payer is gone."""
-
-    def __init__(
-        self,
-        stream: FrameStream,
-        receive: "trio.MemoryReceiveChannel[_Event]",
-        errors: tuple[type[Exception], ...],
-    ) -> None:
-        self._stream = stream
-        self._receive = receive
-        self._errors = errors
-        self._is_lost = False
-        self._held: list[_Event] = []
-        self.start: PayerFrame | None = None
-
-    async def next(self, timeout_s: float) -> PayerFrame | None:
-        """The payer's next frame; None when it is gone or silent for so long."""
-        event = await self.next_event(timeout_s)
-        if event is None or isinstance(event, (_Lost, Token, Finish)):
-            return None
-        if self.start is None:
-            self.start = event
-        return event
-
-    async def next_event(self, timeout_s: float) -> _Event | None:
-        """The next thing that happens, from payer or engine; None after `timeout_s`."""
-        if self._held:
-            return self._held.pop(0)
-        event: _Event | None = None
-        with trio.move_on_after(max(0.0, timeout_s)):
-            event = await self._receive.receive()
-        self._is_lost = self._is_lost or isinstance(event, _Lost)
-        return event
-
-    def next_nowait(self) -> _Event | None:
-        """What has happened already, if anything."""
-        try:
-            event = self._receive.receive_nowait()
-        except trio.WouldBlock:
-            return None
-        self._is_lost = self._is_lost or isinstance(event, _Lost)
-        return event
-
-    def put_back(self, event: _Event) -> None:
-        """Have `next_event` give this one first."""
-        self._held.append(event)
-
-    async def write(self, frame: exchange.Frame) -> bool:
-        """Send a frame; False once the payer is gone."""
-        if self._is_lost:
-            return False
-        try:
-            await self._stream.write(exchange.encode_frame(frame), WRITE_S)
-        except self._errors:
-            self._is_lost = True
-        return not self._is_lost
-
-    async def stay_alive(self) -> None:
-        """Say so every two seconds, until cancelled. Cancels hit the wait, not the write."""
-        while True:
-            await trio.sleep(exchange.ALIVE_EVERY_S)
-            with trio.CancelScope(shield=True):
-                await self.write(Alive())
-
-    async def wait_end(self, timeout_s: float) -> None:
-        """Close our side, and let the payer close its own: a reset would drop what we sent."""
-        await self._stream.close()
-        with trio.move_on_after(timeout_s):
-            while not self._is_lost:
-                self._is_lost = isinstance(await self._receive.receive(), _Lost)
-
-
-async def _pump(stream: Stream, send: "trio.MemorySendChannel[_Event]") -> None:
-    async for event in stream:
-        await send.send(event)
-
-
-async def _gather(line: _Line, answer: _Answer) -> None:
-    """Take what else the engine has within 50 ms, so that a frame carries many tokens."""
-    with trio.move_on_after(FLUSH_S):
-        while True:
-            event = line.next_nowait()
-            if event is None:
-                await trio.sleep(FLUSH_S / 5)
-            elif isinstance(event, Token):
-                _note_event(answer, event)
-            else:
-                line.put_back(event)
-                return
-
-
-def _note_event(answer: _Answer, event: _Event) -> None:
-    match event:
-        case Token():
-            answer.tokens[event.choice].append(event)
-        case Finish():
-            answer.finish = event
-        case Cancel():
-            answer.is_cut = True
-        case _Lost():
-            answer.is_lost = answer.is_cut = True
-        case _:
-            pass  # a second start or reveal says nothing new
-
-
-async def _send_tails(line: _Line, answer: _Answer) -> None:
-    """Text that was held back until the end, behind the last token of its choice."""
-    assert answer.finish is not None
-    for choice, ending in enumerate(answer.finish.choices):
-        if ending.tail:
-            answer.text[choice] += ending.tail
-            await line.write(Tokens(choice, answer.sent[choice], b"", ending.tail))
-
-
-def _is_complete(answer: _Answer) -> bool:
-    return (
-        answer.finish is not None
-        and answer.is_all_sent
-        and all(reason in _DONE for reason in answer.finish.reasons)
-    )
 
 
 def _finished(served: Served) -> Finished:

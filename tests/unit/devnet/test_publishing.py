@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import trio
@@ -20,6 +20,7 @@ from node.devnet import publishing
 from node.devnet.goods import Good, Goods
 from node.devnet.people import Person, new_people
 from node.devnet.publishing import WINDOW, Publisher
+from node.ledger.addresses import account_of
 from node.ledger.parameters import devnet_parameters
 from node.ledger.wire.transactions import (
     Bond,
@@ -48,6 +49,16 @@ def good(name: str, folder: Path) -> Good:
     return Good(name, nothing, given, nothing)
 
 
+class Interrupted(Exception):
+    """Ctrl-C, at a point that a test chooses."""
+
+
+class Version(NamedTuple):
+    """What `prepare` makes of a release here."""
+
+    model: int
+
+
 class Ledger:
     """Market and node in one: takes transactions, tells what became of them."""
 
@@ -56,11 +67,15 @@ class Ledger:
         self.in_flight: set[str] = set()
         self.most_in_flight: dict[str, int] = {}
         self.contributions: list[dict[str, Any]] = []
+        self.rows: dict[str, list[dict[str, Any]]] = {"datanets": [], "models": [], "snapshots": []}
+        self.stops_at: int | None = None  # the devnet is interrupted before this transaction
         self.posted: list[tuple[str, dict[str, Any]]] = []
         self.node = self  # as a child's
 
     async def send(self, who: Person, payload: Any) -> str:
         await trio.lowlevel.checkpoint()
+        if len(self.sent) == self.stops_at:
+            raise Interrupted
         self.sent.append((who, payload))
         tx_id = f"{who.name}-{len(self.sent)}"
         self.in_flight.add(tx_id)
@@ -70,7 +85,25 @@ class Ledger:
             row = {"number": len(self.contributions) + 1, "root": payload.root.hex(),
                    "status": "pending", "datanet": payload.datanet}  # fmt: skip
             self.contributions.append(row)
+        self._settle(payload)
         return tx_id
+
+    def _settle(self, payload: Any) -> None:
+        match payload:
+            case CreateDatanet() | RegisterModel():
+                self._add(
+                    "datanets" if isinstance(payload, CreateDatanet) else "models",
+                    name=payload.name.decode(), version=0,
+                )  # fmt: skip
+            case Snapshot():
+                self._add("snapshots", root=payload.root.hex())
+            case Curate():
+                self.contributions[payload.contribution - 1]["status"] = "accepted"
+            case Version(model):
+                self.rows["models"][model - 1]["version"] = 1
+
+    def _add(self, what: str, **row: Any) -> None:
+        self.rows[what].append({"number": len(self.rows[what]) + 1, **row})
 
     async def settled(self, tx_id: str) -> int:
         await trio.lowlevel.checkpoint()
@@ -81,10 +114,12 @@ class Ledger:
         return await self.settled(await self.send(who, payload))
 
     def get(self, route: str) -> dict[str, Any]:
-        if route == "/ledger/datanets":
-            return {"datanets": [{"name": n, "number": i + 1} for i, n in enumerate(NAMES)]}
-        if route == "/ledger/models":
-            return {"models": [{"name": "contracts", "number": 5}]}
+        what = route.split("/")[2].partition("?")[0]
+        if what == "accounts":
+            account = account_of(route.rpartition("/")[2])
+            return {"nonce": sum(who.account == account for who, _ in self.sent)}
+        if what in self.rows and "contributions" not in route:
+            return {what: self.rows[what]}
         datanet = int(route.split("/")[3])
         return {"contributions": [r for r in self.contributions if r["datanet"] == datanet]}
 
@@ -110,6 +145,62 @@ def publisher(ledger: Ledger, tmp_path: Path) -> Publisher:
 @pytest.fixture
 def goods(tmp_path: Path) -> Goods:
     return Goods(tmp_path / "base", tuple(good(name, tmp_path) for name in NAMES))
+
+
+INDEX_ROOT = b"\7" * 32
+
+
+def prepared_here(publisher: Publisher, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """No index is built and nothing is trained; what the two would have been given."""
+    seen: list[Any] = []
+
+    def build(goods: Goods, good: Good, numbered: Any, root: bytes) -> Any:
+        seen.append((numbered, root))
+        return SimpleNamespace(folder=Path("index"), root=INDEX_ROOT)
+
+    def prepare(release: Any) -> Any:
+        seen.append(release)
+        manifest = Blob(5, bytes([release.model]) * 32, {"content": b"manifest"})
+        return SimpleNamespace(goods=(manifest,), payload=Version(release.model))
+
+    publisher._build_index = build
+    monkeypatch.setattr(publishing, "prepare", prepare)
+    monkeypatch.setattr(publishing, "base_hash", lambda folder: b"\6" * 32)
+    return seen
+
+
+async def publish_all(publisher: Publisher, goods: Goods) -> None:
+    await publisher.register_provider(NODE)
+    numbers = await publisher.create_datanets(goods)
+    await publisher.contribute(goods, numbers)
+    for one in goods.goods:
+        await publisher.publish(goods, one, numbers[one.name])
+
+
+STEPS = 2 + 2 + 2 * CONTRIBUTORS + 2 * (CONTRIBUTORS + 4)  # provider, Datanets, gifts, the rest
+
+
+@pytest.mark.parametrize("stops_at", range(STEPS))
+async def test_publishing_that_was_interrupted_goes_on_where_it_was(
+    publisher: Publisher, ledger: Ledger, goods: Goods, monkeypatch: pytest.MonkeyPatch,
+    stops_at: int,
+) -> None:  # fmt: skip
+    """At every transaction; nothing is sent twice but a gift, whose fund cannot tell of it."""
+    prepared_here(publisher, monkeypatch)
+    ledger.stops_at = stops_at
+    with pytest.raises(Interrupted):
+        await publish_all(publisher, goods)
+    ledger.stops_at, ledger.posted = None, []
+    await publish_all(publisher, goods)
+    once = [payload for _, payload in ledger.sent if not isinstance(payload, FundMaintenance)]
+    assert len(once) == len(set(once)) == STEPS - 2
+    assert len(ledger.payloads(FundMaintenance)) in (2, 3)
+    last = ledger.sent[-1][1]
+    offered = {body["identity"] for _, body in ledger.posted}
+    assert (bytes([last.model]) * 32).hex() in offered, "a version whose files nobody offers"
+    sent = len(ledger.sent)
+    await publish_all(publisher, goods)
+    assert len(ledger.sent) == sent, "all is there"
 
 
 async def test_provider_registers_before_it_bonds_what_the_ledger_asks(
@@ -166,21 +257,8 @@ async def test_version_is_published_over_the_snapshot_of_what_was_accepted(
     publisher: Publisher, ledger: Ledger, goods: Goods, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await publisher.contribute(goods, {"contracts": 1, "cooking": 2})
-    built = SimpleNamespace(folder=Path("index"), root=b"\7" * 32)
-    seen: list[Any] = []
-
-    def build(goods: Goods, good: Good, numbered: Any, root: bytes) -> Any:
-        seen.append((numbered, root))
-        return built
-
-    def prepare(release: Any) -> Any:
-        seen.append(release)
-        return SimpleNamespace(goods=(Blob(5, b"\5" * 32, {"content": b"manifest"}),), payload="V")
-
-    publisher._build_index = build
-    monkeypatch.setattr(publishing, "prepare", prepare)
-    monkeypatch.setattr(publishing, "base_hash", lambda folder: b"\6" * 32)
-    told = await publisher.publish(goods, goods.goods[0], 1)
+    seen = prepared_here(publisher, monkeypatch)
+    await publisher.publish(goods, goods.goods[0], 1)
     (numbered, root), release = seen
     assert [number for number, _ in numbered] == [
         row["number"] for row in ledger.contributions if row["datanet"] == 1
@@ -188,15 +266,14 @@ async def test_version_is_published_over_the_snapshot_of_what_was_accepted(
     assert root == snapshot_root([(n, contribution_root(given)) for n, given in numbered])
     (snapshot,) = ledger.payloads(Snapshot)
     assert snapshot == Snapshot(1, root, numbered[-1][0], 2 * CONTRIBUTORS)
-    assert (release.model, release.index_root, release.snapshot) == (5, built.root, 1)
+    assert (release.model, release.index_root, release.snapshot) == (1, INDEX_ROOT, 1)
     senders = [(who.name, type(p)) for who, p in ledger.sent if not isinstance(p, Contribute)]
     assert senders[-4:] == [
         ("steward", Snapshot),
         ("creator", RegisterModel),
-        ("creator", str),
         ("creator", FundMaintenance),
+        ("creator", Version),
     ]
-    assert told.records == dict(numbered)
     served = {body["identity"]: body for _, body in ledger.posted}
     assert len(served) == 1 + CONTRIBUTORS
     for _, given in numbered:  # who holds the records can show why they earned
@@ -205,12 +282,22 @@ async def test_version_is_published_over_the_snapshot_of_what_was_accepted(
         assert (folder / "content").read_bytes() == raw
 
 
-async def test_file_that_lies_there_is_stored_once(publisher: Publisher, ledger: Ledger) -> None:
+async def test_file_that_lies_there_is_offered_again(
+    publisher: Publisher, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first offer may not have reached the node, and half a folder is no folder."""
     blob = Blob(1, b"\1" * 32, {"sub/a": b"bytes"})
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", None)  # interrupted before it was whole
+        with pytest.raises(TypeError):
+            await publisher._store(blob)
+    assert ledger.posted == []
     await publisher._store(blob)
     await publisher._store(blob)
-    (posted,) = ledger.posted
-    folder = Path(posted[1]["folder"])
+    first, second = ledger.posted
+    assert first == second
+    folder = Path(first[1]["folder"])
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert (folder / "sub" / "a").read_bytes() == b"bytes"
 
 

@@ -25,6 +25,7 @@ from nacl.pwhash import argon2id
 
 from consensus.primitives.digest import signing_bytes
 from consensus.primitives.keys import public_key, sign
+from p2p.peers import peer_id_text
 
 Role = Literal["operator", "node", "validator", "spending"]
 ROLES: Final = get_args(Role)
@@ -89,6 +90,11 @@ class KeyFile:
     role: Role
     public_key: bytes
     is_sealed: bool
+
+    @property
+    def peer_id(self) -> str:
+        """The key as libp2p writes it, for a node's addresses."""
+        return peer_id_text(self.public_key)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from consensus.primitives.encoding import encode
 from consensus.primitives.keys import is_signed_by, public_key
 from node.wallet import keystore
 from node.wallet.keystore import LEAST, ROLES, Key, Keystore, KeystoreError, seed_of_words
+from p2p.peers import peer_id_text
 
 CHAIN = bytes(range(32))
 SEED = b"\7" * 32
@@ -224,3 +225,8 @@ def test_misspelt_words_are_refused() -> None:
     for wrong in (words[:-1], [*words[:-1], "olnode"], words[::-1][:12]):
         with pytest.raises(KeystoreError, match="24 words"):
             seed_of_words(" ".join(wrong))
+
+
+def test_key_tells_its_peer_id_as_p2p_writes_it(tmp_path: Path) -> None:
+    key = sealed(tmp_path).add("node", "node", "password", SEED)
+    assert key.peer_id == peer_id_text(public_key(SEED))

@@ -48,6 +48,7 @@ def devnet(
     """Run four validators, two providers and a payer, from a question to a paid contributor."""
     import trio
 
+    from node.devnet.folder import check_ours, is_empty
     from node.devnet.story import run
     from node.devnet.telling import Wish
 
@@ -61,6 +62,10 @@ def devnet(
         traffic_per_s=settings.config.devnet.traffic_per_s if traffic is None else traffic,
         with_models=not no_ml,
     )
+    if reset and not once:
+        check_ours(wish.home)  # before the question: nobody should say yes to a refusal
+        if not is_empty(wish.home):
+            frame.confirm(f"Remove the devnet in {wish.home}, its keys and its chain?")
     try:
         ending = trio.run(partial(run, wish, Terminal(frame)))
     except KeyboardInterrupt:

@@ -16,7 +16,7 @@ from typing import Any, Final
 from consensus.primitives.keys import public_key
 from node.config import load
 from node.devnet.children import Child
-from node.home import keystore_of, make_home
+from node.home import HomeError, keystore_of, make_home
 from node.ledger.amounts import GRAINS_PER_OPEN
 from node.ledger.genesis import devnet_genesis, encode_genesis
 from node.training.demo_world import CONTRIBUTORS, COPIER, JUNK
@@ -99,7 +99,11 @@ def new_people() -> People:
 
 
 def settle(home: Path, *, time_ms: int, ports: tuple[int, ...], models: tuple[str, ...]) -> Settled:
-    """Make people, genesis and five homes under `home`; `ports` one for each node."""
+    """Make people, genesis and five homes under `home`; `ports` one for each node.
+
+    The people's file comes last: a folder that has it is whole. Raises HomeError or FileExistsError
+    over anything that lies there.
+    """
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     people = new_people()
     seeds = [
@@ -107,10 +111,8 @@ def settle(home: Path, *, time_ms: int, ports: tuple[int, ...], models: tuple[st
         for _ in range(VALIDATORS + 1)
     ]
     genesis = _genesis(people, seeds, time_ms)
-    _write_private(home / PEOPLE_FILE, _people_json(people))
     _write_private(home / GENESIS_FILE, genesis)
-    first = f"/ip4/127.0.0.1/tcp/{ports[0]}/p2p/"
-    bootstrap = first + _peer_text(public_key(seeds[0]["node"]))
+    bootstrap = ""
     for number, child in enumerate(_children(home)):
         chosen: dict[str, Any] = {
             "profile": "devnet",
@@ -127,16 +129,29 @@ def settle(home: Path, *, time_ms: int, ports: tuple[int, ...], models: tuple[st
             chosen["engine.kind"] = "none"
         if "validator" in child.roles:
             chosen["audit.models"] = list(models)
-        make_home(child.home, genesis=genesis, chosen=chosen, password=None, seeds=seeds[number])
+        made = make_home(
+            child.home, genesis=genesis, chosen=chosen, password=None, seeds=seeds[number]
+        )
+        if not number:
+            peer_id = next(key.peer_id for key in made.keys if key.role == "node")
+            bootstrap = f"/ip4/127.0.0.1/tcp/{ports[0]}/p2p/{peer_id}"
+    half = home / f"{PEOPLE_FILE}.new"
+    _write_private(half, _people_json(people))
+    half.replace(home / PEOPLE_FILE)
     return Settled(home, people, genesis, _children(home))
 
 
 def settled(home: Path) -> Settled | None:
-    """The devnet that lies in `home`, or None."""
-    if not (home / PEOPLE_FILE).is_file():
+    """The devnet that lies in `home`, or None; HomeError for a people's file of something else."""
+    file = home / PEOPLE_FILE
+    if not file.is_file():
         return None
-    people = _people_of(json.loads((home / PEOPLE_FILE).read_text("utf-8")))
-    return Settled(home, people, (home / GENESIS_FILE).read_bytes(), _children(home))
+    try:
+        people = _people_of(json.loads(file.read_text("utf-8")))
+        genesis = (home / GENESIS_FILE).read_bytes()
+    except (OSError, ValueError, TypeError):
+        raise HomeError(f"{home} is no whole devnet", mend="take another --home") from None
+    return Settled(home, people, genesis, _children(home))
 
 
 def _children(home: Path) -> tuple[Child, ...]:
@@ -158,33 +173,25 @@ def _genesis(people: People, seeds: list[dict[str, bytes]], time_ms: int) -> byt
     )
 
 
-def _peer_text(key: bytes) -> str:
-    """A node key as libp2p writes it: base58 of `00 24 08 01 12 20 ‖ key` (page 70 §3)."""
-    number = int.from_bytes(b"\x00\x24\x08\x01\x12\x20" + key, "big")
-    digits = ""
-    while number:
-        number, digit = divmod(number, 58)
-        digits = _BASE58[digit] + digits
-    return "1" + digits  # the leading zero byte
-
-
-_BASE58: Final = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
-
-
 def _people_json(people: People) -> bytes:
     rows = [[person.name, person.seed.hex()] for person in people.everyone()]
     return json.dumps(rows).encode()
 
 
 def _people_of(rows: list[list[str]]) -> People:
+    """Raises ValueError or TypeError for what `_people_json` never wrote."""
     everyone = [Person(name, bytes.fromhex(seed)) for name, seed in rows]
+    if len(everyone) != 3 + CONTRIBUTORS or {len(person.seed) for person in everyone} != {32}:
+        raise ValueError("not the devnet's people")
     return People(everyone[0], everyone[1], everyone[2], tuple(everyone[3:]))
 
 
 def _write_private(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def node_of(child: Child) -> Person:

@@ -20,6 +20,7 @@ import trio
 from consensus.primitives.errors import Invalid
 from node.devnet.checking import Checker
 from node.devnet.children import Child, ChildFailed, stop_all, wait_answering, watch
+from node.devnet.folder import clear, held
 from node.devnet.goods import Goods, cache_folder, make_goods
 from node.devnet.market import Market
 from node.devnet.people import PROVIDERS, Settled, node_of, settle, settled, spender_of
@@ -42,11 +43,17 @@ NO_ML_MEND: Final = "no torch here: models are left out (pip install torch==2.13
 async def run(wish: Wish, teller: Teller) -> Ending:
     """Tell the story; one that stays ends with a cancel.
 
-    A home of --once is removed at the end unless `keep` is set or a stage failed.
+    Raises HomeError for a folder that is not a devnet's, HomeInUse for one that is still used. A
+    home of --once is removed at the end unless `keep` is set or a stage failed.
     """
     folder = Path(tempfile.mkdtemp(prefix="olnode-devnet-")) if wish.once else wish.home
-    if wish.reset and not wish.once:
-        shutil.rmtree(folder, ignore_errors=True)
+    with held(folder):
+        if wish.reset:
+            clear(folder)
+        return await _told(folder, wish, teller)
+
+
+async def _told(folder: Path, wish: Wish, teller: Teller) -> Ending:
     story = _Story(folder, wish, teller)
     ending = story.ending
     try:
@@ -83,8 +90,7 @@ class _Story:
 
     async def tell(self, goods: Goods | None) -> None:
         """Every stage after the training, in order."""
-        known = settled(self._folder)
-        land = known or self._settle()
+        land = settled(self._folder) or self._settle()
         genesis = decode_genesis(land.genesis)
         chain = genesis.chain_id.hex()
         self.ending.facts["chain_id"] = chain
@@ -96,8 +102,7 @@ class _Story:
                 market = Market(land.validators[0], genesis.chain_id)
                 await self._agree(land, market, checker)
                 if goods is not None:
-                    if known is None:
-                        await self._publish(land, market, goods)
+                    await self._publish(land, market, goods)
                     await self._fund_payer(land, market)
                     await self._trade(land, goods, checker)
                 elif not self._wish.once:
@@ -128,7 +133,9 @@ class _Story:
 
     def _settle(self) -> Settled:
         self._stage("settling")
-        models = tuple(domain.name for domain in DOMAINS) if self._has_models else ()
+        clear(self._folder)  # what was interrupted here before there were people
+        # Also without models now: a later start with models must find its providers willing.
+        models = tuple(domain.name for domain in DOMAINS)
         time_ms = time.time_ns() // 1_000_000
         return settle(self._folder, time_ms=time_ms, ports=free_ports(), models=models)
 

@@ -94,11 +94,6 @@ def test_all_but_the_first_bootstrap_from_it_by_its_peer_id(made: Settled) -> No
     assert told == [(), wanted, wanted, wanted, wanted]
 
 
-@pytest.mark.parametrize("key", [bytes(32), b"\xff" * 32, *(bytes([i]) * 32 for i in (1, 58, 200))])
-def test_peer_text_is_p2ps_own(key: bytes) -> None:
-    assert places._peer_text(key) == peer_id_text(key)
-
-
 def test_what_was_settled_is_found_again(made: Settled, tmp_path: Path) -> None:
     again = settled(made.home)
     assert again is not None

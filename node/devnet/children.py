@@ -126,7 +126,7 @@ async def wait_answering(child: Child) -> None:
     with trio.move_on_after(START_S):
         while True:
             with suppress(Unreachable, Refusal):
-                await trio.to_thread.run_sync(lambda: child.node.get("/status"))
+                await in_thread(lambda: child.node.get("/status"))
                 return
             await trio.sleep(POLL_S)
     raise ChildFailed(child.name, f"did not answer within {START_S:.0f} s", child.last_lines())
@@ -134,13 +134,19 @@ async def wait_answering(child: Child) -> None:
 
 async def read(child: Child, route: str) -> dict[str, Any]:
     """The JSON at `route`, as soon as there is any; Invalid after READ_S."""
-    return await patiently(route, READ_S, lambda: trio.to_thread.run_sync(child.node.get, route))
+    return await patiently(route, READ_S, lambda: in_thread(lambda: child.node.get(route)))
 
 
 async def read_proof(child: Child, route: str) -> bytes:
     """The proof file at `route`, as soon as the node can make it; Invalid after READ_S."""
-    get = child.node.get_bytes
-    return await patiently(route, READ_S, lambda: trio.to_thread.run_sync(get, route))
+    return await patiently(route, READ_S, lambda: in_thread(lambda: child.node.get_bytes(route)))
+
+
+async def in_thread(call: Callable[[], T]) -> T:
+    """A blocking call to a node; a deadline or Ctrl-C leaves it to its own timeout, unheard."""
+    run_sync: Any = trio.to_thread.run_sync  # libp2p brings old types for trio
+    answer: T = await run_sync(call, abandon_on_cancel=True)
+    return answer
 
 
 async def patiently(what: str, seconds: float, once: Callable[[], Awaitable[T]]) -> T:

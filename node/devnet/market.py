@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from consensus.primitives.errors import Invalid
-from node.devnet.children import Child, read
+from node.devnet.children import Child, in_thread, read
 from node.devnet.people import Person
 from node.ledger.addresses import account_text
 from node.ledger.wire.transactions import (
@@ -63,7 +63,7 @@ class Market:
         with trio.move_on_after(SETTLE_S):
             while True:
                 try:
-                    await trio.to_thread.run_sync(post)
+                    await in_thread(post)
                     return
                 except Refusal as refusal:
                     if refusal.code == "pool.known":
@@ -86,8 +86,8 @@ class Market:
                     with suppress(Refusal, Invalid):
                         await self._post(tx_id, self._sent[tx_id])
                 with suppress(Refusal, Unreachable):
-                    get = self._child.node.get
-                    told = await trio.to_thread.run_sync(get, f"/ledger/transactions/{tx_id}")
+                    get = partial(self._child.node.get, f"/ledger/transactions/{tx_id}")
+                    told = await in_thread(get)
                     if told["state"] == "settled":
                         if told["code"]:
                             kind, why = told["type_name"], told["reason"]

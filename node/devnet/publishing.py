@@ -26,7 +26,7 @@ from node.attribution.datanets import (
 )
 from node.attribution.runners import LocalRunner
 from node.attribution.tokens import TextTokenizer
-from node.devnet.children import Child, patiently, read
+from node.devnet.children import Child, in_thread, patiently, read
 from node.devnet.goods import Good, Goods
 from node.devnet.market import Market
 from node.devnet.people import People, Person
@@ -215,7 +215,7 @@ class Publisher:
         await trio.to_thread.run_sync(_lay_out, folder, blob)
         body = {"kind": blob.kind, "identity": blob.identity.hex(), "folder": str(folder)}
         post = partial(self._child.node.post, "/goods", body)
-        await patiently("storing goods", STORE_S, lambda: trio.to_thread.run_sync(post))
+        await patiently("storing goods", STORE_S, lambda: in_thread(post))
 
     async def _contributions(self, datanet: int) -> list[dict[str, Any]]:
         told = await self._get(f"/ledger/datanets/{datanet}/contributions?limit={LIST_MAX}")

@@ -2,26 +2,35 @@
 
 import os
 import signal
+import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import trio
 from unit.web.behind import Behind, served
 
+from consensus.primitives.errors import Invalid
 from node.devnet.children import (
     DEATHS_MAX,
     DEATHS_WINDOW_S,
     LOG_LINES,
+    READ_S,
     STOP_S,
     Child,
     ChildFailed,
+    in_thread,
+    patiently,
+    read,
     stop_all,
     wait_answering,
     watch,
 )
+from node.web.ask import Refusal, Unreachable
 
 LIVES = "exec sleep 600"
 DIES = "for i in $(seq 30); do echo line $i >&2; done; exit 1"
@@ -185,6 +194,45 @@ async def test_child_that_never_answers_is_named_with_its_log(
     with pytest.raises(ChildFailed, match=r"n0: did not answer within 60 s") as failure:
         await wait_answering(child)
     assert failure.value.log == "no key"
+
+
+async def test_deadline_does_not_wait_for_a_silent_node(autojump_clock) -> None:
+    """A socket waits 60 s: thirty seconds of patience, and Ctrl-C, once took so much longer."""
+    answered = threading.Event()
+
+    class Silent:
+        def get(self, route: str) -> dict[str, int]:
+            answered.wait(5)  # in real time, and only where nobody gives up
+            return {}
+
+    child: Any = SimpleNamespace(node=Silent())
+    began_s = trio.current_time()
+    with pytest.raises(Invalid, match=r"/status"):
+        await read(child, "/status")
+    assert trio.current_time() - began_s == pytest.approx(READ_S)
+    with trio.move_on_after(1) as scope:
+        await in_thread(lambda: answered.wait(5))
+    assert scope.cancelled_caught
+    answered.set()
+
+
+async def test_node_that_refuses_is_asked_again_and_its_last_word_told(autojump_clock) -> None:
+    words = iter(["one", "two"])
+
+    async def once() -> str:
+        await trio.lowlevel.checkpoint()
+        word = next(words, None)
+        if word is not None:
+            raise Refusal(503, "node.busy", word, {})
+        return "done"
+
+    async def never() -> str:
+        raise Unreachable(Path("/nowhere"), "away")
+
+    assert await patiently("a thing", 1.0, once) == "done"
+    with pytest.raises(Invalid, match="no node answers") as refusal:
+        await patiently("a thing", 1.0, never)
+    assert refusal.value.code == "devnet.in_vain"
 
 
 def test_log_that_is_not_there_is_empty(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from typing import Any, Final
 
 import trio
 
-from node.devnet.children import Child, patiently, read
+from node.devnet.children import Child, in_thread, patiently, read
 from node.devnet.goods import Good
 from node.devnet.people import People, Settled
 from node.ledger.addresses import account_of
 from node.training.demo_world import Fact
+from node.web.ask import Unreachable
 
 ASK_S: Final = 90.0  # the first question waits for an engine to load
 ANSWER_TOKENS_MAX: Final = 48
@@ -40,7 +41,7 @@ class Asked:
 async def ask(payer: Child, good: Good, fact: Fact, question: str) -> Asked:
     """Ask through the payer's wallet, again while no provider is ready; Invalid after ASK_S."""
     text, receipt = await patiently(
-        "answer", ASK_S, lambda: trio.to_thread.run_sync(_ask_once, payer, good.name, question)
+        "answer", ASK_S, lambda: in_thread(lambda: _ask_once(payer, good.name, question))
     )
     return Asked(good.name, question, fact, text.strip(), receipt, trio.current_time())
 
@@ -52,6 +53,8 @@ def _ask_once(payer: Child, model: str, question: str) -> tuple[str, dict[str, A
     for line in payer.node.stream("/infer", body):
         text += line.get("text", "")
         receipt = line.get("receipt", receipt)
+    if not receipt:  # a node that is killed in mid-answer only stops talking
+        raise Unreachable(payer.node.path, "the answer broke off before its receipt")
     return text, receipt
 
 

@@ -13,7 +13,7 @@ import trio
 from consensus.primitives.errors import Invalid
 from node.devnet.asking import Asked, ask, contributor_shares, signers, top_payee
 from node.devnet.checking import Checker, Verified
-from node.devnet.children import patiently, read
+from node.devnet.children import in_thread, patiently, read
 from node.devnet.goods import Goods
 from node.devnet.people import Person, Settled, node_of
 from node.devnet.publishing import CURATION_BPS
@@ -40,11 +40,15 @@ class Trade:
         self._asked: list[Asked] = []
         self._shown: list[dict[str, Any]] = []  # the settled receipts, as the ledger tells them
         self._proofs: list[Verified] = []
+        self._payee: Person | None = None  # whom the first answer pays most
+        self._before: Verified | None = None  # the payee's account
 
     async def run(self) -> None:
         """Ask each model, settle, explain and verify; the first answer is told in full."""
         for place in range(len(self._goods.goods)):
             await self._ask(place)
+            if not place:
+                await self._note_balance()
         for asked, shown in zip(self._asked, self._shown, strict=True):
             self._tell_answer(asked, shown)
         self._tell_receipt(self._asked[0], self._shown[0])
@@ -70,6 +74,16 @@ class Trade:
         shown = await read(self._land.payer, f"/ledger/receipts/{asked.receipt['receipt']}")
         self._asked.append(asked)
         self._shown.append({**shown, "settle_s": trio.current_time() - asked.ended_s})
+
+    async def _note_balance(self) -> None:
+        """The payee's balance now: the further questions may outlast the challenge window."""
+        credits = self._shown[0]["credits"]
+        if not credits:
+            return
+        best = max(credits, key=lambda credit: credit["share_bps"])
+        self._payee = self._land.people.get(account_of(best["contributor"]))
+        name = "balance-before.proof"
+        self._before = await self._checker.verify_account(name, self._payee.account)
 
     def _tell_answer(self, asked: Asked, shown: dict[str, Any]) -> None:
         people = self._land.people
@@ -155,16 +169,13 @@ class Trade:
         """The balance of whom the first answer paid most, before and after its pay matures.
 
         `is_alone`: nothing else pays that account meanwhile, so the difference is exact. Raises
-        Invalid `devnet.nobody_credited`, `devnet.credited_otherwise`.
+        Invalid `devnet.nobody_credited`, `devnet.matured_before`, `devnet.credited_otherwise`.
         """
         self._ending.stage = "proving the credited balance"
-        credits = self._shown[0]["credits"]
-        if not credits:
+        who, before = self._payee, self._before
+        if who is None or before is None:
             raise Invalid("devnet.nobody_credited")
-        best = max(credits, key=lambda credit: credit["share_bps"])
-        who = self._land.people.get(account_of(best["contributor"]))
-        before = await self._checker.verify_account("balance-before.proof", who.account)
-        due = await self._due_to(who)
+        due = await self._due_to(who, before.height)
         matures_ms = max(leaf_ms for _, leaf_ms in due)
         wait_s = max(0, matures_ms // 1_000 - time.time_ns() // 1_000_000_000)
         self._say("maturing", f"the challenge window ends in {wait_s} s")
@@ -188,23 +199,37 @@ class Trade:
             "verified": True,
         }
 
-    async def _due_to(self, who: Person) -> list[tuple[int, int]]:
-        """(grains, when) of each proved payout to a contribution that is proved to be theirs."""
-        due = []
+    async def _due_to(self, who: Person, height: int) -> list[tuple[int, int]]:
+        """(grains, when) of each proved payout to a contribution that is proved to be theirs.
+
+        Only what matures after the block at `height`: what did so before is in its balance. That
+        block's time is the node's word, for no proof shows it; a false one cannot make what was
+        gained equal to what is owed.
+        """
+        told = await read(self._land.validators[2], f"/ledger/blocks/{height}")
+        due, early = [], 0
         for proof in self._proofs:
             for number, leaf in proof.data_payouts().items():
                 route = f"/ledger/contributions/{number}/proof"
                 shown = await self._checker.verify_route(f"contribution-{number}.proof", route)
-                if shown.contribution().contributor == who.account:
-                    cut = part_bps(leaf.amount, CURATION_BPS)  # the Datanet's own
+                if shown.contribution().contributor != who.account:
+                    continue
+                cut = part_bps(leaf.amount, CURATION_BPS)  # the Datanet's own
+                if leaf.matures_ms > told["time_ms"]:
                     due.append((leaf.amount - cut, leaf.matures_ms))
+                else:
+                    early += leaf.amount - cut
+        if early:
+            self._say("", f"{open_text(early)} OPEN had matured at height {height} already")
+        if not due:
+            raise Invalid("devnet.matured_before", height=height)
         return due
 
     async def _wait_block_of(self, time_ms: int) -> None:
         """Until a block of that time stands on the node that gives the proofs."""
 
         async def once() -> None:
-            told = await trio.to_thread.run_sync(self._land.validators[2].node.get, "/status")
+            told = await in_thread(lambda: self._land.validators[2].node.get("/status"))
             if told["time_ms"] < time_ms:
                 raise Refusal(503, "devnet.too_early", f"block {told['height']} is older", {})
 
@@ -212,7 +237,9 @@ class Trade:
 
 
 def _open(grains: str | int) -> str:
-    return f"{int(grains) / GRAINS_PER_OPEN:.9f}"
+    """With all nine decimals, so that columns align."""
+    whole, rest = divmod(int(grains), GRAINS_PER_OPEN)
+    return f"{whole}.{rest:09d}"
 
 
 def _cut(text: str) -> str:

@@ -1,12 +1,14 @@
 """`olnode devnet`: a funded network on this machine, with models, data and traffic.
 
 `--once` tells the story to its end and exits 0 only when a light client has verified the receipt
-and the credited balance; without it the network stays until Ctrl-C.
+and the credited balance; without it the network stays until Ctrl-C, SIGTERM or SIGHUP (130, 143,
+129), and its daemons end with it.
 """
 
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
@@ -16,6 +18,7 @@ import typer
 from node.cli.frame import (
     FAILED,
     INTERRUPTED,
+    SIGNALLED,
     CommandError,
     Frame,
     frame_of,
@@ -68,9 +71,12 @@ def devnet(
             frame.confirm(f"Remove the devnet in {wish.home}, its keys and its chain?")
     try:
         ending = trio.run(partial(run, wish, Terminal(frame)))
-    except KeyboardInterrupt:
-        note("stopped")
+    except KeyboardInterrupt:  # before there was anything to stop
         return INTERRUPTED
+    if ending.signal:
+        with suppress(OSError):  # a terminal that hung up hears nothing
+            note("stopped")
+        return SIGNALLED + ending.signal
     _tell_end(frame, ending)
     return 0
 

@@ -29,6 +29,7 @@ FUNDS: Final = 5
 NOT_VERIFIED: Final = 6
 DAMAGED: Final = 7
 CONFIGURATION: Final = 78
+SIGNALLED: Final = 128  # + the signal's number, as a shell tells it
 INTERRUPTED: Final = 130
 
 

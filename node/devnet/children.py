@@ -32,6 +32,8 @@ POLL_S: Final = 0.1
 START_S: Final = 60.0
 READ_S: Final = 30.0
 
+MAIN: Final = "from node.cli.main import main; main()"
+
 T = TypeVar("T")
 
 
@@ -74,8 +76,8 @@ class Child:
 
     @property
     def command(self) -> list[str]:
-        """`olnode start` on its home, by this very Python."""
-        main = "from node.cli.main import main; main()"
+        """`olnode start` on its home, by this very Python; ends when we do, also by SIGKILL."""
+        main = f"from node.devnet.orphan import end_with; end_with({os.getpid()}); {MAIN}"
         return [sys.executable, "-P", "-c", main, "--home", str(self.home), "start"]
 
     def start(self) -> None:

@@ -8,8 +8,10 @@ What this file does not know: how a terminal is drawn; a `Teller` is handed in.
 
 import os
 import shutil
+import signal
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,12 +38,13 @@ from node.training.demo_texts import DOMAINS
 from node.web.ask import Refusal, Unreachable
 
 ONCE_S: Final = 300.0
+SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GIFT_GRAINS: Final = 100 * GRAINS_PER_OPEN
 NO_ML_MEND: Final = "no torch here: models are left out (pip install torch==2.13.0, then make)"
 
 
 async def run(wish: Wish, teller: Teller) -> Ending:
-    """Tell the story; one that stays ends with a cancel.
+    """Tell the story; one that stays ends with a signal (INT, TERM or HUP), or a cancel.
 
     Raises HomeError for a folder that is not a devnet's, HomeInUse for one that is still used. A
     home of --once is removed at the end unless `keep` is set or a stage failed.
@@ -57,9 +60,14 @@ async def _told(folder: Path, wish: Wish, teller: Teller) -> Ending:
     story = _Story(folder, wish, teller)
     ending = story.ending
     try:
-        goods = await story.make_goods()
-        with trio.fail_after(ONCE_S if wish.once else float("inf")):
-            await story.tell(goods)
+        # Heard until the last daemon is down: a second Ctrl-C must not leave the others alone.
+        with trio.open_signal_receiver(*SIGNALS) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_end_at_signal, signals, nursery.cancel_scope, ending)
+                goods = await story.make_goods()
+                with trio.fail_after(ONCE_S if wish.once else float("inf")):
+                    await story.tell(goods)
+                nursery.cancel_scope.cancel()
     except* (Invalid, ChildFailed, NoPorts, Refusal, Unreachable, trio.TooSlowError) as group:
         error = _first_of(group)
         is_late = isinstance(error, trio.TooSlowError)
@@ -71,6 +79,14 @@ async def _told(folder: Path, wish: Wish, teller: Teller) -> Ending:
         else:
             ending.facts["home"] = str(folder)
     return ending
+
+
+async def _end_at_signal(
+    signals: AsyncIterator[int], scope: trio.CancelScope, ending: Ending
+) -> None:
+    async for number in signals:
+        ending.signal = number
+        scope.cancel()
 
 
 def _first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:

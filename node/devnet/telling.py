@@ -39,9 +39,13 @@ class Wish:
 
 @dataclass(slots=True)
 class Ending:
-    """How it ended: the stage reached, why it failed or "", and the facts for a program."""
+    """How it ended: the stage reached, why it failed or "", and the facts for a program.
+
+    `signal`: the number of the one that ended it in order, or 0.
+    """
 
     stage: str = "settling"
     failure: str = ""
+    signal: int = 0
     log: str = ""  # the last lines of a daemon that died
     facts: dict[str, Any] = field(default_factory=dict)

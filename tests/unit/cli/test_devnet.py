@@ -1,5 +1,6 @@
 """`olnode devnet` before anything runs: what it refuses, and what it asks before it removes."""
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +62,17 @@ def test_nothing_to_lose_is_nothing_to_ask(
 ) -> None:
     assert run(["--home", str(tmp_path / "new"), "devnet", *words]) == 0
     assert [wish.reset for wish in wishes] == ["--reset" in words]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGHUP, 129), (signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
+def test_end_by_a_signal_is_told_by_the_status(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, number: int, status: int
+) -> None:
+    async def fake(wish: Wish, teller: Any) -> Ending:
+        return Ending(signal=number)
+
+    monkeypatch.setattr(story, "run", fake)
+    assert run(["--home", str(tmp_path), "devnet"]) == status
+    assert capsys.readouterr().err == "stopped\n"

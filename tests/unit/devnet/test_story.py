@@ -4,6 +4,8 @@ The daemons are real processes that only sleep; markets, publishers and trades n
 called.
 """
 
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,4 +232,22 @@ async def test_daemon_that_dies_too_often_ends_the_story_with_its_log(
     monkeypatch.setattr(story, "wait_answering", silent)
     ending = await story.run(wish(tmp_path), Told())
     assert (ending.failure, ending.log) == ("n0: did not answer", "last words")
+    assert are_gone(fakes.children)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+async def test_signal_ends_it_in_order(fakes: Fakes, tmp_path: Path, number: int) -> None:
+    """A supervisor's stop or a closed terminal once left five daemons behind."""
+    teller, endings = Told("look"), []
+
+    async def run() -> None:
+        endings.append(await story.run(wish(tmp_path), teller))
+
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await teller.reached.wait()
+            os.kill(os.getpid(), number)
+    (ending,) = endings
+    assert (ending.signal, ending.failure) == (number, "")
     assert are_gone(fakes.children)

@@ -18,6 +18,7 @@ from node.ledger import tables
 from node.ledger.rules.channels import lane_of
 from node.ledger.state import State
 from node.ledger.wire.bundles import BodyPart, Bundle, build_bundle, decode_section
+from node.ledger.wire.orders import decode_voucher
 from node.serving.book import KEEP_MS, UNSETTLED_MAX, ProviderLane, ReceiptBook, cut_section
 
 CUT_EVERY_S: Final = 1.0
@@ -25,6 +26,7 @@ RECEIPTS_MAX: Final = 256  # of one bundle
 BYTES_MAX: Final = 384 << 10
 OPEN_MAX: Final = 8
 CLAIM_AFTER_MS: Final = 10_000
+EXPIRY_MARGIN_MS: Final = 10_000  # what a block's time may be ahead of our clock, and its gossip
 CLAIM_EXPIRY_MS: Final = 10 * 60_000  # of the voucher that pays
 RECUT_MS: Final = 30_000
 
@@ -164,7 +166,12 @@ class Bundler:
             or lane.voucher.expires_ms - now_ms < CLAIM_EXPIRY_MS
         )
         may_claim = is_urgent or now_ms - last.finished_ms > CLAIM_AFTER_MS
-        return cut_section(lane, may_claim=may_claim)
+        part = cut_section(lane, may_claim=may_claim)
+        if part is not None and _expires_ms(part) < now_ms + EXPIRY_MARGIN_MS:
+            # One void section would sink the whole bundle. It waits for the payer's next voucher.
+            self.counters["expired"] += 1
+            return None
+        return part
 
     def _base_of(self, state: State, lane: ProviderLane) -> bytes:
         return state.get(tables.MODEL, lane.unsettled[-1].receipt.model).base
@@ -192,6 +199,10 @@ class Bundler:
         self._open.append(OpenBundle(bundle, number, now_ms, places))
         self.counters["bundles"] += 1
         await self._offer_bundle(bundle)
+
+
+def _expires_ms(part: BodyPart) -> int:
+    return decode_voucher(decode_section(part.section).voucher).expires_ms
 
 
 def _is_settled(state: State, open_: OpenBundle) -> bool:

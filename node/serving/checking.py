@@ -103,8 +103,7 @@ def verify_order(
     voucher = _decoded_voucher(start)
     if not now_ms < order.deadline_ms <= now_ms + DEADLINE_AHEAD_MS_MAX:
         raise OrderRefused(exchange.EXPIRED, "the order's deadline")
-    if voucher.expires_ms < now_ms + VOUCHER_LEFT_MS:
-        raise OrderRefused(exchange.EXPIRED, "the voucher expires too soon")
+    check_expiry(voucher, now_ms)
     channel = state.find(tables.CHANNEL, voucher.channel)
     if channel is None or channel.provider != provider or channel.state != tables.CHANNEL_OPEN:
         raise OrderRefused(exchange.UNKNOWN_CHANNEL, "no open channel of ours")
@@ -181,6 +180,13 @@ def _decoded_voucher(start: Start) -> Voucher:
     if voucher.order_hash != order_hash(start.order):
         raise OrderRefused(exchange.MALFORMED, "the voucher is for another order")
     return voucher
+
+
+def check_expiry(voucher: Voucher, now_ms: int) -> None:
+    """Raise OrderRefused 9 for a voucher that may be void before a block has it: every voucher
+    that we hold must be good for settling, or it would sink the bundle that carries it."""
+    if voucher.expires_ms < now_ms + VOUCHER_LEFT_MS:
+        raise OrderRefused(exchange.EXPIRED, "the voucher expires too soon")
 
 
 def check_step(lane: ProviderLane, voucher: Voucher) -> None:

@@ -58,6 +58,7 @@ from node.serving.checking import (
     FindModel,
     Job,
     OrderRefused,
+    check_expiry,
     check_step,
     engine_sampling,
     verify_order,
@@ -302,6 +303,7 @@ class InferenceService:
             voucher = decode_voucher(tick.voucher)
             verify_voucher(self._chain_id, tick.voucher, tick.signature, job.channel.spender)
             check_step(job.lane, voucher)
+            check_expiry(voucher, self._now_ms())
         except (Invalid, OrderRefused):
             self.counters["ticks_bad"] += 1
             return job, granted
@@ -432,6 +434,7 @@ class InferenceService:
             spender = self._spender(channel)
             verify_voucher(self._chain_id, tick.voucher, tick.signature, spender)
             check_step(lane, voucher)
+            check_expiry(voucher, self._now_ms())
         except (Invalid, OrderRefused):
             self.counters["acknowledgements_bad"] += 1
             return

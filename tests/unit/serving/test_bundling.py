@@ -35,6 +35,7 @@ from node.serving.bundling import (
     CLAIM_AFTER_MS,
     CLAIM_EXPIRY_MS,
     CUT_EVERY_S,
+    EXPIRY_MARGIN_MS,
     OPEN_MAX,
     RECEIPTS_MAX,
     RECUT_MS,
@@ -167,6 +168,23 @@ async def test_last_receipt_is_claimed_at_once_when_time_is_short(
         closing = record._replace(state=tables.CHANNEL_CLOSING)
         counter.state.put(tables.CHANNEL, (channel,), closing)
     assert await counter.turn() == [[(1, 1)]]
+
+
+@pytest.mark.parametrize("late_ms", [0, 1])
+async def test_lane_with_a_void_voucher_waits_and_sinks_nobody_elses_bundle(
+    counter: Counter, late_ms: int
+) -> None:
+    """One void section would make the ledger refuse the whole bundle."""
+    void, good = counter.channel(), counter.channel()
+    counter.answer(void, expires_ms=counter.ms + CLAIM_AFTER_MS + EXPIRY_MARGIN_MS - late_ms)
+    counter.answer(good)
+    counter.ms += CLAIM_AFTER_MS
+    counter.acknowledge(good)
+    assert sum(map(len, await counter.turn())) == (1 if late_ms else 2)
+    assert (counter.bundler.counters["expired"] > 0) == (late_ms > 0)
+    counter.settle()
+    counter.acknowledge(void)  # the payer's next voucher pays what waited
+    assert await counter.turn() == ([[(1, 1)]] if late_ms else [])
 
 
 async def test_bundle_is_one_signature_over_many_lanes(counter: Counter) -> None:

@@ -56,7 +56,7 @@ from node.ledger.wire.receipts import (
 from node.serving import verify
 from node.serving.attributing import Attributed
 from node.serving.book import ReceiptBook
-from node.serving.checking import ServedModel
+from node.serving.checking import VOUCHER_LEFT_MS, ServedModel
 from node.serving.engine import (
     BadSampling,
     DeadlinePassed,
@@ -483,6 +483,37 @@ def settle(world: World) -> None:
         with contextlib.suppress(channels.Invalid), world.state.trial():
             channels.apply_bundle(world.state, context(world.now_ms()), admitted.bundle)
     world.bundles.clear()
+
+
+@pytest.mark.parametrize("short_ms", [0, 1])
+async def test_an_acknowledgement_that_is_void_too_soon_is_not_held(
+    tmp_path, autojump_clock, short_ms: int
+) -> None:
+    """A payer that signed an expired one could have kept all receipts of a bundle from settling."""
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        await ask(world, make_start(channel))
+        lane = world.book.lane(channel, 0)
+        raw, signature = signed_voucher(
+            channel, None, seq=2, hold=0, cumulative=lane.cumulative, accumulator=lane.accumulator,
+            expires_ms=world.now_ms() + VOUCHER_LEFT_MS - short_ms,
+        )  # fmt: skip
+        world.service.take_bare_voucher(Tick(raw, signature), lane)
+        assert (lane.voucher.seq == 2) == (not short_ms)
+        assert world.service.counters["acknowledgements_bad"] == short_ms
+
+
+async def test_a_tick_that_is_void_too_soon_is_as_none(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        order = make_order(quantum=2)
+        line = Line(world)
+        await line.send(make_start(channel, order, voucher={"hold": fee_of(3, 2)}))
+        short = {"hold": fee_of(3, 4), "expires_ms": world.now_ms() + 1_000}
+        await line.send(Tick(*signed_voucher(channel, order, sub=1, **short)))
+        *_, finished = await line.until(Finished)
+        assert decode_receipt(finished.receipt).tokens_out == 2
+        assert world.service.counters["ticks_bad"] == 1
 
 
 async def test_an_unacknowledged_receipt_is_claimed_after_a_while(tmp_path, autojump_clock) -> None:

@@ -65,3 +65,6 @@ class Refused(NetworkError):
 
 class ListenError(Exception):
     """A listening address cannot be used at first start: the operator's fault, told in one line."""
+
+    exit_status = 1
+    mend = "change `listen` of [p2p] in config.toml, or stop the program that listens there"

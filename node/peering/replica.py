@@ -275,7 +275,7 @@ class Replica:
         log.error(
             "a quorum decided what is invalid here; consensus has stopped",
             why=str(error),
-            mend="olnode doctor: either this disk and software are at fault, or > 1/3 of the power",
+            mend="compare the block with other nodes: this disk is at fault, or > 1/3 of the power",
         )
 
     async def _handle(self, event: Event) -> None:

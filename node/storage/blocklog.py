@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 from consensus.primitives.encoding import Bytes, Record, decode, encode
 from consensus.primitives.errors import Invalid
-from node.storage.errors import Damaged
+from node.storage.errors import FRESH_HOME, Damaged
 from node.storage.frames import Frame, FrameFormat
 from node.storage.segments import SEGMENT_BYTES, Place, SegmentLog
 
@@ -117,7 +117,7 @@ class BlockLog:
             raise Damaged(
                 f"block {frame.height} in {self._log.directory} is not a record of ours",
                 why=str(error),
-                mend="olnode db rebuild",
+                mend=FRESH_HOME,
             ) from error
         return BlockRecord(frame.height, block, certificate)
 
@@ -125,5 +125,5 @@ class BlockLog:
         return Damaged(
             f"the block log {self._log.directory} is damaged",
             why=f"segment {segment:06d}, byte {offset}",
-            mend="olnode restore DIR from a backup, or a fresh home that syncs from its peers",
+            mend=FRESH_HOME,
         )

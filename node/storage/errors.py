@@ -5,6 +5,10 @@ to paste, and the exit status of its kind. A fault of the disk is nobody's bad b
 and no bug of ours (an assertion).
 """
 
+from typing import Final
+
+FRESH_HOME: Final = "start a fresh home that syncs from its peers; keep this one for its keys"
+
 
 class StorageError(Exception):
     """The home directory cannot be used as it is. `mend` tells the operator what to do first."""

@@ -271,7 +271,7 @@ class Journal:
         return CannotSign(
             f"the journal {path} is damaged: this node will not validate",
             why=why,
-            mend="olnode doctor --fix moves it aside; the signer record keeps this key safe",
+            mend="stop the node and move that file aside; the signer record keeps this key safe",
         )
 
     # -- files

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from node.storage.errors import Damaged, StorageError
+from node.storage.errors import FRESH_HOME, Damaged, StorageError
 from node.storage.frames import Frame, FrameFormat, Gap, read_all
 
 SEGMENT_BYTES: Final = 64 << 20
@@ -83,7 +83,7 @@ class SegmentLog:
             raise Damaged(
                 f"a segment is missing in {self.directory}",
                 why=f"there are {len(found)} from {found[0]} to {found[-1]}",
-                mend="olnode db rebuild",
+                mend=FRESH_HOME,
             )
         return found
 
@@ -159,7 +159,7 @@ class SegmentLog:
             raise Damaged(
                 f"a record of {self._path(place.segment)} is damaged",
                 why=f"at byte {place.offset}",
-                mend="olnode db rebuild",
+                mend=FRESH_HOME,
             )
         return frame._replace(offset=place.offset)
 
@@ -172,7 +172,7 @@ class SegmentLog:
                 raise Damaged(
                     f"cannot read {self._path(segment)}",
                     why=error.strerror or "",
-                    mend="olnode db rebuild",
+                    mend=FRESH_HOME,
                 ) from error
             self._readers[segment] = descriptor
         return descriptor

@@ -28,7 +28,7 @@ from node.ledger.wire.bundles import Bundle, decode_body
 from node.storage import history, keyspace
 from node.storage.blocklog import BlockLog, BlockRecord
 from node.storage.bundlestore import BundleStore
-from node.storage.errors import Damaged
+from node.storage.errors import FRESH_HOME, Damaged
 from node.storage.segments import decode_place
 from node.storage.store import Reader
 
@@ -280,7 +280,7 @@ class View:
         """The header that must be there: its absence is damage."""
         header = self.header(height)
         if header is None:
-            raise Damaged(f"block {height} is missing", mend="olnode db rebuild")
+            raise Damaged(f"block {height} is missing", mend=FRESH_HOME)
         return header
 
 

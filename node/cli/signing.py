@@ -31,7 +31,7 @@ from node.cli.passwords import read_password
 if TYPE_CHECKING:
     from node.ledger.wire.transactions import Payload
     from node.wallet.keystore import KeyFile, Role
-    from node.web.ask import Node
+    from node.web.ask import Node, Unreachable
 
 VALID_S: Final = 600
 FEE_ROOM: Final = 2  # the base price may rise while a transaction waits
@@ -174,10 +174,19 @@ class Desk:
 def send(frame: Frame, raw: bytes, no_wait: bool) -> Told:
     """Hand signed bytes to the node; where the transaction stands, settled unless `no_wait`.
 
-    Raises CommandError where a rule refused it, or after SETTLE_S.
+    Raises CommandError where a rule refused it, after SETTLE_S, or where the node fell silent once
+    it was asked; Unreachable where it was not.
     """
+    from node.ledger.wire.transactions import decode_transaction
+    from node.web.ask import Unreachable
+
     node = frame.daemon()
-    tx_id = node.post_bytes("/ledger/transactions", raw)["transaction"]
+    try:
+        tx_id = node.post_bytes("/ledger/transactions", raw)["transaction"]
+    except Unreachable as error:
+        if not error.was_asked:
+            raise
+        raise _lost(decode_transaction(raw).tx_id.hex(), error) from None
     if no_wait:
         return {"transaction": tx_id, "state": "pending"}
     told, until = _standing(node, tx_id), time.monotonic() + SETTLE_S
@@ -204,8 +213,18 @@ def tell(frame: Frame, told: Told, made: Mapping[str, int | str]) -> None:
     frame.show("tx/1", {**told, **made}, [line, *pairs(made.items())])
 
 
+def _lost(tx_id: str, error: "Unreachable") -> CommandError:
+    """It may be in a block already: who does not know its id would pay twice."""
+    return CommandError(
+        f"{tx_id} was sent, but {error.what}",
+        status=error.exit_status,
+        mend=f"olnode tx show {tx_id}",
+        why=error.why,
+    )
+
+
 def _standing(node: "Node", tx_id: str) -> Told | None:
-    from node.web.ask import Refusal
+    from node.web.ask import Refusal, Unreachable
 
     try:
         return node.get(f"/ledger/transactions/{tx_id}")
@@ -213,6 +232,8 @@ def _standing(node: "Node", tx_id: str) -> Told | None:
         if error.status != 404:
             raise
         return None  # between pool and block
+    except Unreachable as error:
+        raise _lost(tx_id, error) from None
 
 
 def _weight(payload: "Payload") -> int:

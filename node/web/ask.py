@@ -18,14 +18,18 @@ PROOF_TYPE: Final = "application/vnd.olnode"
 
 
 class Unreachable(Exception):
-    """No daemon answers on this home's socket."""
+    """No daemon answers on this home's socket.
+
+    `was_asked`: somebody took the call, so what it asked for may have been done all the same.
+    """
 
     exit_status = 4
 
-    def __init__(self, path: Path, why: str) -> None:
+    def __init__(self, path: Path, why: str, *, was_asked: bool = True) -> None:
         super().__init__(f"no node answers at {path}")
         self.what = f"no node answers at {path}"
         self.why = why
+        self.was_asked = was_asked
         self.mend = "olnode start"
 
 
@@ -120,6 +124,10 @@ class Node:
     def _send(
         self, connection: _Connection, method: str, route: str, body: bytes, head: dict[str, str]
     ) -> http.client.HTTPResponse:
+        try:
+            connection.connect()
+        except OSError as error:
+            raise Unreachable(self.path, str(error), was_asked=False) from None
         try:
             connection.request(method, route, body=body, headers=head)
             return connection.getresponse()

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -13,6 +14,7 @@ from node.cli.tx import COMMANDS
 from node.ledger import tables
 from node.ledger.addresses import account_of, account_text
 from node.ledger.wire.transactions import TYPES, decode_transaction
+from node.web.ask import Node, Unreachable
 
 WORDS = {  # a good call of each sub-command; FILE is a file of records
     "transfer": [account_text(ALICE), "1.5"],
@@ -117,6 +119,39 @@ async def test_account_that_owns_nothing_is_told_before_a_password_is_asked(
     answer = await asked(capsys, ledger_of(), home, *words, status=5)
     assert answer["code"] == "account.not_found"
     assert answer["mend"].startswith("olnode tx transfer open1")
+
+
+@pytest.mark.parametrize("silent", ["POST", "GET"])
+async def test_node_that_falls_silent_after_it_was_asked_loses_no_id(
+    home: Path, alice: bytes, capsys: Capture, monkeypatch: pytest.MonkeyPatch, silent: str
+) -> None:
+    """Who sends it again would sign another transaction, and may pay twice."""
+    asked_of, call = ledger_of(alice), Node._call
+
+    def call_and_lose(node: Node, method: str, route: str, *more: Any) -> bytes:
+        answer = call(node, method, route, *more)
+        if method == silent and route.startswith("/ledger/transactions"):
+            raise Unreachable(node.path, "silent")
+        return answer
+
+    monkeypatch.setattr(Node, "_call", call_and_lose)
+    words = ["tx", "transfer", account_text(ALICE), "1.5"]
+    answer = await asked(capsys, asked_of, home, *words, status=4)
+    (raw,) = sent(asked_of)
+    tx_id = (decode_transaction(raw).tx_id if silent == "POST" else ID).hex()
+    assert answer["what"].startswith(f"{tx_id} was sent, but no node answers")
+    assert (answer["mend"], answer["why"]) == (f"olnode tx show {tx_id}", "silent")
+
+
+async def test_transaction_that_reached_no_node_was_not_sent(
+    home: Path, alice: bytes, capsys: Capture, tmp_path: Path
+) -> None:
+    file = str(tmp_path / "tx")
+    words = ["tx", "curate", "2", "accept", "--offline", file]
+    await asked(capsys, ledger_of(alice), home, *words)
+    answer = told(capsys, home, "tx", "send", file, status=4)
+    assert answer["what"].startswith("no node answers")
+    assert answer["mend"] == "olnode start"
 
 
 async def test_home_without_a_fitting_key_says_which_it_takes(home: Path, capsys: Capture) -> None:

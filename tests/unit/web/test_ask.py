@@ -58,6 +58,7 @@ def why(node: Node, call: Any = lambda node: node.get("/status")) -> str:
     with pytest.raises(Unreachable) as unreachable:
         call(node)
     assert (unreachable.value.exit_status, unreachable.value.mend) == (4, "olnode start")
+    assert unreachable.value.was_asked == node.path.is_socket()
     return unreachable.value.why
 
 

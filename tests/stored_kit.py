@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from chain_kit import FAUCET, OPEN, PAYER, TinyChain, devnet
+from chain_kit import FAUCET, OPEN, PAYER, TinyChain, devnet, golden_answer
 
 from consensus.certificate import Certificate, decode_certificate
 from consensus.header import decode_header
@@ -11,6 +11,7 @@ from node.ledger.genesis import encode_genesis
 from node.ledger.state import State
 from node.ledger.wire.blocks import Block, Payload
 from node.ledger.wire.bundles import Bundle
+from node.ledger.wire.receipts import receipt_id
 from node.ledger.wire.transactions import Transfer
 from node.storage.chain import Chain
 from node.storage.store import KV
@@ -32,11 +33,13 @@ class Stored(TinyChain):
     def state(self) -> State:
         return self.chain.state()
 
-    def build(self, *transactions: bytes, bundles: tuple[Bundle, ...] = ()) -> Block:
+    def build(
+        self, *transactions: bytes, bundles: tuple[Bundle, ...] = (), later_ms: int = 1_000
+    ) -> Block:
         chain = self.chain
         return chain.build(
             proposer=chain.tip.validators.turn,
-            time_ms=chain.tip.time_ms + 1_000,
+            time_ms=chain.tip.time_ms + later_ms,
             payload=Payload(transactions, tuple(bundle.hash for bundle in bundles)),
             last_certificate=chain.certificate(chain.height),
         )
@@ -47,19 +50,32 @@ class Stored(TinyChain):
         return decode_certificate(self.certify(self.chain.height + 1, block_id))
 
     def block(
-        self, *transactions: bytes, bundles: tuple[Bundle, ...] = (), later_ms: int = 0
+        self, *transactions: bytes, bundles: tuple[Bundle, ...] = (), later_ms: int = 1_000
     ) -> Any:
         for bundle in bundles:
             self.chain.bundles.append(bundle)
-        block = self.build(*transactions, bundles=bundles)
+        block = self.build(*transactions, bundles=bundles, later_ms=later_ms)
         certificate = self.decide(block)
         tip = self.chain.commit(certificate.block_id, certificate)
-        self.time_ms = tip.time_ms
+        self.time_ms, self.height = tip.time_ms, tip.height
         self.decided.append((block, certificate))
         outcome = self.chain.view().outcome(tip.height)
-        if outcome is not None:
+        if outcome is not None:  # an empty block has none
             self.outcomes.append(outcome)  # type: ignore[arg-type]  # its codes are what is read
         return outcome
 
     def pay(self, amount: int = OPEN) -> bytes:
         return self.tx(FAUCET, Transfer(PAYER.key, amount, b""))
+
+
+class Told:
+    """The story told once: the chain, and the receipt of the answer that was paid."""
+
+    def __init__(self, home: Path) -> None:
+        self.made = Stored(home)
+        self.made.tell_story()
+        session = self.made.open_channel()
+        self.receipt = receipt_id(golden_answer(session, CREDITS))
+        self.made.block(bundles=(self.made.bundle(session),))
+        self.paid_height = self.made.height
+        self.view = self.made.chain.view

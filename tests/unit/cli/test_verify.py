@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from chain_kit import devnet
-from unit.web.stored import Told
+from stored_kit import Told
 
 from node.cli.main import run
 from node.ledger.genesis import encode_genesis

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from chain_kit import CONTRIBUTORS, CREATOR, PROVIDER, START_MS
-from unit.web.stored import Told
+from stored_kit import Told
 
 from consensus.primitives.errors import Invalid
 from node.ledger import tables

@@ -10,7 +10,7 @@ import trio
 import trio.testing
 from bundle_kit import Party
 from chain_kit import CONTRIBUTORS, CREATOR, OPEN, PAYER, PROVIDER, TERMS
-from unit.web.stored import CREDITS, StoredChain, Told
+from stored_kit import CREDITS, Stored, Told
 
 from node.ledger.addresses import account_text
 from node.ledger.rules.registry import LICENCES
@@ -100,7 +100,7 @@ def test_block_names_its_signers_and_all_heights_have_one(told: Told) -> None:
 
 
 def test_transaction_is_pending_then_settled_with_its_code(tmp_path: Path) -> None:
-    made = StoredChain(tmp_path)
+    made = Stored(tmp_path)
     good = made.tx(PAYER, Transfer(CREATOR.key, OPEN, b""))
     poor = made.tx(PAYER, Transfer(CREATOR.key, 2**62, b""), ahead=1)
     tx_id = decode_transaction(good).tx_id

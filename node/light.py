@@ -12,7 +12,7 @@ from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node.ledger import tables
 from node.ledger.addresses import account_text
-from node.ledger.amounts import BPS, GRAINS_PER_OPEN
+from node.ledger.amounts import BPS, open_text
 from node.ledger.genesis import Genesis, start
 from node.ledger.proofs import (
     ProofFile,
@@ -116,13 +116,13 @@ def _told(shown: Shown) -> tuple[str, str]:
         told = (
             f"receipt {sha256(shown.raw).hex()[:16]}… of {account_text(shown.bundle.provider)}: "
             f"model {receipt.model} version {receipt.model_version}, {receipt.tokens_in} tokens "
-            f"in, {receipt.tokens_out} out, fee {open_text(receipt.fee)} OPEN, "
+            f"in, {receipt.tokens_out} out, fee {open_text(receipt.fee)}, "
             f"{len(shown.credits)} credits"
         )
         return "the receipt stands in a settled bundle, its credits hash to what it says", told
     if isinstance(shown, PayoutLeaf):
         told = f"{PURPOSES.get(shown.kind, 'kind ' + str(shown.kind))}: {payee_text(shown)}"
-        told += f" gets {open_text(shown.amount)} OPEN of {open_text(shown.part)}"
+        told += f" gets {open_text(shown.amount)} of {open_text(shown.part)}"
         return "the payout is its exact share of the part", told
     if isinstance(shown, TransactionShown):
         told = f"{shown.tx.type_name} of {account_text(shown.tx.sender)}: {code_name(shown.code)}"
@@ -136,12 +136,12 @@ def _state_told(shown: StateShown) -> str:
         return f"{shown.key.hex()[:32]}… is absent"
     if table == tables.ACCOUNT.prefix and len(key) == 32:
         account = tables.ACCOUNT.decode(shown.value)
-        return f"account {account_text(key)} holds {open_text(account.balance)} OPEN"
+        return f"account {account_text(key)} holds {open_text(account.balance)}"
     if table == tables.CONTRIBUTION.prefix and len(key) == 8:
         found = tables.CONTRIBUTION.decode(shown.value)
         number = int.from_bytes(key, "big")
         owner = account_text(found.contributor)
-        return f"contribution {number} of {owner} has earned {open_text(found.earned)} OPEN"
+        return f"contribution {number} of {owner} has earned {open_text(found.earned)}"
     return f"{shown.key.hex()[:32]}… = {shown.value.hex()[:64]}"
 
 
@@ -199,9 +199,3 @@ def payee_text(leaf: PayoutLeaf) -> str:
         noun = "contribution" if leaf.kind == tables.KIND_DATA else "model"
         return f"{noun} {int.from_bytes(leaf.payee, 'big')}"
     return "the model's fund" if leaf.kind == tables.KIND_DATA else "the pool"
-
-
-def open_text(grains: int) -> str:
-    """Grains as OPEN with all nine decimals that are not zero."""
-    whole, rest = divmod(grains, GRAINS_PER_OPEN)
-    return f"{whole}.{rest:09d}".rstrip("0").rstrip(".") if rest else str(whole)

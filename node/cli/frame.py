@@ -186,11 +186,10 @@ def pairs(rows: Iterable[tuple[str, object]]) -> list[str]:
 
 
 def open_text(grains: int | str) -> str:
-    """An amount for people: grains as OPEN, at least two and at most nine decimals."""
-    amount = int(grains)
-    sign, whole, part = "-" * (amount < 0), abs(amount) // 10**9, abs(amount) % 10**9
-    decimals = f"{part:09d}".rstrip("0").ljust(2, "0")
-    return f"{sign}{whole}.{decimals} OPEN"
+    """An amount for people, from a number or from the text that it is in an answer."""
+    from node.ledger import amounts
+
+    return amounts.open_text(int(grains))
 
 
 def _is_number(text: str) -> bool:

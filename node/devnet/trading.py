@@ -19,8 +19,7 @@ from node.devnet.people import Person, Settled, node_of
 from node.devnet.publishing import CURATION_BPS
 from node.devnet.telling import Ending, Teller
 from node.ledger.addresses import account_of, account_text
-from node.ledger.amounts import GRAINS_PER_OPEN, part_bps
-from node.light import open_text
+from node.ledger.amounts import GRAINS_PER_OPEN, open_text, part_bps
 from node.web.ask import Refusal
 
 MATURE_S: Final = 120.0  # the devnet's window is one minute
@@ -187,7 +186,7 @@ class Trade:
             raise Invalid("devnet.credited_otherwise", owed=owed, gained=gained)
         self._say(
             "credited",
-            f"{who.name} had {open_text(before.account().balance)} OPEN at height "
+            f"{who.name} had {open_text(before.account().balance)} at height "
             f"{before.height}, has {open_text(after.account().balance)} at {after.height}: "
             f"{open_text(owed)} of matured payouts   VERIFIED",
         )

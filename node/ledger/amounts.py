@@ -32,6 +32,13 @@ def checked(amount: int) -> int:
     return amount
 
 
+def open_text(grains: int) -> str:
+    """An amount for people: OPEN with at least two and at most nine decimals, "1.50 OPEN"."""
+    whole, rest = divmod(checked(grains), GRAINS_PER_OPEN)
+    decimals = f"{rest:09d}".rstrip("0").ljust(2, "0")
+    return f"{whole}.{decimals} OPEN"
+
+
 def price(tokens_in: int, tokens_out: int, p_in: int, p_out: int, p_call: int) -> int:
     """Grains of an answer: ceil((tokens_in·p_in + tokens_out·p_out) / 10^6) + p_call (page 30 §3).
 

@@ -5,9 +5,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consensus.primitives.errors import Invalid
-from node.ledger.amounts import AMOUNT_MAX, checked, price, split
+from node.ledger.amounts import AMOUNT_MAX, checked, open_text, price, split
 
 WEIGHTS = st.dictionaries(st.binary(min_size=1, max_size=8), st.integers(0, 2**64), min_size=1)
+
+
+@pytest.mark.parametrize(
+    ("grains", "text"),
+    [
+        (0, "0.00 OPEN"),
+        (1, "0.000000001 OPEN"),
+        (27_309_200, "0.0273092 OPEN"),
+        (10**9, "1.00 OPEN"),
+        (1_500_000_000, "1.50 OPEN"),
+        (10**18, "1000000000.00 OPEN"),
+        (AMOUNT_MAX, "9223372036.854775807 OPEN"),
+    ],
+)
+def test_amounts_for_people_are_exact(grains: int, text: str) -> None:
+    assert open_text(grains) == text
 
 
 def test_amounts_fit_63_bits() -> None:

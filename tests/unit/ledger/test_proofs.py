@@ -241,10 +241,3 @@ def test_every_payout_leaf_of_the_block_can_be_proved(story) -> None:
     for index in range(len(story.outcome.payout_leaves)):
         raw = proofs.encode_proof(story.payout(index))
         assert light.verify_file(raw, story.trust).refusal is None
-
-
-@pytest.mark.parametrize(
-    ("grains", "text"), [(0, "0"), (1, "0.000000001"), (10**9, "1"), (27_309_200, "0.0273092")]
-)
-def test_grains_are_shown_as_open(grains, text) -> None:
-    assert light.open_text(grains) == text

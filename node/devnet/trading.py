@@ -219,7 +219,7 @@ class Trade:
                 else:
                     early += leaf.amount - cut
         if early:
-            self._say("", f"{open_text(early)} OPEN had matured at height {height} already")
+            self._say("", f"{open_text(early)} had matured at height {height} already")
         if not due:
             raise Invalid("devnet.matured_before", height=height)
         return due

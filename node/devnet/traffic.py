@@ -15,7 +15,7 @@ from node.devnet.asking import ask
 from node.devnet.children import read
 from node.devnet.goods import Good, Goods
 from node.devnet.people import Settled
-from node.light import open_text
+from node.ledger.amounts import open_text
 from node.training.demo_world import Fact
 
 TELL_S: Final = 10.0
@@ -45,7 +45,7 @@ async def run_traffic(land: Settled, goods: Goods, per_s: float, say: Say) -> No
             told_s = trio.current_time()
             say(
                 "traffic",
-                f"{asked} answers, {right} right, {refused} refused, {open_text(fees)} OPEN of "
+                f"{asked} answers, {right} right, {refused} refused, {open_text(fees)} of "
                 f"fees, block {await _height(land)}",
             )
         await trio.sleep_until(began_s + 1 / per_s)

@@ -11,7 +11,7 @@ from typing import Any
 
 from bundle_kit import party
 from chain_kit import CONTRIBUTORS, CREATOR, FAUCET, PROVIDER, STEWARD
-from unit.web.stored import Told
+from stored_kit import Told
 
 from node.devnet.goods import Good, Goods
 from node.devnet.people import People, Person, Settled

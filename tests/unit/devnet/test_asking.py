@@ -5,8 +5,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from stored_kit import CREDITS, Told
 from unit.devnet.selling import SellingNode, a_good, a_land, answer_lines
-from unit.web.stored import CREDITS, Told
 
 from consensus.primitives.errors import Invalid
 from node.devnet import children as processes

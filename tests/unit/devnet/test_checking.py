@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from chain_kit import CONTRIBUTORS, devnet
+from stored_kit import CREDITS, Told
 from unit.devnet.selling import SellingNode, a_land
-from unit.web.stored import CREDITS, Told
 
 from consensus.primitives.errors import Invalid
 from node.devnet.checking import Checker

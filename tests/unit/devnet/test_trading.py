@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 from chain_kit import CONTRIBUTORS, FAUCET
+from stored_kit import Told
 from unit.devnet.selling import SellingNode, a_land, answer_lines, provider_of, some_goods
-from unit.web.stored import Told
 
 from consensus.primitives.errors import Invalid
 from node.devnet import children as processes

@@ -11,7 +11,7 @@ from consensus.primitives import merkle
 from consensus.primitives.digest import sha256, signing_bytes
 from node.ledger import genesis as genesis_file
 from node.ledger import tables
-from node.ledger.context import Context
+from node.ledger.context import Context, PastHeight
 from node.ledger.execute import Outcome, execute_block, make_header, rules_for
 from node.ledger.state import Base, State
 from node.ledger.wire import transactions as wire
@@ -62,6 +62,7 @@ class TinyChain:
         self.outcomes: list[Outcome] = []
         self.certificates: list[bytes] = [b""]
         self.history = merkle.Frontier()
+        self.past: list[PastHeight] = []  # all decided heights
 
     @property
     def base(self) -> Base:
@@ -78,7 +79,13 @@ class TinyChain:
     def context(self, later_ms: int = 1_000) -> Context:
         turn = self.validators.turn
         return Context(
-            self.chain_id, self.height + 1, self.time_ms + later_ms, turn, (turn,), self.block_id
+            self.chain_id,
+            self.height + 1,
+            self.time_ms + later_ms,
+            turn,
+            (turn,),
+            self.block_id,
+            tuple(self.past),
         )
 
     def tx(self, who: Party, payload: Any, ahead: int = 0, **fields: Any) -> bytes:
@@ -92,20 +99,28 @@ class TinyChain:
         return wire.sign_transaction(self.chain_id, who.seed, body)
 
     def execute(
-        self, *transactions: bytes, bundles: tuple[Bundle, ...] = (), later_ms: int = 1_000
+        self,
+        *transactions: bytes,
+        bundles: tuple[Bundle, ...] = (),
+        later_ms: int = 1_000,
+        evidence: tuple[bytes, ...] = (),
     ) -> Outcome:
         """What a block would do; nothing is kept."""
         ordered = tuple(bundle.hash for bundle in bundles)
-        payload = Payload(transactions, ordered)
+        payload = Payload(transactions, ordered, evidence)
         bodies = {bundle.hash: bundle for bundle in bundles}
         return execute_block(self.rules, self.state(), self.context(later_ms), payload, bodies)
 
     def block(
-        self, *transactions: bytes, bundles: tuple[Bundle, ...] = (), later_ms: int = 1_000
+        self,
+        *transactions: bytes,
+        bundles: tuple[Bundle, ...] = (),
+        later_ms: int = 1_000,
+        evidence: tuple[bytes, ...] = (),
     ) -> Outcome:
         """Execute and keep a block."""
         context = self.context(later_ms)
-        outcome = self.execute(*transactions, bundles=bundles, later_ms=later_ms)
+        outcome = self.execute(*transactions, bundles=bundles, later_ms=later_ms, evidence=evidence)
         header = make_header(
             context,
             outcome,
@@ -126,6 +141,7 @@ class TinyChain:
         self.headers.append(header)
         self.outcomes.append(outcome)
         self.certificates.append(self.certify(self.height, self.block_id))
+        self.past.append(PastHeight(self.height, self.time_ms, self.validators))
         self.validators = outcome.next_validators
         return outcome
 

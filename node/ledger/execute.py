@@ -19,13 +19,15 @@ from node.ledger import purses, tables, tree
 from node.ledger.admission import Admitted, admit_bundle, is_still_good
 from node.ledger.context import Context
 from node.ledger.genesis import APP_VERSION, params_hash
-from node.ledger.rules import accounts, channels, models, payout, registry, staking
+from node.ledger.rules import accounts, channels, models, offences, payout, registry, staking
 from node.ledger.rules.channels import BundleFees
 from node.ledger.state import State
 from node.ledger.wire import transactions as wire
 from node.ledger.wire.blocks import (
     BODIES_BYTES_MAX,
     BUNDLES_MAX,
+    EVIDENCE_BYTES_MAX,
+    EVIDENCE_MAX,
     RECEIPTS_MAX,
     TRANSACTIONS_MAX,
     Payload,
@@ -93,6 +95,7 @@ def execute_block(
     """
     check_payload(state, payload)
     apply_due(rules, state, context)
+    punish_evidence(state, context, payload)
     fees, headers = settle_bundles(state, context, payload, bodies, known or {})
     done = run_transactions(rules, state, context, payload)
     leaves = payout.settle_fees(state, context, fees)
@@ -100,9 +103,12 @@ def execute_block(
 
 
 def check_payload(state: State, payload: Payload) -> None:
-    """Sizes, and what this version cannot judge; raises `Invalid` `payload.…`, `evidence.…`."""
-    if payload.evidence:
-        raise Invalid("evidence.unsupported", pieces=len(payload.evidence))
+    """Counts and sizes; raises `Invalid` `payload.…`."""
+    if len(payload.evidence) > EVIDENCE_MAX:
+        raise Invalid("payload.evidence", pieces=len(payload.evidence))
+    evidence_bytes = sum(map(len, payload.evidence))
+    if evidence_bytes > EVIDENCE_BYTES_MAX:
+        raise Invalid("payload.evidence_size", bytes=evidence_bytes)
     if len(payload.bundles) > BUNDLES_MAX:
         raise Invalid("payload.bundles", bundles=len(payload.bundles))
     if len(payload.transactions) > TRANSACTIONS_MAX:
@@ -122,6 +128,15 @@ def apply_due(rules: Rules, state: State, context: Context) -> None:
         due_ms = int.from_bytes(due, "big")
         state.remove(tables.DUE, due_ms, kind, reference)
         rules.due[kind[0]](state, context, due_ms, reference)
+
+
+# ---- 2. evidence
+
+
+def punish_evidence(state: State, context: Context, payload: Payload) -> None:
+    """Judge all pieces, then punish: one that does not hold refuses the payload."""
+    accepted = [offences.accept_evidence(state, context, raw) for raw in payload.evidence]
+    offences.punish_offences(state, context, accepted)
 
 
 # ---- 3. bundles
@@ -310,6 +325,7 @@ RULES_1: Final = Rules(
         tables.DUE_REVIEW: registry.apply_review_end,
         tables.DUE_STAKE: registry.apply_stake_release,
         tables.DUE_VERSION_DEPOSIT: models.apply_version_deposit,
+        tables.DUE_EVIDENCE: offences.forget_evidence,
     },
 )
 

@@ -317,7 +317,7 @@ def _put_validators(state: State, genesis: Genesis) -> None:
         source = purses.account(key)
         state.issue(source, bond)
         staking.add_bond(state, source, tables.ROLE_VALIDATOR, key, key, bond, genesis.time_ms)
-        state.set_counter(b"owners/" + bytes([tables.ROLE_VALIDATOR]) + key, 1)
+        state.set_counter(staking.owners_name(tables.ROLE_VALIDATOR, key), 1)
     powers = {key: bond // staking.GRAINS_PER_POWER for key, bond in genesis.validators}
     staking.put_validator_set(state, ValidatorSet.found(powers))
 

@@ -50,6 +50,11 @@ DEFAULTS: Final[dict[str, int | tuple[int, ...]]] = {
     "unbonding_ms": 21 * DAY_MS,
     "operator_bps": 1_000,
     "validator_set_ms": HOUR_MS,
+    # offences, page 40 §6
+    "double_vote_slash_bps": 500,
+    "double_vote_power_factor": 3,  # more bps for each bps of power that offends together
+    "double_vote_jail_ms": 21 * DAY_MS,
+    "offence_window_ms": DAY_MS,
     # Datanets, page 40 §4, §7
     "datanet_deposit": 100 * _OPEN,
     "datanet_fee": 5 * _OPEN,

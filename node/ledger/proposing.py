@@ -14,7 +14,7 @@ from node.ledger.admission import Admitted
 from node.ledger.context import Context
 from node.ledger.execute import Rules, apply_due, apply_transaction
 from node.ledger.pool import payload_order
-from node.ledger.rules import channels
+from node.ledger.rules import channels, offences
 from node.ledger.state import State
 from node.ledger.wire.blocks import Payload
 from node.ledger.wire.transactions import Transaction
@@ -26,6 +26,7 @@ class Choice(NamedTuple):
     payload: Payload
     refused_transactions: tuple[tuple[bytes, str], ...]  # (tx id, code)
     refused_bundles: tuple[tuple[bytes, str], ...]  # (bundle hash, code)
+    refused_evidence: tuple[tuple[bytes, str], ...] = ()  # (bytes, code)
 
 
 def choose_payload(
@@ -34,12 +35,15 @@ def choose_payload(
     context: Context,
     transactions: Iterable[Transaction],
     bundles: Sequence[Admitted],
+    evidence: Iterable[bytes] = (),
 ) -> Choice:
     """The payload of all entries that fit, tried on `state`, which is spoilt by it.
 
-    Sizes are the picker's to keep. `context` is that of the block to be built.
+    Sizes are the picker's to keep. `context` is that of the block to be built, with the past
+    heights of the evidence.
     """
     apply_due(rules, state, context)
+    accusations, bad_evidence = _accuse(state, context, evidence)
     taken: list[bytes] = []
     bad_bundles: list[tuple[bytes, str]] = []
     for admitted in sorted(bundles, key=payload_order):
@@ -60,5 +64,22 @@ def choose_payload(
             bad_transactions.append((tx.tx_id, refusal.code))
         else:
             kept.append(tx.raw)
-    payload = Payload(tuple(kept), tuple(taken))
-    return Choice(payload, tuple(bad_transactions), tuple(bad_bundles))
+    payload = Payload(tuple(kept), tuple(taken), tuple(accusations))
+    return Choice(payload, tuple(bad_transactions), tuple(bad_bundles), tuple(bad_evidence))
+
+
+def _accuse(
+    state: State, context: Context, evidence: Iterable[bytes]
+) -> tuple[list[bytes], list[tuple[bytes, str]]]:
+    """The pieces that hold, their offenders punished, and those that do not with their codes."""
+    accepted, accusations, refused = [], [], []
+    for raw in evidence:
+        try:
+            with state.trial():
+                accepted.append(offences.accept_evidence(state, context, raw))
+        except Invalid as refusal:
+            refused.append((raw, refusal.code))
+        else:
+            accusations.append(raw)
+    offences.punish_offences(state, context, accepted)
+    return accusations, refused

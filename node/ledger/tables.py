@@ -355,6 +355,14 @@ class Members(NamedTuple):
     keys: tuple[bytes, ...]
 
 
+class UsedEvidence(NamedTuple):
+    """1c `evidence/` ‖ SHA-256: what was punished when; `guilty` are (key, power in bps)."""
+
+    offence_ms: int
+    punished_ms: int
+    guilty: tuple[tuple[bytes, int], ...]
+
+
 class Seat(NamedTuple):
     """1d. Role: 0 member, 1 reviewer."""
 
@@ -366,6 +374,18 @@ class Review(NamedTuple):
     """1e. Decision: 1 accept, 2 return, 3 reject, 4 slash."""
 
     decision: int
+
+
+class Conduct(NamedTuple):
+    """1f. Jailed while `jailed_until_ms` is not 0: only an unjailing ends it. `failures`: times
+    of the last ones; `findings`: [code, logprob, fingerprint, moved]; `outcomes`: an auditor's.
+    """
+
+    jailed_until_ms: int = 0
+    tombstone: int = 0
+    failures: tuple[int, ...] = ()
+    findings: tuple[tuple[int, int, int, int], ...] = ()
+    outcomes: tuple[int, ...] = ()
 
 
 class Settled(NamedTuple):
@@ -415,8 +435,12 @@ DUE: Final = Table(0x1B, (8, 1, ANY), Due, Record())
 TOTALS: Final = Table(0x1C, (ANY,), Totals, Record(*(U63,) * 13))
 COUNTER: Final = Table(0x1C, (ANY,), Counter, _NUMBER)
 MEMBERS: Final = Table(0x1C, (ANY,), Members, Record(H, ListOf(H, 100)))
+USED_EVIDENCE: Final = Table(0x1C, (ANY,), UsedEvidence, Record(
+    U63, U63, ListOf(Record(H, U16), 100, 1)))
 SEAT: Final = Table(0x1D, (8, 32), Seat, Record(U8, U63))
 REVIEW: Final = Table(0x1E, (8, 32), Review, Record(U8))
+CONDUCT: Final = Table(0x1F, (1, 32), Conduct, Record(
+    U63, U8, ListOf(U63, 32), ListOf(Record(U8, U32, U32, U32), 32), ListOf(U8, 50)))
 SETTLED: Final = Table(0x20, (32,), Settled, Record(H, H, H, U32, U63, U63))
 # fmt: on
 
@@ -434,10 +458,12 @@ KIND_FUND, KIND_TREASURY, KIND_BURN = 5, 6, 7
 DUE_PARAMETER, DUE_UNLOCK, DUE_MATURING = 1, 2, 3
 DUE_CHANNEL_CLOSE, DUE_CHANNEL_FORGET, DUE_UNBONDING = 4, 5, 6
 DUE_REVIEW, DUE_STAKE, DUE_VERSION_DEPOSIT, DUE_MODEL_DEPOSIT = 7, 8, 9, 10
+DUE_EVIDENCE = 11
 
 CHANNEL_OPEN, CHANNEL_CLOSING, CHANNEL_CLOSED = 1, 2, 3
 PROVIDER_ACTIVE, PROVIDER_PAUSED = 1, 2
 VALIDATOR_CANDIDATE, VALIDATOR_ACTIVE = 0, 1
+TOMBSTONED = 1
 PENDING, ACCEPTED, RETURNED, REJECTED, SLASHED, WITHDRAWN = 0, 1, 2, 3, 4, 5
 MODEL_ACTIVE, MODEL_DORMANT, MODEL_RETIRING, MODEL_RETIRED = 1, 2, 3, 4
 VERSION_CURRENT, VERSION_SUPERSEDED, VERSION_SUSPENDED = 1, 2, 3

@@ -3,7 +3,7 @@
 Why an index and not a payment to each: a stakers' part reaches any number of bonds by one addition;
 a bond collects what the index rose since it was last touched (page 40 §6).
 Why priorities are kept here: whose turn it is must follow from the state alone.
-What this file does not know: offences (`slash` and `jail` come with evidence), offers, prices.
+What this file does not know: offences and what they cost (`offences.py`), offers, prices.
 """
 
 from typing import Final
@@ -102,8 +102,13 @@ def _check_bond(state: State, payload: Bond, owner: bytes) -> None:
             raise Invalid("tx.bad_value", why="below the smallest delegation")
 
 
+def owners_name(role: int, target: bytes) -> bytes:
+    """The counter of a target's bonds."""
+    return b"owners/" + bytes([role]) + target
+
+
 def _count_owner(state: State, role: int, target: bytes) -> None:
-    name = b"owners/" + bytes([role]) + target
+    name = owners_name(role, target)
     owners = state.counter(name)
     if owners >= OWNERS_MAX:
         raise Invalid("tx.limit", owners=owners)
@@ -220,15 +225,18 @@ def count_signers(state: State, context: Context) -> None:
 def advance_validators(state: State, context: Context) -> ValidatorSet:
     """The set of the next block, written to the state: changes, then one turn.
 
-    Candidates are read in the first block of each `validator_set_ms`; changed power per block
-    is at most 1/3 of the total, what is left over goes on in the next block (page 20 §5).
+    Who is jailed leaves at once. Candidates are read in the first block of each
+    `validator_set_ms`; changed power per block is at most 1/3 of the total, what is left over
+    goes on in the next block (page 20 §5).
     """
     count_signers(state, context)
-    validators = validator_set(state)
+    before = validator_set(state)
+    validators = _without_jailed(state, before)
+    power_left = max(0, before.total // 3 - (before.total - validators.total))
     period = context.time_ms // state.parameter("validator_set_ms")
     if period != state.counter(_PERIOD_NAME) or state.counter(_QUEUED_NAME):
         state.set_counter(_PERIOD_NAME, period)
-        changes, queued = _changes_within_cap(validators, candidates(state))
+        changes, queued = _changes_within_cap(validators, candidates(state), power_left)
         state.set_counter(_QUEUED_NAME, int(queued))
         validators = validators.changed(changes)
     validators = validators.advanced()
@@ -236,13 +244,29 @@ def advance_validators(state: State, context: Context) -> ValidatorSet:
     return validators
 
 
+def is_jailed(state: State, role: int, account: bytes) -> bool:
+    """Whether an account may not act in a role: until it is unjailed, or for good."""
+    conduct = state.find(tables.CONDUCT, role, account)
+    return conduct is not None and bool(conduct.jailed_until_ms or conduct.tombstone)
+
+
+def _without_jailed(state: State, validators: ValidatorSet) -> ValidatorSet:
+    """The members who are free; all of them if nobody is, for a chain without a set has ended."""
+    jailed = [key for key in validators.powers() if is_jailed(state, ROLE_VALIDATOR, key)]
+    if len(jailed) == len(validators):
+        return validators
+    return validators.changed([(key, 0) for key in jailed])
+
+
 def candidates(state: State) -> dict[bytes, int]:
-    """Key → power of the largest candidates, ties to the smaller key (page 40 §6)."""
+    """Key → power of the largest free candidates, ties to the smaller key (page 40 §6)."""
     own_min = state.parameter("validator_bond_min")
     standing = []
     for (key,), _ in state.scan(tables.VALIDATOR):
         own = state.find(tables.BOND, ROLE_VALIDATOR, key, key)
-        if own is not None and own.amount >= own_min:
+        if own is None or own.amount < own_min:
+            continue
+        if not is_jailed(state, ROLE_VALIDATOR, key):
             standing.append((-bonded(state, ROLE_VALIDATOR, key), key))
     standing.sort()
     best = standing[: state.parameter("validators_max")]
@@ -250,12 +274,12 @@ def candidates(state: State) -> dict[bytes, int]:
 
 
 def _changes_within_cap(
-    validators: ValidatorSet, wanted: dict[bytes, int]
+    validators: ValidatorSet, wanted: dict[bytes, int], power_max: int
 ) -> tuple[list[tuple[bytes, int]], bool]:
-    """Changes toward `wanted`, in key order, of at most 1/3 of the total; whether more is left."""
+    """Changes toward `wanted`, in key order, of at most `power_max`; whether more is left."""
     if not wanted:
         return [], False
-    left, queued = validators.total // 3, False
+    left, queued = power_max, False
     changes = []
     for key in sorted({**validators.powers(), **wanted}):
         power, target = validators.power(key), wanted.get(key, 0)

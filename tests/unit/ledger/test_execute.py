@@ -143,7 +143,7 @@ def run(chain: TinyChain, payload: Payload, bodies=None):
 
 
 def test_payload_limits(chain) -> None:
-    assert refusal_of(run, chain, Payload(evidence=(b"x",))).code == "evidence.unsupported"
+    assert refusal_of(run, chain, Payload(evidence=(b"x",))).code == "evidence.kind"
     many = Payload((b"",) * 8_193)
     assert refusal_of(run, chain, many).code == "payload.transactions"
     bundles = Payload(bundles=(bytes(32),) * 257)

@@ -211,7 +211,7 @@ def test_one_who_falls_below_leaves_the_set(chain) -> None:
 
 
 def test_with_no_candidate_the_set_stays(chain) -> None:
-    assert staking._changes_within_cap(chain.validators, {}) == ([], False)
+    assert staking._changes_within_cap(chain.validators, {}, 26) == ([], False)
 
 
 def test_signatures_are_counted_over_a_stretch(chain) -> None:

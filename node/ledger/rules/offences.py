@@ -1,0 +1,217 @@
+"""Offences of validators: evidence judged, bonds slashed, offenders jailed at once.
+
+Why one jail answers for all that came before it: two engines with one key say two things at every
+step until they are found, and each pair is a piece of evidence. Were each punished anew, the price
+would depend on how many pieces proposers care to bring, and a key with nothing left to lose could
+fill blocks with them. What came before a jail is answered by it; an offence that was earlier than
+the one it was for reaches only those who left in between.
+Why power counts together: one careless operator costs little, a third of the power is an attack.
+What this file does not know: who found the evidence, where the past is kept, other roles' faults.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from consensus.evidence import (
+    Evidence,
+    accused_members,
+    decode_evidence,
+    evidence_height,
+    verify_evidence,
+)
+from consensus.primitives.digest import sha256
+from consensus.primitives.errors import Invalid
+from node.ledger import purses, tables
+from node.ledger.amounts import BPS, part_bps
+from node.ledger.context import Context, PastHeight
+from node.ledger.rules.staking import collect, owners_name
+from node.ledger.state import State
+from node.ledger.tables import ROLE_VALIDATOR, UsedEvidence
+
+_USED: Final = b"evidence/"
+
+
+class Offender(NamedTuple):
+    """A guilty key. It has answered already for what it did from `answered_from_ms` on, if set."""
+
+    key: bytes
+    answered_from_ms: int | None
+
+
+class Offence(NamedTuple):
+    """Evidence that holds: when it happened, by the header of that height, and who did it."""
+
+    time_ms: int
+    offenders: tuple[Offender, ...]
+
+
+# ---- judging
+
+
+def accept_evidence(state: State, context: Context, raw: bytes) -> Offence:
+    """Judge a piece of evidence and note it as used; raises `Invalid` `evidence.…`, `vote.…`.
+
+    All pieces of a block are accepted before the first is punished, so that those who offended
+    together pay alike in whatever order they stand.
+    """
+    evidence = decode_evidence(raw)
+    past = check_evidence(state, context, raw, evidence)
+    guilty = verify_evidence(evidence, past.validators, context.chain_id)
+    offenders = tuple(Offender(key, _answered_from(state, key, past.time_ms)) for key in guilty)
+    name = sha256(raw)
+    powers = tuple((key, _power_bps(past, key)) for key in guilty)
+    used = UsedEvidence(past.time_ms, context.time_ms, powers)
+    state.put(tables.USED_EVIDENCE, (_USED + name,), used)
+    # All that this jail answers for is too old then: nothing is ever punished twice.
+    forgotten_ms = context.time_ms + state.parameter("evidence_age_ms_max") + 1
+    state.add_due(forgotten_ms, tables.DUE_EVIDENCE, name)
+    return Offence(past.time_ms, offenders)
+
+
+def check_evidence(state: State, context: Context, raw: bytes, evidence: Evidence) -> PastHeight:
+    """All that costs no signature, cheapest first; the height that it speaks of.
+
+    Raises `Invalid` `evidence.used`, `.height`, `.too_old`, `.member` or `.punished`.
+    """
+    if state.has(tables.USED_EVIDENCE, _USED + sha256(raw)):
+        raise Invalid("evidence.used")
+    height = evidence_height(evidence)
+    past = context.find_past(height)
+    if past is None:
+        raise Invalid("evidence.height", height=height)
+    if context.time_ms > past.time_ms + state.parameter("evidence_age_ms_max"):
+        raise Invalid("evidence.too_old", height=height, time_ms=past.time_ms)
+    accused = accused_members(evidence, past.validators)
+    if all(_is_answered(state, key, past.time_ms) for key in accused):
+        raise Invalid("evidence.punished", height=height)
+    return past
+
+
+def _power_bps(past: PastHeight, key: bytes) -> int:
+    return past.validators.power(key) * BPS // past.validators.total
+
+
+def _used(state: State) -> list[UsedEvidence]:
+    return [record for _, record in state.scan(tables.USED_EVIDENCE, _USED)]
+
+
+def _answered_from(state: State, key: bytes, offence_ms: int) -> int | None:
+    """The first offence for which `key` was jailed at or after `offence_ms`; None: it was not."""
+    return min(
+        (
+            used.offence_ms
+            for used in _used(state)
+            if offence_ms <= used.punished_ms and key in dict(used.guilty)
+        ),
+        default=None,
+    )
+
+
+def _is_answered(state: State, key: bytes, offence_ms: int) -> bool:
+    """Whether a jail stands for this offence already, and nobody left before it came."""
+    since_ms = _answered_from(state, key, offence_ms)
+    if since_ms is None:
+        return False
+    return offence_ms >= since_ms or not _leaving(state, key, offence_ms, since_ms)
+
+
+def forget_evidence(state: State, context: Context, due_ms: int, reference: bytes) -> None:
+    """Due: a piece of evidence has aged out; its hash is needed no more."""
+    state.remove(tables.USED_EVIDENCE, _USED + reference)
+
+
+# ---- punishing
+
+
+def punish_offences(state: State, context: Context, offences: Sequence[Offence]) -> None:
+    """Slash and jail the guilty of all accepted evidence of a block."""
+    for offence in offences:
+        bps = slash_bps(state, offence.time_ms)
+        for offender in offence.offenders:
+            _punish_double(state, context, offence.time_ms, offender, bps)
+
+
+def _punish_double(
+    state: State, context: Context, offence_ms: int, offender: Offender, bps: int
+) -> None:
+    """Who said two things: their bonds, and what left since; then jail, or the key's end."""
+    key, answered_ms = offender
+    taken = slash_leaving(state, key, bps, offence_ms, answered_ms)
+    if answered_ms is None:
+        taken += slash_bonds(state, ROLE_VALIDATOR, key, bps)
+    share_proceeds(state, taken)
+    until_ms = context.time_ms + state.parameter("double_vote_jail_ms")
+    jail(state, ROLE_VALIDATOR, key, until_ms, is_for_good=bps == BPS)
+
+
+def slash_bps(state: State, offence_ms: int) -> int:
+    """What an offence costs: more, the more power offended within a window around it."""
+    window_ms = state.parameter("offence_window_ms")
+    powers: dict[bytes, int] = {}
+    for used in _used(state):
+        if abs(used.offence_ms - offence_ms) <= window_ms:
+            for key, power in used.guilty:
+                powers[key] = max(power, powers.get(key, 0))
+    factor = state.parameter("double_vote_power_factor")
+    return min(BPS, state.parameter("double_vote_slash_bps") + factor * sum(powers.values()))
+
+
+def jail(state: State, role: int, account: bytes, until_ms: int, *, is_for_good: bool) -> None:
+    """Keep an account out of a role at least until then; never shortens what stands."""
+    conduct = state.find(tables.CONDUCT, role, account) or tables.Conduct()
+    changed = conduct._replace(
+        jailed_until_ms=max(conduct.jailed_until_ms, until_ms),
+        tombstone=max(conduct.tombstone, tables.TOMBSTONED * is_for_good),
+    )
+    state.put(tables.CONDUCT, (role, account), changed)
+
+
+def slash_bonds(state: State, role: int, target: bytes, bps: int) -> int:
+    """Take `bps` of every bond of a target, each floored; returns what the treasury holds of it.
+
+    What a bond has earned is paid first: it was earned honestly, by a grain that was there.
+    """
+    taken = 0
+    for (_, _, owner), _ in state.scan(tables.BOND, role, target):
+        collect(state, role, target, owner)
+        purse = purses.bond(role, target, owner)
+        cut = part_bps(state.held(purse), bps)
+        state.move(purse, purses.pool(tables.TREASURY), cut)
+        taken += cut
+        if state.held(purse) == 0:
+            state.remove(tables.BOND, role, target, owner)
+            name = owners_name(role, target)
+            state.set_counter(name, state.counter(name) - 1)
+    if taken:
+        stake = state.get(tables.STAKE, role, target)
+        state.put(tables.STAKE, (role, target), stake._replace(bonded=stake.bonded - taken))
+    return taken
+
+
+def slash_leaving(
+    state: State, validator: bytes, bps: int, since_ms: int, before_ms: int | None
+) -> int:
+    """The same of what was unbonded from a validator at or after `since_ms`, before `before_ms`."""
+    taken = 0
+    for number in _leaving(state, validator, since_ms, before_ms):
+        purse = purses.unbonding(number)
+        cut = part_bps(state.held(purse), bps)
+        state.move(purse, purses.pool(tables.TREASURY), cut)
+        taken += cut
+    return taken
+
+
+def _leaving(state: State, validator: bytes, since_ms: int, before_ms: int | None) -> list[int]:
+    """Numbers of what is on its way out of a validator's bonds, unbonded within a time."""
+    return [
+        int.from_bytes(number, "big")
+        for (number,), leaving in state.scan(tables.UNBONDING)
+        if (leaving.role, leaving.target) == (ROLE_VALIDATOR, validator)
+        and since_ms <= leaving.made_ms
+        and (before_ms is None or leaving.made_ms < before_ms)
+    ]
+
+
+def share_proceeds(state: State, taken: int) -> None:
+    """Half of what was slashed is burnt, the treasury keeps the rest and the odd grain."""
+    state.move(purses.pool(tables.TREASURY), purses.BURN, taken >> 1)

@@ -34,13 +34,17 @@ class Stored(TinyChain):
         return self.chain.state()
 
     def build(
-        self, *transactions: bytes, bundles: tuple[Bundle, ...] = (), later_ms: int = 1_000
+        self,
+        *transactions: bytes,
+        bundles: tuple[Bundle, ...] = (),
+        evidence: tuple[bytes, ...] = (),
+        later_ms: int = 1_000,
     ) -> Block:
         chain = self.chain
         return chain.build(
             proposer=chain.tip.validators.turn,
             time_ms=chain.tip.time_ms + later_ms,
-            payload=Payload(transactions, tuple(bundle.hash for bundle in bundles)),
+            payload=Payload(transactions, tuple(bundle.hash for bundle in bundles), evidence),
             last_certificate=chain.certificate(chain.height),
         )
 
@@ -50,11 +54,15 @@ class Stored(TinyChain):
         return decode_certificate(self.certify(self.chain.height + 1, block_id))
 
     def block(
-        self, *transactions: bytes, bundles: tuple[Bundle, ...] = (), later_ms: int = 1_000
+        self,
+        *transactions: bytes,
+        bundles: tuple[Bundle, ...] = (),
+        evidence: tuple[bytes, ...] = (),
+        later_ms: int = 1_000,
     ) -> Any:
         for bundle in bundles:
             self.chain.bundles.append(bundle)
-        block = self.build(*transactions, bundles=bundles, later_ms=later_ms)
+        block = self.build(*transactions, bundles=bundles, evidence=evidence, later_ms=later_ms)
         certificate = self.decide(block)
         tip = self.chain.commit(certificate.block_id, certificate)
         self.time_ms, self.height = tip.time_ms, tip.height

@@ -285,7 +285,8 @@ class Chain:
     # -- inside
 
     def _parent(self, reader: Reader, tip: Tip) -> Parent:
-        return Parent(self.chain_id, self.genesis.app_version, reader, tip)
+        past = View(reader, tip, self._log, self.bundles)
+        return Parent(self.chain_id, self.genesis.app_version, reader, tip, past.find_past)
 
     def _remember(self, executed: Executed) -> None:
         self._counts["executed"] += 1

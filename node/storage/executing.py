@@ -6,7 +6,7 @@ clients will rely on, and what we did not compute ourselves we do not vote for.
 What this file does not know: rounds and turns (the replica checks those), and the disk's layout.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -17,12 +17,13 @@ from consensus.certificate import (
     encode_certificate,
     verify_certificate,
 )
+from consensus.evidence import decode_evidence, evidence_height
 from consensus.header import HEADER_VERSION, Header, encode_header
 from consensus.primitives.digest import HASH_BYTES, sha256
 from consensus.primitives.errors import Invalid
 from node.ledger import tree
 from node.ledger.admission import Admitted
-from node.ledger.context import Context
+from node.ledger.context import Context, PastHeight
 from node.ledger.execute import Outcome, execute_block, make_header, rules_for
 from node.ledger.state import State
 from node.ledger.wire.blocks import Block, Payload, decode_payload, encode_payload
@@ -36,6 +37,7 @@ from node.storage.views import Tip, base_of
 NO_COMMIT: Final = bytes(HASH_BYTES)  # last_commit_hash of height 1
 
 Known = Mapping[bytes, Admitted]  # bundle hash → what its check gave, and with which keys
+FindPast = Callable[[int], PastHeight | None]  # by height; None while it is not decided
 NOTHING_KNOWN: Final[Known] = MappingProxyType({})
 
 
@@ -59,12 +61,13 @@ class Executed(NamedTuple):
 
 
 class Parent(NamedTuple):
-    """What the next block builds on: the tip, and a reader of exactly that moment."""
+    """What the next block builds on: the tip, a reader of exactly that moment, the past."""
 
     chain_id: bytes
     app_version: int
     reader: Reader
     tip: Tip
+    find_past: FindPast
 
 
 def build_block(
@@ -124,6 +127,12 @@ def get_bodies(payload: Payload, bundles: BundleStore) -> dict[bytes, Bundle]:
     return {name: bundle for name, bundle in found.items() if bundle is not None}
 
 
+def past_of(find_past: FindPast, evidence: Iterable[bytes]) -> tuple[PastHeight, ...]:
+    """The decided heights that pieces of evidence speak of; raises `Invalid` `evidence.…`."""
+    heights = sorted({evidence_height(decode_evidence(raw)) for raw in evidence})
+    return tuple(past for past in map(find_past, heights) if past is not None)
+
+
 def _run(
     parent: Parent,
     proposer: bytes,
@@ -141,6 +150,7 @@ def _run(
         proposer=proposer,
         last_signers=_last_signers(parent, last_raw),
         parent_id=tip.block_id,
+        past=past_of(parent.find_past, payload.evidence),
     )
     state = State(base_of(parent.reader, tip.height))
     rules = rules_for(parent.app_version)

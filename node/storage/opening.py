@@ -41,7 +41,7 @@ from node.storage.executing import (
 )
 from node.storage.segments import Place
 from node.storage.store import KV, LevelKV, Reader
-from node.storage.views import Tip, base_of
+from node.storage.views import Tip, View, base_of
 from node.storage.writing import write_block, write_state
 
 DB_NAME: Final = "db"
@@ -250,7 +250,8 @@ class _Ladder:
             block = decode_block(record.block)
             certificate = decode_certificate(record.certificate)
             header = decode_header(block.header)
-            parent = Parent(self._chain_id, self._genesis.app_version, batch, tip)
+            past = View(batch, tip, self._log, self._bundles)
+            parent = Parent(self._chain_id, self._genesis.app_version, batch, tip, past.find_past)
             check_header(parent, header)
             check_last_commit(parent, block, header)
             executed = execute_next(parent, self._bundles, NOTHING_KNOWN, block, header)

@@ -15,6 +15,7 @@ from consensus.certificate import Certificate, decode_certificate
 from consensus.header import Header, decode_header
 from consensus.primitives.encoding import U8, U16, U63, Bytes, ListOf, Record, decode, encode
 from consensus.validators import ValidatorSet, decode_validators
+from node.ledger.context import PastHeight
 from node.ledger.state import Base, State
 from node.ledger.wire.blocks import (
     PAYLOAD_BYTES_MAX,
@@ -201,6 +202,17 @@ class View:
         for _, raw in self.reader.scan(start, keyspace.after(keyspace.VALIDATORS)):
             return decode_validators(raw)
         return None
+
+    def find_past(self, height: int) -> PastHeight | None:
+        """What evidence of a height is judged by; None while the height is not decided."""
+        if not 1 <= height <= self.tip.height:
+            return None
+        validators = self.validators(height)
+        if validators is None:
+            raise Damaged(
+                f"the validators of height {height} are missing", mend="olnode db rebuild"
+            )
+        return PastHeight(height, self.get_header(height).time_ms, validators)
 
     def history_path(self, height: int, at: int) -> tuple[bytes, ...]:
         """The path of block `height` < `at` under `history_root` of the header of `at`."""

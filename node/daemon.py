@@ -27,6 +27,7 @@ from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.receipts import COMPLETE, Receipt, receipt_id
 from node.observe import get_log
 from node.peering import pace
+from node.peering.accusing import Accusing
 from node.peering.auditing import IndexAuditor
 from node.peering.bindings import find_validator, is_binding, make_binding
 from node.peering.blobs import Blobs, BlobStore
@@ -160,6 +161,9 @@ class Node:
             find_own=self._find_own_statement,
             ask_statement=self._relay.ask_statement,
         )
+        self._accusing = Accusing(
+            chain_id=self._chain.chain_id, get_view=self._chain.view, on_pooled=self._wake
+        )
         self._replica = self._make_replica()
         self._shop = self._make_shop() if serves else None
         self._purse = None if keys.spending is None else self._make_purse(keys.spending)
@@ -201,7 +205,11 @@ class Node:
             voter = Validator(validator.public_key, journal, sign)
         me = self._keys.node.public_key if validator is None else validator.public_key
         proposer = Proposer(
-            chain=self._chain, transactions=self._transactions, bundles=self._bundles, me=me
+            chain=self._chain,
+            transactions=self._transactions,
+            bundles=self._bundles,
+            me=me,
+            accusing=self._accusing,
         )
         return Replica(
             network=self._network,
@@ -217,6 +225,8 @@ class Node:
                 adapts=consensus.adapt,
                 doppelganger_wait_s=consensus.doppelganger_wait_s,
             ),
+            on_accuse=self._accusing.add,
+            judge_evidence=self._accusing.judge,
         )
 
     def _make_shop(self) -> Shop:

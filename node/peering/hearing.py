@@ -61,6 +61,7 @@ class Hearing:
         agreement: Agreement,
         catchup: Catchup,
         get_params: Callable[[], ConsensusParams],
+        judge_evidence: Callable[[bytes], Verdict],
         stop_signing: Callable[[], Awaitable[None]],
     ) -> None:
         self._means, self._chain = means, means.chain
@@ -71,6 +72,7 @@ class Hearing:
         self._agreement = agreement
         self._catchup = catchup
         self._get_params = get_params
+        self._judge_evidence = judge_evidence
         self._stop_signing = stop_signing
         self._early = Early()
         self.admission = Admission(self._chain.chain_id)
@@ -101,21 +103,19 @@ class Hearing:
         """A frame from a validator's stream."""
         self._means.inbox.put(Heard(peer, kind, body, self._means.now_ms()))
 
-    async def hear_gossip(self, gossip: Any, on_evidence: Callable[[bytes], None]) -> None:
+    async def hear_gossip(self, gossip: Any) -> None:
         """Everything that `judge` let in, for ever."""
         async for heard in gossip:
             kind, body = decode_vote_message(heard.data)
-            if kind == EVIDENCE:
-                on_evidence(body)
-            else:
+            if kind != EVIDENCE:  # that was taken at the door
                 self._means.inbox.put(Heard(heard.author, kind, body, heard.received_ms))
 
     def judge(self, forwarder: PeerId, author: PeerId, data: bytes) -> Verdict:
-        """Shape and height of a gossiped message."""
+        """Shape and height of a gossiped message; evidence wholly."""
         try:
             kind, body = decode_vote_message(data)
             if kind == EVIDENCE:
-                return Verdict.ACCEPT
+                return self._judge_evidence(body)
             message = decode_body(kind, body)
         except Invalid:
             return Verdict.REJECT

@@ -17,7 +17,9 @@ from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.proposing import Choice, choose_payload
 from node.ledger.wire.blocks import PAYLOAD_BYTES_MAX, Block, Payload
 from node.ledger.wire.transactions import Transaction
+from node.peering.accusing import Accusing
 from node.storage.chain import Chain
+from node.storage.executing import past_of
 from node.storage.views import Tip
 
 # What is left for transactions beside 256 bundle hashes and the arrays around them.
@@ -30,6 +32,7 @@ class Picked(NamedTuple):
     transactions: list[Transaction]
     bundles: list[Admitted]
     known: Mapping[bytes, Admitted]
+    evidence: list[bytes]
 
 
 class Built(NamedTuple):
@@ -43,9 +46,18 @@ class Proposer:
     """Gathers payloads from the pools for the chain."""
 
     def __init__(
-        self, *, chain: Chain, transactions: TransactionPool, bundles: BundlePool, me: bytes
+        self,
+        *,
+        chain: Chain,
+        transactions: TransactionPool,
+        bundles: BundlePool,
+        me: bytes,
+        accusing: Accusing | None = None,  # None: this node accuses nobody
     ) -> None:
         self._chain = chain
+        if accusing is None:
+            accusing = Accusing(chain_id=chain.chain_id, get_view=chain.view)
+        self._accusing = accusing
         self._transactions = transactions
         self._bundles = bundles
         self._me = me
@@ -55,6 +67,8 @@ class Proposer:
         state = self._chain.state()
         if self._bundles.pick() or self._transactions.pick(state, TRANSACTIONS_BYTES_MAX):
             return True
+        if self._accusing.pick():
+            return True
         return bool(state.scan(tables.DUE, below=now_ms + 1))
 
     def known(self) -> Mapping[bytes, Admitted]:
@@ -63,8 +77,10 @@ class Proposer:
 
     def pick(self) -> Picked:
         """What to propose. Quick; on the task that owns the pools."""
-        transactions = self._transactions.pick(self._chain.state(), TRANSACTIONS_BYTES_MAX)
-        return Picked(transactions, self._bundles.pick(), self._bundles.known())
+        evidence = self._accusing.pick()
+        room = TRANSACTIONS_BYTES_MAX - sum(len(raw) + 8 for raw in evidence)
+        transactions = self._transactions.pick(self._chain.state(), room)
+        return Picked(transactions, self._bundles.pick(), self._bundles.known(), evidence)
 
     def build(self, picked: Picked, time_ms: int, last_certificate: Certificate | None) -> Built:
         """The next block with all of `picked` that fits. Blocks; in the chain's writer thread."""
@@ -76,6 +92,7 @@ class Proposer:
             proposer=self._me,
             last_signers=_signers(tip, last_certificate),
             parent_id=tip.block_id,
+            past=past_of(self._chain.view().find_past, picked.evidence),
         )
         choice = choose_payload(
             rules_for(app_version),
@@ -83,6 +100,7 @@ class Proposer:
             context,
             picked.transactions,
             picked.bundles,
+            picked.evidence,
         )
         return Built(self._build(choice.payload, time_ms, last_certificate, picked.known), choice)
 
@@ -112,12 +130,15 @@ class Proposer:
             self._transactions.drop(tx_id)
         for bundle_hash, _ in choice.refused_bundles:
             self._bundles.drop(bundle_hash)
+        for raw, _ in choice.refused_evidence:
+            self._accusing.drop(raw)
 
     def review(self, now_ms: int) -> None:
         """After a block: drop from the pools what is done or void."""
         state = self._chain.state()
         self._transactions.review(state, now_ms)
         self._bundles.review(state, now_ms)
+        self._accusing.review()
 
 
 def _signers(tip: Tip, certificate: Certificate | None) -> tuple[bytes, ...]:

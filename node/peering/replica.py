@@ -49,7 +49,7 @@ from node.storage.chain import Chain
 from node.storage.executing import MissingBodies
 from node.storage.views import Tip
 from p2p.limits import TOPICS
-from p2p.network import Network, TaskStatus
+from p2p.network import Network, TaskStatus, Verdict
 
 FETCH_BODIES_TRIES: Final = 3
 
@@ -82,7 +82,8 @@ class Replica:
     """Consensus of one node. `validator` None: it follows and never votes.
 
     `find_peer`: validator key → its node. `fetch_bodies(hashes, peers)` gets bundle bodies into
-    the chain's store and returns those nobody had. `on_commit` is called after each block.
+    the chain's store and returns those nobody had. `on_commit` is called after each block,
+    `on_accuse` with evidence that our engine found, `judge_evidence` with what gossip brings.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class Replica:
         get_params: Callable[[], ConsensusParams] = ConsensusParams,
         on_commit: Callable[[Tip], None] = lambda tip: None,
         on_accuse: Callable[[bytes], None] = lambda evidence: None,
+        judge_evidence: Callable[[bytes], Verdict] = lambda evidence: Verdict.IGNORE,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._network, self._chain, self._proposer = network, chain, proposer
@@ -106,6 +108,7 @@ class Replica:
         self._settings = settings or Settings()
         self._get_params = get_params
         self._on_commit, self._on_accuse = on_commit, on_accuse
+        self._judge_evidence = judge_evidence
         self._run_blocking = run_blocking
         self.counters: Counter[str] = Counter()
         self._inbox = Inbox(self.counters)
@@ -165,6 +168,7 @@ class Replica:
             agreement=self._agreement,
             catchup=self.catchup,
             get_params=self._get_params,
+            judge_evidence=self._judge_evidence,
             stop_signing=self._stop_signing,
         )
 
@@ -229,7 +233,7 @@ class Replica:
             self._gate = Gate(interval_s=self._settings.block_interval_ms / 1_000, now_s=now_s)
             self._begin_next(self._chain.tip)
             await nursery.start(self._streams.run)
-            nursery.start_soon(self._hearing.hear_gossip, gossip, self._on_accuse)
+            nursery.start_soon(self._hearing.hear_gossip, gossip)
             nursery.start_soon(self.catchup.run)
             await self._resume()
             task_status.started()

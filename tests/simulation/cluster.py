@@ -13,7 +13,7 @@ from typing import Any
 
 import trio
 import trio.testing
-from bundle_kit import party
+from bundle_kit import Party, party
 
 from consensus.header import Header
 from consensus.primitives.digest import signing_bytes
@@ -22,6 +22,7 @@ from consensus.primitives.keys import sign
 from node.ledger.genesis import Genesis, devnet_genesis, encode_genesis
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.transactions import Transfer, encode_body, sign_transaction
+from node.peering.accusing import Accusing
 from node.peering.pace import LAN
 from node.peering.proposer import Proposer
 from node.peering.replica import Replica, Settings
@@ -62,9 +63,18 @@ def deterministic(seed: int) -> Iterator[None]:
 class Node:
     """One node: its folder outlives it, everything else ends with a crash."""
 
-    def __init__(self, cluster: "Cluster", number: int, home: Path, *, votes: bool) -> None:
+    def __init__(
+        self,
+        cluster: "Cluster",
+        number: int,
+        home: Path,
+        *,
+        votes: bool,
+        voter: Party | None = None,
+    ) -> None:
         self.cluster, self.number, self.home = cluster, number, home
         self.identity = party(f"validator {number}")
+        self.voter = voter or self.identity  # another's key: a twin of that node
         self.peer = PeerId(self.identity.key)
         self.votes = votes
         self.skew_ms = 0
@@ -74,13 +84,13 @@ class Node:
         self.scope: trio.CancelScope | None = None
         home.mkdir()
         if votes:
-            create_signer(home / "signer", cluster.chain_id, self.identity.key)
+            create_signer(home / "signer", cluster.chain_id, self.voter.key)
 
     def now_ms(self) -> int:
         return EPOCH_MS + round(trio.current_time() * 1_000) + self.skew_ms
 
     def sign(self, tag: bytes, body: bytes) -> bytes:
-        return sign(self.identity.seed, signing_bytes(tag, self.cluster.chain_id, body))
+        return sign(self.voter.seed, signing_bytes(tag, self.cluster.chain_id, body))
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Live until `crash`."""
@@ -93,10 +103,15 @@ class Node:
             epoch_ms=EPOCH_MS,
         )
         self.transactions, self.bundles = TransactionPool(cluster.chain_id), BundlePool()
+        self.accusing = Accusing(
+            chain_id=cluster.chain_id,
+            get_view=self.chain.view,
+            on_pooled=lambda: self.replica.wake(),
+        )
         validator = None
         if self.votes:
-            self.journal = open_journal(self.home, cluster.chain_id, self.identity.key)
-            validator = Validator(self.identity.key, self.journal, self.sign)
+            self.journal = open_journal(self.home, cluster.chain_id, self.voter.key)
+            validator = Validator(self.voter.key, self.journal, self.sign)
         self.replica = Replica(
             network=self.network,
             chain=self.chain,
@@ -104,13 +119,16 @@ class Node:
                 chain=self.chain,
                 transactions=self.transactions,
                 bundles=self.bundles,
-                me=self.identity.key,
+                me=self.voter.key,
+                accusing=self.accusing,
             ),
             validator=validator,
             find_peer=PeerId,  # a validator's key is its node's here
             fetch_bodies=self.fetch_bodies,
             now_ms=self.now_ms,
             settings=self.settings,
+            on_accuse=self.accusing.add,
+            judge_evidence=self.accusing.judge,
             run_blocking=self.run_blocking,
         )
         try:

@@ -26,16 +26,20 @@ def account(ctx: typer.Context, account: str) -> None:
 
 @app.command()
 def block(ctx: typer.Context, height: Annotated[str, typer.Argument()] = "latest") -> None:
-    """A block: header, signers, transactions, bundles, payouts."""
+    """A block: header, signers, transactions, bundles, payouts, evidence."""
     frame = frame_of(ctx)
     told = frame.daemon().get(f"/ledger/blocks/{height_in(height, 'HEIGHT')}")
     rows = [
         [row["kind"], row["account"] or "-", row["contribution"] or "-", open_text(row["amount"])]
         for row in told["payouts"]
     ]
-    lines = _lines({name: value for name, value in told.items() if name != "payouts"})
+    plain = {k: v for k, v in told.items() if k not in ("payouts", "evidence")}
+    lines = _lines(plain)
     if rows:
         lines += ["", *table(("kind", "account", "contribution", "amount"), rows)]
+    if told["evidence"]:
+        accused = [(e["offence"], e["height"], " ".join(e["accused"])) for e in told["evidence"]]
+        lines += ["", *table(("offence", "height", "accused"), accused)]
     frame.show("query.block/1", told, lines)
 
 
@@ -144,14 +148,22 @@ def snapshots(ctx: typer.Context, after: After = 0) -> None:
 
 @app.command()
 def validators(ctx: typer.Context) -> None:
-    """Who signs the next block."""
+    """Who signs the next block, and who is jailed."""
     frame = frame_of(ctx)
     told = frame.daemon().get("/ledger/validators")
     rows = [
-        (v["key"], v["power"], "*" if v["proposer_next"] else "", "*" if v["this_node"] else "")
+        (
+            v["key"],
+            v["power"],
+            "*" if v["proposer_next"] else "",
+            "*" if v["this_node"] else "",
+            v["status"],
+            open_text(v["bonded"]),
+        )
         for v in told["validators"]
     ]
-    frame.show("query.validators/1", told, table(("key", "power", "next", "this node"), rows))
+    head = ("key", "power", "next", "this node", "status", "bonded")
+    frame.show("query.validators/1", told, table(head, rows))
 
 
 @app.command()

@@ -105,6 +105,16 @@ class Payout:
 
 
 @dataclass(frozen=True, slots=True)
+class Accusation:
+    """Evidence in a block: what was done at which height, and by whom."""
+
+    evidence: Hex  # its SHA-256
+    offence: str  # "double_vote" or "double_proposal"
+    height: int
+    accused: tuple[Account, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BlockAnswer:
     height: int
     block_id: Hex
@@ -117,6 +127,7 @@ class BlockAnswer:
     bundles: tuple[Hex, ...]
     signers: tuple[Account, ...]
     payouts: tuple[Payout, ...]
+    evidence: tuple[Accusation, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,9 +265,12 @@ class SnapshotAnswer:
 @dataclass(frozen=True, slots=True)
 class ValidatorAnswer:
     key: Account
-    power: int
+    power: int  # 0 for one that sits out
     proposer_next: bool
     this_node: bool
+    status: str  # "active", "jailed" or "tombstoned"
+    jailed_until_ms: int  # 0 while free; then it still takes an unjailing
+    bonded: Grains
 
 
 @dataclass(frozen=True, slots=True)

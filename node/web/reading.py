@@ -33,6 +33,7 @@ from node.web.naming import (
     owner_of,
 )
 from node.web.proving import account_file, contribution_file, receipt_file
+from node.web.standing import accusation, list_validators
 
 READS_AT_ONCE_MAX: Final = 2
 LOOKED_AT_MAX: Final = 5_000  # contributions, for one page of those of one Datanet
@@ -137,7 +138,7 @@ def _maturing_of(state: State, account: bytes) -> dict[tuple[int, bytes], int]:
 
 
 def find_block(view: View, height: int) -> answers.BlockAnswer | None:
-    """A block with its signers, transactions, bundles and payouts."""
+    """A block with its signers, transactions, bundles, payouts and evidence."""
     header = view.header(height) if 1 <= height <= view.tip.height else None
     payload, certificate = view.payload(height), view.certificate(height)
     if header is None or payload is None or certificate is None:
@@ -157,6 +158,7 @@ def find_block(view: View, height: int) -> answers.BlockAnswer | None:
         bundles=payload.bundles,
         signers=tuple(members[i].key for i in certificate.signers() if i < len(members)),
         payouts=tuple(_payout(state, decode_payout(raw)) for raw in view.payouts(height)),
+        evidence=tuple(accusation(view, raw) for raw in payload.evidence),
     )
 
 
@@ -363,20 +365,6 @@ def list_snapshots(view: View, after: int, limit: int) -> tuple[answers.Snapshot
         )
         for number, snapshot in found
         if snapshot is not None
-    )
-
-
-def list_validators(view: View, own: bytes | None) -> tuple[answers.ValidatorAnswer, ...]:
-    """Who signs the next block."""
-    validators = view.tip.validators
-    return tuple(
-        answers.ValidatorAnswer(
-            key=member.key,
-            power=member.power,
-            proposer_next=member.key == validators.turn,
-            this_node=member.key == own,
-        )
-        for member in validators.members
     )
 
 

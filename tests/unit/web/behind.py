@@ -164,7 +164,10 @@ class Behind:
             raise RuntimeError("a secret of ours")
         if height > 7:
             return None
-        return answers.BlockAnswer(height, ID, ID, 1, ALICE, ID, BIG, (ID,), (), (ALICE,), ())
+        accused = answers.Accusation(ID, "double_vote", 1, (ALICE,))
+        return answers.BlockAnswer(
+            height, ID, ID, 1, ALICE, ID, BIG, (ID,), (), (ALICE,), (), (accused,)
+        )
 
     def list_models(self, after: int, limit: int) -> tuple[answers.ModelAnswer, ...]:
         self.asked.append((after, limit))
@@ -203,7 +206,9 @@ class Behind:
             list_datanets=later(lambda after, limit: page(self.datanets, after, limit)),
             list_contributions=later(self.list_contributions),
             list_snapshots=later(lambda after, limit: page(self.snapshots, after, limit)),
-            list_validators=later(lambda: (answers.ValidatorAnswer(ALICE, 10, True, False),)),
+            list_validators=later(
+                lambda: (answers.ValidatorAnswer(ALICE, 10, True, False, "active", 0, BIG),)
+            ),
             get_params=later(lambda: answers.Params(7, ID, 1, 100, PARAMETERS)),
             submit=self.submit,
         )

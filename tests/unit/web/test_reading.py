@@ -16,7 +16,7 @@ from node.ledger.addresses import account_text
 from node.ledger.rules.registry import LICENCES
 from node.ledger.wire.transactions import Transfer, decode_transaction
 from node.light import examine, trust_genesis
-from node.web import answers, proving, reading
+from node.web import answers, proving, reading, standing
 from node.web.answers import as_json
 from node.web.earnings import find_earnings
 from node.web.ledger import EarningsQuery, Ledger
@@ -139,7 +139,7 @@ def test_lists_tell_numbers_names_and_counts(told: Told) -> None:
     assert (snapshot.number, snapshot.datanet) == (1, "facts")
     assert (snapshot.last_contribution, snapshot.records) == (3, 30)
     assert reading.list_snapshots(view, 1, 100) == reading.list_snapshots(view, 0, 0) == ()
-    validators = reading.list_validators(view, PROVIDER.key)
+    validators = standing.list_validators(view, PROVIDER.key)
     assert [v.this_node for v in validators].count(True) == 1
     assert [v.proposer_next for v in validators].count(True) == 1
     params = as_json(reading.get_params(view))

@@ -1,0 +1,69 @@
+"""Who signs, who sits out, and who was accused of what: reads of one view of the chain.
+
+What it does not know: HTTP, and what an offence costs.
+"""
+
+from typing import Final
+
+from consensus.evidence import (
+    DuplicateProposal,
+    DuplicateVote,
+    Evidence,
+    accused_members,
+    decode_evidence,
+    evidence_height,
+)
+from consensus.primitives.digest import sha256
+from node.ledger import tables
+from node.ledger.rules import staking
+from node.ledger.state import State
+from node.ledger.tables import ROLE_VALIDATOR
+from node.storage.views import View
+from node.web import answers
+
+OFFENCES: Final[dict[type[Evidence], str]] = {
+    DuplicateVote: "double_vote",
+    DuplicateProposal: "double_proposal",
+}
+
+
+def list_validators(view: View, own: bytes | None) -> tuple[answers.ValidatorAnswer, ...]:
+    """Who signs the next block, largest first; behind them those that sit out, by key."""
+    validators, state = view.tip.validators, view.state()
+    jailed = (key for (_, key), _ in state.scan(tables.CONDUCT, ROLE_VALIDATOR))
+    out = [key for key in jailed if validators.index(key) is None and _word(state, key) != "active"]
+    return tuple(
+        answers.ValidatorAnswer(
+            key=key,
+            power=validators.power(key),
+            proposer_next=key == validators.turn,
+            this_node=key == own,
+            status=_word(state, key),
+            jailed_until_ms=_conduct(state, key).jailed_until_ms,
+            bonded=staking.bonded(state, ROLE_VALIDATOR, key),
+        )
+        for key in (*validators.powers(), *out)
+    )
+
+
+def _conduct(state: State, key: bytes) -> tables.Conduct:
+    return state.find(tables.CONDUCT, ROLE_VALIDATOR, key) or tables.Conduct()
+
+
+def _word(state: State, key: bytes) -> str:
+    if _conduct(state, key).tombstone:
+        return "tombstoned"
+    return "jailed" if staking.is_jailed(state, ROLE_VALIDATOR, key) else "active"
+
+
+def accusation(view: View, raw: bytes) -> answers.Accusation:
+    """A piece of evidence of a block: whom it names, by the set of its height."""
+    evidence = decode_evidence(raw)
+    past = view.find_past(evidence_height(evidence))
+    assert past is not None, "a block holds evidence of decided heights only"
+    return answers.Accusation(
+        evidence=sha256(raw),
+        offence=OFFENCES[type(evidence)],
+        height=past.height,
+        accused=accused_members(evidence, past.validators),
+    )

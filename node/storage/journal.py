@@ -43,6 +43,9 @@ PAYLOAD_BYTES_MAX: Final = BLOCK_BYTES_MAX + 64
 HEIGHT_BYTES_MAX: Final = 1 << 30  # of one height's file: months of rounds without a decision
 HEIGHTS_KEPT: Final = 16
 
+# When no file surely holds our last word, the key must not speak again.
+LOST_MEND: Final = "unbond this key and bond a new key: nobody knows what this one said last"
+
 FORMAT: Final = FrameFormat(MAGIC, has_height=False, payload_bytes_max=PAYLOAD_BYTES_MAX)
 _HEAD: Final = Record(U8, Fixed(32), U63)
 _MESSAGE: Final = Record(Bytes(MESSAGE_BYTES_MAX), U8, U8)
@@ -214,8 +217,15 @@ class Journal:
 
     def _learn_from_newest(self) -> None:
         # A rotted slot may have held a promise that only an older height's journal still has.
-        heights = self._heights() if self._signer.bad_slots else self._heights()[-1:]
-        for height in heights:
+        known = self._heights()
+        record = self._signer.record
+        if self._signer.bad_slots and record is not None and max(known, default=0) < record.height:
+            raise CannotSign(
+                f"one slot of the signer record {self._signer.path} is damaged, and there is no "
+                "journal to tell what it held: this node will not validate",
+                mend=LOST_MEND,
+            )
+        for height in known if self._signer.bad_slots else known[-1:]:
             self.begin(height)
             self._close_file()
 
@@ -268,10 +278,15 @@ class Journal:
         return LoggedMessage(raw, bool(valid), bool(timely))
 
     def _damaged(self, path: Path, why: str) -> CannotSign:
+        """The safe remedy: without this file a whole signer record still knows our last word."""
+        mend = (
+            f"olnode stop, mv {path} {path}.damaged, olnode start: "
+            "the signer record keeps this key safe"
+        )
+        if self._signer.bad_slots:
+            mend = LOST_MEND
         return CannotSign(
-            f"the journal {path} is damaged: this node will not validate",
-            why=why,
-            mend="stop the node and move that file aside; the signer record keeps this key safe",
+            f"the journal {path} is damaged: this node will not validate", why=why, mend=mend
         )
 
     # -- files

@@ -200,6 +200,56 @@ def test_damage_inside_the_journal_means_no_signing(tmp_path: Path) -> None:
         open_journal(tmp_path, CHAIN, KEY)
 
 
+def test_remedy_for_a_damaged_journal_is_safe_by_what_the_signer_record_holds(
+    tmp_path: Path,
+) -> None:
+    """Moved aside, the journal is missed only by a record that has lost a slot."""
+    whole = bytearray(written(tmp_path))
+    whole[80] ^= 1
+    path = tmp_path / "journal" / "5.log"
+    path.write_bytes(bytes(whole))
+    with pytest.raises(CannotSign) as whole_record:
+        open_journal(tmp_path, CHAIN, KEY)
+    assert f"mv {path} {path}.damaged" in whole_record.value.mend
+    signer = bytearray((tmp_path / "signer").read_bytes())
+    signer[100] ^= 1
+    (tmp_path / "signer").write_bytes(bytes(signer))
+    with pytest.raises(CannotSign) as half_record:
+        open_journal(tmp_path, CHAIN, KEY)
+    assert "mv " not in half_record.value.mend
+    assert "new key" in half_record.value.mend
+
+
+def test_journal_moved_aside_leaves_the_signer_record_to_guard_the_key(tmp_path: Path) -> None:
+    written(tmp_path)
+    path = tmp_path / "journal" / "5.log"
+    path.rename(path.with_name("5.log.damaged"))
+    refuses_another_body(tmp_path, [vote(5, 0), vote(5, 1)])
+    assert open_journal(tmp_path, CHAIN, KEY).last == vote(5, 1)
+
+
+def test_lost_journal_and_a_damaged_slot_mean_no_signing(tmp_path: Path) -> None:
+    """Torn or rotted? Only the journal could tell, so the older slot is not believed."""
+    written(tmp_path)
+    shutil.rmtree(tmp_path / "journal")
+    signer = bytearray((tmp_path / "signer").read_bytes())
+    for slot in range(2):
+        damaged = bytearray(signer)
+        damaged[slot * SLOT_BYTES + 100] ^= 1
+        (tmp_path / "signer").write_bytes(bytes(damaged))
+        with pytest.raises(CannotSign, match="no journal"):
+            open_journal(tmp_path, CHAIN, KEY)
+
+
+def test_first_record_torn_before_any_journal_is_no_obstacle(tmp_path: Path) -> None:
+    fresh(tmp_path).close()
+    shutil.rmtree(tmp_path / "journal")
+    signer = bytearray((tmp_path / "signer").read_bytes())
+    signer[SLOT_BYTES + 100] ^= 1
+    (tmp_path / "signer").write_bytes(bytes(signer))
+    assert open_journal(tmp_path, CHAIN, KEY).last is None
+
+
 def test_journal_of_another_chain_means_no_signing(tmp_path: Path) -> None:
     written(tmp_path)
     (tmp_path / "signer").unlink()

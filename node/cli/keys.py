@@ -1,7 +1,8 @@
 """`olnode keys`: the keys of this home, sealed by a password, never shown.
 
 An operator key has 24 words, shown once and asked back; all others are random, and a sealed copy
-(`keys export`) is their only safety. Nothing is ever overwritten.
+(`keys export`) is their only safety. Nothing is ever overwritten. A validator moves with its last
+word (`export-validator`), or it could sign twice.
 """
 
 import sys
@@ -15,6 +16,7 @@ from node.cli.passwords import read_password
 from node.ledger.addresses import account_text
 
 if TYPE_CHECKING:
+    from node.moving import Moved
     from node.wallet.keystore import KeyFile, Keystore
 
 app = new_noun("Add, list, show, export, import keys.")
@@ -122,6 +124,49 @@ def passwd(
     new = None if in_clear else read_password(new_password_file, "new password", again=True)
     store.change_password(name, old, new)
     _tell(frame, "keys.passwd/1", store.get(name))
+
+
+@app.command()
+def export_validator(ctx: typer.Context, file: Path) -> None:
+    """Stop validating here for good, and write key and last word to FILE for another home."""
+    from node import moving
+
+    frame, store, _ = _opened(ctx)
+    frame.confirm("This home will not validate any more. Move its validator out?")
+    moved = moving.export_validator(frame.home, _genesis(frame), store, file)
+    _tell_moved(frame, "keys.export-validator/1", moved, file)
+    note("import it in one home only: olnode keys import-validator FILE, then delete the file")
+    if not moved.key.is_sealed:
+        note("this file is not sealed: who reads it has the key")
+
+
+@app.command()
+def import_validator(ctx: typer.Context, file: Path) -> None:
+    """Validate from this home with what `export-validator` wrote elsewhere."""
+    from node import moving
+
+    frame, store, _ = _opened(ctx)
+    moved = moving.import_validator(frame.home, _genesis(frame), store, file)
+    _tell_moved(frame, "keys.import-validator/1", moved, file)
+    config = frame.settings().config
+    if "validator" not in config.roles:
+        note('it signs nothing yet: add "validator" to roles in config.toml')
+    wait_s = config.consensus.doppelganger_wait_s
+    note(f"after the start it listens {wait_s:g} s for its own key before it signs")
+
+
+def _genesis(frame: Frame) -> Path:
+    return frame.home / frame.settings().config.chain.genesis
+
+
+def _tell_moved(frame: Frame, schema: str, moved: "Moved", file: Path) -> None:
+    fields = {
+        **_fields(moved.key),
+        "chain_id": moved.chain_id.hex(),
+        "last_height": moved.last_height,
+        "file": str(file),
+    }
+    frame.show(schema, fields, pairs(fields.items()))
 
 
 def _opened(ctx: typer.Context) -> tuple[Frame, "Keystore", bool]:

@@ -21,6 +21,7 @@ MAGIC: Final = b"OLSR"
 VERSION: Final = 1
 SLOT_BYTES: Final = 4_096
 SLOTS: Final = 2
+MOVED_SUFFIX: Final = ".moved"  # what a record is called once its key has gone elsewhere
 CHECK_BYTES: Final = 8
 BODY_BYTES_MAX: Final = 64  # a vote signs 45 bytes, a proposal 48
 RECORD_BYTES: Final = 1 + 8 + 4 + 1 + BODY_BYTES_MAX + 2 * (4 + 32)
@@ -68,8 +69,14 @@ def decode_record(raw: bytes) -> SignerRecord:
     )
 
 
-def create_signer(path: Path, chain_id: bytes, key: bytes) -> None:
-    """Make the record of a key that has never signed on this chain. Only `olnode init` may."""
+def create_signer(
+    path: Path, chain_id: bytes, key: bytes, record: SignerRecord | None = None
+) -> None:
+    """Make the record of a key: one that never signed on this chain, or that `record` came with.
+
+    Only `olnode init` and the import of a validator may. A crash leaves `record` or a damaged
+    file, never a file that says nothing was signed.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError as error:
@@ -78,7 +85,7 @@ def create_signer(path: Path, chain_id: bytes, key: bytes) -> None:
         ) from error
     try:
         for seq in range(SLOTS):
-            write_at(descriptor, _slot(seq, chain_id, key, None), (seq % SLOTS) * SLOT_BYTES)
+            write_at(descriptor, _slot(seq, chain_id, key, record), seq * SLOT_BYTES)
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -97,11 +104,17 @@ class SignerFile:
         try:
             self._descriptor = os.open(path, os.O_RDWR)
         except OSError as error:
+            if path.with_name(path.name + MOVED_SUFFIX).exists():
+                raise CannotSign(
+                    "this validator was moved to another home: this node will not validate",
+                    mend="leave it so; to bring it back, olnode keys export-validator there "
+                    "and olnode keys import-validator here",
+                ) from error
             raise CannotSign(
                 f"no signer record at {path}: this node will not validate",
                 why=error.strerror or "",
-                mend="move the record here from the old machine; make a new one (olnode init) only "
-                "if this key never signed on this chain",
+                mend="olnode keys export-validator on the old machine, then olnode keys "
+                "import-validator here; lost for good: unbond this key and bond a new key",
             ) from error
         try:
             self.record, self._seq = self._read(read_file(self._descriptor))

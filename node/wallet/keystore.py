@@ -222,9 +222,19 @@ class Keystore:
         """Copy the file of `name`, sealed as it is; never over an existing file."""
         _write_exclusive(target, _dump(self._read(name)))
 
+    def packed(self, name: str) -> bytes:
+        """The bytes of the file of `name`, sealed as it is."""
+        return _dump(self._read(name))
+
     def import_file(self, source: Path, name: str | None) -> KeyFile:
         """Take in an exported file, under its own or another name."""
-        file = _load(source)
+        return self._import(_load(source), name)
+
+    def import_packed(self, raw: bytes, name: str) -> KeyFile:
+        """Take in what `packed` gave, under `name`."""
+        return self._import(_parse(raw, "what was packed"), name)
+
+    def _import(self, file: dict[str, Any], name: str | None) -> KeyFile:
         name = name or file["name"]
         self._check_clear(file)
         self._write_new(name, {**file, "name": name})
@@ -357,6 +367,15 @@ def _load(path: Path) -> dict[str, Any]:
         raw = path.read_bytes()
     except OSError as error:
         raise KeystoreError(f"{path} cannot be read: {error.strerror}") from None
+    return _parse(raw, str(path))
+
+
+def read_public(raw: bytes) -> KeyFile:
+    """What packed bytes tell without a password; raises KeystoreError if they are no key file."""
+    return _public_part(_parse(raw, "what was packed"))
+
+
+def _parse(raw: bytes, where: str) -> dict[str, Any]:
     try:
         if len(raw) > FILE_BYTES_MAX:
             raise ValueError("too large")
@@ -364,7 +383,7 @@ def _load(path: Path) -> dict[str, Any]:
         _check_shape(file)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise KeystoreError(
-            f"{path} is not a key file of olnode ({type(error).__name__})",
+            f"{where} is not a key file of olnode ({type(error).__name__})",
             mend="restore it from your sealed copy: olnode keys import FILE",
         ) from None
     return dict(file)

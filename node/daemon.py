@@ -90,8 +90,11 @@ async def run(settings: Settings, keys: Keys) -> None:
     try:
         for step in ground.chain.steps:
             log.info("opened", step=step)
-        if ground.why_silent is not None:
-            log.error("this validator does not vote", why=str(ground.why_silent))
+        silent = ground.why_silent
+        if silent is not None:
+            log.error("this validator does not vote", why=silent.told, mend=silent.mend)
+        if ground.journal is not None and ground.journal.cut_bytes:
+            log.warning("journal: a torn tail was cut", bytes=ground.journal.cut_bytes)
         node = Node(settings, keys, ground)
         try:
             await node.run()
@@ -476,6 +479,7 @@ class Node:
             validators=len(tip.validators),
             signing=self._replica.statistics().state == "validating",
             last_signed_height=0 if last is None else last.height,
+            why_silent="" if self._ground.why_silent is None else str(self._ground.why_silent),
             pool_transactions=self._transactions.statistics().entries,
             pool_bundles=self._bundles.statistics().entries,
             engine="none" if self._shop is None else self._shop.engine_word,

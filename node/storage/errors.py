@@ -21,11 +21,13 @@ class StorageError(Exception):
         self.mend = mend
         self.why = why
 
+    @property
+    def told(self) -> str:
+        """What happened and why, without the mend."""
+        return f"{self.what} ({self.why})" if self.why else self.what
+
     def __str__(self) -> str:
-        told = self.what
-        if self.why:
-            told += f" ({self.why})"
-        return f"{told}; mend: {self.mend}" if self.mend else told
+        return f"{self.told}; mend: {self.mend}" if self.mend else self.told
 
 
 class HomeInUse(StorageError):

@@ -35,6 +35,7 @@ class Status:
     validators: int
     signing: bool  # whether this node votes
     last_signed_height: int
+    why_silent: str  # why a validator must not sign, and the mend; "" for all others
     pool_transactions: int
     pool_bundles: int
     engine: str  # "none", "starting", "ready", "restarting", "down", "failed", "closed"

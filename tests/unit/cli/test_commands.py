@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 from unit.cli.calls import ACCEPTED, GENESIS, SCHEMAS, Capture, asked, ledger_of, told
-from unit.web.behind import ALICE, BIG, EARNED, ID, Behind, served
+from unit.web.behind import ALICE, BIG, EARNED, ID, STATUS, Behind, served
 
 from consensus.primitives.digest import signing_bytes
 from consensus.primitives.errors import Invalid
@@ -85,6 +85,16 @@ def test_command_without_daemon_ends_as_unreachable(home: Path, capsys: Capture)
 async def test_status_tells_grains_exactly(home: Path, capsys: Capture) -> None:
     answer = await asked(capsys, Behind(), home, "status")
     assert (answer["schema"], answer["supply"]) == ("olnode.status/1", str(BIG))
+
+
+async def test_status_says_why_a_validator_is_silent(
+    home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_why = "the journal is damaged; mend: mv it aside"
+    monkeypatch.setattr("unit.web.behind.STATUS", replace(STATUS, why_silent=told_why))
+    async with served(Behind(), home / "run"):
+        assert await trio.to_thread.run_sync(run, ["--home", str(home), "status"]) == 0
+    assert told_why in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("ready", "status"), [(True, 0), (False, 1)])

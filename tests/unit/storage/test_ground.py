@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from chain_kit import VALIDATORS
 from stored_kit import GENESIS
 
 from consensus.primitives.digest import sha256
+from consensus.records import SignerRecord
 from node.storage.errors import HomeInUse, StorageError
 from node.storage.ground import open_ground
 from node.storage.signer import create_signer
@@ -44,6 +46,33 @@ def test_validator_without_its_record_goes_on_as_a_full_node(home: Path) -> None
     assert ground.journal is None
     assert ground.why_silent is not None
     assert "no signer record" in str(ground.why_silent)
+    ground.close()
+
+
+def test_validator_with_a_damaged_journal_goes_on_as_a_full_node(home: Path) -> None:
+    """It says the safe remedy, and after that remedy it validates above its last word."""
+    create_signer(home / "signer", sha256(GENESIS), ME)
+    ground = open_ground(home, home / "genesis", validator_key=ME)
+    assert ground.journal is not None
+    ground.journal.begin(1)
+    last = SignerRecord(2, 1, 0, b"v" * 45)
+    for record in (replace(last, kind=1), last):
+        ground.journal.persist(record)
+    ground.close()
+    path = home / "journal" / "1.log"
+    data = bytearray(path.read_bytes())
+    data[60] ^= 1
+    path.write_bytes(bytes(data))
+    ground = open_ground(home, home / "genesis", validator_key=ME)
+    assert ground.journal is None
+    assert ground.chain.height == 0
+    assert ground.why_silent is not None
+    assert f"mv {path} {path}.damaged" in ground.why_silent.mend
+    ground.close()
+    path.rename(f"{path}.damaged")
+    ground = open_ground(home, home / "genesis", validator_key=ME)
+    assert ground.journal is not None
+    assert ground.journal.last == last
     ground.close()
 
 

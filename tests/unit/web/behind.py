@@ -33,6 +33,7 @@ STATUS = answers.Status(
     validators=4,
     signing=True,
     last_signed_height=7,
+    why_silent="",
     pool_transactions=0,
     pool_bundles=0,
     engine="none",

@@ -3,7 +3,7 @@
 What it does not know: HTTP, and what an offence costs.
 """
 
-from typing import Final
+from typing import assert_never
 
 from consensus.evidence import (
     DuplicateProposal,
@@ -20,11 +20,6 @@ from node.ledger.state import State
 from node.ledger.tables import ROLE_VALIDATOR
 from node.storage.views import View
 from node.web import answers
-
-OFFENCES: Final[dict[type[Evidence], str]] = {
-    DuplicateVote: "double_vote",
-    DuplicateProposal: "double_proposal",
-}
 
 
 def list_validators(view: View, own: bytes | None) -> tuple[answers.ValidatorAnswer, ...]:
@@ -63,7 +58,17 @@ def accusation(view: View, raw: bytes) -> answers.Accusation:
     assert past is not None, "a block holds evidence of decided heights only"
     return answers.Accusation(
         evidence=sha256(raw),
-        offence=OFFENCES[type(evidence)],
+        offence=_offence_word(evidence),
         height=past.height,
         accused=accused_members(evidence, past.validators),
     )
+
+
+def _offence_word(evidence: Evidence) -> str:
+    match evidence:
+        case DuplicateVote():
+            return "double_vote"
+        case DuplicateProposal():
+            return "double_proposal"
+        case _:
+            assert_never(evidence)

@@ -10,9 +10,11 @@ What this file does not know: who found the evidence, where the past is kept, ot
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, assert_never
 
 from consensus.evidence import (
+    DuplicateProposal,
+    DuplicateVote,
     Evidence,
     accused_members,
     decode_evidence,
@@ -41,6 +43,7 @@ class Offender(NamedTuple):
 class Offence(NamedTuple):
     """Evidence that holds: when it happened, by the header of that height, and who did it."""
 
+    evidence: Evidence
     time_ms: int
     offenders: tuple[Offender, ...]
 
@@ -65,7 +68,7 @@ def accept_evidence(state: State, context: Context, raw: bytes) -> Offence:
     # All that this jail answers for is too old then: nothing is ever punished twice.
     forgotten_ms = context.time_ms + state.parameter("evidence_age_ms_max") + 1
     state.add_due(forgotten_ms, tables.DUE_EVIDENCE, name)
-    return Offence(past.time_ms, offenders)
+    return Offence(evidence, past.time_ms, offenders)
 
 
 def check_evidence(state: State, context: Context, raw: bytes, evidence: Evidence) -> PastHeight:
@@ -124,24 +127,25 @@ def forget_evidence(state: State, context: Context, due_ms: int, reference: byte
 
 
 def punish_offences(state: State, context: Context, offences: Sequence[Offence]) -> None:
-    """Slash and jail the guilty of all accepted evidence of a block."""
+    """What each kind of accepted evidence costs the guilty; one function a kind."""
     for offence in offences:
-        bps = slash_bps(state, offence.time_ms)
-        for offender in offence.offenders:
-            _punish_double(state, context, offence.time_ms, offender, bps)
+        match offence.evidence:
+            case DuplicateVote() | DuplicateProposal():
+                _punish_equivocation(state, context, offence)
+            case _:
+                assert_never(offence.evidence)
 
 
-def _punish_double(
-    state: State, context: Context, offence_ms: int, offender: Offender, bps: int
-) -> None:
+def _punish_equivocation(state: State, context: Context, offence: Offence) -> None:
     """Who said two things: their bonds, and what left since; then jail, or the key's end."""
-    key, answered_ms = offender
-    taken = slash_leaving(state, key, bps, offence_ms, answered_ms)
-    if answered_ms is None:
-        taken += slash_bonds(state, ROLE_VALIDATOR, key, bps)
-    share_proceeds(state, taken)
-    until_ms = context.time_ms + state.parameter("double_vote_jail_ms")
-    jail(state, ROLE_VALIDATOR, key, until_ms, is_for_good=bps == BPS)
+    bps = slash_bps(state, offence.time_ms)
+    for key, answered_ms in offence.offenders:
+        taken = slash_leaving(state, key, bps, offence.time_ms, answered_ms)
+        if answered_ms is None:
+            taken += slash_bonds(state, ROLE_VALIDATOR, key, bps)
+        share_proceeds(state, taken)
+        until_ms = context.time_ms + state.parameter("double_vote_jail_ms")
+        jail(state, ROLE_VALIDATOR, key, until_ms, is_for_good=bps == BPS)
 
 
 def slash_bps(state: State, offence_ms: int) -> int:

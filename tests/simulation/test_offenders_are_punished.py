@@ -1,5 +1,6 @@
 """One key run by two nodes: found out, accused, slashed, jailed; and the others go on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from simulation.cluster import OPEN, Cluster, Node, run_script
 from consensus.evidence import DuplicateProposal, DuplicateVote, decode_evidence
 from node.ledger import tables
 from node.ledger.rules import staking
+from node.storage.signer import SignerFile
 
 TWINNED = 3
 ROLE = tables.ROLE_VALIDATOR
@@ -94,6 +96,35 @@ def test_key_that_runs_twice_is_slashed_and_out_at_the_next_height(
 ) -> None:
     cluster = Twinned(tmp_path, seed=seed)
     run_script(cluster, seed, _equivocate)
+
+
+async def _listen_first(cluster: Twinned) -> None:
+    owner, twin = cluster.nodes[TWINNED], cluster.nodes[4]
+    assert twin.replica.statistics().state == "waiting"
+    for _ in range(15):
+        pay(cluster)
+        await trio.sleep(1)
+    cluster.assert_agreed()
+    assert twin.replica.statistics().state == "doubled"
+    assert signed_nothing(twin)
+    for node in (owner, *cluster.honest):
+        assert node.replica.statistics().state == "validating"
+        assert node.replica.counters["accused"] == 0
+    assert twin.chain.height >= 8, "it follows all the same"
+
+
+def signed_nothing(node: Node) -> bool:
+    signer = SignerFile(node.home / "signer", node.cluster.chain_id, node.voter.key)
+    signer.close()
+    return signer.record is None
+
+
+def test_second_home_of_a_key_hears_the_first_and_signs_nothing(tmp_path: Path) -> None:
+    """An export that was imported twice: the wait is what keeps the bonds."""
+    cluster = Twinned(tmp_path, seed=31)
+    twin = cluster.nodes[4]
+    twin.settings = replace(twin.settings, doppelganger_wait_s=10.0)
+    run_script(cluster, 31, _listen_first)
 
 
 async def _honest_faults(cluster: Cluster) -> None:

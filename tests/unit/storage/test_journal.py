@@ -1,5 +1,6 @@
 """Whatever a crash or a rotten bit leaves, no second body for one (height, round, kind)."""
 
+import os
 import random
 import shutil
 import signal
@@ -12,11 +13,14 @@ from pathlib import Path
 import pytest
 
 from consensus.records import SignerRecord
+from node.storage.frames import read_all
 from node.storage.journal import (
+    FORMAT,
     HEIGHTS_KEPT,
     DoubleSign,
     Journal,
     LoggedMessage,
+    Recovered,
     open_journal,
 )
 from node.storage.signer import SLOT_BYTES, CannotSign, create_signer
@@ -153,6 +157,7 @@ def refuses_another_body(home: Path, told: list[SignerRecord]) -> None:
     journal.close()
 
 
+@pytest.mark.usefixtures("_no_sync")
 def test_journal_torn_at_every_byte_never_lets_us_say_another_thing(tmp_path: Path) -> None:
     whole = written(tmp_path / "base")
     signer = (tmp_path / "base" / "signer").read_bytes()
@@ -297,4 +302,126 @@ def test_killed_writer_remembers_every_promise_it_told(tmp_path: Path) -> None:
             found = journal.begin(height)
             bodies = {record.place(): record.body for record in found.promises}
             assert bodies[height, 0, kind] == b"%d %d" % (height, kind)
+        journal.close()
+
+
+# ---- the last three records, at every byte
+
+
+def frames_of(raw: bytes) -> list[tuple[int, int]]:
+    """(start, stop) of each frame of a whole file."""
+    frames, gaps, end = read_all(FORMAT, raw)
+    assert not gaps
+    assert end == len(raw)
+    return [(frame.offset, frame.offset + FORMAT.size(frame)) for frame in frames]
+
+
+class Base:
+    """A height with every kind of record, and what was there after each frame of its journal.
+
+    The last three frames are a message, a promise and the end mark: each of them is torn.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self.raw = written(home)
+        self.signer = (home / "signer").read_bytes()
+        self.frames = frames_of(self.raw)
+        self.first = self.frames[-3][0]
+        self.home = home.with_name("case")
+        (self.home / "journal").mkdir(parents=True)
+        self.remedies: set[str] = set()  # what the refusals told
+        self.after = {stop: self.recovered(self.raw[:stop]) for _, stop in self.frames[-4:]}
+
+    def write(self, raw: bytes, signer: bytes | None = None) -> None:
+        (self.home / "journal" / "5.log").write_bytes(raw)
+        (self.home / "signer").write_bytes(signer or self.signer)
+
+    def recovered(self, raw: bytes) -> Recovered:
+        self.write(raw)
+        journal = open_journal(self.home, CHAIN, KEY)
+        found = journal.begin(5)
+        journal.close()
+        return found
+
+    def opened(self) -> tuple[Recovered, int] | None:
+        """What a start finds, and how many bytes it says that it cut; None: refused in words."""
+        try:
+            journal = open_journal(self.home, CHAIN, KEY)
+        except CannotSign as refusal:
+            self.remedies.add(refusal.mend)
+            return None
+        cut = journal.cut_bytes
+        found = journal.begin(5)
+        journal.close()
+        assert journal.last == vote(5, 1), "our last word stands in one of the two files"
+        return found, cut
+
+
+@pytest.fixture
+def _no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is read does not depend on it, and a busy disk makes hundreds of syncs a minute."""
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: None)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    return Base(tmp_path_factory.mktemp("records") / "base")
+
+
+@pytest.mark.usefixtures("_no_sync")
+@pytest.mark.parametrize("tail", [b"", bytes(64), b"\xff" * 33], ids=["cut", "zeroes", "junk"])
+def test_last_three_records_torn_at_any_byte_come_back_to_the_frame(base: Base, tail) -> None:
+    """A crash costs whole frames at the end, never a part of one, and the cut is counted."""
+    for cut in range(base.first, len(base.raw) + 1):
+        base.write(base.raw[:cut] + tail)
+        opened = base.opened()
+        assert opened is not None
+        end = max(stop for stop in base.after if stop <= cut)
+        assert opened == (base.after[end], cut + len(tail) - end)
+
+
+@pytest.mark.usefixtures("_no_sync")
+def test_last_three_records_flipped_at_any_byte_are_found_out(base: Base) -> None:
+    """Refused, or cut as a torn tail and counted: never read as something else."""
+    outcomes = set()
+    for place in range(base.first, len(base.raw)):
+        flipped = bytearray(base.raw)
+        flipped[place] ^= 1 << place % 8
+        base.write(bytes(flipped))
+        opened = base.opened()
+        if opened is None:
+            outcomes.add("refused")
+            continue
+        start = base.frames[-1][0]
+        assert place >= start, "only the last frame looks like a torn tail"
+        assert opened == (base.after[start], len(base.raw) - start)
+        outcomes.add("cut")
+    assert outcomes == {"refused", "cut"}
+    assert all("mv " in remedy for remedy in base.remedies)
+
+
+@pytest.mark.usefixtures("_no_sync")
+def test_torn_slot_beside_a_torn_journal_never_loses_what_was_sent(base: Base) -> None:
+    """A crash tears both at once; what left before is in the other slot, or in the journal."""
+    for slot in range(2):
+        for place in range(0, 240, 7):
+            torn = bytearray(base.signer)
+            start = slot * SLOT_BYTES + place
+            torn[start : (slot + 1) * SLOT_BYTES] = bytes(SLOT_BYTES - place)
+            for cut in (base.frames[-2][1], len(base.raw)):
+                base.write(base.raw[:cut], bytes(torn))
+                assert base.opened() is not None
+
+
+@pytest.mark.usefixtures("_no_sync")
+def test_promise_torn_in_both_files_was_never_sent_and_is_gone(base: Base) -> None:
+    """Both are synced before a vote leaves; the promise before it stands."""
+    newer = max(range(2), key=lambda slot: base.signer[slot * SLOT_BYTES :][5:13])  # by its seq
+    torn = bytearray(base.signer)
+    torn[newer * SLOT_BYTES + 50 : (newer + 1) * SLOT_BYTES] = bytes(SLOT_BYTES - 50)
+    start, stop = base.frames[-2]
+    for cut in range(start, stop):
+        base.write(base.raw[:cut], bytes(torn))
+        journal = open_journal(base.home, CHAIN, KEY)
+        assert journal.last == vote(5, 0)
         journal.close()

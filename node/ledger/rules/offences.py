@@ -113,9 +113,7 @@ def _answered_from(state: State, key: bytes, offence_ms: int) -> int | None:
 def _is_answered(state: State, key: bytes, offence_ms: int) -> bool:
     """Whether a jail stands for this offence already, and nobody left before it came."""
     since_ms = _answered_from(state, key, offence_ms)
-    if since_ms is None:
-        return False
-    return offence_ms >= since_ms or not _leaving(state, key, offence_ms, since_ms)
+    return since_ms is not None and not _leaving(state, key, offence_ms, since_ms)
 
 
 def forget_evidence(state: State, context: Context, due_ms: int, reference: bytes) -> None:

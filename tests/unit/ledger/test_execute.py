@@ -20,6 +20,7 @@ from chain_kit import (
     devnet,
     golden_answer,
 )
+from evidence_kit import raw_double_vote
 
 from consensus.primitives import merkle
 from consensus.primitives.errors import Invalid
@@ -313,12 +314,23 @@ def some_payload(chance: random.Random, chain: TinyChain) -> wire.Payload:
     )
 
 
+def some_evidence(chance: random.Random, chain: TinyChain, later_ms: int) -> tuple[bytes, ...]:
+    """Of members and others at some height; what a proposer's rehearsal leaves of it."""
+    past = chance.choice(chain.past)
+    offered = [
+        raw_double_vote(chance.choice(VALIDATORS), past.validators, chain.chain_id, past.height)
+        for _ in range(2)
+    ]
+    context = chain.context(later_ms)
+    return choose_payload(RULES_1, chain.state(), context, [], [], offered).payload.evidence
+
+
 def run_program(seed: int, blocks: int) -> list[bytes]:
     """Roots of random blocks over all types; every one keeps the supply (asserted at its end)."""
     chance, chain = random.Random(seed), TinyChain()
     chain.tell_story()
     session = chain.open_channel()
-    roots, seen = [], set()
+    roots, seen, punished = [], set(), 0
     for number in range(blocks):
         people = [FAUCET, STEWARD, CREATOR, PAYER, PROVIDER, *CONTRIBUTORS]
         chance.shuffle(people)
@@ -329,13 +341,15 @@ def run_program(seed: int, blocks: int) -> list[bytes]:
             share = chance.randrange(1, 10_000)
             golden_answer(session, chance.choice(((), ((1, share), (3, 10_000 - share)))))
             bundles = (chain.bundle(session, number + 1, chance.random() < 0.3),)
-        before = chain.state().supply()
-        outcome = chain.block(*raws, bundles=bundles, later_ms=chance.choice((1_000, 30_000)))
+        before, later_ms = chain.state().supply(), chance.choice((1_000, 30_000))
+        accused = some_evidence(chance, chain, later_ms) if chance.random() < 0.1 else ()
+        outcome = chain.block(*raws, bundles=bundles, later_ms=later_ms, evidence=accused)
+        punished += len(accused)
         assert outcome.supply <= before
         seen |= set(outcome.codes)
         roots.append(outcome.state_root)
         roots.append(outcome.next_validators.hash())
-    assert {0, 20, 21, 22, 24, 26} <= seen or blocks < 60
+    assert ({0, 20, 21, 22, 24, 26} <= seen and punished > 1) or blocks < 60
     return roots
 
 

@@ -187,7 +187,7 @@ def test_jailed_validator_is_no_candidate_however_long_it_waits(chain) -> None:
     """Only an unjailing ends it: time alone does not."""
     who = VALIDATORS[0]
     chain.block(evidence=(accused(chain, who),))
-    chain.block(chain.tx(FAUCET, Bond(ROLE, who.key, 100 * OPEN)))
+    chain.block(chain.tx(who, Bond(ROLE, who.key, 100 * OPEN)))
     for later_ms in (60_000, AGE_MS, 60_000):
         chain.block(later_ms=later_ms)
         assert who.key not in staking.candidates(chain.state())

@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 import trio
+from bundle_kit import party
+from evidence_kit import raw_double_vote
 from simulation.cluster import OPEN, Cluster, Node, run_script
 
 from consensus.evidence import DuplicateProposal, DuplicateVote, decode_evidence
+from consensus.messages import EVIDENCE
 from node.ledger import tables
 from node.ledger.rules import staking
+from node.peering.topics import VOTES, encode_vote_message
 from node.storage.signer import SignerFile
 
 TWINNED = 3
@@ -125,6 +129,35 @@ def test_second_home_of_a_key_hears_the_first_and_signs_nothing(tmp_path: Path) 
     twin = cluster.nodes[4]
     twin.settings = replace(twin.settings, doppelganger_wait_s=10.0)
     run_script(cluster, 31, _listen_first)
+
+
+async def _told_by_a_follower(cluster: Cluster) -> None:
+    """What only a node without a vote knows: true evidence, and a forgery."""
+    await trio.sleep(1)
+    pay(cluster)
+    await cluster.wait_all(1)
+    chain, follower = cluster.nodes[0].chain, cluster.nodes[4]
+    validators = chain.validators(1)
+    assert validators is not None
+    liar, framed = (party(f"validator {number}") for number in (2, 3))
+    good = raw_double_vote(liar, validators, cluster.chain_id, 1)
+    forged = bytearray(raw_double_vote(framed, validators, cluster.chain_id, 1))
+    forged[-1] ^= 1
+    for raw in (bytes(forged), good):
+        await follower.network.publish(VOTES, encode_vote_message(EVIDENCE, raw))
+    await trio.sleep(4)
+    cluster.assert_agreed()
+    for node in cluster.nodes:
+        assert [raw for raws in accusations(node).values() for raw in raws] == [good]
+        assert staking.is_jailed(node.chain.state(), ROLE, liar.key)
+        assert not staking.is_jailed(node.chain.state(), ROLE, framed.key)
+    refused = sum(node.accusing.counters["vote.signature"] for node in cluster.nodes)
+    assert refused > 0
+    assert len(chain.tip.validators) == 3
+
+
+def test_evidence_that_gossip_brings_is_punished_and_a_forgery_is_not(tmp_path: Path) -> None:
+    run_script(Cluster(tmp_path, seed=32, followers=1), 32, _told_by_a_follower)
 
 
 async def _honest_faults(cluster: Cluster) -> None:

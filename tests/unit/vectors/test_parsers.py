@@ -227,6 +227,8 @@ def records() -> dict[str, list[bytes]]:
         (tables.UNBONDING, tables.Unbonding(0, owner, owner, 9, 1, 2)),
         (tables.SEAT, tables.Seat(1, 2)),
         (tables.PARAMETER, tables.Parameter((1, 2, 3))),
+        (tables.USED_EVIDENCE, tables.UsedEvidence(1, 2, ((owner, 2_500),))),
+        (tables.CONDUCT, tables.Conduct(7, 1, (1, 2), ((0, 1, 2, 3),), (1, 0))),
         (tables.FUND, tables.Fund(3, (1, 2), (0, 1), (4,), 5, 6)),
     ):
         found[table.name].append(table.encode(record))

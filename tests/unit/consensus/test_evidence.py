@@ -146,7 +146,7 @@ def test_member_beyond_the_set_is_refused() -> None:
     assert refused(last) == "evidence.signature"
     assert refused(replace(PROPOSALS, index=len(VALIDATORS))) == "evidence.member"
     beyond = DuplicateVote(replace(VOTES.first, index=4), replace(VOTES.second, index=4))
-    assert refused(beyond) == "vote.member"
+    assert refused(beyond) == "evidence.member"
 
 
 def test_proposals_of_two_rounds_or_heights_are_unrelated() -> None:

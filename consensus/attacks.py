@@ -1,0 +1,206 @@
+"""Two headers of one height: comparing witnesses with our way, and proving who lied.
+
+Why a common block and one step: a full node of either branch has the common block, so a conflict
+that is believed from it in one step is proof on its own, whatever way a light client went.
+Why three kinds: who signed a header that execution cannot give lied about the state (lunatic); who
+signed twice in one round equivocated; across rounds the fault may be a forgotten lock (amnesia),
+and two certificates alone do not tell whose.
+What this file does not know: the punishment, and how old an offence may be.
+"""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from consensus.certificate import verify_certificate
+from consensus.params import EVIDENCE_BYTES_MAX
+from consensus.primitives.digest import sha256
+from consensus.primitives.encoding import U8, U63, Bytes, Record, decode, encode
+from consensus.primitives.errors import Invalid
+from consensus.skipping import (
+    LIGHT_BLOCK_BYTES_MAX,
+    Bisection,
+    LightBlock,
+    TrustOptions,
+    check_light_block,
+    decode_light_block,
+    encode_light_block,
+    power_signed,
+)
+from consensus.validators import ValidatorSet
+
+LIGHT_ATTACK: Final = 3  # the kind of evidence, beside two votes and two proposals
+LUNATIC_FIELDS: Final = ("validators_hash", "params_hash", "parent_id", "history_root")
+
+_SHAPE: Final = Record(U8, U63, Bytes(LIGHT_BLOCK_BYTES_MAX, 1))
+
+
+class AttackKind(IntEnum):
+    """How a light block conflicts with the chain (page 20 §5)."""
+
+    LUNATIC = 1  # a header that no execution of the common history gives
+    EQUIVOCATION = 2  # a second block of the same round
+    AMNESIA = 3  # a second block of another round
+
+
+@dataclass(frozen=True, slots=True)
+class LightClientAttack:
+    """A block believed in one step from the block of `common_height`, where another was decided.
+
+    `common_height` 0 is the genesis.
+    """
+
+    common_height: int
+    block: LightBlock
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What an attack is, and the keys it proves guilty, in the order of the set they stand in."""
+
+    kind: AttackKind
+    guilty: tuple[bytes, ...]
+
+
+class Examination:
+    """One witness against our trace; the caller fetches what is `wanted` from the witness.
+
+    At the end `wanted` is None, and either `attack` is None: the witness agrees, or `attack` is
+    the first block of our trace that conflicts with it and `theirs` the way the witness led us
+    instead, from the last block that both have. `attack` convicts our side before full nodes of
+    theirs; examining `theirs` against our own source convicts the witness in the same way.
+    """
+
+    def __init__(self, trace: tuple[LightBlock, ...], options: TrustOptions) -> None:
+        assert trace
+        self.wanted: int | None = trace[-1].height
+        self.attack: LightClientAttack | None = None
+        self.theirs: tuple[LightBlock, ...] = ()
+        self._trace = trace
+        self._options = options
+        self._place = len(trace) - 1  # in the trace, of the height wanted
+        self._common = 0  # the last place where both are known to agree: our trust to begin with
+        self._differing = len(trace)  # the first where they do not
+        self._conflict: LightBlock | None = None  # the witness's block there
+        self._bisection: Bisection | None = None
+
+    def give(self, block: LightBlock, now_ms: int) -> None:
+        """The witness's block of height `wanted`.
+
+        Raises `Invalid`, `Expired` or `TooFar` when the witness cannot prove its side: drop it.
+        """
+        if block.height != self.wanted:
+            raise Invalid("light.unasked", height=block.height, wanted=self.wanted)
+        if self._bisection is None:
+            self._compare(block)
+            if self._bisection is None:
+                return
+            assert self._conflict is not None
+            block = self._conflict
+        self._follow(self._bisection, block, now_ms)
+
+    def _compare(self, block: LightBlock) -> None:
+        """Halve the places between the last that agrees and the first that does not."""
+        if block.block_id == self._trace[self._place].block_id:
+            self._common = self._place
+        elif self._place == 0:
+            raise Invalid("light.root", height=block.height)
+        else:
+            self._differing, self._conflict = self._place, block
+        if self._conflict is None:
+            self.wanted = None  # our target is theirs: all before it is, too
+        elif self._common + 1 < self._differing:
+            self._place = (self._common + self._differing) // 2
+            self.wanted = self._trace[self._place].height
+        else:
+            common = self._trace[self._common]
+            self._bisection = Bisection(common, self._conflict.height, self._options)
+
+    def _follow(self, bisection: Bisection, block: LightBlock, now_ms: int) -> None:
+        bisection.give(block, now_ms)
+        self.wanted = bisection.wanted
+        if self.wanted is None:
+            self.theirs = bisection.trace
+            common, ours = self._trace[self._common], self._trace[self._differing]
+            self.attack = LightClientAttack(common.height, ours)
+
+
+# --- evidence
+
+
+def encode_attack(attack: LightClientAttack) -> bytes:
+    """`[3, common_height, light block]`."""
+    return encode((LIGHT_ATTACK, attack.common_height, encode_light_block(attack.block)))
+
+
+def decode_attack(raw: bytes) -> LightClientAttack:
+    """The attack; `Invalid` `evidence.…` unless it is one in form."""
+    kind, common_height, block_raw = decode(raw, _SHAPE, EVIDENCE_BYTES_MAX, "evidence")
+    if kind != LIGHT_ATTACK:
+        raise Invalid("evidence.kind", kind=kind)
+    block = decode_light_block(block_raw)
+    if common_height >= block.height:
+        raise Invalid("evidence.common_height", common=common_height, height=block.height)
+    return LightClientAttack(common_height, block)
+
+
+def attack_id(attack: LightClientAttack) -> bytes:
+    """SHA-256 of the encoding."""
+    return sha256(encode_attack(attack))
+
+
+def kind_of(block: LightBlock, canonical: LightBlock) -> AttackKind:
+    """How `block` conflicts with the chain's own block of that height."""
+    differing = zip(block.header, canonical.header, block.header._fields, strict=True)
+    if any(one != other and name in LUNATIC_FIELDS for one, other, name in differing):
+        return AttackKind.LUNATIC
+    if block.certificate.round == canonical.certificate.round:
+        return AttackKind.EQUIVOCATION
+    return AttackKind.AMNESIA
+
+
+def verify_attack(
+    attack: LightClientAttack, announced: ValidatorSet, canonical: LightBlock
+) -> Verdict:
+    """What the attack proves, before a node that has the chain. Raises `Invalid`.
+
+    `announced` signs the height after `common_height`, and `canonical` is the chain's own block at
+    the attack's height. A light client must have believed the block in one step: nothing else is
+    an attack, since anyone can sign headers for a set of strangers.
+    """
+    block, chain_id = attack.block, canonical.header.chain_id
+    assert block.height == canonical.height
+    if not attack.common_height < block.height:
+        raise Invalid("evidence.common_height", common=attack.common_height, height=block.height)
+    if block.block_id == canonical.block_id:
+        raise Invalid("evidence.canonical", height=block.height)
+    check_light_block(block, chain_id)
+    if attack.common_height + 1 == block.height:
+        believed = block.header.validators_hash == announced.hash()
+    else:
+        believed = announced.is_third(power_signed(block, announced))
+    if not believed:
+        raise Invalid("evidence.unbelievable", height=block.height)
+    verify_certificate(block.certificate, block.validators, chain_id)
+    kind = kind_of(block, canonical)
+    return Verdict(kind, _guilty(kind, block, announced, canonical))
+
+
+def _guilty(
+    kind: AttackKind, block: LightBlock, announced: ValidatorSet, canonical: LightBlock
+) -> tuple[bytes, ...]:
+    signed = _signers(block)
+    if kind is AttackKind.LUNATIC:
+        return tuple(member.key for member in announced.members if member.key in signed)
+    if kind is AttackKind.EQUIVOCATION:
+        both = signed & _signers(canonical)
+        return tuple(member.key for member in block.validators.members if member.key in both)
+    return ()
+
+
+def _signers(block: LightBlock) -> frozenset[bytes]:
+    members = block.validators.members
+    return frozenset(members[place].key for place in block.certificate.signers())
+
+
+assert LIGHT_BLOCK_BYTES_MAX + 16 <= EVIDENCE_BYTES_MAX

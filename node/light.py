@@ -6,10 +6,13 @@ the payout must be of the receipt's version and block, and pay one of its credit
 What this file does not know: files, the network, and how steps are printed.
 """
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
+from consensus.skipping import LightBlock, TrustOptions, is_expired
 from node.ledger import tables
 from node.ledger.addresses import account_text
 from node.ledger.amounts import BPS, open_text
@@ -18,6 +21,7 @@ from node.ledger.proofs import (
     ProofFile,
     ReceiptShown,
     Shown,
+    Span,
     StateShown,
     TransactionShown,
     Trust,
@@ -73,6 +77,24 @@ class Report(NamedTuple):
 def trust_genesis(genesis: Genesis) -> Trust:
     """Believe the genesis: its chain id and its validators, as long as their powers stay."""
     return Trust(genesis.chain_id, (start(genesis).validators,))
+
+
+def trust_light_blocks(
+    chain_id: bytes, blocks: Sequence[LightBlock], options: TrustOptions, now_ms: int
+) -> Trust:
+    """Believe light blocks that a client followed, ascending, and what they tell of other heights.
+
+    Between two of them whose set is the same, that set signed, as long as the lower has not
+    expired: after that its members may have left, and could sign any old block unpunished. Then,
+    and above the newest, only a history proof of a block that is here will do.
+    """
+    spans = [
+        Span(lower.height + 1, upper.height - 1, lower.next_validators)
+        for lower, upper in pairwise(blocks)
+        if lower.header.next_validators_hash == upper.header.validators_hash
+        and not is_expired(lower, options, now_ms)
+    ]
+    return Trust(chain_id, (), {block.height: block.block_id for block in blocks}, tuple(spans))
 
 
 def examine(raw: bytes, trust: Trust) -> Report:

@@ -31,7 +31,7 @@ FLOORS = (  # top down; a room imports itself and lower lines, never upwards, ne
     {"node.web", "node.home"},
     {"node.training"},
     {"node.serving", "node.wallet", "node.peering"},
-    {"node.attribution", "node.light", "node.storage", "node.simulate"},
+    {"node.attribution", "node.light", "node.following", "node.storage", "node.simulate"},
     {"node.ledger"},
     {"consensus", "p2p", "node.config", "node.observe"},
 )
@@ -47,7 +47,7 @@ ONLY_IN = {  # package -> path prefixes that may import it
     "torch": TORCH_ROOMS, "transformers": TORCH_ROOMS, "peft": TORCH_ROOMS,
 }
 PURE = ("consensus/", "node/ledger/")
-ASKS = ("node/light.py",)  # as pure, but it awaits the callable it is given
+ASKS = ("node/light.py", "node/following.py")  # as pure, but they await what they are given
 IMPURE_MODULES = {
     "asyncio", "trio", "libp2p", "plyvel", "torch", "transformers", "peft", "socket", "ssl",
     "select", "subprocess", "threading", "multiprocessing", "concurrent", "os", "io", "pathlib",
@@ -57,7 +57,12 @@ IMPURE_MODULES = {
 EXACT = {"math.isqrt", "math.gcd", "math.lcm", "math.comb"}  # `from math import isqrt` is fine
 IMPURE_NAMES = {"float", "complex", "hash", "id", "open", "print", "input"}  # hash() is salted
 HEAVY = {"torch", "transformers", "peft", "libp2p", "starlette", "structlog"}
-LIGHT_ENTRIES = {"node.cli.main": HEAVY, "node.light": HEAVY | {"trio", "plyvel"}}
+LIGHT_ENTRIES = {
+    "node.cli.main": HEAVY,
+    "node.light": HEAVY | {"trio", "plyvel"},
+    "node.following": HEAVY | {"trio", "plyvel"},
+    "node.storage.lightfile": HEAVY | {"trio", "plyvel"},
+}
 # fmt: on
 
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
@@ -221,6 +226,7 @@ PLANTED = [  # one fault, and the words that its verdict must hold
     ("part takes all of Config", "node/storage/chain.py", "import node.config", "unpacks Config"),
     ("ledger logs", "node/ledger/pool.py", "import node.observe", "logs on a pure floor"),
     ("light knows the network", "node/light.py", "import p2p.network", "imports p2p"),
+    ("following has a clock", "node/following.py", "import time", "imports time"),
     ("torch elsewhere", "node/attribution/score.py", "import torch", "imports torch"),
     ("second reader of LevelDB", "node/storage/chain.py", "import plyvel", "imports plyvel"),
     ("keys elsewhere", "consensus/votes.py", "from nacl import signing", "imports nacl"),

@@ -135,12 +135,24 @@ class TransactionShown(NamedTuple):
 Shown = ReceiptShown | PayoutLeaf | StateShown | TransactionShown
 
 
+class Span(NamedTuple):
+    """Heights `first`..`last`, all of which this set signs."""
+
+    first: int
+    last: int
+    validators: ValidatorSet
+
+
 class Trust(NamedTuple):
-    """What the reader believes beforehand: the chain, and blocks by height, or a validator set."""
+    """What the reader believes beforehand: the chain, and blocks by height, or validator sets.
+
+    `validators` sign every height, a span's only its own.
+    """
 
     chain_id: bytes
     validators: tuple[ValidatorSet, ...] = ()
     blocks: Mapping[int, bytes] = {}  # height -> block id; never changed
+    spans: tuple[Span, ...] = ()
 
 
 # ---- files
@@ -294,10 +306,12 @@ def _verify_quorum(proof: ProofFile, block_id: bytes, trust: Trust) -> None:
         raise Invalid("proof.certificate", height=certificate.height, kind=certificate.kind)
     if certificate.block_id != block_id:
         raise Invalid("proof.certificate", block_id=certificate.block_id)
-    if not trust.validators:
-        raise Invalid("proof.no_validators")
+    of_height = (span for span in trust.spans if span.first <= proof.height <= span.last)
+    known = (*trust.validators, *(span.validators for span in of_height))
+    if not known:
+        raise Invalid("proof.no_validators", height=proof.height)
     refusal: Invalid | None = None
-    for validators in trust.validators:
+    for validators in known:
         try:
             verify_certificate(certificate, validators, trust.chain_id)
         except Invalid as error:

@@ -1,0 +1,57 @@
+"""Asking one peer as a light client does: its answers are decoded here and believed nowhere.
+
+What this file does not know: which of the peers leads and which bears witness.
+"""
+
+from typing import Final
+
+from consensus.primitives.encoding import H, ListOf, Record, decode, encode
+from consensus.primitives.errors import Invalid
+from consensus.skipping import LIGHT_BLOCK_BYTES_MAX, LightBlock, decode_light_block
+from node.following import Unanswered
+from node.peering.lightserver import BLOCK, EVIDENCE, HISTORY, LIMITS, PROTOCOL
+from p2p.errors import Misbehaving, NetworkError
+from p2p.network import Network, PeerId
+from p2p.peers import peer_id_text
+
+ASK_S: Final = 5.0
+PATH_MAX: Final = 63
+
+_PATH: Final = Record(H, ListOf(H, PATH_MAX))
+
+
+class PeerSource:
+    """A peer as a source of light blocks (`node.following.Source`)."""
+
+    def __init__(self, network: Network, peer: PeerId) -> None:
+        self.peer = peer
+        self.name = peer_id_text(peer)
+        self._network = network
+
+    async def ask(self, height: int) -> LightBlock:
+        """The light block of `height`, 0: its newest; raises `Unanswered` or `Invalid`."""
+        raw = await self._request(encode((BLOCK, height)), LIGHT_BLOCK_BYTES_MAX)
+        block = decode_light_block(raw)
+        if height not in (0, block.height):
+            raise Invalid("light.unasked", height=block.height, wanted=height)
+        return block
+
+    async def ask_history(self, height: int, at: int) -> tuple[bytes, tuple[bytes, ...]]:
+        """(block id of `height`, its path in the history of block `at`), unchecked."""
+        raw = await self._request(encode((HISTORY, height, at)), LIMITS.reply_max)
+        block_id, path = decode(raw, _PATH, LIMITS.reply_max, "light.history")
+        return block_id, path
+
+    async def report(self, evidence: bytes) -> None:
+        """Hand over an encoded attack; raises `Unanswered`, also when the peer refuses it."""
+        await self._request(encode((EVIDENCE, evidence)), LIMITS.reply_max)
+
+    async def _request(self, body: bytes, bytes_max: int) -> bytes:
+        try:
+            return await self._network.request(
+                self.peer, PROTOCOL, body, timeout_s=ASK_S, bytes_max=bytes_max
+            )
+        except Misbehaving as error:
+            raise Invalid("light.reply", why=str(error)) from None
+        except NetworkError as error:
+            raise Unanswered(str(error) or type(error).__name__) from None

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import trio
 
+from consensus.attacks import LightClientAttack, Verdict
 from consensus.primitives.errors import Invalid
 from node.attribution.attribute import Version
 from node.attribution.index import Index
@@ -32,6 +33,7 @@ from node.peering.auditing import IndexAuditor
 from node.peering.bindings import find_validator, is_binding, make_binding
 from node.peering.blobs import Blobs, BlobStore
 from node.peering.directory import Directory
+from node.peering.lightserver import LightServer
 from node.peering.proposer import Proposer
 from node.peering.relay import Relay, StatedClaim
 from node.peering.replica import Replica
@@ -40,12 +42,13 @@ from node.peering.voter import Validator
 from node.purse import Purse, Question
 from node.reasons import Reasons
 from node.shop import Counter, Shop
+from node.storage.attackfiles import keep_attack
 from node.storage.ground import Ground, open_ground
 from node.wallet.keystore import Key
 from node.wallet.payer import Limits
 from node.web import answers
 from node.web.app import Backend, Order, make_app, serve_socket
-from node.web.reading import Reading, make_ledger
+from node.web.reading import Reading, make_ledger, make_light
 from p2p.network import Libp2pNetwork, PeerId, StatusFacts
 from p2p.peers import peer_id_text
 
@@ -168,6 +171,7 @@ class Node:
             chain_id=self._chain.chain_id, get_view=self._chain.view, on_pooled=self._wake
         )
         self._replica = self._make_replica()
+        self._light = LightServer(get_view=self._chain.view, take_attack=self._take_attack)
         self._shop = self._make_shop() if serves else None
         self._purse = None if keys.spending is None else self._make_purse(keys.spending)
 
@@ -308,6 +312,16 @@ class Node:
         members = self._chain.tip.validators.powers()
         return any(self._find_peer(key) == peer for key in members)
 
+    def _take_attack(self, attack: LightClientAttack, verdict: Verdict) -> None:
+        path = keep_attack(self._settings.home / "evidence", attack)
+        log.error(
+            "validators signed another chain",
+            kind=verdict.kind.name.lower(),
+            height=attack.block.height,
+            guilty=[key.hex() for key in verdict.guilty],
+            mend=f"show others the proof in {path or 'evidence/'}",
+        )
+
     def _wake(self) -> None:
         self._replica.wake()
 
@@ -329,6 +343,7 @@ class Node:
             await start(self._replica.run)
             nursery.start_soon(self._directory.run)
             self._blobs.serve()
+            self._light.serve(self._network)
             nursery.start_soon(self._holdings.run)
             if self._shop is not None:
                 nursery.start_soon(self._shop.run)
@@ -386,6 +401,7 @@ class Node:
                 find_shares=self._reasons.find_shares,
                 submit=self._relay.submit_transaction,
             ),
+            light=make_light(reading),
         )
 
     async def _store_goods(self, kind: int, identity: bytes, folder: Path) -> None:

@@ -152,8 +152,11 @@ async def follow(
     """
     dropped: list[tuple[str, str]] = []
     primary, trace = await _lead(trusted, sources, options, now_ms, dropped)
+    warnings = list(_stale(trace[-1], now_ms()))
+    if len(sources) == 1:
+        warnings.append("no witness: one operator alone tells you what the chain is")
     if len(trace) == 1:
-        return Followed((), primary.name, (), tuple(dropped), _stale(trusted, now_ms()))
+        return Followed((), primary.name, (), tuple(dropped), tuple(warnings))
     failed = {name for name, _ in dropped}
     witnesses = [one for one in sources if one is not primary and one.name not in failed]
     confirmed: list[str] = []
@@ -168,12 +171,9 @@ async def follow(
             confirmed.append(witness.name)
         else:
             attacks.append(await _prove(trace, found, primary, witness, options, now_ms))
-    warnings = list(_stale(trace[-1], now_ms()))
-    if len(sources) == 1:
-        warnings.append("no witness: one operator alone tells you what the chain is")
-    elif not confirmed:
+    if len(sources) > 1 and not confirmed:
         warnings.append("no witness confirmed this: nothing new is trusted")
-    elif len(confirmed) < WITNESSES_MIN:
+    elif 0 < len(confirmed) < WITNESSES_MIN:
         warnings.append(f"{len(confirmed)} witness confirmed; {WITNESSES_MIN} or more are better")
     is_kept = not attacks and (bool(confirmed) or len(sources) == 1)
     return Followed(

@@ -26,6 +26,7 @@ NOUNS: Final = {  # noun -> module of node.cli, help
     "status": ("status", "the running node at a glance"),
     "stop": ("stop", "end the running node in order"),
     "infer": ("infer", "ask a model and pay for the answer"),
+    "light": ("light", "follow headers, for verify"),
     "verify": ("verify", "check a proof file, offline"),
     "earnings": ("earnings", "what an account earned, and why"),
     "tx": ("tx", "make, sign and send transactions"),

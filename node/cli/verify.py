@@ -1,21 +1,23 @@
 """`olnode verify`: check a proof file offline; every step is shown.
 
-Why no daemon: a proof must hold for whoever distrusts all nodes. What is trusted is the genesis
-of this home or of --genesis, or one block that you name.
+Why no daemon: a proof must hold for whoever distrusts all nodes. What is trusted is one block that
+you name, the headers that `olnode light` kept in this home, or a genesis (`trust.py`).
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from node.cli.frame import NOT_VERIFIED, CommandError, Frame, frame_of, new_noun, usage
+from node.cli.frame import NOT_VERIFIED, USAGE, CommandError, frame_of, new_noun, usage
+from node.cli.trust import trusted
 
 if TYPE_CHECKING:
-    from node.ledger.proofs import Trust
     from node.light import Report
 
 app = new_noun()
+
+UNKNOWN: Final = ("proof.no_validators", "proof.history", "proof.unlinked")  # nothing was false
 
 
 @app.command()
@@ -33,38 +35,22 @@ def verify(
         raw = file.read_bytes()
     except OSError as error:
         usage(f"{file} cannot be read: {error.strerror}")
-    report = examine(raw, _trusted(frame, trust, genesis))
+    believed, is_followed = trusted(frame, trust, genesis)
+    report = examine(raw, believed)
     if report.refusal is None or not frame.as_json:
         frame.show("verify/1", _fields(report), _lines(report))
-    if report.refusal is not None:
+    if report.refusal is None:
+        return
+    code = report.refusal.code
+    if is_followed and code in UNKNOWN:
+        newest = max(believed.blocks)
         raise CommandError(
-            f"NOT VERIFIED: {report.refusal}", status=NOT_VERIFIED, code=report.refusal.code
+            f"NOT VERIFIED: no trusted header leads there: {report.refusal}",
+            status=USAGE,
+            code=code,
+            mend=f"olnode light --once, or ask for a proof under the trusted block {newest}",
         )
-
-
-def _trusted(frame: Frame, trust: str | None, genesis: Path | None) -> "Trust":
-    """What the reader believes; without any of it the command ends."""
-    from consensus.primitives.errors import Invalid
-    from node.ledger.genesis import decode_genesis
-    from node.light import trust_genesis
-
-    path = genesis or frame.home / "genesis"
-    if not path.is_file():
-        usage(f"nothing to trust: there is no {path}", "--genesis FILE, or olnode init")
-    try:
-        believed = trust_genesis(decode_genesis(path.read_bytes()))
-    except Invalid as error:
-        usage(f"{path} is no genesis: {error}")
-    if trust is None:
-        return believed
-    height, _, block_id = trust.partition(":")
-    if not (height.isdecimal() and len(height) < 19 and len(block_id) == 64):
-        usage("--trust is HEIGHT:BLOCK_ID")
-    try:
-        named = bytes.fromhex(block_id)
-    except ValueError:
-        usage("--trust: the block id is 64 hex digits")
-    return believed._replace(validators=(), blocks={int(height): named})
+    raise CommandError(f"NOT VERIFIED: {report.refusal}", status=NOT_VERIFIED, code=code)
 
 
 def _fields(report: "Report") -> dict[str, Any]:

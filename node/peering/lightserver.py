@@ -31,7 +31,7 @@ from consensus.primitives.encoding import (
     encode,
 )
 from consensus.primitives.errors import Invalid
-from consensus.skipping import LightBlock, encode_light_block
+from consensus.skipping import encode_light_block
 from node.ledger.proofs import encode_proof
 from node.storage.proving import receipt_proof, state_proof
 from node.storage.views import View
@@ -57,18 +57,9 @@ RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thre
 TakeAttack = Callable[[LightClientAttack, Verdict], None]
 
 
-def light_block_at(view: View, height: int) -> LightBlock | None:
-    """The light block of a height, or None where something of it is not held."""
-    header, certificate = view.header(height), view.certificate(height)
-    validators, following = view.validators(height), view.validators(height + 1)
-    if header is None or certificate is None or validators is None or following is None:
-        return None
-    return LightBlock(header, certificate, validators, following)
-
-
 def judge_attack(view: View, attack: LightClientAttack) -> Verdict:
     """What an attack proves on this chain; `Invalid` if nothing, `Refused` if we are not there."""
-    canonical = light_block_at(view, attack.block.height)
+    canonical = view.light_block(attack.block.height)
     announced = view.validators(attack.common_height + 1)
     if canonical is None or announced is None:
         raise Refused(Code.NOT_FOUND, body=_held(view))
@@ -76,7 +67,7 @@ def judge_attack(view: View, attack: LightClientAttack) -> Verdict:
 
 
 class LightServer:
-    """Serves `light` of page 70 §6. `take_attack` gets each attack that holds here."""
+    """Serves `light` of page 70 §6. `take_attack` gets each attack that holds; it may block."""
 
     def __init__(
         self,
@@ -109,7 +100,7 @@ class LightServer:
         if kind == EVIDENCE:
             attack = decode_attack(*asked)
             verdict = await self._run_blocking(judge_attack, view, attack)
-            self._take_attack(attack, verdict)
+            await self._run_blocking(self._take_attack, attack, verdict)
             return encode(())
         find = {BLOCK: _find_block, STATE: _find_state, RECEIPT: _find_receipt}.get(
             kind, _find_history
@@ -128,7 +119,7 @@ def _held(view: View) -> bytes:
 
 
 def _find_block(view: View, height: int) -> bytes | None:
-    block = light_block_at(view, height or view.height)
+    block = view.light_block(height or view.height)
     return None if block is None else encode_light_block(block)
 
 

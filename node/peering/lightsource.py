@@ -5,16 +5,22 @@ What this file does not know: which of the peers leads and which bears witness.
 
 from typing import Final
 
+import trio
+
 from consensus.primitives.encoding import H, ListOf, Record, decode, encode
 from consensus.primitives.errors import Invalid
 from consensus.skipping import LIGHT_BLOCK_BYTES_MAX, LightBlock, decode_light_block
 from node.following import Unanswered
 from node.peering.lightserver import BLOCK, EVIDENCE, HISTORY, LIMITS, PROTOCOL
-from p2p.errors import Misbehaving, NetworkError
+from p2p.errors import Code, Misbehaving, NetworkError, Refused
 from p2p.network import Network, PeerId
 from p2p.peers import peer_id_text
 
 ASK_S: Final = 5.0
+TRIES: Final = 5  # a bisection asks faster than a peer's bucket fills
+RETRY_MS: Final = 200  # where the peer does not say
+RETRY_MS_MAX: Final = 2_000
+PASSING: Final = (Code.BUSY, Code.RATE_EXCEEDED, Code.NOT_ADMITTED)  # refusals that pass by waiting
 PATH_MAX: Final = 63
 
 _PATH: Final = Record(H, ListOf(H, PATH_MAX))
@@ -47,10 +53,25 @@ class PeerSource:
         await self._request(encode((EVIDENCE, evidence)), LIMITS.reply_max)
 
     async def _request(self, body: bytes, bytes_max: int) -> bytes:
+        for _ in range(TRIES - 1):
+            try:
+                return await self._request_once(body, bytes_max)
+            except Refused as refusal:
+                if refusal.code not in PASSING:
+                    raise Unanswered(str(refusal)) from None
+                await trio.sleep(min(RETRY_MS_MAX, refusal.retry_ms or RETRY_MS) / 1_000)
+        try:
+            return await self._request_once(body, bytes_max)
+        except Refused as refusal:
+            raise Unanswered(str(refusal)) from None
+
+    async def _request_once(self, body: bytes, bytes_max: int) -> bytes:
         try:
             return await self._network.request(
                 self.peer, PROTOCOL, body, timeout_s=ASK_S, bytes_max=bytes_max
             )
+        except Refused:
+            raise
         except Misbehaving as error:
             raise Invalid("light.reply", why=str(error)) from None
         except NetworkError as error:

@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 from consensus.certificate import Certificate, decode_certificate
 from consensus.header import Header, decode_header
 from consensus.primitives.encoding import U8, U16, U63, Bytes, ListOf, Record, decode, encode
+from consensus.skipping import LightBlock
 from consensus.validators import ValidatorSet, decode_validators
 from node.ledger.context import PastHeight
 from node.ledger.state import Base, State
@@ -213,6 +214,14 @@ class View:
                 f"the validators of height {height} are missing", mend="olnode db rebuild"
             )
         return PastHeight(height, self.get_header(height).time_ms, validators)
+
+    def light_block(self, height: int) -> LightBlock | None:
+        """What a light client needs of a height, or None where something of it is not held."""
+        header, certificate = self.header(height), self.certificate(height)
+        validators, following = self.validators(height), self.validators(height + 1)
+        if header is None or certificate is None or validators is None or following is None:
+            return None
+        return LightBlock(header, certificate, validators, following)
 
     def history_path(self, height: int, at: int) -> tuple[bytes, ...]:
         """The path of block `height` < `at` under `history_root` of the header of `at`."""

@@ -132,6 +132,24 @@ class BlockAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What people compare between operators, then type as HEIGHT:BLOCK_ID."""
+
+    height: int
+    block_id: Hex
+
+
+@dataclass(frozen=True, slots=True)
+class LightBlockAnswer:
+    """`light_block` is page 70's encoding: header, certificate, the set, the next set."""
+
+    height: int
+    block_id: Hex
+    time_ms: int
+    light_block: Hex
+
+
+@dataclass(frozen=True, slots=True)
 class TransactionAnswer:
     transaction: Hex
     state: str  # "pending" or "settled"

@@ -27,6 +27,8 @@ from node.ledger.addresses import account_of
 from node.web import answers
 from node.web.ledger import Ledger
 from node.web.ledger import routes as ledger_routes
+from node.web.light import Light
+from node.web.light import routes as light_routes
 from node.web.requests import (
     check_parameters,
     not_found,
@@ -98,12 +100,13 @@ class Backend:
     stop: Callable[[], None]
     store_goods: Callable[[int, bytes, Path], Awaitable[None]]
     ledger: Ledger
+    light: Light
 
 
 def make_app(backend: Backend) -> Starlette:
     """The ASGI application over `backend`."""
     missing: Any = {404: not_found, 405: wrong_method}  # Starlette types its handlers too narrowly
-    routes = [*_node_routes(backend), *ledger_routes(backend.ledger)]
+    routes = [*_node_routes(backend), *ledger_routes(backend.ledger), *light_routes(backend.light)]
     return Starlette(routes=routes, exception_handlers=missing)
 
 

@@ -2,7 +2,8 @@
 
 Why a receipt comes with payouts: who holds the file should see, from one trusted block, that the
 answer was settled and that its credits were paid. The largest credits come first, as many as one
-file holds. Each proof is linked by the certificate of its own block.
+file holds. Each proof is linked by the certificate of its own block, or through the history
+of a later one that the reader trusts.
 What it does not know: who asks, and whom they trust.
 """
 
@@ -20,12 +21,16 @@ from node.storage.proving import payout_proofs, receipt_proof, state_proof
 from node.storage.views import FoundReceipt, View
 
 
-def receipt_file(view: View, receipt_id: bytes) -> bytes | None:
-    """The settled receipt, what its block paid the provider, and its largest credits."""
+def receipt_file(view: View, receipt_id: bytes, trusted: int | None = None) -> bytes | None:
+    """The settled receipt, what its block paid the provider, and its largest credits.
+
+    Linked through the history of the later block `trusted`, if one is named.
+    """
     found = view.find_receipt(receipt_id)
     if found is None:
         return None
-    proof, payouts = receipt_proof(view, found), _payout_proofs(view, found)
+    proof = receipt_proof(view, found, trusted=trusted)
+    payouts = _payout_proofs(view, found, trusted)
     if proof is None or payouts is None:
         return None
     proofs = [proof, *payouts]
@@ -49,7 +54,7 @@ def _state_file(view: View, key: bytes) -> bytes | None:
     return None if proof is None else encode_proof(proof)
 
 
-def _payout_proofs(view: View, found: FoundReceipt) -> list[ProofFile] | None:
+def _payout_proofs(view: View, found: FoundReceipt, trusted: int | None) -> list[ProofFile] | None:
     receipt = decode_receipt(found.receipt)
     shares = dict(decode_credits(found.credits))
     leaves = view.payouts(found.height)
@@ -65,4 +70,4 @@ def _payout_proofs(view: View, found: FoundReceipt) -> list[ProofFile] | None:
         elif leaf.kind == tables.KIND_PROVIDER:
             wanted.append((0, place))
     chosen = [place for _, place in sorted(wanted)[: FILES_MAX - 1]]
-    return payout_proofs(view, found.height, chosen)
+    return payout_proofs(view, found.height, chosen, trusted=trusted)

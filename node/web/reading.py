@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 
 import trio
 
+from consensus.skipping import encode_light_block
 from node.ledger import tables
 from node.ledger.amounts import part_bps, split
 from node.ledger.rules.accounts import BASE_PRICE_NAME
@@ -24,6 +25,7 @@ from node.storage.views import View
 from node.web import answers
 from node.web.earnings import find_earnings
 from node.web.ledger import Ledger
+from node.web.light import Light
 from node.web.naming import (
     KIND_NAMES,
     contribution_of,
@@ -105,6 +107,25 @@ def make_ledger(
         get_params=lambda: read(get_params),
         submit=submit,
     )
+
+
+def make_light(reading: Reading) -> Light:
+    """The reads of light clients over `reading`."""
+    view = reading.take_view
+    return Light(
+        find_block=lambda height: find_light_block(view(), height),
+        prove_receipt=lambda receipt, trusted: receipt_file(view(), receipt, trusted),
+        prove_account=lambda account: account_file(view(), account),
+    )
+
+
+def find_light_block(view: View, height: int) -> answers.LightBlockAnswer | None:
+    """The light block of a height, 0: the newest."""
+    block = view.light_block(height or view.height)
+    if block is None:
+        return None
+    raw = encode_light_block(block)
+    return answers.LightBlockAnswer(block.height, block.block_id, block.header.time_ms, raw)
 
 
 # --- accounts

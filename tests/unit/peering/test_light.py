@@ -24,7 +24,7 @@ from node.ledger.genesis import start
 from node.ledger.proofs import decode_proof
 from node.light import trust_genesis as trusted_by_genesis
 from node.light import verify_file
-from node.peering.lightserver import LightServer, light_block_at
+from node.peering.lightserver import LightServer
 from node.peering.lightsource import PeerSource
 from node.storage.views import View
 from p2p.errors import Code, Refused
@@ -82,6 +82,10 @@ def now_of(view: View) -> int:
     return view.tip.time_ms + 1_000
 
 
+async def pause() -> None:
+    await trio.sleep(1)
+
+
 async def followed(sources: Sequence[PeerSource], now_ms: int) -> Followed:
     trusted = await trust_genesis(sources, GENESIS.chain_id, SET)
     return await follow(
@@ -89,7 +93,7 @@ async def followed(sources: Sequence[PeerSource], now_ms: int) -> Followed:
         sources,
         options=OPTIONS,
         now_ms=lambda: now_ms,
-        pause=lambda: trio.sleep(1),
+        pause=pause,
     )
 
 
@@ -108,7 +112,16 @@ async def test_client_follows_from_one_named_block(told: Told, autojump_clock: A
     async with client_of([told.view]) as (_, sources):
         trusted = await trust_block(sources, GENESIS.chain_id, 4, block_id)
     assert trusted.block_id == block_id
-    assert trusted == light_block_at(view, 4)
+    assert trusted == view.light_block(4)
+
+
+async def test_more_questions_than_the_bucket_holds_are_all_answered(
+    told: Told, autojump_clock: Any
+) -> None:
+    """Page 70 lets a peer ask 20 times a second: a long bisection waits, and is not dropped."""
+    async with client_of([told.view]) as (_, (source,)):
+        for _ in range(120):
+            assert (await source.ask(1)).height == 1
 
 
 async def test_every_height_is_served_and_no_other(told: Told, autojump_clock: Any) -> None:
@@ -116,7 +129,6 @@ async def test_every_height_is_served_and_no_other(told: Told, autojump_clock: A
     async with client_of([told.view]) as (_, (source,)):
         for height in range(1, view.height + 1):
             assert (await source.ask(height)).height == height
-            await trio.sleep(1)
         with pytest.raises(Unanswered, match="not_found"):
             await source.ask(view.height + 1)
 
@@ -219,7 +231,7 @@ async def test_fork_is_found_and_both_sides_get_evidence_that_convicts(
 
 async def test_evidence_against_nobody_here_is_refused(told: Told, autojump_clock: Any) -> None:
     view = told.view()
-    block = light_block_at(view, 5)
+    block = view.light_block(5)
     assert block is not None
     async with client_of([told.view]) as ((server,), (source,)):
         with pytest.raises(Unanswered):
@@ -230,7 +242,7 @@ async def test_evidence_against_nobody_here_is_refused(told: Told, autojump_cloc
 async def test_evidence_above_our_height_waits(tmp_path: Path, autojump_clock: Any) -> None:
     """We cannot judge yet: an honest no, without points."""
     short, long = stored(tmp_path / "short", 2), stored(tmp_path / "long", 5)
-    block = light_block_at(long.chain.view(), 5)
+    block = long.chain.view().light_block(5)
     assert block is not None
     async with client_of([short.chain.view]) as ((server,), (source,)):
         with pytest.raises(Unanswered, match="not_found"):

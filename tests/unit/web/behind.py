@@ -14,6 +14,7 @@ from node.ledger.wire.codes import code_name
 from node.web import answers
 from node.web.app import Backend, Order, make_app, serve_socket
 from node.web.ledger import EarningsQuery, Ledger
+from node.web.light import Light
 
 ALICE = bytes([1]) * 32
 ID = bytes([0xAB]) * 32
@@ -186,6 +187,13 @@ class Behind:
         row = answers.PaidRecord(4, ALICE, "contracts", 2, 10_000, 25_000, "Which … thirty days.")
         return answers.Shares(ID, "contracts", 1, 120, (row,))
 
+    def find_light_block(self, height: int) -> answers.LightBlockAnswer | None:
+        return answers.LightBlockAnswer(height or 7, ID, 1, b"\1") if height <= 7 else None
+
+    def prove_receipt(self, receipt: bytes, trusted: int | None) -> bytes | None:
+        self.asked.append(trusted)
+        return b"\0proof" if receipt == ID else None
+
     async def store_goods(self, kind: int, identity: bytes, folder: Path) -> None:
         if self.goods_refusal is not None:
             raise self.goods_refusal
@@ -213,6 +221,11 @@ class Behind:
             get_params=later(lambda: answers.Params(7, ID, 1, 100, PARAMETERS)),
             submit=self.submit,
         )
+        light = Light(
+            find_block=self.find_light_block,
+            prove_receipt=self.prove_receipt,
+            prove_account=lambda account: None,
+        )
         return Backend(
             status=lambda: replace(STATUS, ready=self.ready),
             checks=lambda: self.checks,
@@ -220,6 +233,7 @@ class Behind:
             infer=self.infer,
             stop=self.stop,
             store_goods=self.store_goods,
+            light=light,
             ledger=ledger,
         )
 

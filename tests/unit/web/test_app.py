@@ -203,6 +203,21 @@ BAD_REQUESTS = [  # method, target, body, media type -> status, code
     ("GET", "/ledger/receipts/" + "00" * 32 + "/shares", b"", "", 404, "receipt.not_found"),
     ("GET", "/ledger/contributions/8/proof", b"", "", 404, "ledger.no_proof"),
     ("GET", "/ledger/contributions/x/proof", b"", "", 400, "request.bad_parameter"),
+    ("GET", "/light/receipts/" + "00" * 32 + "/proof", b"", "", 404, "ledger.no_proof"),
+    (
+        "GET",
+        f"/light/receipts/{ID.hex()}/proof?trusted=x",
+        b"",
+        "",
+        400,
+        "request.bad_parameter",
+    ),
+    ("GET", "/light/receipts/AB/proof", b"", "", 400, "request.bad_id"),
+    ("GET", "/light/checkpoint?height=3", b"", "", 400, "request.unknown_parameter"),
+    ("GET", "/light/headers", b"", "", 400, "request.bad_parameter"),
+    ("GET", "/light/headers?from=0&to=3", b"", "", 400, "request.bad_parameter"),
+    ("GET", "/light/headers?from=3&to=2", b"", "", 400, "request.bad_parameter"),
+    ("GET", "/light/headers?from=3&to=103", b"", "", 400, "request.bad_parameter"),
     ("POST", "/infer", b"{}", "text/plain", 415, "request.media_type"),
     ("POST", "/ledger/transactions", b"bad", "application/octet-stream", 400, "tx.nonce"),
 ]
@@ -247,6 +262,23 @@ async def test_shares_of_a_receipt_name_record_and_contributor(tmp_path: Path) -
     assert (told["model"], told["version"], told["index_rows"]) == ("contracts", 1, 120)
     assert (row["contributor"], row["position"]) == (account_text(ALICE), 2)
     assert (row["share_bps"], row["score_bps"]) == (10_000, 25_000)
+
+
+async def test_light_clients_get_checkpoint_and_headers(tmp_path: Path) -> None:
+    async with served(Behind(), tmp_path) as path:
+        checkpoint = await ask(path, lambda daemon: daemon.get("/light/checkpoint"))
+        headers = await ask(path, lambda daemon: daemon.get("/light/headers?from=6&to=105"))
+    assert checkpoint == {"height": 7, "block_id": ID.hex()}
+    assert [told["height"] for told in headers["headers"]] == [6, 7], "no more than there are"
+    assert headers["headers"][0]["light_block"] == "01"
+
+
+async def test_receipt_is_proved_under_the_block_that_the_asker_trusts(tmp_path: Path) -> None:
+    behind, target = Behind(), f"/light/receipts/{ID.hex()}/proof"
+    async with served(behind, tmp_path) as path:
+        await ask(path, lambda daemon: daemon.get(target + "?trusted=7"))
+        await ask(path, lambda daemon: daemon.get(target))
+    assert behind.asked == [7, None]
 
 
 async def test_list_is_paged_by_number(tmp_path: Path) -> None:

@@ -179,6 +179,8 @@ class LightClient:
 
     async def _look(self, *, is_first: bool) -> Look:
         newest = self._blocks[-1]
+        for source in self._sources:
+            source.begin_look()
         try:
             followed = await follow(
                 newest,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from node.cli.frame import DONE, INTERRUPTED, NOT_VERIFIED, Frame, frame_of, new_noun, note, usage
+from node.cli.frame import DONE, NOT_VERIFIED, Frame, frame_of, new_noun, note, usage
 from node.cli.trust import named_block, read_genesis
 
 if TYPE_CHECKING:
@@ -62,17 +62,16 @@ def light(
     told: list[Look] = []
 
     def tell(look: "Look") -> None:
+        followed = look.followed
+        if not told or followed.blocks or followed.warnings or followed.attacks:
+            _show(frame, look)
         told[:] = [look]
-        _show(frame, look)
 
     async def run() -> None:
         await client.run(tell, once=once)
 
-    try:
-        trio.run(run)
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return NOT_VERIFIED if told and told[0].followed.attacks else DONE
+    trio.run(run)
+    return NOT_VERIFIED if told[0].followed.attacks else DONE
 
 
 def _show(frame: Frame, look: "Look") -> None:

@@ -20,6 +20,7 @@ ASK_S: Final = 5.0
 TRIES: Final = 5  # a bisection asks faster than a peer's bucket fills
 RETRY_MS: Final = 200  # where the peer does not say
 RETRY_MS_MAX: Final = 2_000
+LOOK_S: Final = 120.0  # of one source in one look: 256 slow answers would else take hours
 PASSING: Final = (Code.BUSY, Code.RATE_EXCEEDED, Code.NOT_ADMITTED)  # refusals that pass by waiting
 PATH_MAX: Final = 63
 
@@ -33,6 +34,11 @@ class PeerSource:
         self.peer = peer
         self.name = peer_id_text(peer)
         self._network = network
+        self._spent_s = 0.0
+
+    def begin_look(self) -> None:
+        """The time that this source may take begins anew."""
+        self._spent_s = 0.0
 
     async def ask(self, height: int) -> LightBlock:
         """The light block of `height`, 0: its newest; raises `Unanswered` or `Invalid`."""
@@ -53,6 +59,15 @@ class PeerSource:
         await self._request(encode((EVIDENCE, evidence)), LIMITS.reply_max)
 
     async def _request(self, body: bytes, bytes_max: int) -> bytes:
+        if self._spent_s > LOOK_S:
+            raise Unanswered(f"took more than {LOOK_S:.0f} s")
+        began_s = trio.current_time()
+        try:
+            return await self._request_patiently(body, bytes_max)
+        finally:
+            self._spent_s += trio.current_time() - began_s
+
+    async def _request_patiently(self, body: bytes, bytes_max: int) -> bytes:
         for _ in range(TRIES - 1):
             try:
                 return await self._request_once(body, bytes_max)

@@ -61,7 +61,7 @@ class LightFile:
         except FileNotFoundError:
             return ()
         try:
-            return _unpacked(raw, self._chain_id)
+            return decode_light_file(raw, self._chain_id)
         except Invalid as refusal:
             what = f"{self.path} is damaged or of another chain"
             raise Damaged(what, mend=MEND, why=str(refusal)) from None
@@ -73,7 +73,7 @@ class LightFile:
         temporary = self.path.with_name(FILE_NAME + ".new")
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
-            file.write(_packed(kept, self._chain_id))
+            file.write(encode_light_file(kept, self._chain_id))
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self.path)
@@ -95,7 +95,8 @@ def thinned(blocks: Sequence[LightBlock], blocks_max: int) -> tuple[LightBlock, 
     return tuple(kept)
 
 
-def _packed(blocks: Sequence[LightBlock], chain_id: bytes) -> bytes:
+def encode_light_file(blocks: Sequence[LightBlock], chain_id: bytes) -> bytes:
+    """The file's bytes."""
     places: dict[bytes, int] = {}
 
     def place_of(validators: ValidatorSet) -> int:
@@ -114,7 +115,8 @@ def _packed(blocks: Sequence[LightBlock], chain_id: bytes) -> bytes:
     return encode((body, sha256(body)))
 
 
-def _unpacked(raw: bytes, chain_id: bytes) -> tuple[LightBlock, ...]:
+def decode_light_file(raw: bytes, chain_id: bytes) -> tuple[LightBlock, ...]:
+    """The blocks in a file; `Invalid` unless every byte is one that was written."""
     body, checksum = decode(raw, _FILE, FILE_BYTES_MAX, "light_file")
     if sha256(body) != checksum:
         raise Invalid("light_file.checksum")

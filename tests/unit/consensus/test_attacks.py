@@ -250,6 +250,14 @@ def test_attack_survives_its_encoding() -> None:
     assert verdict_at(STILL, read) == verdict_at(STILL, ATTACK)
 
 
+def test_wire_bytes_are_those_we_promised() -> None:
+    """The hash of these bytes names the offence on the ledger."""
+    assert (
+        attack_id(ATTACK).hex()
+        == "c746fbcef62b7cb0d6942d80306b449f1fb35c87d186cde64483c2d189b66245"
+    )
+
+
 def test_genesis_may_be_the_common_block() -> None:
     assert decode_attack(encode_attack(LightClientAttack(0, ATTACK.block))).common_height == 0
 

@@ -24,6 +24,7 @@ from consensus import skipping
 from consensus.certificate import PREVOTE
 from consensus.params import VALIDATORS_MAX
 from consensus.primitives import merkle
+from consensus.primitives.digest import sha256
 from consensus.primitives.encoding import encode
 from consensus.primitives.errors import Invalid
 from consensus.primitives.keys import verify_signature as verify_signature_for_real
@@ -183,6 +184,14 @@ def test_power_is_that_of_the_trusted_set() -> None:
     with pytest.raises(NotEnoughTrust) as told:
         step_to({"a": 1, "b": 9}, {"a": 1_000, "x": 1})
     assert (told.value.power, told.value.total) == (1, 10)
+
+
+def test_power_is_that_of_the_set_which_the_trusted_block_announced() -> None:
+    """Its own set has signed already; who signs next is who is bonded for the time to come."""
+    leaving = light_block(CHAIN.at(1).header, {"a": 1}, {"b": 1})
+    with pytest.raises(NotEnoughTrust):
+        verify_skipping(leaving, light_block(CHAIN.at(3).header, {"a": 1}), OPTIONS, NOW)
+    verify_skipping(leaving, light_block(CHAIN.at(3).header, {"b": 1}), OPTIONS, NOW)
 
 
 def test_only_those_who_signed_count() -> None:
@@ -372,6 +381,12 @@ def test_light_block_of_any_set_fits_its_limit(members: int) -> None:
     raw = encode_light_block(block)
     assert len(raw) < LIGHT_BLOCK_BYTES_MAX
     assert power_signed(decode_light_block(raw), block.validators) == block.validators.total
+
+
+def test_wire_bytes_are_those_we_promised() -> None:
+    """New bytes? Then a new protocol version, told in the changelog."""
+    digest = sha256(*(encode_light_block(block) for block in DRIFTING.blocks))
+    assert digest.hex() == "94f8b47ee9b1818c623c77e1d50d9522c69e65e6682667a7e9b389542a41755f"
 
 
 def test_size_is_looked_at_before_anything_else() -> None:

@@ -25,10 +25,10 @@ from node.ledger.proofs import decode_proof
 from node.light import trust_genesis as trusted_by_genesis
 from node.light import verify_file
 from node.peering.lightserver import LightServer
-from node.peering.lightsource import PeerSource
+from node.peering.lightsource import LOOK_S, PeerSource
 from node.storage.views import View
 from p2p.errors import Code, Refused
-from p2p.memory import MemoryHub
+from p2p.memory import Link, MemoryHub
 from p2p.network import PeerId
 
 KEYS = [PeerId(party(f"light node {i}").key) for i in range(4)]
@@ -120,8 +120,24 @@ async def test_more_questions_than_the_bucket_holds_are_all_answered(
 ) -> None:
     """Page 70 lets a peer ask 20 times a second: a long bisection waits, and is not dropped."""
     async with client_of([told.view]) as (_, (source,)):
-        for _ in range(120):
-            assert (await source.ask(1)).height == 1
+        await ask_often(source, 120)
+
+
+async def ask_often(source: PeerSource, times: int) -> None:
+    for _ in range(times):
+        assert (await source.ask(1)).height == 1
+
+
+async def test_slow_source_has_a_limit_for_each_look(told: Told, autojump_clock: Any) -> None:
+    """Each answer in time, all of them together for hours: then another source is asked."""
+    async with client_of([told.view]) as ((server,), (source,)):
+        hub: Any = server.network._hub
+        hub.set_link(server.network.me, CLIENT, Link(delay_ms=(2_000, 2_000)))
+        with pytest.raises(Unanswered, match="more than 120 s"):
+            await ask_often(source, 256)
+        assert trio.current_time() < 2 * LOOK_S
+        source.begin_look()
+        assert (await source.ask(1)).height == 1
 
 
 async def test_every_height_is_served_and_no_other(told: Told, autojump_clock: Any) -> None:

@@ -5,9 +5,17 @@ from pathlib import Path
 import pytest
 from light_kit import CHAIN_ID, LightChain, Powers
 
+from consensus.primitives.errors import Invalid
 from consensus.skipping import encode_light_block
 from node.storage.errors import Damaged
-from node.storage.lightfile import BLOCKS_MAX, FILE_NAME, LightFile, thinned
+from node.storage.lightfile import (
+    BLOCKS_MAX,
+    FILE_NAME,
+    LightFile,
+    decode_light_file,
+    encode_light_file,
+    thinned,
+)
 
 
 def changing(height: int) -> Powers:
@@ -45,27 +53,30 @@ def test_each_set_stands_once(tmp_path: Path) -> None:
     assert (tmp_path / FILE_NAME).stat().st_size < alone * 3 // 4
 
 
-def test_torn_file_is_refused_at_every_length(tmp_path: Path) -> None:
-    store = LightFile(tmp_path, CHAIN_ID)
-    store.save(CHAIN.blocks[:2])
-    raw = store.path.read_bytes()
-    for length in range(len(raw)):
-        store.path.write_bytes(raw[:length])
-        with pytest.raises(Damaged):
-            store.load()
+RAW = encode_light_file(CHAIN.blocks[:2], CHAIN_ID)
 
 
-def test_changed_bit_is_refused_everywhere(tmp_path: Path) -> None:
-    store = LightFile(tmp_path, CHAIN_ID)
-    store.save(CHAIN.blocks[:2])
-    raw = store.path.read_bytes()
-    for place in range(len(raw)):
-        changed = bytearray(raw)
+def test_torn_file_is_refused_at_every_length() -> None:
+    for length in range(len(RAW)):
+        with pytest.raises(Invalid):
+            decode_light_file(RAW[:length], CHAIN_ID)
+
+
+def test_changed_bit_is_refused_everywhere() -> None:
+    for place in range(len(RAW)):
+        changed = bytearray(RAW)
         changed[place] ^= 1 << place % 8
-        store.path.write_bytes(changed)
-        with pytest.raises(Damaged) as told:
-            store.load()
-        assert "--trust" in told.value.mend
+        with pytest.raises(Invalid):
+            decode_light_file(bytes(changed), CHAIN_ID)
+
+
+@pytest.mark.parametrize("raw", [b"", RAW[:-1], RAW + b"\0", b"\0" * len(RAW)])
+def test_damaged_file_is_told_with_its_mend(tmp_path: Path, raw: bytes) -> None:
+    store = LightFile(tmp_path, CHAIN_ID)
+    store.path.write_bytes(raw)
+    with pytest.raises(Damaged) as told:
+        store.load()
+    assert "--trust" in told.value.mend
 
 
 def test_file_of_another_chain_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ What this file does not know: files, the network, and how steps are printed.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -77,6 +78,13 @@ class Report(NamedTuple):
 def trust_genesis(genesis: Genesis) -> Trust:
     """Believe the genesis: its chain id and its validators, as long as their powers stay."""
     return Trust(genesis.chain_id, (start(genesis).validators,))
+
+
+def trust_options(genesis: Genesis) -> TrustOptions:
+    """The usual options; the period is never above two thirds of the time that bonds are locked."""
+    unbonding_ms = dict(genesis.parameters)[b"unbonding_ms"][0]
+    usual = TrustOptions()
+    return replace(usual, period_ms=max(1, min(usual.period_ms, unbonding_ms * 2 // 3)))
 
 
 def trust_light_blocks(

@@ -16,9 +16,10 @@ from typing import Any, Final
 import trio
 
 from consensus.primitives.digest import HASH_BYTES
-from consensus.skipping import Expired, LightBlock, TrustOptions
-from consensus.validators import ValidatorSet
+from consensus.skipping import Expired, LightBlock
 from node.following import Attack, Followed, NoSource, follow, trust_block, trust_genesis
+from node.ledger.genesis import Genesis, start
+from node.light import trust_options
 from node.peering.lightsource import PeerSource
 from node.storage.attackfiles import keep_attack
 from node.storage.lightfile import LightFile
@@ -92,21 +93,18 @@ class LightClient:
         network: Network,
         peers: Sequence[PeerId],
         home: Path,
-        chain_id: bytes,
-        genesis_validators: ValidatorSet,
+        genesis: Genesis,
         trust: tuple[int, bytes] | None = None,
-        options: TrustOptions | None = None,
         clock: Callable[[], int] = now_ms,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._network = network
         self._sources = [PeerSource(network, peer) for peer in peers]
         self._home = home
-        self._file = LightFile(home, chain_id)
-        self._chain_id = chain_id
-        self._genesis_validators = genesis_validators
+        self._file = LightFile(home, genesis.chain_id)
+        self._genesis = genesis
         self._trust = trust
-        self._options = options or TrustOptions()
+        self._options = trust_options(genesis)
         self._clock = clock
         self._run_blocking = run_blocking
         self._blocks: tuple[LightBlock, ...] = ()
@@ -118,8 +116,8 @@ class LightClient:
         first look it outlives sources that fall silent: they may come back.
         """
         async with trio.open_nursery() as nursery:
-            start: Any = nursery.start  # libp2p brings old types for trio
-            await start(self._network.run)
+            begin: Any = nursery.start  # libp2p brings old types for trio
+            await begin(self._network.run)
             await self._meet()
             await self._begin()
             look: Look | None = None
@@ -173,9 +171,13 @@ class LightClient:
             )
 
     async def _find_first(self) -> LightBlock:
-        if self._trust is None:
-            return await trust_genesis(self._sources, self._chain_id, self._genesis_validators)
-        return await trust_block(self._sources, self._chain_id, *self._trust)
+        genesis = self._genesis
+        if self._trust is not None:
+            return await trust_block(self._sources, genesis.chain_id, *self._trust)
+        if genesis.time_ms + self._options.period_ms <= self._clock():
+            # Its validators may have left: they could sign another block 1, of any time.
+            raise _expired("the genesis")
+        return await trust_genesis(self._sources, genesis.chain_id, start(genesis).validators)
 
     async def _look(self, *, is_first: bool) -> Look:
         newest = self._blocks[-1]
@@ -194,11 +196,7 @@ class LightClient:
                 raise _unanswered(error) from None
             followed = Followed((), "", (), error.refusals, ("no source answered: trying again",))
         except Expired as error:
-            raise LightFailed(
-                f"the newest block that this home trusts, {error.height}, has expired",
-                exit_status=NO_TRUST,
-                mend="olnode light --trust HEIGHT:BLOCK_ID of a block that others confirm to you",
-            ) from None
+            raise _expired(f"the newest block that this home trusts, {error.height},") from None
         if followed.blocks:
             await self._keep([*self._blocks, *followed.blocks])
         for attack in followed.attacks:
@@ -217,6 +215,14 @@ class LightClient:
 def _unanswered(error: NoSource) -> LightFailed:
     return LightFailed(
         str(error), exit_status=UNREACHABLE, mend="olnode light --witness ADDRESS of another"
+    )
+
+
+def _expired(what: str) -> LightFailed:
+    return LightFailed(
+        f"{what} has expired: its validators may have left unpunished",
+        exit_status=NO_TRUST,
+        mend="olnode light --trust HEIGHT:BLOCK_ID of a block that others confirm to you",
     )
 
 

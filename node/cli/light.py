@@ -30,7 +30,6 @@ def light(
 ) -> int:
     """Follow headers; exit 6 when two nodes prove two chains."""
     from node import observe
-    from node.ledger.genesis import start
 
     frame = frame_of(ctx)
     settings = frame.initialised()
@@ -55,8 +54,7 @@ def light(
         network=open_network(genesis.chain_id, addresses, config.p2p.network),
         peers=peers,
         home=settings.home,
-        chain_id=genesis.chain_id,
-        genesis_validators=start(genesis).validators,
+        genesis=genesis,
         trust=named,
     )
     told: list[Look] = []

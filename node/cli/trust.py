@@ -52,20 +52,19 @@ def trusted(frame: Frame, named: str | None, genesis: Path | None) -> "tuple[Tru
     if named is not None:
         height, block_id = named_block(named)
         return believed._replace(validators=(), blocks={height: block_id}), False
-    followed = None if genesis is not None else _followed(frame.home, found.chain_id)
+    followed = None if genesis is not None else _followed(frame.home, found)
     return (believed, False) if followed is None else (followed, True)
 
 
-def _followed(home: Path, chain_id: bytes) -> "Trust | None":
+def _followed(home: Path, genesis: "Genesis") -> "Trust | None":
     """What `olnode light` kept in this home; None where it has not run. Raises `Damaged`."""
-    from consensus.skipping import TrustOptions
-    from node.light import trust_light_blocks
+    from node.light import trust_light_blocks, trust_options
     from node.storage.lightfile import LightFile
 
-    blocks = LightFile(home, chain_id).load()
+    blocks = LightFile(home, genesis.chain_id).load()
     if not blocks:
         return None
-    return trust_light_blocks(chain_id, blocks, TrustOptions(), now_ms())
+    return trust_light_blocks(genesis.chain_id, blocks, trust_options(genesis), now_ms())
 
 
 def now_ms() -> int:

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 from bundle_kit import party
+from chain_kit import devnet
 from light_kit import FOUR, LightChain, light_block
 from unit.web.stored import Told
 
 from consensus.attacks import LightClientAttack
-from consensus.skipping import TrustOptions
 from node.cli.main import run
 from node.following import Attack, Followed
 from node.ledger.genesis import encode_genesis
+from node.light import trust_options
 from node.lightclient import LightClient, Look
 from node.storage.lightfile import LightFile
 from node.web.proving import receipt_file
@@ -23,7 +24,7 @@ from p2p.peers import peer_id_text
 Capture = pytest.CaptureFixture[str]
 SCHEMAS = json.loads((Path(__file__).parents[2] / "vectors/cli/schemas.json").read_text())
 ADDRESS = f"/ip4/127.0.0.1/tcp/7017/p2p/{peer_id_text(party('a full node').key)}"
-PERIOD_MS = TrustOptions().period_ms
+PERIOD_MS = trust_options(devnet()).period_ms
 
 
 @pytest.fixture(scope="module")

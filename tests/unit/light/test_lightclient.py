@@ -12,8 +12,7 @@ from exchange_kit import at_once
 from stored_kit import Stored
 
 from consensus.attacks import decode_attack
-from consensus.skipping import TrustOptions
-from node.ledger.genesis import start
+from node.light import trust_options
 from node.lightclient import (
     CONTRADICTED,
     NO_TRUST,
@@ -35,7 +34,7 @@ from p2p.peers import peer_id_text
 
 GENESIS = devnet()
 KEYS = [PeerId(party(f"full node {i}").key) for i in range(3)]
-OPTIONS = TrustOptions()
+OPTIONS = trust_options(GENESIS)
 
 
 class World:
@@ -71,8 +70,7 @@ class World:
             network=own,
             peers=[PeerId(bytes(32))] if missing else KEYS[: len(self.chains)],
             home=self.home,
-            chain_id=GENESIS.chain_id,
-            genesis_validators=start(GENESIS).validators,
+            genesis=GENESIS,
             trust=trust,
             run_blocking=at_once,
             clock=lambda: self.chains[0].chain.tip.time_ms + later_ms,
@@ -170,6 +168,17 @@ async def test_expired_trust_asks_for_a_new_one(tmp_path: Path, autojump_clock: 
     error = await failure(lambda: world.run(later_ms=OPTIONS.period_ms))
     assert error.exit_status == NO_TRUST
     assert "--trust" in error.mend
+
+
+async def test_genesis_expires_as_any_block_does(tmp_path: Path, autojump_clock: Any) -> None:
+    """Who signed block 1 and has left could sign another, with a time of their choice."""
+    made = stored(tmp_path / "a", 4)
+    world = World(tmp_path, [made] * 3)
+    age_ms = made.chain.tip.time_ms - GENESIS.time_ms
+    error = await failure(lambda: world.run(later_ms=OPTIONS.period_ms - age_ms))
+    assert (error.exit_status, world.kept()) == (NO_TRUST, [])
+    await world.run(later_ms=OPTIONS.period_ms - age_ms - 1)
+    assert world.kept() == [1, 4]
 
 
 async def test_nobody_there_is_told_after_a_while(tmp_path: Path, autojump_clock: Any) -> None:

@@ -1,9 +1,12 @@
 """What a followed chain lets a reader believe offline: blocks by id, and sets where they held."""
 
-from light_kit import CHAIN_ID, FOUR, LightChain, now_of
+import pytest
+from light_kit import CHAIN_ID, FOUR, LightChain, key_of, now_of
 
+from consensus.params import DAY_MS
 from consensus.skipping import TrustOptions
-from node.light import trust_light_blocks
+from node.ledger.genesis import make_genesis
+from node.light import trust_light_blocks, trust_options
 
 OPTIONS = TrustOptions()
 CHAIN = LightChain(20, lambda height: FOUR if height < 10 else {"x": 1, "y": 1})
@@ -37,6 +40,21 @@ def test_expired_block_vouches_for_no_signature_any_more() -> None:
     now_ms = CHAIN.at(9).header.time_ms + OPTIONS.period_ms
     assert spans(now_ms) == [(14, 19)]
     assert spans(now_ms - 1) == [(10, 11), (14, 19)]
+
+
+@pytest.mark.parametrize(
+    ("unbonding_ms", "period_ms"),
+    [(21 * DAY_MS, 14 * DAY_MS), (42 * DAY_MS, 14 * DAY_MS), (3 * DAY_MS, 2 * DAY_MS), (1, 1)],
+)
+def test_trust_ends_well_before_bonds_are_free(unbonding_ms: int, period_ms: int) -> None:
+    genesis = make_genesis(
+        name="kit",
+        time_ms=1,
+        accounts={},
+        validators={key_of("a"): 20_000 * 10**9},
+        parameters={"unbonding_ms": unbonding_ms},
+    )
+    assert trust_options(genesis).period_ms == period_ms
 
 
 def test_nothing_above_the_newest_is_signed_by_a_known_set() -> None:

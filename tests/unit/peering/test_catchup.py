@@ -1,365 +1,228 @@
-"""Catching up: whom to ask, what to believe, and what happens to those who promise too much."""
+"""Block sync: several peers at once, each checked; who lies, stalls or promises in vain is left."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import trio
 from bundle_kit import party
-from stored_kit import Decided, Stored
+from exchange_kit import at_once
+from network_kit import wait_until
+from stored_kit import GENESIS, Stored
 
-from consensus.certificate import encode_certificate
-from consensus.header import decode_header
-from consensus.primitives.encoding import U8, U16, U63, Record, decode, encode
-from consensus.primitives.errors import Invalid
-from node.ledger.wire.blocks import Block, encode_block
-from node.peering.catchup import (
-    BLOCKS_MAX,
-    BY_HEIGHT,
-    BY_ID,
-    EMPTY_PROMISES_MAX,
-    HINTS_MAX,
-    IGNORED_S,
-    LOOK_EVERY_S,
-    PEERS_ASKED_MAX,
-    Catchup,
-)
+from consensus.primitives.digest import sha256
+from consensus.primitives.encoding import encode
+from node.peering import catchup
+from node.peering.catchup import PEERS_ASKED_MAX, Catchup
+from node.peering.responder import Responder
+from node.storage.chain import Chain
 from node.storage.store import MemoryKV
 from p2p.errors import Code, Refused
 from p2p.limits import PENALTIES, PROTOCOLS
 from p2p.memory import MemoryHub
 from p2p.network import PeerId, StatusFacts
 
-US, ONE, TWO = (PeerId(party(f"catchup {i}").key) for i in range(3))
+HEIGHT = 200
+CHAIN_ID = sha256(GENESIS)
+KEYS = [PeerId(party(f"server {i}").key) for i in range(6)]
 Answer = Callable[[PeerId, bytes], Awaitable[bytes]]
 
 
 @pytest.fixture(scope="module")
-def decided(tmp_path_factory: pytest.TempPathFactory) -> list[Decided]:
-    """Five blocks with their certificates."""
-    stored = Stored(tmp_path_factory.mktemp("chain"), store=MemoryKV())
-    for _ in range(5):
-        stored.block(stored.pay())
-    found = stored.decided
-    stored.chain.close()
-    return found
-
-
-def id_of(block: Block) -> bytes:
-    return decode_header(block.header).block_id()
-
-
-def in_frame(blocks: list[Decided]) -> bytes:
-    return encode([(encode_block(block), encode_certificate(proof)) for block, proof in blocks])
+def source(tmp_path_factory: pytest.TempPathFactory) -> Stored:
+    made = Stored(tmp_path_factory.mktemp("source"), MemoryKV())
+    for _ in range(HEIGHT):
+        made.block(made.pay(1))
+    return made
 
 
 class World:
-    """Our side of a few connected nodes: a chain that is a number, and what it was given."""
+    """A follower with an empty chain, and servers that have all blocks, each with its manners."""
 
-    def __init__(self, network: Any) -> None:
-        self.network = network
-        self.height = 0
-        self.given = 0
+    def __init__(self, source: Stored, home: Path) -> None:
+        self.hub = MemoryHub(seed=4)
+        self.source = source
+        self.chain = Chain.open(home, GENESIS, store=MemoryKV())
+        self.network = self.hub.network(party("follower").key, chain_id=CHAIN_ID)
         self.taken: list[int] = []
-        self.refuse: set[int] = set()
-        self.blamed: list[tuple[PeerId, str]] = []
         self.asked: list[tuple[PeerId, int]] = []
-        network.penalise = lambda peer, points, why: self.blamed.append((peer, why))
+        self.running: dict[PeerId, int] = {}
+        self.most_at_once = 0
         self.catchup = Catchup(
-            network=network, get_height=lambda: self.height, take=self.take
-        )  # fmt: skip
+            network=self.network,
+            get_height=lambda: self.chain.height,
+            take=self.take,
+            end_every=150,
+        )
 
-    async def take(self, blocks: list[Decided]) -> None:
-        """As the replica: in order, up to the first that is bad; what is old does nothing."""
-        await trio.lowlevel.checkpoint()
-        self.given += len(blocks)
-        for block, _ in blocks:
-            height = decode_header(block.header).height
-            if height in self.refuse:
-                raise Invalid("block.state_root")
-            if height == self.height + 1:
-                self.height = height
-                self.taken.append(height)
+    async def take(self, blocks: Any) -> None:
+        await trio.sleep(0.05)
+        self.chain.commit_many(blocks)
+        self.taken.append(len(blocks))
 
-    def honest(self, me: PeerId, blocks: list[Decided], at_once: int = BLOCKS_MAX) -> Answer:
-        async def answer(peer: PeerId, body: bytes) -> bytes:
-            kind, start, count = decode(body, Record(U8, U63, U16), 64, "test")
-            assert (kind, count) == (BY_HEIGHT, BLOCKS_MAX)
-            self.asked.append((me, start))
-            return in_frame(blocks[start - 1 : start - 1 + at_once])
+    def server(self, key: PeerId, twist: Callable[[Answer], Answer], **facts: int) -> Any:
+        told = {"height": HEIGHT, "earliest": 1} | facts
+        network = self.hub.network(key, chain_id=CHAIN_ID, facts=lambda: StatusFacts(**told))
+        responder = Responder(
+            get_view=self.source.chain.view, find_undecided=lambda _: None, run_blocking=at_once
+        )
+        answer = twist(responder.answer_blocks)
 
-        return answer
+        async def counted(peer: PeerId, body: bytes) -> bytes:
+            self.asked.append((key, int.from_bytes(body[2:-1].lstrip(b"\xcc\xcd"), "big")))
+            self.running[key] = self.running.get(key, 0) + 1
+            self.most_at_once = max(self.most_at_once, sum(self.running.values()))
+            assert self.running[key] == 1, "one question at a time"
+            try:
+                return await answer(peer, body)
+            finally:
+                self.running[key] -= 1
 
-    def always(self, me: PeerId, reply: bytes) -> Answer:
-        async def answer(peer: PeerId, body: bytes) -> bytes:
-            self.asked.append((me, 0))
-            return reply
+        network.serve("blocks", counted, PROTOCOLS["blocks"])
+        return network
 
-        return answer
+    def questions(self, key: PeerId) -> int:
+        return sum(peer == key for peer, _ in self.asked)
 
+    def score(self, key: PeerId) -> float:
+        return next((view.score for view in self.network.peers() if view.peer == key), 1_000)
 
-@asynccontextmanager
-async def world(
-    answers: dict[PeerId, Callable[[World], Answer]], promises: dict[PeerId, int] | None = None
-) -> AsyncIterator[World]:
-    """US beside peers that answer `blocks` and say in their status what `promises` holds."""
-    hub = MemoryHub(seed=1)
-    made = World(hub.network(US))
-    async with trio.open_nursery() as nursery:
-        for peer, make_answer in answers.items():
-            height = (promises or {}).get(peer, 0)
-            other = hub.network(peer, facts=lambda height=height: StatusFacts(height=height))
-            other.serve("blocks", make_answer(made), PROTOCOLS["blocks"])
-            await nursery.start(other.run)
-        await nursery.start(made.network.run)
-        await trio.sleep(3)
-        assert len(made.network.peers()) == len(answers)
-        yield made
-        nursery.cancel_scope.cancel()
+    async def wait(self, height: int = HEIGHT, timeout_s: float = 60) -> None:
+        await wait_until(lambda: self.chain.height >= height, timeout_s)
 
 
-async def run_for(made: World, seconds: float) -> None:
-    with trio.move_on_after(seconds):
-        await made.catchup.run()
-
-
-# ---- ranges
-
-
-async def test_whole_gap_is_asked_for_range_by_range(
-    autojump_clock: object, decided: list[Decided]
-) -> None:
-    answers = {ONE: lambda made: made.honest(ONE, decided, at_once=2)}
-    async with world(answers, {ONE: 5}) as made:
-        await run_for(made, 3)
-        assert made.asked == [(ONE, 1), (ONE, 3), (ONE, 5)]
-        assert made.taken == [1, 2, 3, 4, 5]
-        assert made.catchup.counters["blocks"] == 5
-        assert made.blamed == []
-
-
-async def test_nobody_is_asked_while_nobody_is_ahead(
-    autojump_clock: object, decided: list[Decided]
-) -> None:
-    async with world({ONE: lambda made: made.honest(ONE, decided)}, {ONE: 5}) as made:
-        made.height = 5
-        await run_for(made, 10)
-        assert made.asked == []
-
-
-async def test_hint_is_followed_at_once_and_the_status_at_the_next_look(
-    autojump_clock: object, decided: list[Decided]
-) -> None:
-    async with (
-        world({ONE: lambda made: made.honest(ONE, decided)}) as made,
-        trio.open_nursery() as nursery,
-    ):
-        nursery.start_soon(made.catchup.run)
-        await trio.sleep(LOOK_EVERY_S / 2)
-        assert made.asked == []
-        made.catchup.hint(ONE, 3)
-        await trio.sleep(LOOK_EVERY_S / 4)
-        assert made.asked == [(ONE, 1)]
-        nursery.cancel_scope.cancel()
-
-
-async def test_highest_promise_is_asked_first(
-    autojump_clock: object, decided: list[Decided]
-) -> None:
-    answers = {
-        ONE: lambda made: made.honest(ONE, decided[:3]),
-        TWO: lambda made: made.honest(TWO, decided),
-    }
-    async with world(answers, {ONE: 3, TWO: 5}) as made:
-        await run_for(made, 3)
-        assert made.asked == [(TWO, 1)]
-
-
-async def test_hint_below_our_height_or_of_a_stranger_is_nothing(
-    autojump_clock: object, decided: list[Decided]
-) -> None:
-    async with world({ONE: lambda made: made.honest(ONE, decided)}) as made:
-        made.height = 3
-        made.catchup.hint(ONE, 3)
-        made.catchup.hint(TWO, 9)  # not connected
-        await run_for(made, 5)
-        assert made.asked == []
-        made.catchup.hint(ONE, 4)
-        await run_for(made, 5)
-        assert made.asked == [(ONE, 4)]
-
-
-async def test_hints_are_bounded_and_those_of_the_gone_make_room(
-    autojump_clock: object, decided: list[Decided]
-) -> None:
-    async with world({ONE: lambda made: made.honest(ONE, decided)}) as made:
-        for number in range(HINTS_MAX):
-            made.catchup.hint(PeerId(number.to_bytes(32, "big")), 9)
-        made.catchup.hint(ONE, 5)
-        await run_for(made, 2)
-        assert made.taken == [], "no room for its hint"
-        made.catchup.hint(ONE, 5)
-        await run_for(made, 2)
-        assert made.taken == [1, 2, 3, 4, 5]
-
-
-# ---- those who promise too much
-
-
-async def test_third_empty_promise_costs_points_and_a_minute_of_silence(
-    autojump_clock: object,
-) -> None:
-    async with world({ONE: lambda made: made.always(ONE, encode([]))}, {ONE: 99}) as made:
-        await run_for(made, EMPTY_PROMISES_MAX * LOOK_EVERY_S + 0.5)
-        assert len(made.asked) == EMPTY_PROMISES_MAX
-        assert made.blamed == [(ONE, "empty_promise")]
-        await run_for(made, IGNORED_S - 5)
-        assert len(made.asked) == EMPTY_PROMISES_MAX
-        await run_for(made, 7)
-        assert len(made.asked) > EMPTY_PROMISES_MAX, "and then it may try again"
-
-
-async def test_good_answer_makes_empty_promises_forgotten(
-    autojump_clock: object, decided: list[Decided]
-) -> None:
-    replies = iter([b"\x90", b"\x90", in_frame(decided[:1]), b"\x90", b"\x90"])
-
-    def moody(made: World) -> Answer:
-        async def answer(peer: PeerId, body: bytes) -> bytes:
-            return next(replies, b"\x90")
-
-        return answer
-
-    async with world({ONE: moody}, {ONE: 99}) as made:
-        await run_for(made, 4.5)
-        assert made.taken == [1]
-        assert made.blamed == []
-
-
-async def test_who_has_no_blocks_does_not_keep_us_from_those_who_do(
-    autojump_clock: object, decided: list[Decided]
-) -> None:
-    async def refuse(peer: PeerId, body: bytes) -> bytes:
-        raise Refused(Code.BUSY)
-
-    answers = {ONE: lambda made: refuse, TWO: lambda made: made.honest(TWO, decided)}
-    async with world(answers, {ONE: 99, TWO: 5}) as made:
-        await run_for(made, (EMPTY_PROMISES_MAX + 1) * LOOK_EVERY_S + 1)
-        assert made.catchup.counters["failed"] == EMPTY_PROMISES_MAX
-        assert made.taken == [1, 2, 3, 4, 5]
-
-
-@pytest.mark.parametrize("reply", [b"garbage", encode([(b"block", b"proof")])])
-async def test_malformed_answer_is_forged_and_its_teller_silent_for_a_minute(
-    autojump_clock: object, decided: list[Decided], reply: bytes
-) -> None:
-    answers = {
-        ONE: lambda made: made.always(ONE, reply),
-        TWO: lambda made: made.honest(TWO, decided),
-    }
-    async with world(answers, {ONE: 99, TWO: 5}) as made:
-        await run_for(made, 5)
-        assert made.blamed == [(ONE, "forged")]
-        assert made.taken == [1, 2, 3, 4, 5]
-        assert PENALTIES["forged"] > PENALTIES["empty_promise"]
-
-
-async def test_bad_block_is_blamed_and_what_came_before_it_is_kept(
-    autojump_clock: object, decided: list[Decided]
-) -> None:
-    async with world({ONE: lambda made: made.honest(ONE, decided)}, {ONE: 5}) as made:
-        made.refuse = {3}
-        await run_for(made, 5)
-        assert made.taken == [1, 2]
-        assert made.blamed == [(ONE, "forged")]
-        assert made.asked == [(ONE, 1)]
-
-
-async def test_answer_of_other_heights_than_asked_is_forged(
-    autojump_clock: object, decided: list[Decided]
-) -> None:
-    """A teller of old, true blocks with the highest promise of all would be asked for ever."""
-    answers = {
-        ONE: lambda made: made.always(ONE, in_frame(decided[:1])),
-        TWO: lambda made: made.honest(TWO, decided),
-    }
-    async with world(answers, {ONE: 99, TWO: 5}) as made:
-        made.height = 2
-        await run_for(made, 10)
-        assert made.taken == [3, 4, 5]
-        assert made.blamed == [(ONE, "forged")]
-
-
-async def test_answer_with_a_gap_is_forged(autojump_clock: object, decided: list[Decided]) -> None:
-    reply = in_frame([decided[0], decided[2]])
-    async with world({ONE: lambda made: made.always(ONE, reply)}, {ONE: 99}) as made:
-        await run_for(made, 5)
-        assert made.blamed == [(ONE, "forged")]
-
-
-async def test_header_that_is_none_is_forged_before_the_replica_sees_it(
-    autojump_clock: object, decided: list[Decided]
-) -> None:
-    block, proof = decided[0]
-    for header in (b"", b"garbage", block.header[:-1]):
-        reply = in_frame([(block._replace(header=header), proof)])
-        async with world({ONE: lambda made, r=reply: made.always(ONE, r)}, {ONE: 99}) as made:
-            await run_for(made, 2)
-            assert made.blamed == [(ONE, "forged")]
-            assert made.given == 0
-
-
-# ---- one block by its id
-
-
-def has(made: World, me: PeerId, block: Block | None) -> Answer:
-    async def answer(peer: PeerId, body: bytes) -> bytes:
-        assert body[1] == BY_ID
-        made.asked.append((me, 0))
-        if block is None:
-            raise Refused(Code.NOT_FOUND)
-        return encode((encode_block(block),))
-
+def honest(answer: Answer) -> Answer:
     return answer
 
 
-async def test_block_comes_from_the_first_peer_that_has_it(
-    autojump_clock: object, decided: list[Decided]
+@asynccontextmanager
+async def world_of(source: Stored, home: Path, *servers: Any, **facts: Any) -> Any:
+    world = World(source, home)
+    async with trio.open_nursery() as nursery:
+        for key, twist in zip(KEYS, servers, strict=False):
+            await nursery.start(world.server(key, twist, **facts.get(str(KEYS.index(key)), {})).run)
+        await nursery.start(world.network.run)
+        await trio.sleep(3)  # everybody has told everybody a status
+        nursery.start_soon(world.catchup.run)
+        yield world
+        nursery.cancel_scope.cancel()
+
+
+async def test_several_peers_send_at_once_and_no_more_than_four(
+    source: Stored, tmp_path: Path, autojump_clock: Any
 ) -> None:
-    block = decided[0][0]
-    answers = {ONE: lambda made: has(made, ONE, None), TWO: lambda made: has(made, TWO, block)}
-    async with world(answers) as made:
-        absent = PeerId(party("absent").key)
-        assert await made.catchup.fetch_block(id_of(block), [absent, ONE, ONE, TWO]) == block
-        assert made.asked == [(ONE, 0), (TWO, 0)], "each once"
-        assert made.blamed == []
-        made.asked.clear()
-        assert await made.catchup.fetch_block(id_of(block), [TWO, ONE]) == block
-        assert made.asked == [(TWO, 0)]
+    def slow(answer: Answer) -> Answer:
+        async def late(peer: PeerId, body: bytes) -> bytes:
+            await trio.sleep(0.5)
+            return await answer(peer, body)
+
+        return late
+
+    async with world_of(source, tmp_path, *[slow] * 6) as world:
+        await world.wait()
+        assert world.chain.tip.block_id == source.chain.tip.block_id
+        assert world.most_at_once == PEERS_ASKED_MAX == 4
+        assert world.taken == [64, 64, 22, 50], "64 under one sync, and a stop at 150"
+        assert world.catchup.counters["blocks"] == HEIGHT
 
 
-async def test_block_of_another_id_is_forged_and_asked_for_elsewhere(
-    autojump_clock: object, decided: list[Decided]
+async def test_false_block_costs_its_sender_and_comes_from_elsewhere(
+    source: Stored, tmp_path: Path, autojump_clock: Any
 ) -> None:
-    (block, _), (other, _) = decided[:2]
-    answers = {ONE: lambda made: has(made, ONE, other), TWO: lambda made: has(made, TWO, block)}
-    async with world(answers) as made:
-        assert await made.catchup.fetch_block(id_of(block), [ONE, TWO]) == block
-        assert made.blamed == [(ONE, "forged")]
+    def lying(answer: Answer) -> Answer:
+        async def lie(peer: PeerId, body: bytes) -> bytes:
+            raw = bytearray(await answer(peer, body))
+            raw[-1] ^= 1  # the last certificate's last signature
+            return bytes(raw)
+
+        return lie
+
+    async with world_of(source, tmp_path, lying, honest) as world:
+        await world.wait()
+        assert world.chain.tip.block_id == source.chain.tip.block_id
+        assert world.score(KEYS[0]) >= PENALTIES["forged"] - 1
+        assert world.score(KEYS[1]) == 0
+        assert world.catchup.counters["bad"] == 1
+        assert world.questions(KEYS[0]) <= 2, "a liar is not asked again"
 
 
-async def test_no_more_than_four_peers_are_asked_for_one_block(
-    autojump_clock: object, decided: list[Decided]
+async def test_blocks_of_other_heights_are_a_lie(
+    source: Stored, tmp_path: Path, autojump_clock: Any
 ) -> None:
-    block = decided[0][0]
-    absent = [PeerId(party(f"absent {i}").key) for i in range(PEERS_ASKED_MAX)]
-    async with world({ONE: lambda made: has(made, ONE, block)}) as made:
-        assert await made.catchup.fetch_block(id_of(block), [*absent[1:], ONE]) == block
-        assert await made.catchup.fetch_block(id_of(block), [*absent, ONE]) is None
-        assert await made.catchup.fetch_block(id_of(block), []) is None
+    """Old blocks with good certificates would otherwise be asked for without end."""
+
+    def old(answer: Answer) -> Answer:
+        async def same(peer: PeerId, body: bytes) -> bytes:
+            return await answer(peer, encode((0, 1, 10)))
+
+        return same
+
+    async with world_of(source, tmp_path, old) as world:
+        await world.wait(10)
+        await trio.sleep(5)
+        assert world.chain.height == 10
+        assert world.catchup.counters["bad"] == 1
+        assert world.score(KEYS[0]) >= PENALTIES["forged"] - 1
 
 
-def test_greatest_request_fits_its_limit() -> None:
-    assert len(encode((BY_HEIGHT, 2**63 - 1, BLOCKS_MAX))) <= PROTOCOLS["blocks"].request_max
-    assert len(encode((BY_ID, bytes(32)))) <= PROTOCOLS["blocks"].request_max
+async def test_three_empty_promises_and_nobody_listens_for_a_minute(
+    source: Stored, tmp_path: Path, autojump_clock: Any
+) -> None:
+    boast = {"height": 10**9, "earliest": HEIGHT + 1}
+    async with world_of(source, tmp_path, honest, honest, **{"1": boast}) as world:
+        await world.wait()
+        await trio.sleep(30)
+        asked = world.questions(KEYS[1])
+        assert world.catchup.counters["empty"] == catchup.EMPTY_PROMISES_MAX
+        await trio.sleep(25)
+        assert world.questions(KEYS[1]) == asked
+        await trio.sleep(30)
+        assert world.questions(KEYS[1]) > asked, "then it may have learnt"
+
+
+async def test_stalling_peer_costs_one_deadline(
+    source: Stored, tmp_path: Path, autojump_clock: Any
+) -> None:
+    def stalling(answer: Answer) -> Answer:
+        async def never(peer: PeerId, body: bytes) -> bytes:
+            await trio.sleep_forever()
+            raise AssertionError
+
+        return never
+
+    async with world_of(source, tmp_path, stalling, honest) as world:
+        begun_s = trio.current_time()
+        await world.wait()
+        assert trio.current_time() - begun_s < catchup.REQUEST_S + 2
+
+
+async def test_busy_peer_is_waited_for_not_blamed(
+    source: Stored, tmp_path: Path, autojump_clock: Any
+) -> None:
+    def busy(answer: Answer) -> Answer:
+        times = [0]
+
+        async def seldom(peer: PeerId, body: bytes) -> bytes:
+            times[0] += 1
+            if times[0] % 5:
+                raise Refused(Code.BUSY, retry_ms=100)
+            return await answer(peer, body)
+
+        return seldom
+
+    async with world_of(source, tmp_path, busy) as world:
+        await world.wait()
+        assert world.catchup.counters["waited"] >= 12
+        assert world.catchup.counters["failed"] == 0
+        assert world.score(KEYS[0]) == 0
+
+
+async def test_peer_that_began_later_is_not_asked_for_older_blocks(
+    source: Stored, tmp_path: Path, autojump_clock: Any
+) -> None:
+    async with world_of(source, tmp_path, honest, honest, **{"1": {"earliest": 100}}) as world:
+        await world.wait()
+        assert world.questions(KEYS[0]) > 0
+        assert all(start >= 100 for peer, start in world.asked if peer == KEYS[1])

@@ -2,6 +2,9 @@
 
 Why it is written before the database: LevelDB may silently reopen at an older whole batch when
 its log was cut, and these records then bring it forward again.
+Why a frame says whether it was appended behind unsynced ones: up to 64 blocks share one sync, and
+a power cut before it may leave the later of them whole and an earlier one torn. Such a hole was
+never acknowledged and may be cut; a hole before a frame that followed a sync is damage.
 What this file does not know: what a block contains, or whether its certificate is good.
 """
 
@@ -20,7 +23,8 @@ CERTIFICATE_BYTES_MAX: Final = 8 << 10
 RECORD_BYTES_MAX: Final = BLOCK_BYTES_MAX + CERTIFICATE_BYTES_MAX + 16
 
 MAGIC: Final = b"OLBF"
-KIND_BLOCK: Final = 1
+KIND_BLOCK: Final = 1  # all before it was synced
+KIND_FOLLOWING: Final = 2  # what is before it may not have been
 
 _FORMAT: Final = FrameFormat(MAGIC, has_height=True, payload_bytes_max=RECORD_BYTES_MAX)
 _RECORD: Final = Record(Bytes(BLOCK_BYTES_MAX), Bytes(CERTIFICATE_BYTES_MAX))
@@ -40,9 +44,7 @@ class BlockLog:
     def __init__(self, directory: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
         """Open or make the log. Raises `Damaged` for a bad frame that is not a torn tail."""
         self._log = SegmentLog(directory, _FORMAT, segment_bytes)
-        if self._log.damage:
-            raise self._damaged(self._log.segments[-1], self._log.damage[0].start)
-        newest = [frame.height for _, frame in self._log.newest_frames()]
+        newest = self._without_unsynced(self._log.newest_frames())
         if newest != list(range(newest[0], newest[0] + len(newest)) if newest else ()):
             raise self._damaged(self._log.segments[-1], 0)
         self.height = newest[-1] if newest else self._last_of_older()
@@ -56,7 +58,8 @@ class BlockLog:
     def append(self, height: int, block: bytes, certificate: bytes) -> Place:
         """Write the next block; durable only after `sync`."""
         assert self.height in (0, height - 1), "a block log has no holes"
-        place = self._log.append(KIND_BLOCK, encode((block, certificate)), height)
+        kind = KIND_BLOCK if self._log.is_synced else KIND_FOLLOWING
+        place = self._log.append(kind, encode((block, certificate)), height)
         self.height = height
         return place
 
@@ -86,6 +89,17 @@ class BlockLog:
     def close(self) -> None:
         """Sync, and let go of the files."""
         self._log.close()
+
+    def _without_unsynced(self, frames: list[tuple[Place, Frame]]) -> list[int]:
+        """Heights of the newest segment, cut at a hole that no sync stood behind."""
+        if not self._log.damage:
+            return [frame.height for _, frame in frames]
+        hole = self._log.damage[0].start
+        behind = [frame for _, frame in frames if frame.offset > hole]
+        if not behind or any(frame.kind != KIND_FOLLOWING for frame in behind):
+            raise self._damaged(self._log.segments[-1], hole)
+        self._log.cut(hole)
+        return [frame.height for _, frame in frames if frame.offset < hole]
 
     def _segment_of(self, height: int) -> int:
         """Index of the last segment that begins at or below `height`; 0 if none does."""

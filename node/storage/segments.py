@@ -108,8 +108,18 @@ class SegmentLog:
         self.cut_bytes = len(data) - self._end
         if self.cut_bytes:
             os.ftruncate(self._writer, self._end)
+        if data:
+            # A killed process may not have synced what we read; others will rely on it now.
             os.fsync(self._writer)
         return frames
+
+    def cut(self, offset: int) -> None:
+        """Cut the newest segment at `offset`, for an owner who knows that no sync covered more."""
+        self.cut_bytes += self._end - offset
+        self._end = offset
+        self.damage = [gap for gap in self.damage if gap.start < offset]
+        os.ftruncate(self._writer, offset)
+        os.fsync(self._writer)
 
     # -- reading
 

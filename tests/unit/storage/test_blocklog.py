@@ -22,6 +22,7 @@ def make(path: Path, heights: int, segment_bytes: int = 1 << 20) -> list[int]:
     log, sizes = BlockLog(path, segment_bytes), []
     for height in range(1, heights + 1):
         log.append(height, block(height), b"certificate %d" % height)
+        log.sync()
         sizes.append((path / "000001").stat().st_size)
     log.close()
     return sizes
@@ -80,6 +81,67 @@ def test_damage_before_the_end_is_named_not_cut(tmp_path: Path) -> None:
         with pytest.raises(Damaged, match="block log"):
             BlockLog(tmp_path)
     assert len(path.read_bytes()) == len(good)
+
+
+def group(path: Path, synced: int, behind: int) -> list[int]:
+    """Blocks each synced, then more without a sync between; gives the file size after each."""
+    sizes = make(path, synced)
+    log = BlockLog(path)
+    for height in range(synced + 1, synced + behind + 1):
+        log.append(height, block(height), b"certificate %d" % height)
+        sizes.append((path / "000001").stat().st_size)
+    log.close()
+    return sizes
+
+
+def test_hole_among_unsynced_blocks_is_cut_whatever_stands_behind_it(tmp_path: Path) -> None:
+    """A power cut writes pages in any order: the later of 64 blocks may be there alone."""
+    sizes = group(tmp_path / "base", 3, 6)
+    whole = (tmp_path / "base" / "000001").read_bytes()
+    torn = tmp_path / "torn"
+    torn.mkdir()
+    rng = random.Random(8)
+    for _ in range(80):
+        data = bytearray(whole)
+        start = rng.randrange(sizes[2], len(whole))
+        stop = min(len(whole), start + rng.randrange(1, 60))
+        data[start:stop] = bytes(stop - start)
+        first = sum(size <= start for size in sizes)
+        if data == whole:  # zeroes were there before
+            continue
+        (torn / "000001").write_bytes(bytes(data))
+        log = BlockLog(torn)
+        assert first <= log.height < 9
+        assert log.cut_bytes == len(whole) - sizes[log.height - 1]
+        assert [r.height for _, r in log.records_from(1)] == list(range(1, log.height + 1))
+        log.close()
+        assert (torn / "000001").read_bytes() == whole[: sizes[log.height - 1]]
+
+
+def test_hole_before_a_block_that_followed_a_sync_is_damage(tmp_path: Path) -> None:
+    sizes = group(tmp_path, 3, 6)
+    path = tmp_path / "000001"
+    good = path.read_bytes()
+    log = BlockLog(tmp_path)
+    log.append(10, block(10), b"")
+    log.close()
+    whole = path.read_bytes()
+    for at in (sizes[2] - 1, sizes[2] + 1, sizes[7] - 1):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(Damaged, match="block log"):
+            BlockLog(tmp_path)
+        assert len(path.read_bytes()) > len(good)
+
+
+def test_what_a_killed_process_wrote_is_synced_when_it_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the database could become durable before the blocks that it is an index of."""
+    make(tmp_path, 3)
+    synced: list[int] = []
+    monkeypatch.setattr("node.storage.segments.os.fsync", synced.append)
+    BlockLog(tmp_path)
+    assert len(synced) == 1
 
 
 def test_damage_in_an_older_segment_is_found_when_read(tmp_path: Path) -> None:

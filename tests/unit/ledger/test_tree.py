@@ -61,6 +61,41 @@ def test_root_depends_only_on_keys_and_values() -> None:
     assert rebuilt_root(model) == nodes.apply({})
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 17, 300, 5_000])
+def test_tree_built_at_once_is_the_tree_of_one_update(count: int) -> None:
+    """A node that began from a snapshot must go on exactly as all others."""
+    chance = Random(count)
+    model = {chance.randbytes(8): chance.randbytes(20) for _ in range(count)}
+    slow, builder = Nodes(), tree.Builder(1)
+    root = slow.apply(dict(model))
+    for key, value in model.items():
+        builder.add(key, value)
+    fast = Nodes()
+    fast.nodes = dict(builder.nodes())
+    assert builder.record is not None
+    fast.record, fast.version = builder.record, 1
+    assert (fast.nodes, fast.record) == (slow.nodes, slow.record)
+    assert tree.root_hash(fast.record) == root
+    changes: dict[bytes, bytes | None] = dict.fromkeys(list(model)[::3]) | {b"new": b"x"}
+    assert fast.apply(changes) == slow.apply(changes)
+
+
+def test_builder_of_two_keys_that_part_late_stores_the_whole_path() -> None:
+    keys = _keys_of_equal_start()
+    slow, builder = Nodes(), tree.Builder(1)
+    slow.apply(dict.fromkeys(keys, b"x"))
+    for key in keys:
+        builder.add(key, b"x")
+    assert dict(builder.nodes()) == slow.nodes
+    assert len(slow.nodes) >= 3
+
+
+def _keys_of_equal_start() -> tuple[bytes, bytes]:
+    """Two keys whose hashes agree in the first byte: the parts of the builder hide nothing."""
+    first = sha256(b"0").digest()[0]
+    return b"0", next(b"%d" % i for i in range(1, 9_999) if sha256(b"%d" % i).digest()[0] == first)
+
+
 def test_all_deleted_is_the_empty_tree() -> None:
     nodes = Nodes()
     nodes.apply({b"a": b"1", b"b": b"2"})

@@ -5,6 +5,8 @@ its log was cut, and these records then bring it forward again.
 Why a frame says whether it was appended behind unsynced ones: up to 64 blocks share one sync, and
 a power cut before it may leave the later of them whole and an earlier one torn. Such a hole was
 never acknowledged and may be cut; a hole before a frame that followed a sync is damage.
+Why a log may begin with a footing: a node that started from a snapshot holds no older blocks, and
+this log, not the index beside it, must say what its first block stands on.
 What this file does not know: what a block contains, or whether its certificate is good.
 """
 
@@ -25,6 +27,7 @@ RECORD_BYTES_MAX: Final = BLOCK_BYTES_MAX + CERTIFICATE_BYTES_MAX + 16
 MAGIC: Final = b"OLBF"
 KIND_BLOCK: Final = 1  # all before it was synced
 KIND_FOLLOWING: Final = 2  # what is before it may not have been
+KIND_FOOTING: Final = 3  # the first frame of a log that does not begin at height 1
 
 _FORMAT: Final = FrameFormat(MAGIC, has_height=True, payload_bytes_max=RECORD_BYTES_MAX)
 _RECORD: Final = Record(Bytes(BLOCK_BYTES_MAX), Bytes(CERTIFICATE_BYTES_MAX))
@@ -45,6 +48,9 @@ class BlockLog:
         """Open or make the log. Raises `Damaged` for a bad frame that is not a torn tail."""
         self._log = SegmentLog(directory, _FORMAT, segment_bytes)
         newest = self._without_unsynced(self._log.newest_frames())
+        self.footing = b""
+        """What the first block stands on, as `rebase` was given it; empty: on genesis."""
+        self._drop_before_footing()
         if newest != list(range(newest[0], newest[0] + len(newest)) if newest else ()):
             raise self._damaged(self._log.segments[-1], 0)
         self.height = newest[-1] if newest else self._last_of_older()
@@ -63,6 +69,36 @@ class BlockLog:
         self.height = height
         return place
 
+    def rebase(self, height: int, footing: bytes) -> None:
+        """Begin again above `height`, on `footing`. Durable when this returns.
+
+        All blocks held go: they are below, and peers have them. An end of the process leaves the
+        old log or the new one.
+        """
+        assert height > self.height, "a log stands on newer ground or not at all"
+        assert footing
+        self._log.next_segment()
+        self._log.append(KIND_FOOTING, footing, height)
+        self._log.sync()
+        self.height = height
+        self._drop_before_footing()
+
+    def _drop_before_footing(self) -> None:
+        """Read the footing, and drop segments that an ended process left before it."""
+        segments = self._log.segments
+        for segment in (segments[-1], segments[0]):
+            frame = self._first_frame(segment)
+            if frame is not None and frame.kind == KIND_FOOTING:
+                while self._log.segments[0] < segment:
+                    self._log.drop(self._log.segments[0])
+                self.footing, self._footing_height = frame.payload, frame.height
+                return
+
+    @property
+    def first(self) -> int:
+        """Height of the first block that this log holds or will hold."""
+        return self._footing_height + 1 if self.footing else 1
+
     def sync(self) -> None:
         """Make all appended blocks durable. Blocks for an fsync."""
         self._log.sync()
@@ -79,7 +115,7 @@ class BlockLog:
             if gaps:
                 raise self._damaged(segment, gaps[0].start)
             for place, frame in frames:
-                if frame.height < height:
+                if frame.height < height or frame.kind == KIND_FOOTING:
                     continue
                 if frame.height != expected:
                     raise self._damaged(segment, frame.offset)
@@ -110,8 +146,12 @@ class BlockLog:
         return 0
 
     def _first_height(self, segment: int) -> int | None:
+        frame = self._first_frame(segment)
+        return None if frame is None else frame.height
+
+    def _first_frame(self, segment: int) -> Frame | None:
         for place, _ in self._log.segment_heads(segment, 0):
-            return self._log.read(place).height
+            return self._log.read(place)
         return None
 
     def _last_of_older(self) -> int:

@@ -38,6 +38,15 @@ def frontier(reader: Reader, size: int) -> Frontier:
     return Frontier(size, peaks)
 
 
+def seeded(edge: Frontier) -> Iterator[tuple[bytes, bytes]]:
+    """The puts that begin a history at its growing edge: it goes on, but proves nothing older."""
+    start = 0
+    levels = [level for level in reversed(range(edge.size.bit_length())) if edge.size >> level & 1]
+    for level, peak in zip(levels, edge.hashes, strict=True):
+        yield _key(level, start >> level), peak
+        start += 1 << level
+
+
 def root(reader: Reader, size: int) -> bytes:
     """`history_root` of the header of height `size` + 1."""
     return frontier(reader, size).root() if size else EMPTY_ROOT

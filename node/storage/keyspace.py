@@ -26,6 +26,7 @@ META: Final = b"m"  # name → value
 FORMAT: Final = META + b"format"
 CHAIN_ID: Final = META + b"chain_id"
 HEIGHT: Final = META + b"height"
+FOOTING: Final = META + b"footing"  # of a database that was loaded from a snapshot
 
 FORMAT_VERSION: Final = 1
 HEIGHT_TOP: Final = 2**64 - 1

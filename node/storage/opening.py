@@ -1,10 +1,12 @@
 """The start-up ladder: from whatever a crash or a bad disk left to a chain that may be used.
 
-    self-tests → block log (cut a torn tail) → database → replay what it lacks → compare roots
+    self-tests → block log (cut a torn tail) → a snapshot that was taken in → database
+    → replay what it lacks → compare roots
 
 Why a mismatch is never repaired in place: LevelDB's own repair left holes or wrong values nearly
-always. The directory is moved aside and made again from genesis and our block log, each block
-giving its header's state root; what cannot be made again is told with its mend.
+always. The directory is moved aside and made again from genesis, or the snapshot that our block
+log stands on, and our block log, each block giving its header's state root; what cannot be made
+again is told with its mend.
 What this file does not know: peers. No vote leaves before this is done.
 """
 
@@ -27,6 +29,7 @@ from node.ledger.rules.staking import validator_set
 from node.ledger.state import State
 from node.ledger.wire.blocks import decode_block
 from node.storage import keyspace
+from node.storage.adopting import DB_NAME, adopt_prepared
 from node.storage.batch import Batch
 from node.storage.blocklog import BlockLog, BlockRecord
 from node.storage.bundlestore import BundleStore
@@ -39,14 +42,17 @@ from node.storage.executing import (
     check_last_commit,
     execute_next,
 )
+from node.storage.footing import Footing, decode_footing
+from node.storage.loading import load
 from node.storage.segments import Place
+from node.storage.snapshots import read_chunk, read_manifest, verify_manifest
 from node.storage.store import KV, LevelKV, Reader
 from node.storage.views import Tip, View, base_of
 from node.storage.writing import write_block, write_state
 
-DB_NAME: Final = "db"
 BLOCKS_NAME: Final = "blocks"
 BUNDLES_NAME: Final = "bundles"
+SNAPSHOTS_NAME: Final = "snapshots"
 ASIDE_NAME: Final = "db.damaged"
 
 PROVED_KEYS: Final = 1_000  # at each start, 0.15 s
@@ -89,8 +95,10 @@ def open_store(
     if bundles.cut_bytes or bundles.damaged_count:
         lost = f"{bundles.cut_bytes} bytes cut, {bundles.damaged_count} places damaged"
         steps.append(f"bundle bodies: {lost}; peers have them by hash")
-    ladder = _Ladder(genesis, chain_id, log, bundles, keep_versions, steps)
     try:
+        if store is None and (step := adopt_prepared(home, log, chain_id)) is not None:
+            steps.append(step)
+        ladder = _Ladder(genesis, chain_id, log, bundles, keep_versions, steps, home)
         opened_store, tip = ladder.climb(home, store, cache_bytes)
     except BaseException:
         log.close()
@@ -110,6 +118,7 @@ class _Ladder:
         bundles: BundleStore,
         keep_versions: int,
         steps: list[str],
+        home: Path,
     ) -> None:
         self._genesis = genesis
         self._chain_id = chain_id
@@ -117,6 +126,8 @@ class _Ladder:
         self._bundles = bundles
         self._keep_versions = keep_versions
         self._steps = steps
+        self._snapshots = home / SNAPSHOTS_NAME
+        self._footing = decode_footing(log.footing) if log.footing else None
 
     def climb(self, home: Path, given: KV | None, cache_bytes: int) -> tuple[KV, Tip]:
         """The database at the block log's height, made again if it is damaged."""
@@ -162,7 +173,10 @@ class _Ladder:
     def _check_meta(self, store: KV) -> None:
         version = store.get(keyspace.FORMAT)
         if version is None:
-            self._found(store)
+            if self._footing is None:
+                self._found(store)
+            else:
+                self._load(store, self._footing)
             return
         if keyspace.from_u64(version) != keyspace.FORMAT_VERSION:
             raise StorageError(
@@ -189,8 +203,27 @@ class _Ladder:
         batch.put(keyspace.HEIGHT, keyspace.u64(0))
         batch.write_to(store)
 
+    def _load(self, store: KV, footing: Footing) -> None:
+        """The state that our log stands on, from the snapshot that it came with."""
+        folder = self._snapshots / str(footing.height)
+        manifest = read_manifest(folder)
+        try:
+            if manifest is None:
+                raise Invalid("snapshot.missing", height=footing.height)
+            verify_manifest(manifest, footing.header)
+            load(store, manifest, lambda index: read_chunk(folder, index))
+        except Invalid as error:
+            raise StorageError(
+                f"the chain stands on the snapshot of block {footing.height}, which is not usable",
+                why=str(error),
+                mend="start a fresh home that syncs from its peers; keep this one for its keys",
+            ) from error
+        self._steps.append(f"database: loaded from the snapshot of block {footing.height}")
+
     def _tip(self, store: KV) -> Tip:
         height = keyspace.from_u64(store.get(keyspace.HEIGHT) or bytes(8))
+        if self._footing is not None and height < self._footing.height:
+            raise Damaged(f"the database ends at {height}, below what the block log stands on")
         validators = validator_set(State(base_of(store, height)))
         if height == 0:
             return Tip(0, self._chain_id, self._genesis.time_ms, None, None, None, validators)
@@ -200,6 +233,8 @@ class _Ladder:
                 why="the newest files of blocks/ were lost",
                 mend="put blocks/ back, or start a fresh home that syncs from its peers",
             )
+        if self._footing is not None and height == self._footing.height:
+            return _standing_on(self._footing, validators)
         raw = store.get(keyspace.BLOCK + keyspace.u64(height))
         if raw is None:
             raise Damaged(f"block {height} is missing in the database")
@@ -264,6 +299,19 @@ class _Ladder:
                 mend="start a fresh home that syncs from its peers; keep this one for its keys",
             ) from error
         return write_block(batch, tip, executed, certificate, place, self._keep_versions)
+
+
+def _standing_on(footing: Footing, validators: ValidatorSet) -> Tip:
+    header = footing.header
+    return Tip(
+        height=header.height,
+        block_id=header.block_id(),
+        time_ms=header.time_ms,
+        header=header,
+        certificate=footing.certificate,
+        signers=footing.signers,
+        validators=validators,
+    )
 
 
 def _signers(reader: Reader, height: int) -> ValidatorSet:

@@ -197,7 +197,7 @@ class SegmentLog:
         self._check_usable()
         frame = self.format.encode(kind, payload, height)
         if self._end and self._end + len(frame) > self._segment_bytes:
-            self._next_segment()
+            self.next_segment()
         place = Place(self._segments[-1], self._end, len(frame))
         try:
             write_at(self._writer, frame, self._end)
@@ -246,7 +246,8 @@ class SegmentLog:
         """Whether every appended frame is durable."""
         return not self._is_unsynced
 
-    def _next_segment(self) -> None:
+    def next_segment(self) -> None:
+        """Sync the newest segment and go on in a new one."""
         self.sync()
         os.close(self._writer)
         self._writer = -1

@@ -142,6 +142,11 @@ class View:
         """Height of the newest block; 0 before the first."""
         return self.tip.height
 
+    @property
+    def earliest(self) -> int:
+        """Height of the first block that is held: 1, or the first one after a snapshot."""
+        return self._log.first
+
     # -- state
 
     def state(self) -> State:
@@ -183,8 +188,11 @@ class View:
         return None if raw is None else keyspace.from_u64(raw)
 
     def height_at(self, time_ms: int) -> int:
-        """The newest height whose block is not later than `time_ms`; 0 if all are later."""
-        low, high = 0, self.tip.height
+        """The newest height whose block is not later than `time_ms`.
+
+        The height below the earliest if all that are held are later: 0 in a whole chain.
+        """
+        low, high = self.earliest - 1, self.tip.height
         while low < high:
             middle = (low + high + 1) >> 1
             if self.get_header(middle).time_ms <= time_ms:
@@ -224,8 +232,11 @@ class View:
         return LightBlock(header, certificate, validators, following)
 
     def history_path(self, height: int, at: int) -> tuple[bytes, ...]:
-        """The path of block `height` < `at` under `history_root` of the header of `at`."""
-        assert 1 <= height < at <= self.tip.height + 1
+        """The path of block `height` < `at` under `history_root` of the header of `at`.
+
+        Of blocks that are held (`earliest`): of older ones a snapshot knows only the edge.
+        """
+        assert self.earliest <= height < at <= self.tip.height + 1
         return history.prove(self.reader, height - 1, at - 1)
 
     # -- what blocks carry

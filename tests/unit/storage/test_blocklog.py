@@ -187,6 +187,51 @@ def test_closed_log_refuses_to_write(tmp_path: Path) -> None:
         log.append(1, b"", b"")
 
 
+def test_log_that_begins_again_holds_only_what_comes_after(tmp_path: Path) -> None:
+    make(tmp_path, 30, segment_bytes=200)
+    log = BlockLog(tmp_path, segment_bytes=200)
+    assert (log.first, log.footing) == (1, b"")
+    with pytest.raises(AssertionError):
+        log.rebase(30, b"no newer ground")
+    log.rebase(100, b"ground")
+    for _ in range(2):
+        assert (log.first, log.height, log.footing) == (101, 100, b"ground")
+        assert list(log.records_from(101)) == []
+        log.close()
+        log = BlockLog(tmp_path, segment_bytes=200)
+    for height in range(101, 130):
+        log.append(height, block(height), b"")
+    log.close()
+    log = BlockLog(tmp_path, segment_bytes=200)
+    assert (log.first, log.height, log.footing) == (101, 129, b"ground")
+    for start in (101, 115):
+        assert [r.height for _, r in log.records_from(start)] == list(range(start, 130))
+    log.rebase(500, b"newer ground")
+    assert (log.first, log.height, log.footing) == (501, 500, b"newer ground")
+    log.close()
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_beginning_again_that_was_cut_off_leaves_the_old_blocks(tmp_path: Path) -> None:
+    make(tmp_path / "base", 6)
+    log = BlockLog(tmp_path / "base")
+    before = (tmp_path / "base" / "000001").read_bytes()
+    log.rebase(100, b"ground" * 20)
+    log.close()
+    footing = (tmp_path / "base" / "000002").read_bytes()
+    for cut in range(len(footing) + 1):
+        home = tmp_path / str(cut)
+        home.mkdir()
+        (home / "000001").write_bytes(before)
+        (home / "000002").write_bytes(footing[:cut])
+        log = BlockLog(home)
+        is_whole = cut == len(footing)
+        assert (log.height, log.first) == ((100, 101) if is_whole else (6, 1))
+        log.append(log.height + 1, b"next", b"")
+        log.close()
+        assert len(list(home.iterdir())) == (1 if is_whole else 2)
+
+
 WRITER = """
 import sys
 from pathlib import Path

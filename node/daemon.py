@@ -38,12 +38,18 @@ from node.peering.proposer import Proposer
 from node.peering.relay import Relay, StatedClaim
 from node.peering.replica import Replica
 from node.peering.replica import Settings as Pacing
+from node.peering.snapshotting import SnapshotKeeper
+from node.peering.statesync import GAP_BLOCKS, StateSync
 from node.peering.voter import Validator
+from node.peering.vouching import TrustedBlock
 from node.purse import Purse, Question
 from node.reasons import Reasons
 from node.shop import Counter, Shop
+from node.storage.adopting import take_in
 from node.storage.attackfiles import keep_attack
 from node.storage.ground import Ground, open_ground
+from node.storage.opening import SNAPSHOTS_NAME
+from node.storage.snapshots import SnapshotStore
 from node.wallet.keystore import Key
 from node.wallet.payer import Limits
 from node.web import answers
@@ -77,6 +83,12 @@ async def run(settings: Settings, keys: Keys) -> None:
 
     Raises `HomeInUse`, `StorageError`, `ConfigError` or p2p's `ListenError`, each with its mend.
     """
+    while await _live(settings, keys):
+        log.info("opening again on a snapshot")
+
+
+async def _live(settings: Settings, keys: Keys) -> bool:
+    """One life over an open home; True when the home is to be opened again on a snapshot."""
     config = settings.config
     genesis = settings.home / config.chain.genesis
     own = None if keys.validator is None else keys.validator.public_key
@@ -100,7 +112,7 @@ async def run(settings: Settings, keys: Keys) -> None:
             log.warning("journal: a torn tail was cut", bytes=ground.journal.cut_bytes)
         node = Node(settings, keys, ground)
         try:
-            await node.run()
+            return await node.run()
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(node.close)
@@ -170,6 +182,14 @@ class Node:
         self._accusing = Accusing(
             chain_id=self._chain.chain_id, get_view=self._chain.view, on_pooled=self._wake
         )
+        self._snapshots = SnapshotStore(
+            settings.home / SNAPSHOTS_NAME, self._config.storage.snapshots_kept
+        )
+        self._keeper = SnapshotKeeper(
+            store=self._snapshots,
+            get_view=self._chain.view,
+            every=self._config.storage.snapshot_every,
+        )
         self._replica = self._make_replica()
         self._light = LightServer(get_view=self._chain.view, take_attack=self._take_attack)
         self._shop = self._make_shop() if serves else None
@@ -231,9 +251,30 @@ class Node:
                 profile=pace.LAN if consensus.pace == "lan" else pace.WAN,
                 adapts=consensus.adapt,
                 doppelganger_wait_s=consensus.doppelganger_wait_s,
+                snapshot_every=self._config.storage.snapshot_every,
             ),
             on_accuse=self._accusing.add,
             judge_evidence=self._accusing.judge,
+            on_commit=self._keeper.note,
+        )
+
+    def _make_state_sync(self) -> StateSync | None:
+        """For a node whose operator trusts a block far above ours; an archive wants every block."""
+        chain, home = self._config.chain, self._settings.home
+        gap_blocks = chain.trusted_height - self._chain.height
+        if not chain.trusted_id or gap_blocks <= GAP_BLOCKS or self._config.storage.archive:
+            return None
+        trusted = TrustedBlock(
+            network=self._network,
+            height=chain.trusted_height,
+            block_id=bytes.fromhex(chain.trusted_id),
+        )
+        return StateSync(
+            network=self._network,
+            store=self._snapshots,
+            get_height=lambda: self._chain.height,
+            verify_header=trusted.verify,
+            take_in=partial(take_in, home, self._snapshots),
         )
 
     def _make_shop(self) -> Shop:
@@ -326,21 +367,30 @@ class Node:
         self._replica.wake()
 
     def _facts(self) -> StatusFacts:
-        tip = self._chain.tip
+        view = self._chain.view()
+        tip, snapshot = view.tip, self._keeper.height
         roles = sum(ROLE_BITS.get(role, 0) for role in self._config.roles)
-        return StatusFacts(roles, tip.height, tip.block_id, 1, 0)
+        return StatusFacts(roles, tip.height, tip.block_id, view.earliest, snapshot)
 
     # --- running
 
-    async def run(self) -> None:
-        """Start every part, then wait for the end."""
+    async def run(self) -> bool:
+        """Start every part, then wait for the end.
+
+        True: a snapshot was taken in instead, and the home is to be opened again on it.
+        """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._wait_for_signal)
             start: Any = nursery.start  # libp2p brings old types for trio
             await start(self._network.run)
             log.info("listening", addresses=self._network.addresses())
+            self._keeper.serve(self._network)
+            if await self._sync_state():
+                nursery.cancel_scope.cancel()
+                return not self._stop.is_set()
             await start(self._relay.run)
             await start(self._replica.run)
+            nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._directory.run)
             self._blobs.serve()
             self._light.serve(self._network)
@@ -364,6 +414,23 @@ class Node:
                 log.info("stopping", height=self._chain.height)
             # Only now: open answers had drain_s to end, and `olnode stop` its own answer.
             nursery.cancel_scope.cancel()
+        return False
+
+    async def _sync_state(self) -> bool:
+        """Before anything else: True when this life is over, for a snapshot or a stop."""
+        sync = self._make_state_sync()
+        if sync is None:
+            return False
+        found = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cancel_at_stop, nursery.cancel_scope)
+            found = await sync.run()
+            nursery.cancel_scope.cancel()
+        return found is not None or self._stop.is_set()
+
+    async def _cancel_at_stop(self, scope: trio.CancelScope) -> None:
+        await self._stop.wait()
+        scope.cancel()
 
     def close(self) -> None:
         """Let go of the files of wallet and shop. Blocks; after `run` only."""

@@ -1,5 +1,6 @@
 """A chain with a story, its snapshot in many small chunks, and ways to spoil one."""
 
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -11,7 +12,15 @@ from consensus.primitives.digest import sha256
 from consensus.primitives.encoding import encode
 from node.storage import snapshots
 from node.storage.loading import ReadChunk
-from node.storage.snapshots import ChunkMark, Manifest, SnapshotStore, decode_chunk, read_chunk
+from node.storage.snapshots import (
+    ChunkMark,
+    Manifest,
+    SnapshotStore,
+    decode_chunk,
+    read_chunk,
+    write_chunk,
+    write_manifest,
+)
 from node.storage.store import MemoryKV
 
 SMALL_CHUNK_BYTES = 1_000
@@ -48,11 +57,26 @@ class Snapped:
         chunks = [self.read(index) for index in range(len(self.manifest.chunks))]
         return [pair for raw in chunks if raw is not None for pair in decode_chunk(raw)]
 
+    def put_part(self, store: SnapshotStore) -> None:
+        put_part(store, self.manifest, self.read)
+
     def of_chunks(self, chunks: Iterable[Pairs]) -> tuple[Manifest, ReadChunk]:
         """A manifest whose hashes are those of other chunks."""
         raws = [encode(pairs) for pairs in chunks]
         marks = tuple(ChunkMark(sha256(raw), len(raw)) for raw in raws)
         return self.manifest._replace(chunks=marks), raws.__getitem__
+
+
+def put_part(store: SnapshotStore, manifest: Manifest, read: ReadChunk) -> None:
+    """All chunks where a loader expects them; those that `read` lacks are left out."""
+    part = store.part(manifest.height)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    for index in range(len(manifest.chunks)):
+        raw = read(index)
+        if raw is not None:
+            write_chunk(part, index, raw)
+    write_manifest(part, manifest)
 
 
 def spoiled(read: ReadChunk, index: int, change: Callable[[bytes], bytes | None]) -> ReadChunk:

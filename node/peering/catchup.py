@@ -36,6 +36,7 @@ EMPTY_PROMISES_MAX: Final = 3
 IGNORED_S: Final = 60.0
 PEERS_ASKED_MAX: Final = 4  # at once for ranges, in turn for one block by id
 REST_MIN_S: Final = 0.05  # of a peer that is busy, when it does not say for how long
+REST_MAX_S: Final = 2.0
 HINTS_MAX: Final = 256
 
 RANGE_REPLY: Final = ListOf(
@@ -136,7 +137,7 @@ class Catchup:
             self._window.release(claimed)
             if refused.code in (Code.RATE_EXCEEDED, Code.BUSY):
                 self.counters["waited"] += 1
-                await trio.sleep(max(REST_MIN_S, refused.retry_ms / 1_000))
+                await trio.sleep(min(REST_MAX_S, max(REST_MIN_S, refused.retry_ms / 1_000)))
             else:
                 await self._fail(peer, refused)
         except NetworkError as error:

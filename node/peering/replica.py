@@ -64,6 +64,7 @@ class Settings:
     profile: Profile = WAN
     adapts: bool = True
     doppelganger_wait_s: float = 35.0
+    snapshot_every: int = 10_000  # blocks: catching up stops at these heights
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,10 @@ class Replica:
             on_frame=lambda *frame: self._hearing.hear_frame(*frame),  # made below
         )
         self.catchup = Catchup(
-            network=network, get_height=lambda: chain.height, take=self._take_decided
+            network=network,
+            get_height=lambda: chain.height,
+            take=self._take_decided,
+            end_every=self._settings.snapshot_every,
         )
         self._responder = Responder(
             get_view=chain.view, find_undecided=self._undecided.find, run_blocking=run_blocking

@@ -35,6 +35,8 @@ class Blocks(Protocol):
 
     @property
     def height(self) -> int: ...
+    @property
+    def earliest(self) -> int: ...
     def block(self, height: int) -> Block | None: ...
     def header(self, height: int) -> Header | None: ...
     def certificate(self, height: int) -> Certificate | None: ...
@@ -72,6 +74,7 @@ class Responder:
             if start < 1 or not 1 <= count <= BLOCKS_MAX:
                 raise Misbehaving(f"{count} blocks from {start} asked for")
             view = self._get_view()
+            _check_held(view, start)
             return encode(await self._run_blocking(_range, view, start, count))
         if kind == BY_ID:
             _, block_id = _decoded(body, _BY_ID)
@@ -89,7 +92,14 @@ class Responder:
         if start < 1 or not 1 <= count <= HEADERS_MAX or not 1 <= stride <= STRIDE_MAX:
             raise Misbehaving(f"{count} headers from {start} by {stride} asked for")
         view = self._get_view()
+        _check_held(view, start)
         return encode(await self._run_blocking(_headers, view, start, count, stride))
+
+
+def _check_held(view: Blocks, start: int) -> None:
+    """An honest no, with what we have instead; none is held that is older than our snapshot."""
+    if start < view.earliest:
+        raise Refused(Code.NOT_FOUND, body=encode((view.earliest, view.height)))
 
 
 def _decoded(body: bytes, shape: Any) -> Any:

@@ -1,6 +1,6 @@
 """A snapshot becomes this node's chain: loaded beside the old database, then put in its place.
 
-    db.new loaded, root compared → block log begins again above it, synced → db.new becomes db
+    db.part loaded, root compared → db.new → block log begins again above it, synced → db
 
 Why beside it: nothing of a snapshot is used before its root matches, and until then the node has
 its old chain. Why the log comes before the swap: it is the truth, and a start that finds it ahead
@@ -16,39 +16,46 @@ from node.storage import keyspace
 from node.storage.blocklog import BlockLog
 from node.storage.errors import Damaged
 from node.storage.footing import decode_footing
-from node.storage.loading import ReadChunk, load
+from node.storage.loading import load
 from node.storage.segments import sync_directory
-from node.storage.snapshots import Manifest
+from node.storage.snapshots import Manifest, SnapshotStore, read_chunk
 from node.storage.store import LevelKV
 
 DB_NAME: Final = "db"
-PREPARED_NAME: Final = "db.new"
+LOADING_NAME: Final = "db.part"
+PREPARED_NAME: Final = "db.new"  # whole, and its root compared
 LOAD_CACHE_BYTES: Final = 8 << 20  # a load writes and hardly reads
 
 
-def prepare(home: Path, manifest: Manifest, read_chunk: ReadChunk) -> None:
-    """Load a snapshot beside the database, for the next start to adopt. Blocks as `load` does.
+def take_in(home: Path, snapshots: SnapshotStore, manifest: Manifest) -> None:
+    """Load the snapshot in `snapshots.part` for the next start to adopt. Blocks as `load` does.
 
-    Raises `Invalid` when it is not what its header says; nothing is left of it then.
+    The manifest is verified and stands beside the chunks. Raises `Invalid` when they are not what
+    its header says; then nothing is used. The snapshot is kept: the chain will stand on it.
     """
-    path = home / PREPARED_NAME
-    shutil.rmtree(path, ignore_errors=True)
-    store = LevelKV(path, LOAD_CACHE_BYTES)
+    loading, prepared = home / LOADING_NAME, home / PREPARED_NAME
+    shutil.rmtree(loading, ignore_errors=True)
+    shutil.rmtree(prepared, ignore_errors=True)
+    folder = snapshots.part(manifest.height)
+    store = LevelKV(loading, LOAD_CACHE_BYTES)
     try:
-        load(store, manifest, read_chunk)
+        load(store, manifest, lambda index: read_chunk(folder, index))
     except BaseException:
         store.close()
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(loading, ignore_errors=True)
         raise
     store.close()
+    snapshots.adopt(folder, manifest)  # before the rename: who stands on it must have it
+    loading.rename(prepared)
     sync_directory(home)
 
 
 def adopt_prepared(home: Path, log: BlockLog, chain_id: bytes) -> str | None:
     """Put a prepared database in its place; gives the line for the log, or None if there is none.
 
-    One that is of another chain, unfinished, or no newer than our blocks is removed.
+    One that is of another chain, or no newer than our blocks, is removed.
     """
+    shutil.rmtree(home / LOADING_NAME, ignore_errors=True)
     path = home / PREPARED_NAME
     if not path.exists():
         return None
@@ -56,7 +63,7 @@ def adopt_prepared(home: Path, log: BlockLog, chain_id: bytes) -> str | None:
     footing = None if raw is None else decode_footing(raw)
     if raw is None or footing is None or (footing.height <= log.height and raw != log.footing):
         shutil.rmtree(path)
-        return "snapshot: an unfinished or older one was removed"
+        return "snapshot: one that is no newer than our blocks was removed"
     if raw != log.footing:
         log.rebase(footing.height, raw)
     shutil.rmtree(home / DB_NAME, ignore_errors=True)

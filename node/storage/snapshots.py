@@ -11,7 +11,7 @@ What this file does not know: peers, and which headers are trusted.
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from threading import Lock
 from typing import Final, NamedTuple
@@ -192,10 +192,11 @@ class SnapshotStore:
             return None
         return read_chunk(self.folder(height), index)
 
-    def make(self, view: View) -> Manifest | None:
-        """Write the snapshot of a view's moment; None if it is here already. Seconds, in a thread.
+    def make(self, view: View, should_end: Callable[[], bool] = lambda: False) -> Manifest | None:
+        """Write the snapshot of a view's moment. Blocks for seconds; for a thread.
 
-        The view's database snapshot keeps the moment while the chain goes on.
+        The view's database snapshot keeps the moment while the chain goes on. None if it is here
+        already, or `should_end()`, asked at each chunk, said so. Raises OSError of the disk.
         """
         tip = view.tip
         assert tip.header is not None
@@ -206,16 +207,17 @@ class SnapshotStore:
         peaks = history.frontier(view.reader, tip.height - 1).hashes
         footing = Footing(tip.header, tip.certificate, tip.signers, peaks)
         part = self._fresh_part(tip.height)
-        stop = keyspace.after(keyspace.STATE)
-        pairs = ((key[1:], value) for key, value in view.reader.scan(keyspace.STATE, stop))
-        marks = []
-        for index, raw in enumerate(cut_chunks(pairs)):
-            write_chunk(part, index, raw)
-            marks.append(ChunkMark(sha256(raw), len(raw)))
-        manifest = Manifest(
-            tip.header.chain_id, tip.height, tip.header.state_root, tuple(marks), footing
-        )
-        write_manifest(part, manifest)
+        try:
+            marks = _write_state(part, view, should_end)
+            if marks is None:
+                shutil.rmtree(part)
+                return None
+            chain_id, state_root = tip.header.chain_id, tip.header.state_root
+            manifest = Manifest(chain_id, tip.height, state_root, marks, footing)
+            write_manifest(part, manifest)
+        except OSError:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
         self.adopt(part, manifest)
         return manifest
 
@@ -259,6 +261,20 @@ class SnapshotStore:
     def _heights(self) -> list[int]:
         names = [path.name for path in self._directory.iterdir()]
         return [int(name) for name in names if name.isascii() and name.isdigit()]
+
+
+def _write_state(
+    folder: Path, view: View, should_end: Callable[[], bool]
+) -> tuple[ChunkMark, ...] | None:
+    stop = keyspace.after(keyspace.STATE)
+    pairs = ((key[1:], value) for key, value in view.reader.scan(keyspace.STATE, stop))
+    marks = []
+    for index, raw in enumerate(cut_chunks(pairs)):
+        if should_end():
+            return None
+        write_chunk(folder, index, raw)
+        marks.append(ChunkMark(sha256(raw), len(raw)))
+    return tuple(marks)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -6,8 +6,10 @@ restart opens what is there.
 """
 
 import random
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,15 @@ from node.peering.accusing import Accusing
 from node.peering.pace import LAN
 from node.peering.proposer import Proposer
 from node.peering.replica import Replica, Settings
+from node.peering.snapshotting import SnapshotKeeper
+from node.peering.statesync import StateSync
 from node.peering.voter import Validator
+from node.peering.vouching import TrustedBlock
+from node.storage.adopting import take_in
 from node.storage.chain import Chain
 from node.storage.journal import open_journal
 from node.storage.signer import create_signer
+from node.storage.snapshots import SnapshotStore
 from node.storage.store import MemoryKV
 from p2p.memory import Link, MemoryHub
 from p2p.network import PeerId, StatusFacts
@@ -80,7 +87,10 @@ class Node:
         self.skew_ms = 0
         self.settings = SETTINGS
         self.run_blocking = at_once
-        self.kv = MemoryKV()  # as a crash leaves it: each batch is durable or not there
+        self.kv: MemoryKV | None = MemoryKV()  # as a crash leaves it: a batch is there or not
+        self.snapshot_every = 10_000
+        self.trusted: tuple[int, bytes, int] | None = None  # height, block id, gap in blocks
+        self.sync_counters: Counter[str] = Counter()
         self.scope: trio.CancelScope | None = None
         home.mkdir()
         if votes:
@@ -92,16 +102,59 @@ class Node:
     def sign(self, tag: bytes, body: bytes) -> bytes:
         return sign(self.voter.seed, signing_bytes(tag, self.cluster.chain_id, body))
 
+    def use_disk(self) -> None:
+        """A real database: one that a snapshot can take the place of."""
+        self.kv = None
+
+    def trust(self, other: "Node", gap_blocks: int) -> None:
+        """Start from a snapshot at or below the other's newest block, if that is far above ours."""
+        self.trusted = other.chain.height, other.chain.tip.block_id, gap_blocks
+
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Live until `crash`."""
+        while await self._live(task_status):
+            pass
+
+    async def _sync_state(self, store: SnapshotStore) -> bool:
+        if self.trusted is None or self.trusted[0] - self.chain.height <= self.trusted[2]:
+            return False
+        height, block_id, gap_blocks = self.trusted
+        trusted = TrustedBlock(network=self.network, height=height, block_id=block_id)
+        sync = StateSync(
+            network=self.network,
+            store=store,
+            get_height=lambda: self.chain.height,
+            verify_header=trusted.verify,
+            take_in=lambda manifest: take_in(self.home, store, manifest),
+            gap_blocks=gap_blocks,
+            run_blocking=at_once,
+        )
+        found = await sync.run()
+        self.sync_counters = sync.counters
+        return found is not None
+
+    async def _live(self, task_status: Any) -> bool:
         cluster = self.cluster
         self.chain = Chain.open(self.home, encode_genesis(cluster.genesis), store=self.kv)
+        snapshots = SnapshotStore(self.home / "snapshots")
+        keeper = SnapshotKeeper(
+            store=snapshots,
+            get_view=lambda: self.chain.view(),
+            every=self.snapshot_every,
+            run_blocking=at_once,
+        )
         self.network = cluster.hub.network(
             self.identity.key,
             chain_id=cluster.chain_id,
-            facts=lambda: StatusFacts(height=self.chain.height, block_id=self.chain.tip.block_id),
+            facts=lambda: StatusFacts(
+                height=self.chain.height,
+                block_id=self.chain.tip.block_id,
+                earliest=self.chain.view().earliest,
+                snapshot_height=keeper.height,
+            ),
             epoch_ms=EPOCH_MS,
         )
+        keeper.serve(self.network)
         self.transactions, self.bundles = TransactionPool(cluster.chain_id), BundlePool()
         self.accusing = Accusing(
             chain_id=cluster.chain_id,
@@ -126,7 +179,8 @@ class Node:
             find_peer=PeerId,  # a validator's key is its node's here
             fetch_bodies=self.fetch_bodies,
             now_ms=self.now_ms,
-            settings=self.settings,
+            settings=replace(self.settings, snapshot_every=self.snapshot_every),
+            on_commit=keeper.note,
             on_accuse=self.accusing.add,
             judge_evidence=self.accusing.judge,
             run_blocking=self.run_blocking,
@@ -135,8 +189,13 @@ class Node:
             with trio.CancelScope() as self.scope:
                 async with trio.open_nursery() as nursery:
                     await nursery.start(self.network.run)
+                    if await self._sync_state(snapshots):
+                        nursery.cancel_scope.cancel()
+                        return True
+                    nursery.start_soon(keeper.run)
                     await nursery.start(self.replica.run)
                     task_status.started()
+            return False
         finally:
             if validator is not None:
                 validator.journal.close()
@@ -180,6 +239,7 @@ class Cluster:
             Node(self, i, folder / str(i), votes=i < validators)
             for i in range(validators + followers)
         ]
+        self.late: set[int] = set()  # nodes that a script starts itself
         self.nursery: trio.Nursery
         self.payer = FAUCET.key
         self.nonce = 0
@@ -231,7 +291,8 @@ async def network_of(cluster: Cluster) -> AsyncIterator[Cluster]:
     async with trio.open_nursery() as nursery:
         cluster.nursery = nursery
         for node in cluster.nodes:
-            await cluster.start(node)
+            if node.number not in cluster.late:
+                await cluster.start(node)
         yield cluster
         for node in cluster.alive():
             assert node.scope is not None

@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 from chain_kit import PAYER
-from snapshot_kit import Snapped
+from snapshot_kit import Snapped, put_part
 from stored_kit import GENESIS
 
 from consensus.primitives import merkle
 from consensus.primitives.errors import Invalid
 from node.ledger import tree
 from node.storage import adopting, segments, store
-from node.storage.adopting import PREPARED_NAME, prepare
+from node.storage.adopting import LOADING_NAME, PREPARED_NAME, take_in
 from node.storage.chain import Chain
 from node.storage.errors import StorageError
-from node.storage.snapshots import SnapshotStore, write_chunk, write_manifest
+from node.storage.snapshots import SnapshotStore
 
 OLD_BLOCKS = 3
 
@@ -31,15 +31,8 @@ def snapped(tmp_path_factory: pytest.TempPathFactory) -> Snapped:
 def fetched(home: Path, snapped: Snapped) -> None:
     """As state sync leaves it: the chunks kept, the database prepared."""
     snapshots = SnapshotStore(home / "snapshots")
-    part = snapshots.part(snapped.height)
-    part.mkdir()
-    for index in range(len(snapped.manifest.chunks)):
-        raw = snapped.read(index)
-        assert raw is not None
-        write_chunk(part, index, raw)
-    write_manifest(part, snapped.manifest)
-    snapshots.adopt(part, snapped.manifest)
-    prepare(home, snapped.manifest, snapped.read)
+    snapped.put_part(snapshots)
+    take_in(home, snapshots, snapped.manifest)
 
 
 def reopen(home: Path) -> Chain:
@@ -142,7 +135,7 @@ def test_prepared_database_of_an_older_height_is_removed(snapped: Snapped, tmp_p
     chain.close()
     fetched(tmp_path, snapped)
     chain = reopen(tmp_path)
-    assert chain.steps[0] == "snapshot: an unfinished or older one was removed"
+    assert chain.steps[0] == "snapshot: one that is no newer than our blocks was removed"
     assert chain.tip == snapped.made.chain.tip
     assert chain.view().earliest == 1
     chain.close()
@@ -232,28 +225,37 @@ def test_load_ended_at_any_write_leaves_the_old_chain(
 ) -> None:
     """A database without its height is no chain: nothing is used before its root matches."""
     behind(tmp_path / "home", snapped)
+    snapped.put_part(SnapshotStore(tmp_path / "home" / "snapshots"))
     writes = len(snapped.manifest.chunks) + 3  # state, nodes, root record, height
-    for end_at in range(writes):
+    for end_at in range(writes + 2):  # the last two: before each rename
         home = Path(shutil.copytree(tmp_path / "home", tmp_path / str(end_at)))
         with monkeypatch.context() as patch:
             patch.setattr(store.LevelKV, "write", ended_at(end_at))
             patch.setattr(adopting.shutil, "rmtree", lambda *_, **__: None)  # dead men clean up not
+            patch.setattr(SnapshotStore, "adopt", dead if end_at == writes else SnapshotStore.adopt)
+            patch.setattr(Path, "rename", dead)
             with pytest.raises(PowerGone):
-                prepare(home, snapped.manifest, snapped.read)
+                take_in(home, SnapshotStore(home / "snapshots"), snapped.manifest)
         chain = reopen(home)
-        assert chain.height == OLD_BLOCKS
-        assert chain.steps[0] == "snapshot: an unfinished or older one was removed"
+        assert (chain.height, chain.steps) == (OLD_BLOCKS, (f"chain: height {OLD_BLOCKS}",))
+        assert not (home / LOADING_NAME).exists()
         chain.close()
-    with monkeypatch.context() as patch:
-        patch.setattr(store.LevelKV, "write", ended_at(writes))
-        prepare(tmp_path / "home", snapped.manifest, snapped.read)
+
+
+def dead(*_: Any) -> None:
+    raise PowerGone
 
 
 def test_false_snapshot_changes_nothing(snapped: Snapped, tmp_path: Path) -> None:
     behind(tmp_path, snapped)
     manifest, read = snapped.of_chunks([snapped.pairs()[:-1]])
+    snapshots = SnapshotStore(tmp_path / "snapshots")
+    put_part(snapshots, manifest, read)
     with pytest.raises(Invalid, match=r"snapshot\.root"):
-        prepare(tmp_path, manifest, read)
+        take_in(tmp_path, snapshots, manifest)
+    assert snapshots.manifests() == []
+    assert not (tmp_path / PREPARED_NAME).exists()
+    assert not (tmp_path / LOADING_NAME).exists()
     chain = reopen(tmp_path)
     assert chain.height == OLD_BLOCKS
     chain.close()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from chain_kit import PAYER, VALIDATORS
-from snapshot_kit import SMALL_CHUNK_BYTES, Pairs, Snapped, spoiled
+from snapshot_kit import SMALL_CHUNK_BYTES, Pairs, Snapped, put_part, spoiled
 from stored_kit import GENESIS
 
 from consensus.certificate import decode_certificate
@@ -15,7 +15,7 @@ from consensus.primitives.encoding import encode
 from consensus.primitives.errors import Invalid
 from consensus.validators import ValidatorSet
 from node.storage import snapshots
-from node.storage.adopting import PREPARED_NAME, prepare
+from node.storage.adopting import LOADING_NAME, PREPARED_NAME, take_in
 from node.storage.loading import ReadChunk, load
 from node.storage.snapshots import (
     CHUNK_BYTES_MAX,
@@ -177,10 +177,14 @@ def test_manifest_of_a_header_that_nobody_vouched_for_is_refused(snapped: Snappe
 
 
 def refused(home: Path, manifest: Manifest, read: ReadChunk, code: str) -> None:
+    store = SnapshotStore(home / "snapshots")
+    put_part(store, manifest, read)
     with pytest.raises(Invalid) as refusal:
-        prepare(home, manifest, read)
+        take_in(home, store, manifest)
     assert refusal.value.code == code
-    assert not (home / PREPARED_NAME).exists(), "nothing is left to be used"
+    assert store.manifests() == []
+    for name in (LOADING_NAME, PREPARED_NAME):
+        assert not (home / name).exists(), "nothing is left to be used"
 
 
 def test_chunk_with_one_flipped_bit_is_refused(snapped: Snapped, tmp_path: Path) -> None:
@@ -235,7 +239,10 @@ def test_state_of_another_root_is_refused(snapped: Snapped, tmp_path: Path) -> N
         manifest, read = snapped.of_chunks([spoiled_pairs])
         refused(tmp_path, manifest, read, "snapshot.root")
     manifest, read = snapped.of_chunks([pairs])
-    prepare(tmp_path, manifest, read)
+    store = SnapshotStore(tmp_path / "snapshots")
+    put_part(store, manifest, read)
+    take_in(tmp_path, store, manifest)
+    assert (tmp_path / PREPARED_NAME).exists()
 
 
 def test_chunk_that_is_no_list_of_pairs_is_refused(snapped: Snapped, tmp_path: Path) -> None:

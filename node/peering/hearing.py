@@ -120,6 +120,9 @@ class Hearing:
         except Invalid:
             return Verdict.REJECT
         near = abs(message.height - self.admission.height) <= 1
+        if not near and message.height > self.admission.height:
+            # Too far ahead for us, but not for who passed it on: it is at most two below.
+            self._catchup.hint(forwarder, message.height - 2)
         return Verdict.ACCEPT if near else Verdict.IGNORE
 
     # --- frames

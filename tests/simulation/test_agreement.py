@@ -231,3 +231,20 @@ def test_doppelganger_wait_follows_first_and_votes_later(tmp_path: Path) -> None
     node = cluster.nodes[3]
     node.settings = replace(node.settings, doppelganger_wait_s=10.0)
     run_script(cluster, 16, _waits)
+
+
+async def _sleep_and_wake(cluster: Cluster) -> None:
+    await trio.sleep(1)
+    await _pay(cluster, 3, every_s=0.6)
+    follower = cluster.nodes[4]
+    cluster.hub.stop(follower.peer)
+    await _pay(cluster, 6, every_s=0.6)
+    cluster.hub.resume(follower.peer)
+    assert cluster.nodes[0].chain.height >= follower.chain.height + 3
+    await _pay(cluster, 5, every_s=0.6)
+    assert follower.chain.height >= cluster.nodes[0].chain.height - 1
+
+
+def test_follower_that_slept_learns_of_newer_blocks_at_once(tmp_path: Path) -> None:
+    """Gossip far above its height is not for it, but says that others are ahead."""
+    run_script(Cluster(tmp_path, seed=6, followers=1), 6, _sleep_and_wake)

@@ -32,6 +32,7 @@ NOUNS: Final = {  # noun -> module of node.cli, help
     "tx": ("tx", "make, sign and send transactions"),
     "query": ("query", "accounts, blocks, receipts, models, peers"),
     "keys": ("keys", "add, list, show, export, import keys"),
+    "snapshot": ("snapshot", "make, list, export, import snapshots"),
     "config": ("config", "show and validate the settings"),
     "version": ("version", "versions of program, home and rules"),
 }

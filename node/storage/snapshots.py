@@ -230,6 +230,24 @@ class SnapshotStore:
             sync_directory(self._directory)
             self._manifests[manifest.height] = manifest
 
+    def copy_out(self, manifest: Manifest, target: Path) -> None:
+        """Copy a snapshot into a new folder; it appears whole or not at all."""
+        making = target.with_name(target.name + PART_SUFFIX)
+        shutil.rmtree(making, ignore_errors=True)
+        shutil.copytree(self.folder(manifest.height), making)
+        os.replace(making, target)
+
+    def copy_in(self, manifest: Manifest, source: Path) -> None:
+        """Copy chunks from a folder to where a load expects them; raises `Invalid` at a bad one."""
+        part = self._fresh_part(manifest.height)
+        for index, mark in enumerate(manifest.chunks):
+            raw = read_chunk(source, index)
+            if raw is None:
+                raise Invalid("snapshot.chunk_missing", index=index)
+            check_chunk(mark, raw)
+            write_chunk(part, index, raw)
+        write_manifest(part, manifest)
+
     def prune(self, pinned: int = 0) -> int:
         """Remove all but the newest ones and the pinned height; returns how many went."""
         with self._lock:

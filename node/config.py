@@ -36,7 +36,7 @@ class Section(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 class Chain(Section, frozen=True):
     genesis: str = "genesis"     # path, relative to the home
-    trusted_height: Count = 0    # for a light start
+    trusted_height: Count = 0    # for a light start, or one from a snapshot
     trusted_id: str = ""         # block id in hex
 
 

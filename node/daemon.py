@@ -275,6 +275,7 @@ class Node:
             get_height=lambda: self._chain.height,
             verify_header=trusted.verify,
             take_in=partial(take_in, home, self._snapshots),
+            gap_blocks=GAP_BLOCKS,
         )
 
     def _make_shop(self) -> Shop:

@@ -9,12 +9,11 @@ from typing import Any, Final, Protocol
 
 import trio
 
-from consensus.certificate import Certificate, encode_certificate
-from consensus.header import Header, encode_header
 from consensus.primitives.encoding import U8, U16, U63, H, Record, decode, encode
 from consensus.primitives.errors import Invalid
-from node.ledger.wire.blocks import Block, encode_block
+from node.ledger.wire.blocks import Block, decode_block, encode_block
 from node.peering.catchup import BLOCKS_MAX, BY_HEIGHT, BY_ID, REPLY_BYTES_MAX
+from node.storage.blocklog import BlockRecord
 from p2p.errors import Code, Misbehaving, Refused
 from p2p.limits import PROTOCOLS
 from p2p.network import Network, PeerId
@@ -38,8 +37,7 @@ class Blocks(Protocol):
     @property
     def earliest(self) -> int: ...
     def block(self, height: int) -> Block | None: ...
-    def header(self, height: int) -> Header | None: ...
-    def certificate(self, height: int) -> Certificate | None: ...
+    def record(self, height: int) -> BlockRecord | None: ...
     def height_of(self, block_id: bytes) -> int | None: ...
 
 
@@ -113,10 +111,10 @@ def _range(view: Blocks, start: int, count: int) -> list[tuple[bytes, bytes]]:
     found: list[tuple[bytes, bytes]] = []
     left = REPLY_BYTES_MAX - ENVELOPE_BYTES
     for height in range(start, min(view.height, start + count - 1) + 1):
-        block, certificate = view.block(height), view.certificate(height)
-        if block is None or certificate is None:
+        record = view.record(height)
+        if record is None:
             break
-        pair = encode_block(block), encode_certificate(certificate)
+        pair = record.block, record.certificate  # as they were decided: nothing is decoded
         left -= len(pair[0]) + len(pair[1]) + ENVELOPE_BYTES
         if found and left < 0:
             break
@@ -133,10 +131,10 @@ def _headers(view: Blocks, start: int, count: int, stride: int) -> list[tuple[by
     found: list[tuple[bytes, bytes]] = []
     left = HEADERS_REPLY_BYTES_MAX - ENVELOPE_BYTES
     for height in range(start, min(view.height, start + (count - 1) * stride) + 1, stride):
-        header, certificate = view.header(height), view.certificate(height)
-        if header is None or certificate is None:
+        record = view.record(height)
+        if record is None:
             break
-        pair = encode_header(header), encode_certificate(certificate)
+        pair = decode_block(record.block).header, record.certificate
         left -= len(pair[0]) + len(pair[1]) + ENVELOPE_BYTES
         if left < 0:
             break

@@ -38,15 +38,17 @@ CHAIN_ID = sha256(GENESIS)
 def measure(folder: Path, *, blocks: int = 1_024, transfers: int = 2) -> dict[str, Any]:
     """Blocks a second with `transfers` each: by `commit_many` alone, one by one, and by peers."""
     decided = _make(folder / "source", blocks, transfers)
-    one_by_one = _take(folder / "single", decided[: blocks // 4], 1)
-    together = _take(folder / "many", decided, SYNC_BLOCKS_MAX)
-    from_peers = trio.run(partial(_catch_up, folder, decided))
+    one_by_one, _ = _take(folder / "single", decided[: blocks // 4], 1)
+    together, together_cpu_ms = _take(folder / "many", decided, SYNC_BLOCKS_MAX)
+    from_peers, from_peers_cpu_ms = trio.run(partial(_catch_up, folder, decided))
     return {
         "blocks": blocks,
         "transfers_per_block": transfers,
         "commit_one_by_one_blocks_s": round(one_by_one),
         "commit_many_blocks_s": round(together),
+        "commit_many_cpu_ms": together_cpu_ms,
         "from_peers_blocks_s": round(from_peers),
+        "from_peers_cpu_ms": from_peers_cpu_ms,
     }
 
 
@@ -60,17 +62,28 @@ def _make(home: Path, blocks: int, transfers: int) -> list[Decided]:
     return made.decided
 
 
-def _take(home: Path, decided: list[Decided], at_once: int) -> float:
+class Watch:
+    """Blocks a second by the clock, and milliseconds of CPU a block: other work costs no CPU."""
+
+    def __init__(self) -> None:
+        self._begun_s, self._cpu_s = time.perf_counter(), time.process_time()
+
+    def read(self, blocks: int) -> tuple[float, float]:
+        cpu_ms = (time.process_time() - self._cpu_s) * 1_000 / blocks
+        return blocks / (time.perf_counter() - self._begun_s), round(cpu_ms, 2)
+
+
+def _take(home: Path, decided: list[Decided], at_once: int) -> tuple[float, float]:
     chain = Chain.open(home, GENESIS)
-    begun_s = time.perf_counter()
+    watch = Watch()
     for start in range(0, len(decided), at_once):
         chain.commit_many(decided[start : start + at_once])
-    took_s = time.perf_counter() - begun_s
+    figures = watch.read(len(decided))
     chain.close()
-    return len(decided) / took_s
+    return figures
 
 
-async def _catch_up(folder: Path, decided: list[Decided]) -> float:
+async def _catch_up(folder: Path, decided: list[Decided]) -> tuple[float, float]:
     hub = MemoryHub(1, Link(delay_ms=(1, 1)))
     source = Chain.open(folder / "server", GENESIS)
     for start in range(0, len(decided), SYNC_BLOCKS_MAX):
@@ -88,14 +101,14 @@ async def _catch_up(folder: Path, decided: list[Decided]) -> float:
         network = hub.network(party("follower").key, chain_id=CHAIN_ID)
         replica = _follower(network, chain)
         await nursery.start(network.run)
-        begun_s = time.perf_counter()
+        watch = Watch()
         await nursery.start(replica.run)
         await replica.wait_height(len(decided))
-        took_s = time.perf_counter() - begun_s
+        figures = watch.read(len(decided))
         nursery.cancel_scope.cancel()
     chain.close()
     source.close()
-    return len(decided) / took_s
+    return figures
 
 
 def _follower(network: Any, chain: Chain) -> Replica:

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -226,3 +227,25 @@ async def test_peer_that_began_later_is_not_asked_for_older_blocks(
         await world.wait()
         assert world.questions(KEYS[0]) > 0
         assert all(start >= 100 for peer, start in world.asked if peer == KEYS[1])
+
+
+@pytest.mark.parametrize(("start", "is_held"), [(49, False), (50, True)])
+async def test_blocks_from_before_our_snapshot_are_an_honest_no(
+    source: Stored, autojump_clock: Any, start: int, is_held: bool
+) -> None:
+    whole = source.chain.view()
+    view = SimpleNamespace(earliest=50, height=whole.height, record=whole.record)
+    responder = Responder(
+        get_view=lambda: view, find_undecided=lambda _: None, run_blocking=at_once
+    )
+    questions = (
+        (responder.answer_blocks, encode((0, start, 2))),
+        (responder.answer_headers, encode((start, 2, 1))),
+    )
+    for answer, question in questions:
+        if is_held:
+            assert len(await answer(KEYS[0], question)) > 500
+            continue
+        with pytest.raises(Refused) as refused:
+            await answer(KEYS[0], question)
+        assert (refused.value.code, refused.value.body) == (Code.NOT_FOUND, encode((50, HEIGHT)))

@@ -6,8 +6,8 @@ way that honest code can. What it does not know: blocks; an id is a header with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from functools import cache
 from random import Random
 
 from consensus.effects import (
@@ -22,7 +22,7 @@ from consensus.effects import (
 from consensus.engine import Engine
 from consensus.header import Header
 from consensus.inputs import Input, PayloadBuilt, Received, Started, TimedOut
-from consensus.messages import Message
+from consensus.messages import Message, Proposal, Vote
 from consensus.records import SignerRecord
 from consensus.validators import ValidatorSet
 
@@ -35,20 +35,56 @@ def key(number: int) -> bytes:
     return bytes([number + 1]) * 32
 
 
+class MarkedHeader(Header):
+    """A header whose id is worked out once in all runs: it costs 30 µs, as much as a vote."""
+
+    @cache  # noqa: B019  # few different headers are ever made
+    def block_id(self) -> bytes:
+        return super().block_id()
+
+
+@cache
 def header(proposer: bytes, height: int = 1, mark: int = 0) -> Header:
     """A header that differs from others by `mark`."""
     roots = [bytes([kind]) * 32 for kind in range(10)]
     roots[4] = mark.to_bytes(32, "big")  # txs_root
-    return Header(1, 1, CHAIN_ID, height, 1_000 + height, CHAIN_ID, proposer, *roots, 10**18)
+    return MarkedHeader(1, 1, CHAIN_ID, height, 1_000 + height, CHAIN_ID, proposer, *roots, 10**18)
+
+
+@cache
+def founded(powers: tuple[int, ...]) -> ValidatorSet:
+    """The first set of members with these powers; a set never changes, so runs may share it."""
+    return ValidatorSet.found({key(number): power for number, power in enumerate(powers)})
+
+
+def with_signature(message: Vote | Proposal, signature: bytes) -> Vote | Proposal:
+    """As `messages.signed`, three times as fast."""
+    if isinstance(message, Vote):
+        return Vote(
+            message.kind,
+            message.height,
+            message.round,
+            message.block_id,
+            message.index,
+            signature,
+        )
+    return Proposal(
+        message.height,
+        message.round,
+        message.pol_round,
+        message.header,
+        message.polka,
+        signature,
+    )
 
 
 class Node:
     """One engine with its pending timers and what it committed."""
 
-    def __init__(self, name: int, me: bytes | None, mark: int) -> None:
+    def __init__(self, name: int, me: bytes | None) -> None:
         self.name = name
         self.me = me
-        self.mark = mark
+        self.mark = 0
         self.engine = Engine(CHAIN_ID, me)
         self.timers: list[SetTimer] = []
         self.records: list[SignerRecord] = []
@@ -75,7 +111,7 @@ class Node:
                 self.records.append(record)
             case Broadcast(message):
                 assert self.records[-1].body == message.body(), "broadcast before persist"
-                signed = replace(message, signature=SIGNATURE)
+                signed = with_signature(message, SIGNATURE)
                 self.outbox.append(signed)
                 return [Received(signed)]
             case SetTimer():
@@ -102,13 +138,13 @@ class Node:
 class Cluster:
     """Nodes on one height; messages wait in `wires` until they are delivered or lost."""
 
-    def __init__(self, powers: Sequence[int], twins: Sequence[int] = ()) -> None:
-        self.validators = ValidatorSet.found({key(n): power for n, power in enumerate(powers)})
-        names = list(range(len(powers)))
-        owners = names + list(twins)
+    def __init__(self, validators: ValidatorSet, twins: Sequence[int] = ()) -> None:
+        """`twins`: places of the members that run twice; the second ones stand at the end."""
+        self.validators = validators
+        self.owners = [*range(len(validators)), *twins]
         self.twins = frozenset(twins)
-        self.nodes = [Node(place, key(owner), 0) for place, owner in enumerate(owners)]
-        self.owners = owners
+        keys = [member.key for member in validators.members]
+        self.nodes = [Node(place, keys[owner]) for place, owner in enumerate(self.owners)]
         self.wires: list[tuple[int, int, Message]] = []
 
     def start(self) -> None:
@@ -125,26 +161,31 @@ class Cluster:
             ]
         node.outbox.clear()
 
-    def deliver(self, allowed: Callable[[int, int, Message], bool], rng: Random | None) -> None:
-        """Deliver until nothing that is allowed is left; the rest stays on the wires."""
-        while True:
-            open_wires = [wire for wire in self.wires if allowed(*wire)]
-            if not open_wires:
+    def deliver(self, side: Sequence[bool] | None, rng: Random) -> None:
+        """Deliver until nothing is left between nodes of one side; the rest stays on the wires.
+
+        `side` of each node, or None: all hear all.
+        """
+        while self.wires:
+            waiting, taken = self.wires, []
+            self.wires = []
+            for wire in waiting:
+                is_open = side is None or side[wire[0]] == side[wire[1]]
+                (taken if is_open else self.wires).append(wire)
+            if not taken:
                 return
-            if rng is not None and rng.random() < 0.3:
-                rng.shuffle(open_wires)
-            taken = {id(wire) for wire in open_wires}
-            self.wires = [wire for wire in self.wires if id(wire) not in taken]
-            for _, to, message in open_wires:
+            if rng.random() < 0.3:
+                rng.shuffle(taken)
+            for _, to, message in taken:
                 node = self.nodes[to]
                 node.give(Received(message))
-                self.collect(node)
+                if node.outbox:
+                    self.collect(node)
 
-    def fire(self, rng: Random | None = None) -> None:
+    def fire(self, rng: Random) -> None:
         """Every timer now pending runs out, in a seeded order of nodes."""
         order = list(self.nodes)
-        if rng is not None:
-            rng.shuffle(order)
+        rng.shuffle(order)
         for node in order:
             node.fire()
             self.collect(node)
@@ -167,43 +208,10 @@ class Cluster:
             if owner not in self.twins
         ]
 
+    def have_decided(self) -> bool:
+        """Whether every honest node committed."""
+        return all(node.commits for node in self.honest())
+
     def decisions(self) -> set[bytes]:
         """Ids that any honest node committed."""
         return {commit.block_id for node in self.honest() for commit in node.commits}
-
-
-def twins_run(powers: Sequence[int], twins: Sequence[int], seed: int, rounds: int = 5) -> str:
-    """One Twins scenario: partitions by phase for some rounds, then all is healed.
-
-    Returns "OK", "FORK" (two honest nodes decided differently) or "STUCK" (one never decides).
-    """
-    rng = Random(seed)
-    cluster = Cluster(powers, twins)
-    cluster.start()
-    side = [rng.randrange(2) for _ in cluster.nodes]
-    for _ in range(rounds):
-        for _phase in range(3):
-            if rng.random() < 0.5:  # else the partition of the last phase stays
-                side = [rng.randrange(2) for _ in cluster.nodes]
-            whole = rng.random() < 0.2
-            cluster.deliver(
-                lambda a, b, _m, side=side, whole=whole: whole or side[a] == side[b], rng
-            )
-            for node in cluster.nodes:
-                if rng.random() < 0.8:
-                    node.fire(rng.randrange(3))
-                    cluster.collect(node)
-        if rng.random() < 0.2:
-            cluster.wires = [wire for wire in cluster.wires if rng.random() > 0.3]
-    if len(cluster.decisions()) > 1:
-        return "FORK"
-    for _ in range(12):
-        cluster.deliver(lambda *_: True, rng)
-        cluster.resend()
-        cluster.deliver(lambda *_: True, rng)
-        if all(node.commits for node in cluster.honest()):
-            break
-        cluster.fire(rng)
-    if len(cluster.decisions()) > 1:
-        return "FORK"
-    return "OK" if all(node.commits for node in cluster.honest()) else "STUCK"

@@ -123,6 +123,10 @@ class Journal:
         recovered, self._end = self._recover(path, height)
         if self._end == 0:
             self._append(KIND_HEAD, encode((VERSION, self._chain_id, height)))
+        if recovered.signed is not None and recovered.signed not in recovered.promises:
+            # Only the signer had it: the next two promises would push it out of there.
+            self._append(KIND_SIGNED, encode_record(recovered.signed))
+            recovered = recovered._replace(promises=(*recovered.promises, recovered.signed))
         if is_new:
             sync_directory(self._directory)
         if recovered.signed is not None:

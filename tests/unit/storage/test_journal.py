@@ -17,6 +17,7 @@ from node.storage.frames import read_all
 from node.storage.journal import (
     FORMAT,
     HEIGHTS_KEPT,
+    MAGIC,
     DoubleSign,
     Journal,
     LoggedMessage,
@@ -182,6 +183,23 @@ def test_flipped_bit_in_journal_or_signer_never_lets_us_say_another_thing(tmp_pa
         data[at if name == "signer" else rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         (home / name).write_bytes(bytes(data))
         refuses_another_body(home, [vote(5, 0), vote(5, 1)])
+
+
+def test_promise_that_only_the_signer_kept_is_said_again_for_ever(tmp_path: Path) -> None:
+    """Power fails between the two syncs. A vote that is recorded and never said again is a vote
+    that the others wait for: where the quorum needs it, the height would never end."""
+    whole = written(tmp_path)
+    message_at = whole.rindex(MAGIC, 0, whole.index(b"m" * 30))
+    (tmp_path / "journal" / "5.log").write_bytes(whole[:message_at])
+    journal = open_journal(tmp_path, CHAIN, KEY)
+    found = journal.begin(5)
+    assert found.promises == (vote(5, 0), vote(5, 1))
+    assert journal.sign(found.promises[1], echo) == b"vote:body"
+    for round in (2, 3):  # now both slots are of later promises
+        journal.persist(vote(5, round))
+    journal.close()
+    found = open_journal(tmp_path, CHAIN, KEY).begin(5)
+    assert found.promises == tuple(vote(5, round) for round in range(4))
 
 
 def test_rotted_slot_is_written_again_from_the_journal(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import trio
 from bundle_kit import Party
 from exchange_kit import at_once
-from simulation.cluster import Cluster, Node, deterministic
+from simulation.cluster import Cluster, deterministic
+from simulation.nodes import Node
 
 from consensus.certificate import PRECOMMIT, Certificate, make_certificate
 from consensus.header import decode_header

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 import trio
-from simulation.cluster import Cluster, Node, run_script
+from simulation.cluster import Cluster, run_script
+from simulation.nodes import Node
 
 from p2p.memory import Link
 

@@ -7,7 +7,8 @@ import pytest
 import trio
 from bundle_kit import party
 from evidence_kit import raw_double_vote
-from simulation.cluster import OPEN, Cluster, Node, run_script
+from simulation.cluster import OPEN, Cluster, run_script
+from simulation.nodes import Node
 
 from consensus.evidence import DuplicateProposal, DuplicateVote, decode_evidence
 from consensus.messages import EVIDENCE

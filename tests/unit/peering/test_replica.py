@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import trio
+from exchange_kit import at_once
 from replica_kit import Stage, id_of, playing
-from simulation.cluster import at_once
 
 from consensus.certificate import PRECOMMIT, PREVOTE
 from consensus.header import NIL, decode_header, encode_header

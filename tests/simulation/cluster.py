@@ -1,10 +1,11 @@
 """A whole network in one thread: real nodes over a simulated network, run from a seed.
 
-What this file does not know: what a node is made of, which is in `nodes.py`.
+What this file does not know: what a node is made of (`nodes.py`), and what it must not do
+(`promises.py`).
 """
 
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from typing import Any
 import trio
 import trio.testing
 from bundle_kit import party
+from simulation.disk import SeededDisk
 from simulation.nodes import EPOCH_MS, Node
+from simulation.promises import Promises
 
 from consensus.header import Header
 from node.ledger.genesis import Genesis, devnet_genesis
@@ -38,12 +41,23 @@ def deterministic(seed: int) -> Iterator[None]:
 
 
 class Cluster:
-    """Nodes 0..validators−1 vote; the rest follow."""
+    """Nodes with a bond vote; `followers` more only follow."""
 
     def __init__(
-        self, folder: Path, *, seed: int, validators: int = 4, followers: int = 0, **link: Any
+        self,
+        folder: Path,
+        *,
+        seed: int,
+        bonds: Sequence[int] = (1, 1, 1, 1),
+        followers: int = 0,
+        lies: Mapping[int, Sequence[str]] | None = None,
+        **link: Any,
     ) -> None:
-        powers = {party(f"validator {i}").key: 20 * OPEN for i in range(validators)}
+        """`bonds`: of the validators, in twenties of OPEN. `lies`: number of a node → its lies.
+
+        `link`: what all wires are like, as in `Link`.
+        """
+        powers = {party(f"validator {i}").key: 20 * OPEN * bond for i, bond in enumerate(bonds)}
         self.genesis: Genesis = devnet_genesis(
             name="simulation",
             time_ms=EPOCH_MS - 1_000,
@@ -53,10 +67,13 @@ class Cluster:
         self.chain_id = self.genesis.chain_id
         self.hub = MemoryHub(seed, Link(**link))
         self.rng = random.Random(seed)
+        self.disk = SeededDisk(folder, random.Random(f"disk {seed}"))
+        lies = lies or {}
         self.nodes = [
-            Node(self, i, folder / str(i), votes=i < validators)
-            for i in range(validators + followers)
+            Node(self, i, folder / str(i), votes=i < len(bonds), lies=lies.get(i, ()))
+            for i in range(len(bonds) + followers)
         ]
+        self.promises = Promises(self.nodes)
         self.late: set[int] = set()  # nodes that a script starts itself
         self.nursery: trio.Nursery
         self.payer = FAUCET.key
@@ -64,7 +81,9 @@ class Cluster:
         self.seen_headers: list[Header] = []  # of the first node, when the script has ended
 
     async def start(self, node: Node) -> None:
-        """Bring a node up, for the first time or again."""
+        """Bring a node up, for the first time or again, once its last life is over."""
+        await node.ended.wait()
+        self.disk.revive(node.home)
         await self.nursery.start(node.run)
 
     def transfer(self, nonce: int, now_ms: int) -> bytes:
@@ -83,8 +102,18 @@ class Cluster:
             node.pay(self.nonce)
         self.nonce += 1
 
+    def pay_next(self) -> None:
+        """A transfer that the ledger can take now, whatever became of those before it."""
+        settled = [node.chain.state().account(self.payer).nonce for node in self.alive()]
+        self.nonce = max(settled, default=0)
+        self.pay_everywhere()
+
     def alive(self) -> list[Node]:
         return [node for node in self.nodes if node.is_alive]
+
+    def honest(self) -> list[Node]:
+        """All nodes that tell the truth."""
+        return [node for node in self.nodes if not node.lies]
 
     async def wait_all(self, height: int, timeout_s: float = 60.0) -> None:
         """Until every living node has committed `height`."""
@@ -126,6 +155,6 @@ def run_script(cluster: Cluster, seed: int, script: Script) -> bytes:
             found = [chain.header(height) for height in range(1, chain.height + 1)]
             cluster.seen_headers = [header for header in found if header is not None]
 
-    with deterministic(seed):
+    with deterministic(seed), cluster.disk.mounted():
         trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
     return cluster.hub.trace_hash()

@@ -1,21 +1,26 @@
 """One whole node of a simulated network: a real replica, journal and chain, on the mock clock.
 
 Everything blocking is done at once: nothing waits for a real disk, and a run is its seed. Its
-files are in a folder, so that a crash is an end without goodbye and a restart opens what is there.
+files are in a folder on a disk that forgets (`disk.py`), so that a crash is an end without goodbye
+and a restart opens what was synced.
 What this file does not know: what happens to the network, and when.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import trio
 from bundle_kit import Party, party
+from simulation.disk import PowerLost, SeededKV
+from simulation.liars import Mouth
+from simulation.lying import LyingNetwork
 
 from consensus.primitives.digest import signing_bytes
 from consensus.primitives.errors import Invalid
@@ -35,12 +40,13 @@ from node.storage.chain import Chain
 from node.storage.journal import open_journal
 from node.storage.signer import create_signer
 from node.storage.snapshots import SnapshotStore
-from node.storage.store import MemoryKV
+from node.storage.views import Tip
 from p2p.network import Network, PeerId, StatusFacts
 
 if TYPE_CHECKING:
     from simulation.cluster import Cluster
 
+AMNESIA = "amnesia"  # a lie of the files, not of the mouth
 EPOCH_MS = 1_700_000_000_000
 SETTINGS = Settings(block_interval_ms=250, profile=LAN, doppelganger_wait_s=0.0)
 
@@ -52,7 +58,11 @@ async def at_once(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class Node:
-    """One node: its folder outlives it, everything else ends with a crash."""
+    """One node: its folder outlives it, everything else ends with a crash.
+
+    `voter`: whose key it runs, if that is another's: then it is a twin of that node.
+    `lies`: what it does to the truth, as in `liars.py`; none for an honest one.
+    """
 
     def __init__(
         self,
@@ -62,20 +72,24 @@ class Node:
         *,
         votes: bool,
         voter: Party | None = None,
+        lies: Sequence[str] = (),
     ) -> None:
         self.cluster, self.number, self.home = cluster, number, home
         self.identity = party(f"validator {number}")
-        self.voter = voter or self.identity  # another's key: a twin of that node
+        self.voter = voter or self.identity
         self.peer = PeerId(self.identity.key)
         self.votes = votes
+        self.lies = tuple(lies)
         self.skew_ms = 0
         self.settings = SETTINGS
         self.run_blocking = at_once
-        self.kv: MemoryKV | None = MemoryKV()  # as a crash leaves it: a batch is there or not
+        self.kv: SeededKV | None = SeededKV(cluster.disk, home)
         self.snapshot_every = 10_000
         self.trusted: tuple[int, bytes, int] | None = None  # height, block id, gap in blocks
         self.sync_counters: Counter[str] = Counter()
         self.scope: trio.CancelScope | None = None
+        self.ended = trio.Event()
+        self.ended.set()
         home.mkdir()
         if votes:
             create_signer(home / "signer", cluster.chain_id, self.voter.key)
@@ -89,10 +103,15 @@ class Node:
         return EPOCH_MS + round(trio.current_time() * 1_000) + self.skew_ms
 
     def sign(self, tag: bytes, body: bytes) -> bytes:
+        """As the keystore does: the one place where our words get their signature."""
+        self.cluster.promises.note_signed(self, body)
+        return self._signed(tag, body)
+
+    def _signed(self, tag: bytes, body: bytes) -> bytes:
         return sign(self.voter.seed, signing_bytes(tag, self.cluster.chain_id, body))
 
     def use_disk(self) -> None:
-        """A real database: one that a snapshot can take the place of."""
+        """A real database, which forgets nothing: one that a snapshot can take the place of."""
         self.kv = None
 
     def trust(self, other: Node, gap_blocks: int) -> None:
@@ -102,38 +121,42 @@ class Node:
     # --- its life
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-        """Live until `crash`."""
-        while await self._live(task_status):
-            pass
+        """Live until `crash`, or until the power fails."""
+        self.ended = trio.Event()
+        try:
+            with trio.CancelScope() as self.scope:
+                while await self._live(task_status):
+                    pass
+        except* PowerLost:
+            self.cluster.hub.crash(self.peer)
+        finally:
+            self.scope = None
+            self.ended.set()
 
     async def _live(self, task_status: Any) -> bool:
         """Until the end; returns whether to begin again, on a snapshot that was taken in."""
-        self.chain = Chain.open(self.home, encode_genesis(self.cluster.genesis), store=self.kv)
-        snapshots = SnapshotStore(self.home / "snapshots")
-        keeper = SnapshotKeeper(
-            store=snapshots,
-            get_view=lambda: self.chain.view(),
-            every=self.snapshot_every,
-            run_blocking=at_once,
-        )
-        self.network = self._join(keeper)
-        validator = self._open_validator() if self.votes else None
-        self.replica = self._make_replica(validator, keeper)
-        try:
-            with trio.CancelScope() as self.scope:
-                async with trio.open_nursery() as nursery:
-                    await nursery.start(self.network.run)
-                    if await self._sync_state(snapshots):
-                        nursery.cancel_scope.cancel()
-                        return True
-                    nursery.start_soon(keeper.run)
-                    await nursery.start(self.replica.run)
-                    task_status.started()
-            return False
-        finally:
-            if validator is not None:
-                validator.journal.close()
-            self.chain.close()
+        genesis = encode_genesis(self.cluster.genesis)
+        with ExitStack() as files:
+            self.chain = files.enter_context(closing(Chain.open(self.home, genesis, store=self.kv)))
+            snapshots = SnapshotStore(self.home / "snapshots")
+            keeper = SnapshotKeeper(
+                store=snapshots,
+                get_view=lambda: self.chain.view(),
+                every=self.snapshot_every,
+                run_blocking=at_once,
+            )
+            self.network = self._join(keeper)
+            validator = self._open_validator(files) if self.votes else None
+            self.replica = self._make_replica(validator, keeper)
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self.network.run)
+                if await self._sync_state(snapshots):
+                    nursery.cancel_scope.cancel()
+                    return True
+                nursery.start_soon(keeper.run)
+                await nursery.start(self.replica.run)
+                task_status.started()
+        return False
 
     def _join(self, keeper: SnapshotKeeper) -> Network:
         network = self.cluster.hub.network(
@@ -150,9 +173,14 @@ class Node:
         keeper.serve(network)
         return network
 
-    def _open_validator(self) -> Validator:
-        self.journal = open_journal(self.home, self.cluster.chain_id, self.voter.key)
-        return Validator(self.voter.key, self.journal, self.sign)
+    def _open_validator(self, files: ExitStack) -> Validator:
+        chain_id, key = self.cluster.chain_id, self.voter.key
+        if AMNESIA in self.lies:
+            shutil.rmtree(self.home / "journal", ignore_errors=True)
+            (self.home / "signer").unlink()
+            create_signer(self.home / "signer", chain_id, key)
+        self.journal = files.enter_context(closing(open_journal(self.home, chain_id, key)))
+        return Validator(key, self.journal, self.sign)
 
     def _make_replica(self, validator: Validator | None, keeper: SnapshotKeeper) -> Replica:
         chain_id = self.cluster.chain_id
@@ -162,8 +190,17 @@ class Node:
             get_view=self.chain.view,
             on_pooled=lambda: self.replica.wake(),
         )
+
+        def note_commit(tip: Tip) -> None:
+            self.cluster.promises.note_committed(self, tip)
+            keeper.note(tip)
+
+        def accuse(evidence: bytes) -> None:
+            self.cluster.promises.note_accused(self, evidence)
+            self.accusing.add(evidence)
+
         return Replica(
-            network=self.network,
+            network=self._mouth_of(self.network),
             chain=self.chain,
             proposer=Proposer(
                 chain=self.chain,
@@ -177,11 +214,19 @@ class Node:
             fetch_bodies=self.fetch_bodies,
             now_ms=self.now_ms,
             settings=replace(self.settings, snapshot_every=self.snapshot_every),
-            on_commit=keeper.note,
-            on_accuse=self.accusing.add,
+            on_commit=note_commit,
+            on_accuse=accuse,
             judge_evidence=self.accusing.judge,
             run_blocking=self.run_blocking,
         )
+
+    def _mouth_of(self, network: Network) -> Network:
+        """What the replica speaks through: the network itself, if it is honest."""
+        spoken = [lie for lie in self.lies if lie != AMNESIA]
+        if not spoken:
+            return network
+        mouth = Mouth(spoken, self.cluster.rng, self._signed)
+        return LyingNetwork(network, mouth, [node.peer for node in self.cluster.nodes])
 
     async def _sync_state(self, store: SnapshotStore) -> bool:
         if self.trusted is None or self.trusted[0] - self.chain.height <= self.trusted[2]:
@@ -208,9 +253,10 @@ class Node:
     # --- what a script does to it
 
     def crash(self) -> None:
-        """As kill -9: nobody is told, what was not synced may be gone."""
+        """As a power cut: nobody is told, what was not synced may be gone or torn."""
         assert self.scope is not None
         self.cluster.hub.crash(self.peer)
+        self.cluster.disk.crash(self.home)
         self.scope.cancel()
 
     def pay(self, nonce: int) -> None:

@@ -210,7 +210,7 @@ async def _lone(cluster: Cluster) -> None:
 
 
 def test_network_of_one_validator_makes_blocks(tmp_path: Path) -> None:
-    run_script(Cluster(tmp_path, seed=15, validators=1), 15, _lone)
+    run_script(Cluster(tmp_path, seed=15, bonds=[1]), 15, _lone)
 
 
 async def _waits(cluster: Cluster) -> None:

@@ -39,17 +39,10 @@ def accusations(node: Node) -> dict[int, tuple[bytes, ...]]:
     return {height: p.evidence for height, p in payloads.items() if p is not None and p.evidence}
 
 
-def pay(cluster: Cluster) -> None:
-    """One more transfer; what a slow round has left behind does not stop those after it."""
-    settled = (n.chain.state().account(cluster.payer).nonce for n in cluster.alive())
-    cluster.nonce = max(settled)
-    cluster.pay_everywhere()
-
-
 async def _until_accused(cluster: Twinned) -> int:
     with trio.fail_after(60):
         while not all(accusations(node) for node in cluster.honest):
-            pay(cluster)
+            cluster.pay_next()
             await trio.sleep(0.4)
     return min(accusations(cluster.honest[0]))
 
@@ -69,7 +62,7 @@ async def _equivocate(cluster: Twinned) -> None:
     await cluster.honest[0].replica.wait_height(height)
     top = cluster.honest[0].chain.height
     for _ in range(6):
-        pay(cluster)
+        cluster.pay_next()
         await trio.sleep(0.6)
     cluster.assert_agreed()
     for node in cluster.honest:
@@ -107,7 +100,7 @@ async def _listen_first(cluster: Twinned) -> None:
     owner, twin = cluster.nodes[TWINNED], cluster.nodes[4]
     assert twin.replica.statistics().state == "waiting"
     for _ in range(15):
-        pay(cluster)
+        cluster.pay_next()
         await trio.sleep(1)
     cluster.assert_agreed()
     assert twin.replica.statistics().state == "doubled"
@@ -135,7 +128,7 @@ def test_second_home_of_a_key_hears_the_first_and_signs_nothing(tmp_path: Path) 
 async def _told_by_a_follower(cluster: Cluster) -> None:
     """What only a node without a vote knows: true evidence, and a forgery."""
     await trio.sleep(1)
-    pay(cluster)
+    cluster.pay_next()
     await cluster.wait_all(1)
     chain, follower = cluster.nodes[0].chain, cluster.nodes[4]
     validators = chain.validators(1)
@@ -163,7 +156,7 @@ def test_evidence_that_gossip_brings_is_punished_and_a_forgery_is_not(tmp_path: 
 
 async def _honest_faults(cluster: Cluster) -> None:
     for _ in range(3):
-        pay(cluster)
+        cluster.pay_next()
         await trio.sleep(0.7)
         for node in cluster.nodes:
             node.crash()

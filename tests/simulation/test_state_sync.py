@@ -17,11 +17,8 @@ GAP = 5
 async def _grow(cluster: Cluster, height: int) -> None:
     """Until every living node but the newcomer has so many blocks."""
     while min(node.chain.height for node in cluster.alive()) < height:
-        cluster.pay_everywhere()
+        cluster.pay_next()
         await trio.sleep(0.6)
-        cluster.nonce = max(
-            node.chain.state().account(cluster.payer).nonce for node in cluster.alive()
-        )
 
 
 def _cluster(folder: Path, seed: int) -> Cluster:

@@ -1,0 +1,94 @@
+"""`olnode bench`: a child's figures beside its budgets, and what is said when there is no child."""
+
+import json
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from node.cli import bench
+from node.cli.main import run
+
+CHILD = """
+import sys
+from bench.protocol import Budget, finish
+finish({"p50_ms": 12.5, "rate": 80, "options": sys.argv[1:]},
+       (Budget("p50_ms", "at most", 250), Budget("rate", "at least", LEAST)))
+"""
+PROTOCOL = Path(__file__).parents[2] / "bench" / "protocol.py"
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A checkout with one bench, `finality`, that keeps its budgets."""
+    folder = tmp_path / "tests" / "bench"
+    folder.mkdir(parents=True)
+    (folder / "protocol.py").write_text(PROTOCOL.read_text())
+    write_child(tmp_path, least=80)
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "node" / "cli" / "bench.py"))
+    return tmp_path
+
+
+def write_child(checkout: Path, least: int) -> None:
+    text = textwrap.dedent(CHILD).replace("LEAST", str(least))
+    (checkout / "tests" / "bench" / "finality.py").write_text(text)
+
+
+def told(capsys: Capture, words: str, status: int = 0) -> dict[str, Any]:
+    assert run(words.split()) == status
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return answer
+
+
+def test_figures_are_the_objects_own_keys(checkout: Path, capsys: Capture) -> None:
+    answer = told(capsys, "bench finality --seed 3 -o json")
+    assert next(iter(answer)) == "schema"
+    assert answer["schema"] == "olnode.bench.finality/1"
+    assert answer["p50_ms"] == 12.5
+    assert answer["options"] == ["--seed", "3"], "what is not ours is the child's"
+    assert [each["met"] for each in answer["budgets"]] == [True, True]
+    assert {"machine", "versions", "load"} <= answer.keys()
+
+
+@pytest.mark.parametrize(("least", "status"), [(80, 0), (81, 1)])
+def test_strict_fails_on_a_missed_budget_only(
+    checkout: Path, capsys: Capture, least: int, status: int
+) -> None:
+    write_child(checkout, least)
+    assert run(["bench", "finality"]) == 0, "told, but no fault"
+    assert ("MISSED" in capsys.readouterr().out) == bool(status)
+    assert run(["bench", "finality", "--strict"]) == status
+
+
+def test_all_runs_those_that_are_there_and_end(checkout: Path, capsys: Capture) -> None:
+    (checkout / "tests" / "bench" / "simulate.py").write_text("raise SystemExit(9)")
+    answer = told(capsys, "bench all -o json")
+    assert answer["finality"]["rate"] == 80
+    assert "simulate" not in answer
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ("bench nope", 2, "one of"),
+        ("bench gossip", 3, "has no bench gossip"),
+        ("bench finality", 1, "failed with status 9"),
+    ],
+)
+def test_bench_that_cannot_run_says_why(
+    checkout: Path, capsys: Capture, words: str, status: int, said: str
+) -> None:
+    (checkout / "tests" / "bench" / "finality.py").write_text("raise SystemExit(9)")
+    assert run(words.split()) == status
+    assert said in capsys.readouterr().err
+
+
+def test_without_a_checkout_exit_3_says_so(
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "__file__", str(tmp_path / "node" / "cli" / "bench.py"))
+    assert run(["bench", "finality"]) == 3
+    assert "not installed from a checkout" in capsys.readouterr().err

@@ -375,4 +375,4 @@ def test_message_kinds_are_those_of_the_wire() -> None:
     assert decode_frame(encode_message(vote()))[0] == VOTE
     assert decode_frame(encode_message(proposal()))[0] == PROPOSAL
     assert vote_body(PREVOTE, 1, 0, ID) == vote().body()
-    assert Header is type(HEADER)
+    assert isinstance(HEADER, Header)

@@ -46,6 +46,17 @@ def test_certificate_counts_as_a_whole_and_any_member_once() -> None:
     assert book.polkas == {0: [A]}
 
 
+def test_vote_that_stands_in_a_certificate_too_counts_once() -> None:
+    """3 + 1 of 7 are no quorum; with the 3 counted twice they would be."""
+    book = VoteBook(1, SET)
+    book.add(vote(0))
+    for _ in range(2):
+        book.add_certificate(make_certificate(PREVOTE, 1, 0, A, {0: SIGNATURE, 2: SIGNATURE}, 4))
+    book.add(vote(2))
+    assert book.power(PREVOTE, 0, A) == book.power_of_any(PREVOTE, 0) == 4
+    assert book.polkas == {}
+
+
 def test_votes_and_certificates_make_one_fuller_certificate() -> None:
     book = VoteBook(1, SET)
     book.add(vote(3, A, PRECOMMIT))

@@ -291,6 +291,26 @@ def test_uncommitted_block_may_be_replaced_by_the_decided_one(tmp_path: Path) ->
 # ---- catching up
 
 
+def test_database_moves_only_when_the_block_log_is_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a power cut leaves a height whose block is nowhere."""
+    store = MemoryKV()
+    made = Stored(tmp_path, store=store)
+    block = made.build(made.pay())
+    certificate = made.decide(block)
+    before = list(store.scan(b"", b"\xff" * 8))
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "no space left")
+
+    monkeypatch.setattr("os.fdatasync", fail)
+    with pytest.raises(StorageError):
+        made.chain.commit(certificate.block_id, certificate)
+    assert list(store.scan(b"", b"\xff" * 8)) == before
+    assert made.chain.height == 0
+
+
 def test_many_blocks_are_committed_under_one_sync(told: tuple[Told, Path], tmp_path: Path) -> None:
     story, _ = told
     chain = Chain.open(tmp_path, GENESIS)

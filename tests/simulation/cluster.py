@@ -69,10 +69,11 @@ class Cluster:
         self.rng = random.Random(seed)
         self.disk = SeededDisk(folder, random.Random(f"disk {seed}"))
         lies = lies or {}
-        self.nodes = [
-            Node(self, i, folder / str(i), votes=i < len(bonds), lies=lies.get(i, ()))
-            for i in range(len(bonds) + followers)
-        ]
+        with self.disk.mounted():
+            self.nodes = [
+                Node(self, i, folder / str(i), votes=i < len(bonds), lies=lies.get(i, ()))
+                for i in range(len(bonds) + followers)
+            ]
         self.promises = Promises(self.nodes)
         self.late: set[int] = set()  # nodes that a script starts itself
         self.nursery: trio.Nursery

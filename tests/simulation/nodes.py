@@ -90,6 +90,7 @@ class Node:
         self.scope: trio.CancelScope | None = None
         self.ended = trio.Event()
         self.ended.set()
+        self.is_up = False
         home.mkdir()
         if votes:
             create_signer(home / "signer", cluster.chain_id, self.voter.key)
@@ -121,14 +122,17 @@ class Node:
     # --- its life
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
-        """Live until `crash`, or until the power fails."""
+        """Live until `crash`, or until the power fails, which may be before we are up."""
         self.ended = trio.Event()
+        self.is_up = False
         try:
             with trio.CancelScope() as self.scope:
                 while await self._live(task_status):
                     pass
         except* PowerLost:
             self.cluster.hub.crash(self.peer)
+            if not self.is_up:
+                task_status.started()
         finally:
             self.scope = None
             self.ended.set()
@@ -155,6 +159,7 @@ class Node:
                     return True
                 nursery.start_soon(keeper.run)
                 await nursery.start(self.replica.run)
+                self.is_up = True
                 task_status.started()
         return False
 

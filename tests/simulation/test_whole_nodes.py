@@ -5,7 +5,9 @@ from pathlib import Path
 from random import Random
 
 import pytest
+import trio
 from simulation.campaign import make_cluster, whole_run
+from simulation.cluster import Cluster, run_script
 from simulation.disk import PowerLost, SeededDisk
 from simulation.liars import LIES
 from simulation.outcomes import failures
@@ -35,6 +37,30 @@ def test_runs_hold_what_they_promise(tmp_path: Path) -> None:
     assert {lie for node in nodes for lie in node.lies} > set(LIES)
     assert {node.skew_ms for node in nodes} == {-30_000, 0, 30_000}
     assert sum(bool(node.lies) for node in nodes) > RUNS // 2
+
+
+async def _fail_while_coming_up(cluster: Cluster) -> None:
+    await trio.sleep(1)
+    cluster.pay_next()
+    await cluster.wait_all(1)
+    came_up = []
+    for node, operations in zip(cluster.nodes, (0, 1, 2, 20), strict=True):
+        node.crash()
+        await node.ended.wait()
+        cluster.disk.fail_after(node.home, operations)
+        await cluster.start(node)
+        came_up.append(node.is_alive)
+        cluster.disk.repair()
+        if not node.is_alive:
+            await cluster.start(node)
+        assert node.is_alive
+    assert came_up == [False, False, False, True]
+    cluster.pay_next()
+    await cluster.wait_all(2)
+
+
+def test_node_whose_power_fails_as_it_comes_up_comes_up_later(tmp_path: Path) -> None:
+    run_script(Cluster(tmp_path, seed=1), 1, _fail_while_coming_up)
 
 
 # --- the disk

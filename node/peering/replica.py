@@ -361,7 +361,14 @@ class Replica:
         self._voter.end(tip.height)
         self.counters["committed"] += 1
         assert tip.header is not None
-        log.info("block committed", height=tip.height, round=effect.round, id=tip.block_id)
+        log.info(
+            "block committed",
+            height=tip.height,
+            round=effect.round,
+            id=tip.block_id,
+            # From the proposer's clock, as it began to build, to ours: true as far as both are.
+            took_ms=self._now_ms() - tip.header.time_ms,
+        )
         if tip.header.proposer == self._voter.key:
             self._sender.tell_decision(effect.certificate)
         await self._follow_tip(tip)

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Mapping
 from typing import Final, Literal, NamedTuple
 
+import structlog
+
 AT_MOST: Final = "at most"
 AT_LEAST: Final = "at least"
 
@@ -28,6 +30,14 @@ def finish(figures: Mapping[str, object], budgets: tuple[Budget, ...]) -> None:
     missing = [budget.key for budget in budgets if budget.key not in figures]
     assert not missing, f"no figures for {missing}"
     print(json.dumps({"figures": figures, "budgets": budgets}), flush=True)  # noqa: T201
+
+
+def quiet() -> None:
+    """Our own events would land on stdout, and nodes under attack warn a lot."""
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger("critical"),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
 
 
 def tell(line: str) -> None:

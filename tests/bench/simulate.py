@@ -13,10 +13,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-import structlog
-from bench.protocol import AT_LEAST, AT_MOST, Budget, finish, tell
+from bench.protocol import AT_LEAST, AT_MOST, Budget, finish, quiet, tell
 from simulation.campaign import RUNS
-from simulation.outcomes import OK, STUCK, replay_command
+from simulation.outcomes import BROKEN, OK, STUCK, Outcome, replay_command
 
 SEEDS_APART: Final = 10**9
 MINUTES: Final = 5.0
@@ -54,15 +53,13 @@ def run_task(task: tuple[str, int, int]) -> Done:
     quiet()
     began_s, failures = time.process_time(), []
     for seed in range(first, first + count):
-        outcome = RUNS[kind](seed)
+        try:
+            outcome = RUNS[kind](seed)
+        except Exception as error:  # noqa: BLE001  # a finding, and no reason to end the campaign
+            outcome = Outcome(BROKEN, b"", f"{type(error).__name__}: {error}")
         if outcome.end != OK:
             failures.append((seed, outcome.end, outcome.why))
     return Done(kind, count, time.process_time() - began_s, failures)
-
-
-def quiet() -> None:
-    """Nodes under attack warn a lot; a campaign looks at what they do."""
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger("critical"))
 
 
 class Campaign:
@@ -136,6 +133,7 @@ def _first(campaign: Campaign, count: int) -> list[tuple[str, int, int]]:
 
 def replay(word: str) -> None:
     """Play one run again and tell how it ends."""
+    quiet()
     kind, _, seed = word.partition(":")
     outcome = RUNS[kind](int(seed))
     tell(f"{outcome.end} {outcome.why} trace {outcome.trace.hex()}")

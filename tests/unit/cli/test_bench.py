@@ -92,3 +92,17 @@ def test_without_a_checkout_exit_3_says_so(
     monkeypatch.setattr(bench, "__file__", str(tmp_path / "node" / "cli" / "bench.py"))
     assert run(["bench", "finality"]) == 3
     assert "not installed from a checkout" in capsys.readouterr().err
+
+
+def test_simulate_gives_the_keys_that_page_80_promises(capsys: Capture) -> None:
+    """The real one, for as long as one batch of each kind takes."""
+    schemas = json.loads((Path(__file__).parents[2] / "vectors/cli/schemas.json").read_text())
+    answer = told(capsys, "bench simulate --minutes 0.02 --processes 1 -o json")
+    assert set(schemas[answer["schema"]]) <= answer.keys()
+    assert answer["twins"] > 0
+    assert (answer["safety_violations"], answer["stuck"], answer["failed"]) == (0, 0, [])
+
+
+def test_simulate_plays_a_run_again(capsys: Capture) -> None:
+    traces = [told(capsys, "bench simulate --replay engine:5 -o json")["trace"] for _ in range(2)]
+    assert traces[0] == traces[1]

@@ -1,0 +1,156 @@
+"""`olnode bench finality`: four real daemons on loopback, from proposal to commit.
+
+Each node logs how long a block took from its proposer's clock, as it began to build, to its own
+commit: on one machine that is one clock. The floor is what no implementation of three message
+delays can beat on this machine: three messages over a libp2p stream, measured here between two
+networks, and five syncs one after another (proposal, prevote, precommit, block log, database).
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import trio
+from bench.protocol import AT_MOST, Budget, finish, quiet, tell
+from network_kit import World
+
+from consensus.messages import VOTE_BYTES
+from node.devnet.children import Child, stop_all, wait_answering
+from node.devnet.market import Market
+from node.devnet.people import VALIDATORS, Settled, settle
+from node.devnet.story import free_ports
+from node.ledger.genesis import decode_genesis
+from node.ledger.wire.transactions import Transfer
+from p2p.limits import PROTOCOLS
+from p2p.network import FrameStream, PeerId
+
+BUDGETS: Final = (Budget("p50_ms", AT_MOST, 250), Budget("p99_ms", AT_MOST, 1_000))
+MESSAGE_DELAYS: Final = 3
+SYNCS: Final = 5
+SAMPLES: Final = 200
+SYNC_BYTES: Final = 4_096
+SECONDS: Final = 30.0
+PAUSE_S: Final = 0.5  # between transfers: light load
+WARM_UP: Final = 5  # blocks that dial, compile and fill caches
+PEERS_S: Final = 30.0
+WAIT_S: Final = 5.0
+VALIDATORS_ONLY: Final = {"OLNODE_ROLES": '["validator"]', "OLNODE_ENGINE__KIND": "none"}
+
+
+async def run(folder: Path, seconds: float) -> dict[str, float]:
+    """Start, load, read the logs, measure the floor."""
+    os.environ.update(VALIDATORS_ONLY)  # the children's, and ours
+    land = settle(folder, time_ms=time.time_ns() // 1_000_000, ports=free_ports(), models=())
+    children = list(land.validators)
+    try:
+        for child in children:
+            child.start()
+        for child in children:
+            await wait_answering(child)
+        await _wait_peers(children)
+        tell(f"{VALIDATORS} validators answer; transfers for {seconds:.0f} s")
+        await _load(land, seconds)
+    finally:
+        await stop_all(children)
+    took_ms = sorted(each for child in children for each in list(_took_ms(child))[WARM_UP:])
+    sync_ms, delay_ms = _sync_ms(folder), await _delay_ms()
+    floor_ms = MESSAGE_DELAYS * delay_ms + SYNCS * sync_ms
+    p50_ms = statistics.median(took_ms)
+    return {
+        "validators": VALIDATORS,
+        "blocks": len(took_ms) // VALIDATORS,
+        "p50_ms": p50_ms,
+        "p99_ms": took_ms[(len(took_ms) - 1) * 99 // 100],
+        "floor_ms": round(floor_ms, 2),
+        "ratio_to_floor": round(p50_ms / floor_ms, 2),
+        "message_delay_ms": round(delay_ms, 3),
+        "sync_ms": round(sync_ms, 3),
+    }
+
+
+async def _wait_peers(children: list[Child]) -> None:
+    """Until each validator knows all others: the first rounds of a network are its dials."""
+    with trio.fail_after(PEERS_S):
+        for child in children:
+            while len(await trio.to_thread.run_sync(_peers, child)) < VALIDATORS - 1:  # noqa: ASYNC110  # another process
+                await trio.sleep(0.2)
+
+
+def _peers(child: Child) -> list[object]:
+    peers: list[object] = child.node.get("/peers")["peers"]
+    return peers
+
+
+async def _load(land: Settled, seconds: float) -> None:
+    market = Market(land.validators[0], decode_genesis(land.genesis).chain_id)
+    to = land.people.contributors[0].account
+    with trio.move_on_after(seconds):
+        while True:
+            await market.do(land.people.faucet, Transfer(to, 1, b"bench"))
+            await trio.sleep(PAUSE_S)
+
+
+def _took_ms(child: Child) -> Iterator[int]:
+    for line in child.log_path.read_text("utf-8", "replace").splitlines():
+        with suppress(ValueError):  # a line of a library
+            told = json.loads(line)
+            if told.get("event") == "block committed":
+                yield told["took_ms"]
+
+
+def _sync_ms(folder: Path) -> float:
+    """Median of one append and its fdatasync, where the homes are."""
+    descriptor = os.open(folder / "sync", os.O_RDWR | os.O_CREAT, 0o600)
+    took_s = []
+    try:
+        for number in range(SAMPLES):
+            began_s = time.perf_counter()
+            os.pwrite(descriptor, bytes(SYNC_BYTES), number * SYNC_BYTES)
+            os.fdatasync(descriptor)
+            took_s.append(time.perf_counter() - began_s)
+    finally:
+        os.close(descriptor)
+    return 1_000 * statistics.median(took_s)
+
+
+async def _delay_ms() -> float:
+    """Median of half a round trip of a vote over an open stream between two networks."""
+
+    async def echo(peer: PeerId, stream: FrameStream) -> None:
+        while True:
+            await stream.write(await stream.read(VOTE_BYTES, float("inf")), WAIT_S)
+
+    took_s = []
+    async with trio.open_nursery() as nursery:
+        one, other = await World("libp2p").start(
+            nursery, 2, lambda network: network.accept("consensus", echo, PROTOCOLS["consensus"])
+        )
+        stream = await one.open(other.me, "consensus")
+        for _ in range(SAMPLES):
+            began_s = time.perf_counter()
+            await stream.write(bytes(VOTE_BYTES), WAIT_S)
+            await stream.read(VOTE_BYTES, WAIT_S)
+            took_s.append((time.perf_counter() - began_s) / 2)
+        nursery.cancel_scope.cancel()
+    return 1_000 * statistics.median(took_s)
+
+
+def main() -> None:
+    """The command line of `olnode bench finality`."""
+    parser = argparse.ArgumentParser(prog="olnode bench finality")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of load")
+    given = parser.parse_args()
+    quiet()
+    with tempfile.TemporaryDirectory(prefix="olnode-bench-") as folder:
+        finish(trio.run(run, Path(folder), given.seconds), BUDGETS)
+
+
+if __name__ == "__main__":
+    main()

@@ -79,13 +79,12 @@ async def _wait_peers(children: list[Child]) -> None:
     """Until each validator knows all others: the first rounds of a network are its dials."""
     with trio.fail_after(PEERS_S):
         for child in children:
-            while len(await trio.to_thread.run_sync(_peers, child)) < VALIDATORS - 1:  # noqa: ASYNC110  # another process
+            while await trio.to_thread.run_sync(_lacks_peers, child):  # noqa: ASYNC110  # polls
                 await trio.sleep(0.2)
 
 
-def _peers(child: Child) -> list[object]:
-    peers: list[object] = child.node.get("/peers")["peers"]
-    return peers
+def _lacks_peers(child: Child) -> bool:
+    return len(child.node.get("/peers")["peers"]) < VALIDATORS - 1
 
 
 async def _load(land: Settled, seconds: float) -> None:

@@ -6,7 +6,7 @@ way that honest code can. What it does not know: blocks; an id is a header with 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from random import Random
 
@@ -161,26 +161,34 @@ class Cluster:
             ]
         node.outbox.clear()
 
-    def deliver(self, side: Sequence[bool] | None, rng: Random) -> None:
-        """Deliver until nothing is left between nodes of one side; the rest stays on the wires.
+    def deliver(self, rng: Random, side: Sequence[bool] | None = None) -> None:
+        """Deliver until nothing is left within a side, also what is said meanwhile.
 
-        `side` of each node, or None: all hear all.
+        `side` of each node, or None: all hear all. What goes across stays on the wires.
         """
-        while self.wires:
-            waiting, taken = self.wires, []
-            self.wires = []
-            for wire in waiting:
-                is_open = side is None or side[wire[0]] == side[wire[1]]
-                (taken if is_open else self.wires).append(wire)
-            if not taken:
-                return
-            if rng.random() < 0.3:
-                rng.shuffle(taken)
-            for _, to, message in taken:
-                node = self.nodes[to]
+        while self.hop(lambda one, other: side is None or side[one] == side[other], 1.0, rng):
+            pass
+
+    def hop(self, is_open: Callable[[int, int], bool], kept: float, rng: Random) -> bool:
+        """Deliver what is on the wires now and may pass; of the rest a share is `kept`.
+
+        Returns whether anything was delivered. In 30 % of all hops the order is shuffled.
+        """
+        waiting, self.wires = self.wires, []
+        if rng.random() < 0.3:
+            rng.shuffle(waiting)
+        has_delivered = False
+        for wire in waiting:
+            sender, hearer, message = wire
+            if is_open(sender, hearer):
+                has_delivered = True
+                node = self.nodes[hearer]
                 node.give(Received(message))
                 if node.outbox:
                     self.collect(node)
+            elif kept == 1 or rng.random() < kept:
+                self.wires.append(wire)
+        return has_delivered
 
     def fire(self, rng: Random) -> None:
         """Every timer now pending runs out, in a seeded order of nodes."""

@@ -34,7 +34,7 @@ from p2p.network import FrameStream, PeerId
 BUDGETS: Final = (Budget("p50_ms", AT_MOST, 250), Budget("p99_ms", AT_MOST, 1_000))
 MESSAGE_DELAYS: Final = 3
 SYNCS: Final = 5
-SAMPLES: Final = 200
+SAMPLE_EVERY_S: Final = 0.1
 SYNC_BYTES: Final = 4_096
 SECONDS: Final = 30.0
 PAUSE_S: Final = 0.5  # between transfers: light load
@@ -56,12 +56,15 @@ async def run(folder: Path, seconds: float) -> dict[str, float]:
             await wait_answering(child)
         await _wait_peers(children)
         tell(f"{VALIDATORS} validators answer; transfers for {seconds:.0f} s")
-        await _load(land, seconds)
+        floor = Floor(folder)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(floor.sample)
+            await _load(land, seconds)
+            nursery.cancel_scope.cancel()
     finally:
         await stop_all(children)
     took_ms = sorted(each for child in children for each in list(_took_ms(child))[WARM_UP:])
-    sync_ms, delay_ms = _sync_ms(folder), await _delay_ms()
-    floor_ms = MESSAGE_DELAYS * delay_ms + SYNCS * sync_ms
+    floor_ms = MESSAGE_DELAYS * floor.delay_ms + SYNCS * floor.sync_ms
     p50_ms = statistics.median(took_ms)
     return {
         "validators": VALIDATORS,
@@ -70,8 +73,8 @@ async def run(folder: Path, seconds: float) -> dict[str, float]:
         "p99_ms": took_ms[(len(took_ms) - 1) * 99 // 100],
         "floor_ms": round(floor_ms, 2),
         "ratio_to_floor": round(p50_ms / floor_ms, 2),
-        "message_delay_ms": round(delay_ms, 3),
-        "sync_ms": round(sync_ms, 3),
+        "message_delay_ms": round(floor.delay_ms, 3),
+        "sync_ms": round(floor.sync_ms, 3),
     }
 
 
@@ -104,41 +107,56 @@ def _took_ms(child: Child) -> Iterator[int]:
                 yield told["took_ms"]
 
 
-def _sync_ms(folder: Path) -> float:
-    """Median of one append and its fdatasync, where the homes are."""
-    descriptor = os.open(folder / "sync", os.O_RDWR | os.O_CREAT, 0o600)
-    took_s = []
-    try:
-        for number in range(SAMPLES):
-            began_s = time.perf_counter()
-            os.pwrite(descriptor, bytes(SYNC_BYTES), number * SYNC_BYTES)
-            os.fdatasync(descriptor)
-            took_s.append(time.perf_counter() - began_s)
-    finally:
-        os.close(descriptor)
-    return 1_000 * statistics.median(took_s)
+class Floor:
+    """Samples of what the network and the disk take, from the same seconds as the blocks."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "sync"
+        self._delays_s: list[float] = []
+        self._syncs_s: list[float] = []
+
+    async def sample(self) -> None:
+        """Until it is cancelled."""
+        with self._path.open("wb") as file:
+            async with trio.open_nursery() as nursery:
+                world = World("libp2p")
+                one, other = await world.start(
+                    nursery, 2, lambda net: net.accept("consensus", _echo, PROTOCOLS["consensus"])
+                )
+                stream = await one.open(other.me, "consensus")
+                while True:
+                    self._delays_s.append(await _half_round_trip_s(stream))
+                    self._syncs_s.append(await trio.to_thread.run_sync(_sync_s, file.fileno()))
+                    await trio.sleep(SAMPLE_EVERY_S)
+
+    @property
+    def delay_ms(self) -> float:
+        """Median of one message's way over an open stream."""
+        return 1_000 * statistics.median(self._delays_s)
+
+    @property
+    def sync_ms(self) -> float:
+        """Median of one write of a slot and its fdatasync."""
+        return 1_000 * statistics.median(self._syncs_s)
 
 
-async def _delay_ms() -> float:
-    """Median of half a round trip of a vote over an open stream between two networks."""
+async def _echo(peer: PeerId, stream: FrameStream) -> None:
+    while True:
+        await stream.write(await stream.read(VOTE_BYTES, float("inf")), WAIT_S)
 
-    async def echo(peer: PeerId, stream: FrameStream) -> None:
-        while True:
-            await stream.write(await stream.read(VOTE_BYTES, float("inf")), WAIT_S)
 
-    took_s = []
-    async with trio.open_nursery() as nursery:
-        one, other = await World("libp2p").start(
-            nursery, 2, lambda network: network.accept("consensus", echo, PROTOCOLS["consensus"])
-        )
-        stream = await one.open(other.me, "consensus")
-        for _ in range(SAMPLES):
-            began_s = time.perf_counter()
-            await stream.write(bytes(VOTE_BYTES), WAIT_S)
-            await stream.read(VOTE_BYTES, WAIT_S)
-            took_s.append((time.perf_counter() - began_s) / 2)
-        nursery.cancel_scope.cancel()
-    return 1_000 * statistics.median(took_s)
+async def _half_round_trip_s(stream: FrameStream) -> float:
+    began_s = time.perf_counter()
+    await stream.write(bytes(VOTE_BYTES), WAIT_S)
+    await stream.read(VOTE_BYTES, WAIT_S)
+    return (time.perf_counter() - began_s) / 2
+
+
+def _sync_s(descriptor: int) -> float:
+    began_s = time.perf_counter()
+    os.pwrite(descriptor, os.urandom(SYNC_BYTES), 0)
+    os.fdatasync(descriptor)
+    return time.perf_counter() - began_s
 
 
 def main() -> None:

@@ -219,7 +219,7 @@ class View:
         validators = self.validators(height)
         if validators is None:
             raise Damaged(
-                f"the validators of height {height} are missing", mend="olnode db rebuild"
+                f"the validators of height {height} are missing", mend=FRESH_HOME
             )
         return PastHeight(height, self.get_header(height).time_ms, validators)
 

@@ -95,14 +95,3 @@ def test_snapshot_does_not_depend_on_the_order_of_arrival() -> None:
         other.add(each)
     assert one.snapshot() == other.snapshot()
     assert hash(one.snapshot()) == hash(other.snapshot())
-
-
-def test_member_counts_once_by_vote_and_by_certificate_together() -> None:
-    book = VoteBook(1, SET)
-    signed = dict.fromkeys((0, 2), SIGNATURE)
-    polka = make_certificate(PREVOTE, 1, 0, A, signed, 4)
-    for _ in range(2):
-        book.add(vote(0))
-        book.add_certificate(polka)
-    assert (book.power(PREVOTE, 0, A), book.power_of_any(PREVOTE, 0)) == (4, 4)
-    assert book.polkas == {}, "4 of 7 are no quorum, however often they are told"

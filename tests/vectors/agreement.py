@@ -4,8 +4,8 @@ from bundle_kit import Party, party
 from vectors import market
 from vectors.example import CHAIN, Example, h, signed_by
 
+from consensus import attacks, evidence, messages, skipping
 from consensus import certificate as certificates
-from consensus import evidence, messages
 from consensus.certificate import PRECOMMIT, PREVOTE, Certificate, make_certificate, vote_body
 from consensus.header import Header, decode_header, encode_header
 from consensus.messages import Proposal, Status, Vote
@@ -144,6 +144,21 @@ def examples_of_evidence() -> dict[str, Example]:
     return made
 
 
+def examples_of_light() -> dict[str, Example]:
+    members = decode_validators(encode_validators(VALIDATORS))  # no priorities travel
+    block = skipping.LightBlock(HEADER, COMMIT, members, members)
+    attack = attacks.LightClientAttack(HEIGHT - 1, block)
+    return {
+        "light_block": Example(
+            block, skipping.encode_light_block(block), skipping.decode_light_block,
+            skipping.encode_light_block, None, "block_id", BLOCK_ID,
+        ),
+        "light_attack": Example(
+            attack, attacks.encode_attack(attack), attacks.decode_attack, attacks.encode_attack
+        ),
+    }  # fmt: skip
+
+
 def examples_of_blocks() -> dict[str, Example]:
     raw, commit = encode_header(HEADER), certificates.encode_certificate(COMMIT)
     pieces = tuple(example.raw for example in examples_of_evidence().values())
@@ -218,6 +233,7 @@ def agreement_examples() -> dict[str, Example]:
     return (
         examples_of_messages()
         | examples_of_evidence()
+        | examples_of_light()
         | examples_of_blocks()
         | examples_of_proofs()
     )

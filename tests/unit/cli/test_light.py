@@ -9,7 +9,7 @@ import pytest
 from bundle_kit import party
 from chain_kit import devnet
 from light_kit import FOUR, LightChain, light_block
-from unit.web.stored import Told
+from stored_kit import Told
 
 from consensus.attacks import LightClientAttack
 from node.cli.main import run

@@ -10,8 +10,7 @@ import trio
 from bundle_kit import party
 from chain_kit import PAYER, devnet
 from exchange_kit import at_once
-from stored_kit import Stored
-from unit.web.stored import Told
+from stored_kit import Stored, Told
 
 from consensus.attacks import AttackKind, LightClientAttack, Verdict, encode_attack
 from consensus.certificate import decode_certificate

@@ -22,7 +22,7 @@ from vectors.small_chain import Story
 
 import consensus
 import node.ledger
-from consensus import certificate, evidence, header, messages, validators
+from consensus import attacks, certificate, evidence, header, messages, skipping, validators
 from consensus.primitives.errors import Invalid
 from node import light
 from node.ledger import execute, genesis, proofs, tables
@@ -103,6 +103,10 @@ PARSERS: dict[Callable[..., Any], Parser] = {
         certificate.decode_certificate, certificate.encode_certificate, ("certificate",)),
     evidence.decode_evidence: Parser(
         evidence.decode_evidence, evidence.encode_evidence, names("evidence_")),
+    skipping.decode_light_block: Parser(
+        skipping.decode_light_block, skipping.encode_light_block, ("light_block",)),
+    attacks.decode_attack: Parser(
+        attacks.decode_attack, attacks.encode_attack, ("light_attack",)),
     validators.decode_validators: Parser(
         validators.decode_validators, validators.encode_validators, ("validators",)),
     header.decode_header: Parser(header.decode_header, header.encode_header, ("header",)),

@@ -10,8 +10,10 @@ import struct
 from typing import Any, Final, Protocol
 
 import msgpack
+import trio
 
-from p2p.errors import Misbehaving
+from p2p.errors import Misbehaving, NetworkError
+from p2p.limits import CLOSE_S, FRAME_BYTES_MAX
 
 INT_MAX: Final = 2**63 - 1
 LENGTH_BYTES: Final = 4
@@ -28,7 +30,8 @@ class FrameStream(Protocol):
 
     One task may read while another writes; two readers or two writers are a caller's bug. A cancel
     inside `read` or `write` resets the stream, since half a frame is gone; the connection stays.
-    Read without pausing: a writer whose bytes nobody takes for 5 s loses its stream.
+    Read without pausing: a writer whose bytes nobody takes for 5 s loses its stream. Whoever opened
+    one ends it with `part` or `reset`: closed only, it is held as long as the connection.
     """
 
     async def read(self, bytes_max: int, timeout_s: float) -> bytes:
@@ -49,6 +52,19 @@ class FrameStream(Protocol):
     async def reset(self) -> None:
         """Drop the stream both ways at once. Never raises."""
         ...
+
+
+async def part(stream: FrameStream) -> None:
+    """Close our side, give the peer a moment to take the rest and close its own; then drop it."""
+    try:
+        await stream.close()
+        with trio.move_on_after(CLOSE_S):
+            while True:  # what it had sent before it heard us, then the end of the stream
+                await stream.read(FRAME_BYTES_MAX, CLOSE_S)
+    except NetworkError:
+        pass
+    finally:
+        await stream.reset()
 
 
 def frame(body: bytes) -> bytes:

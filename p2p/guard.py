@@ -244,8 +244,19 @@ async def _batched_credit(self: YamuxStream, *, bytes_read: int = 0) -> None:
 
 async def reset_stream(stream: Any) -> None:
     """Reset, whatever state it is in; never raises, ends within CLOSE_S also when cancelled."""
-    with shielded(CLOSE_S), contextlib.suppress(Exception):  # it is gone already
-        await stream.reset()
+    try:
+        with shielded(CLOSE_S), contextlib.suppress(Exception):  # it is gone already
+            await stream.reset()
+    finally:  # the library forgets it only behind the reset's write, which we may have given up
+        stream.swarm_conn.remove_stream(stream)
+
+
+def count_theirs(link: Any) -> int:
+    """Streams that the peer has opened on this connection and that we still serve.
+
+    Our own are no stranger's doing: counted too, they would shut out the peer's pings.
+    """
+    return sum(not stream.muxed_stream.is_initiator for stream in link.get_streams())
 
 
 def guard_swarm(swarm: Any, note: Note, *, private_allowed: bool) -> None:
@@ -255,7 +266,7 @@ def guard_swarm(swarm: Any, note: Note, *, private_allowed: bool) -> None:
     async def handle_stream(stream: Any) -> None:
         peer = stream.muxed_conn.peer_id
         try:
-            if len(stream.swarm_conn.get_streams()) > STREAMS_PER_CONNECTION_MAX:
+            if count_theirs(stream.swarm_conn) > STREAMS_PER_CONNECTION_MAX:
                 await reset_stream(stream)
                 return
             await inner(stream)

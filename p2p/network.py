@@ -20,7 +20,7 @@ from p2p.addresses import Address, Reach, addresses_of, is_usable
 from p2p.counters import NetworkStatistics
 from p2p.discovery import Discovery
 from p2p.errors import ListenError, Misbehaving
-from p2p.framing import FrameStream
+from p2p.framing import FrameStream, part
 from p2p.gossip import Gossip, Judge, Verdict
 from p2p.limits import (
     ADDRESSES_MAX,
@@ -67,6 +67,7 @@ __all__ = [
     "TaskStatus",
     "TopicLimits",
     "Verdict",
+    "part",
 ]
 
 

@@ -17,10 +17,9 @@ import trio
 
 from p2p.counters import Counters
 from p2p.errors import Code, Misbehaving, NetworkError, Refused, TooSlow, Unreachable
-from p2p.framing import FrameStream, decode, encode, fields
+from p2p.framing import FrameStream, decode, encode, fields, part
 from p2p.limits import (
     AUTHORS_MAX,
-    CLOSE_S,
     FRAME_BYTES_MAX,
     OPEN_S,
     STREAMS_MAX,
@@ -321,7 +320,7 @@ class Requests:
             code = Code.OUR_FAILURE
             self._note_fault(protocol, error)
         self._counters.requests[protocol, "served", int(code)] += 1
-        await (self._part(stream) if code == Code.OK else stream.reset())
+        await (part(stream) if code == Code.OK else stream.reset())
 
     def _note_fault(self, protocol: str, error: Exception) -> None:
         where = f"handler {protocol}"
@@ -334,19 +333,7 @@ class Requests:
             await stream.write(encode((int(code), retry_ms, body)), OPEN_S)
         except NetworkError:
             return  # it went away; the stream is reset already
-        await self._part(stream)
-
-    async def _part(self, stream: FrameStream) -> None:
-        """Close our side, give the peer a moment to take the rest and close its own."""
-        await stream.close()
-        try:
-            with trio.move_on_after(CLOSE_S):
-                # Its unread request, if we turned it away, then the end of the stream.
-                while True:
-                    await stream.read(FRAME_BYTES_MAX, CLOSE_S)
-        except NetworkError:
-            pass
-        await stream.reset()
+        await part(stream)
 
     async def _pace(self, size: int) -> None:
         """Wait our turn of the upload rate; small answers (status, light) never wait."""

@@ -38,7 +38,7 @@ from node.ledger.wire.receipts import Receipt
 from node.wallet.checks import CheckFailed, Purchase, check_receipt
 from node.wallet.promises import PayerLane, Promise
 from p2p.errors import NetworkError
-from p2p.network import FrameStream
+from p2p.network import FrameStream, part
 
 WRITE_S: Final = 5.0
 RESUMES_MAX: Final = 2  # of a stream that broke, with the same order
@@ -190,7 +190,7 @@ class Buying:
                 finally:
                     with trio.move_on_after(WRITE_S) as scope:
                         scope.shield = True
-                        await stream.close()
+                        await part(stream)
             except NetworkError as error:
                 failure = error
         raise PaymentFailed("payer.lost", why=str(failure) or type(failure).__name__)

@@ -1,6 +1,7 @@
 """The guards are in place: a changed library, or a forgotten override, fails here first."""
 
 import importlib.metadata
+from dataclasses import replace
 
 import pytest
 import trio
@@ -8,9 +9,16 @@ from libp2p.stream_muxer.yamux.yamux import YamuxStream
 from network_kit import World, admitted, wait_until
 
 from p2p import guard
-from p2p.errors import ListenError
+from p2p.errors import EndOfStream, ListenError
 from p2p.gossip import Verdict
-from p2p.limits import OUTBOUND_QUEUE, PROTOCOLS, TOPICS
+from p2p.limits import (
+    OUTBOUND_QUEUE,
+    PROTOCOLS,
+    STREAMS_PER_CONNECTION_MAX,
+    TOPICS,
+    ServeLimits,
+)
+from p2p.network import part
 
 
 @pytest.fixture
@@ -168,3 +176,114 @@ async def test_peer_that_comes_anew_at_once_is_gossiped_with(nursery):
             await wait_until(lambda b=b: b.statistics().mesh_peers.get("votes") == 1, 6)
             await wait_until(lambda: a.statistics().mesh_peers.get("votes") == 1, 6)
             inner.cancel_scope.cancel()
+
+
+# --- streams come and go, the connection stays
+
+MANY = ServeLimits(64, 64, float("inf"), rate_s=1_000, at_once_max=2, burst=1_000)
+ASK = {"timeout_s": 5, "bytes_max": 9}
+
+
+def link_of(network):
+    """The library's one connection to the one peer."""
+    ((link,),) = network._stack._swarm.connections.values()
+    return link
+
+
+async def echo(peer, body):
+    return body
+
+
+async def bounce_once(peer, stream):
+    await stream.write(await stream.read(9, 5), 5)
+
+
+async def bounce_to_the_end(peer, stream):
+    await bounce_once(peer, stream)
+    with pytest.raises(EndOfStream):
+        await stream.read(9, 5)
+
+
+async def close_first(stream):
+    await part(stream)
+
+
+async def close_second(stream):
+    with pytest.raises(EndOfStream):
+        await stream.read(9, 5)
+    await stream.close()
+    await stream.reset()
+
+
+async def converse(a, b, handler, end):
+    stream = await a.open(b.me, "infer")
+    await stream.write(b"x", 5)
+    assert await stream.read(9, 5) == b"x"
+    await end(stream)
+
+
+async def ask(a, b, handler, end):
+    assert await a.request(b.me, "blocks", b"x", **ASK) == b"x"
+
+
+@pytest.mark.parametrize(
+    ("speak", "handler", "end"),
+    [
+        (converse, bounce_to_the_end, close_first),
+        (converse, bounce_once, close_second),
+        (ask, None, None),
+    ],
+    ids=["opener closes first", "acceptor returns first", "requests"],
+)
+async def test_200_streams_leave_none_behind_and_the_connection_stays(nursery, speak, handler, end):
+    def prepare(network):
+        network.serve("blocks", echo, replace(MANY, timeout_s=5))
+        if handler is not None:
+            network.accept("infer", handler, MANY)
+
+    a, b = await World("libp2p").start(nursery, 2, prepare)
+    links = link_of(a), link_of(b)
+    for _ in range(200):
+        await speak(a, b, handler, end)
+
+    def are_few_left():  # gossip, and whatever the keepalive does at this moment
+        return all(
+            len(link.get_streams()) <= 5 and len(link.muxed_conn.streams) <= 5 for link in links
+        )
+
+    await wait_until(lambda: not a.statistics().streams + b.statistics().streams)
+    await wait_until(are_few_left, seconds=2)
+    assert await b.request(a.me, "blocks", b"x", **ASK) == b"x"
+    assert (link_of(a), link_of(b)) == links
+    assert not any(link.is_closed for link in links)
+
+
+async def test_our_own_open_streams_do_not_shut_out_the_peer(nursery):
+    """A guard that counts both ways resets the peer's pings, and the peer leaves."""
+
+    async def wait(peer, stream):
+        with pytest.raises(EndOfStream):
+            await stream.read(9, float("inf"))
+
+    def prepare(network):
+        network.serve("blocks", echo, replace(MANY, timeout_s=5))
+        network.accept("infer", wait, replace(MANY, at_once_max=200))
+
+    a, b = await World("libp2p").start(nursery, 2, prepare)
+    half = STREAMS_PER_CONNECTION_MAX // 2 + 8  # of each: together above the limit of one
+    streams = [await a.open(b.me, "infer") for _ in range(half)]
+    streams += [await b.open(a.me, "infer") for _ in range(half)]
+    assert await b.request(a.me, "blocks", b"x", **ASK) == b"x"
+    assert await a.request(b.me, "blocks", b"x", **ASK) == b"x"
+    for stream in streams:
+        await stream.reset()
+    await wait_until(lambda: not a.statistics().streams + b.statistics().streams)
+
+
+async def test_reset_that_cannot_be_written_still_ends_the_count(nursery):
+    a, b = await World("libp2p").start(nursery, 2, lambda n: n.accept("infer", bounce_once, MANY))
+    stream, link = await a.open(b.me, "infer"), link_of(a)
+    assert stream._stream in link.get_streams()
+    async with link.muxed_conn._write_lock, trio.open_nursery() as other:  # a lock knows its task
+        other.start_soon(stream.reset)
+    assert stream._stream not in link.get_streams()

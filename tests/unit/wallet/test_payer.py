@@ -68,6 +68,18 @@ async def test_many_answers_go_through_one_channel_and_settle(tmp_path, autojump
         assert world.paid() == 4 * FEE
 
 
+async def test_no_stream_outlives_its_answer(tmp_path, autojump_clock) -> None:
+    """Closed only, each stays in the connection's count: 61 answers, and pings were refused."""
+    async with world_in(tmp_path) as world:
+        for _ in range(3):
+            await world.payer.ask(ASK)
+        world.engine.error = Overloaded()
+        with pytest.raises(PaymentFailed):
+            await world.payer.ask(ASK)
+        assert len(world.streams) == 4
+        assert all(stream.is_broken for stream in world.streams)
+
+
 async def test_requests_at_once_take_lanes_of_their_own(tmp_path, autojump_clock) -> None:
     async with world_in(tmp_path) as world:
         async with trio.open_nursery() as nursery:

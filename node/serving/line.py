@@ -52,7 +52,10 @@ class Line:
 
     async def next(self, timeout_s: float) -> PayerFrame | None:
         """The payer's next frame; None when it is gone or silent for so long."""
-        event = await self.next_event(timeout_s)
+        if self._is_lost and not self._held:
+            event = self.next_nowait()  # nothing more can come: no time to lose
+        else:
+            event = await self.next_event(timeout_s)
         if event is None or isinstance(event, (Lost, Token, Finish)):
             return None
         if self.start is None:

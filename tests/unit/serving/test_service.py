@@ -368,6 +368,21 @@ async def test_a_payer_that_goes_away_has_paid_for_what_it_got(tmp_path, autojum
         assert len(world.engine.requests) == 1
 
 
+async def test_lane_of_a_payer_that_went_away_is_free_at_once(tmp_path, autojump_clock) -> None:
+    """No acknowledgement can come from it, so none is waited for."""
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        world.engine.step_s = 0.2
+        ours, theirs = stream_pair()
+        world.nursery.start_soon(world.service.serve, PAYER.key, theirs)
+        await ours.write(exchange.encode_frame(make_start(channel)), 1)
+        await trio.sleep(0.5)
+        ours.cut()
+        await trio.sleep(0.3)
+        lane = world.book.lane(channel, 0)
+        assert (lane.seq, lane.is_busy) == (1, False)
+
+
 async def test_without_a_tick_the_answer_ends_at_the_quantum(tmp_path, autojump_clock) -> None:
     async with world_in(tmp_path) as world:
         channel = world.own_channel()

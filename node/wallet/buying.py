@@ -2,6 +2,7 @@
 
 Why a broken stream costs nothing more: the same order is asked again, the provider gives what it
 gave, and the caller hears only what is new. Why a tick a quantum: whoever vanishes has one hold.
+Why an order outlives its caller: who hangs up has had something, so its receipt is collected later.
 What this file does not know: how a provider is chosen, lanes, channels, other orders.
 """
 
@@ -165,7 +166,14 @@ class Buying:
         self._promise: Promise | None = None
         self._granted = min(purchase.order.quantum, purchase.order.max_out)
         self._is_cancelled = False
+        self.is_accepted = False  # by the provider: older orders of this number are void
+        self.is_open = False  # a receipt may come that we do not have
         self._reset()
+
+    @property
+    def seq(self) -> int:
+        """Its number in its lane."""
+        return self._purchase.seq
 
     def _reset(self) -> None:
         n = self._purchase.sampling.n
@@ -184,22 +192,36 @@ class Buying:
                 self._payer.counters["resumed"] += 1
             self._reset()
             try:
-                stream = await self._payer.open_stream(self._offer)
-                try:
-                    return await self._exchange(stream, deadline_ms)
-                finally:
-                    with trio.move_on_after(WRITE_S) as scope:
-                        scope.shield = True
-                        await part(stream)
+                return await self._try(self._start(), deadline_ms)
             except NetworkError as error:
                 failure = error
-        raise PaymentFailed("payer.lost", why=str(failure) or type(failure).__name__)
+            except OrderRefused:
+                self.is_open = attempt > 0  # an earlier stream's work may be under way still
+                raise
+        raise lost(failure)
 
-    async def _exchange(self, stream: FrameStream, deadline_ms: int) -> Answer:
+    async def collect(self, offer: Offer) -> Receipt | None:
+        """Take and acknowledge the receipt of what was served; None where there is none yet.
+
+        Asked without its prompt: an answer that is kept comes back, and no new work can begin.
+        Raises NetworkError, CheckFailed, PaymentFailed `payer.lost`.
+        """
+        self._offer = offer
+        self._delivered = Delivered(lambda piece: None)
+        self._is_cancelled = True
+        self._reset()
+        start = self._start()._replace(prompt=b"", sampling=b"", payer_nonce=b"")
+        try:
+            answer = await self._try(start, self._payer.now_ms())
+        except OrderRefused:
+            return None
+        return answer.receipt
+
+    def _start(self) -> Start:
         assert self._promise is not None
         purchase = self._purchase
         is_payer_seeded = bool(purchase.order.flags & PAYER_SEEDED)
-        start = Start(
+        return Start(
             order=purchase.order_raw,
             prompt=pack_ids(purchase.prompt),
             sampling=encode_sampling(purchase.sampling),
@@ -207,6 +229,19 @@ class Buying:
             voucher=self._promise.raw,
             signature=self._promise.signature,
         )
+
+    async def _try(self, start: Start, deadline_ms: int) -> Answer:
+        """One stream."""
+        stream = await self._payer.open_stream(self._offer)
+        try:
+            return await self._exchange(stream, start, deadline_ms)
+        finally:
+            with trio.move_on_after(WRITE_S) as scope:
+                scope.shield = True
+                await part(stream)
+
+    async def _exchange(self, stream: FrameStream, start: Start, deadline_ms: int) -> Answer:
+        self.is_open = True
         await _write(stream, start)
         last_news_s = trio.current_time()
         while True:
@@ -235,6 +270,7 @@ class Buying:
         if frame.order_hash != self._hash or self._provider_nonce is not None:
             raise CheckFailed("accepted")
         self._provider_nonce = frame.provider_nonce
+        self.is_accepted = True
         order = self._purchase.order
         if order.seed_commit != ZERO_HASH and not order.flags & PAYER_SEEDED:
             await _write(stream, Reveal(self._purchase.payer_nonce))
@@ -288,6 +324,7 @@ class Buying:
             key=self._payer.provider_key(self._offer.provider),
         )
         await self._payer.accept(frame)
+        self.is_open = False
         bare = await self._payer.promise(self._lane, GRAINS_FREE)
         try:
             await _write(stream, Tick(bare.raw, bare.signature))
@@ -306,6 +343,11 @@ class Buying:
             ids=answers,
             text=tuple(bytes(text) for text in self._text),
         )
+
+
+def lost(error: NetworkError | None) -> PaymentFailed:
+    """The provider's side is gone or silent."""
+    return PaymentFailed("payer.lost", why=str(error) or type(error).__name__)
 
 
 async def _write(stream: FrameStream, frame: exchange.Frame) -> None:

@@ -3,6 +3,8 @@
 Why the payer can be calm: a provider that vanishes or lies can take one hold, never more; every
 voucher is durable before it leaves (`promises.py`), and nothing is acknowledged that fails a check.
 A receipt that fails is never acknowledged: its lane is left and its channel closed.
+Why an order that ended early is remembered: its receipt moved the provider's lane, so the lane's
+next use collects it first. Why that lane comes before fresh ones: a silent provider has one hold.
 What this file does not know: how a channel reaches the ledger, tokenizers, who asks.
 """
 
@@ -47,14 +49,18 @@ from node.wallet.buying import (
     OrderRefused,
     PaymentFailed,
     Piece,
+    lost,
 )
 from node.wallet.checks import CheckFailed, Purchase
 from node.wallet.promises import Opening, OwnChannel, PayerLane, Promise, PromiseBook
+from p2p.errors import NetworkError
 from p2p.network import FrameStream
 
 VOUCHER_LIFE_MS: Final = 2 * 3_600_000  # a provider wants 20 minutes at least
 QUANTUM: Final = 256
-LANES_TRIED_MAX: Final = 4  # of one provider that says a lane is out of step
+LANES_TRIED_MAX: Final = 4  # of one provider that says a lane is out of step, or busy with an order
+OPEN_ORDERS_MAX: Final = 4  # of one lane, remembered
+BUSY_WAIT_S: Final = 1.0  # while the provider ends an order whose caller hung up
 FORGET_AFTER_MS: Final = 60_000  # of an expired transaction: blocks that we have not seen yet
 
 _ELSEWHERE: Final = frozenset(
@@ -147,6 +153,7 @@ class Payer:
         self._random = random_bytes
         self._run_blocking = run_blocking
         self._opening: dict[bytes, trio.Lock] = {}
+        self._ended_early: dict[tuple[bytes, int], list[Buying]] = {}
         self.counters: Counter[str] = Counter()
 
     # --- asking
@@ -234,12 +241,11 @@ class Payer:
             top = self._within_limits(ask, prices)
             lane = await self._take_lane(offer.provider, top)
             try:
-                return await self._buy_in_lane(offer, ask, lane, prices, delivered)
+                answer = await self._buy_in_step(offer, ask, lane, prices, delivered)
+                if answer is not None:
+                    return answer
             except OrderRefused as refused:
                 frame = refused.frame
-                if frame.code == exchange.OUT_OF_STEP:
-                    await self._leave_out_of_step(lane, frame)
-                    continue
                 word = exchange.CODE_NAMES.get(frame.code, "unknown")
                 raise PaymentFailed(
                     "payer.refused", frame.code, why=word, retry_ms=frame.retry_ms
@@ -254,14 +260,67 @@ class Payer:
                 lane.is_busy = False
         raise PaymentFailed("payer.refused", exchange.OUT_OF_STEP, why="voucher out of step")
 
-    async def _leave_out_of_step(self, lane: PayerLane, frame: RefusedFrame) -> None:
-        """What it shows may be above what we know; either way this lane is of no more use."""
-        self.counters["lanes_left"] += 1
+    async def _buy_in_step(
+        self,
+        offer: Offer,
+        ask: Ask,
+        lane: PayerLane,
+        prices: tuple[int, int, int],
+        delivered: "Delivered",
+    ) -> Answer | None:
+        """Buy it behind what ended early in the lane; None: nothing was bought, try again."""
+        has_collected = await self._collect(offer, lane)
+        earlier = self._open_orders(lane)
+        try:
+            return await self._buy_in_lane(offer, ask, lane, prices, delivered)
+        except OrderRefused as refused:
+            frame = refused.frame
+            if frame.code == exchange.OUT_OF_STEP:
+                await self._put_in_step(offer, lane, frame)
+            elif (
+                frame.code == exchange.BUSY  # with an earlier order, not with this one
+                and (earlier or has_collected)
+                and earlier == self._open_orders(lane)
+            ):
+                await trio.sleep(BUSY_WAIT_S)
+            else:
+                raise
+            if delivered.count:  # another answer must not follow the beginning of this one
+                raise
+            return None
+
+    def _open_orders(self, lane: PayerLane) -> list[Buying]:
+        """Orders of the lane's next number that ended before their receipt came, oldest first."""
+        orders = self._ended_early.get((lane.channel, lane.number), [])
+        return [x for x in orders if x.seq == lane.seq + 1 and not lane.is_left]
+
+    async def _collect(self, offer: Offer, lane: PayerLane) -> bool:
+        """Take the receipt of what ended early in this lane; whether there was one."""
+        for buying in reversed(self._open_orders(lane)):
+            try:
+                receipt = await buying.collect(offer)
+            except NetworkError as error:
+                raise lost(error) from None
+            if receipt is not None:
+                self._ended_early.pop((lane.channel, lane.number), None)
+                self.counters["receipts_late"] += 1
+                self.counters["spent_grains"] += receipt.fee
+                return True
+        return False
+
+    async def _put_in_step(self, offer: Offer, lane: PayerLane, frame: RefusedFrame) -> None:
+        """Behind a receipt that we lack, the lane goes on; otherwise it is of no more use.
+
+        The voucher that is shown may be above what we know, then nothing helps.
+        """
         if frame.voucher:
             try:
                 await self._run_blocking(self._book.saw, frame.voucher, frame.signature)
             except Invalid:
                 self.counters["vouchers_not_ours"] += 1
+        if not lane.is_left and await self._collect(offer, lane):
+            return
+        self.counters["lanes_left"] += 1
         if not lane.is_left:
             await self._run_blocking(self._book.leave, lane)
 
@@ -318,7 +377,12 @@ class Payer:
             seq=lane.seq + 1,
         )
         buying = Buying(self, offer, lane, purchase, delivered)
-        return await buying.run(deadline_ms)
+        try:
+            return await buying.run(deadline_ms)
+        finally:
+            orders = [] if buying.is_accepted else self._open_orders(lane)
+            orders += [buying] * buying.is_open
+            self._ended_early[lane.channel, lane.number] = orders[-OPEN_ORDERS_MAX:]
 
     # --- lanes and channels
 
@@ -335,14 +399,21 @@ class Payer:
             return lane
 
     def _find_lane(self, provider: bytes, hold: int) -> PayerLane | None:
+        """A lane that is free, one with an order to collect before a fresh one."""
+        fresh: PayerLane | None = None
         for own in self._usable(self._get_state()):
             if own.provider != provider or self._book.promised(own.channel) + hold > own.cap:
                 continue
-            for number in range(self._limits.lanes):
-                lane = self._book.lane(own.channel, number)
-                if not lane.is_busy and not lane.is_left:
+            for lane in self._lanes(own.channel):
+                if lane.is_busy or lane.is_left:
+                    continue
+                if self._open_orders(lane):
                     return lane
-        return None
+                fresh = fresh or lane
+        return fresh
+
+    def _lanes(self, channel: bytes) -> list[PayerLane]:
+        return [self._book.lane(channel, number) for number in range(self._limits.lanes)]
 
     def _usable(self, state: State) -> list[OwnChannel]:
         """Our channels that are open, with the cap that the ledger knows."""

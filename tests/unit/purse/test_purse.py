@@ -354,6 +354,20 @@ async def test_transaction_that_no_block_may_take_any_more_is_forgotten(
         around.world.nursery.cancel_scope.cancel()
 
 
+async def test_questions_given_up_midway_use_up_no_channel(tmp_path, autojump_clock) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+
+        async def hang_up(text: str) -> None:
+            raise Unreachable("the caller is gone")
+
+        for _ in range(3 * LIMITS.lanes):
+            with pytest.raises(ExceptionGroup):
+                await purse.ask(QUESTION, hang_up)
+            await trio.sleep(1)
+        await ask(purse)
+        assert [type(tx.payload) for tx in around.sent] == [OpenChannel]
+
+
 async def test_transaction_that_the_pool_refuses_stands_in_nobodys_way(
     tmp_path, autojump_clock
 ) -> None:

@@ -268,6 +268,141 @@ async def test_a_provider_that_vanishes_takes_one_hold_at_most(tmp_path, autojum
         assert world.promises.promised(channel) <= fee_of(3, 8)
 
 
+# callers that leave early
+
+
+async def leave_early(world, payer=None) -> None:
+    """Ask, and hang up at the first piece; the provider then has a moment to notice."""
+    async with (payer or world.payer).infer(ASK) as items:
+        async for _ in items:
+            break
+    await trio.sleep(1)
+
+
+async def test_a_lane_whose_caller_hung_up_goes_on_at_its_next_use(tmp_path, autojump_clock):
+    """The partial receipt is asked for, checked and acknowledged like any other."""
+    async with world_in(tmp_path) as world:
+        payer = world.new_payer(lanes=1)
+        for turn in range(1, 13):
+            await leave_early(world, payer)
+            await payer.ask(ASK)
+            lane = world.promises.lane(world.opened[0], 0)
+            assert (lane.is_left, lane.seq) == (False, 2 * turn)
+        await trio.sleep(1)
+        await settle(world)
+        assert (len(world.opened), world.closed) == (1, [])
+        assert world.paid() == lane.cumulative == payer.counters["spent_grains"]
+
+
+async def test_hanging_up_for_good_uses_up_neither_lanes_nor_channels(tmp_path, autojump_clock):
+    async with world_in(tmp_path) as world:
+        for _ in range(30):
+            await leave_early(world)
+        await world.payer.ask(ASK)
+        lanes = [world.promises.lane(world.opened[0], number) for number in range(8)]
+        assert (len(world.opened), any(lane.is_left for lane in lanes)) == (1, False)
+
+
+async def test_what_was_cut_off_is_collected_before_a_fresh_lane_is_taken(
+    tmp_path, autojump_clock
+) -> None:
+    """Whoever is silent has one hold, however often it is asked."""
+    async with world_in(tmp_path) as world:
+        await leave_early(world)
+        answer = await world.payer.ask(ASK)
+        assert (answer.receipt.lane, answer.receipt.seq) == (0, 2)
+        assert world.service.counters["sent_again"] == 1
+
+
+async def test_a_seeded_answer_of_many_quanta_that_was_cut_off_is_collected(
+    tmp_path, autojump_clock
+) -> None:
+    """Both nonces are in its root, and its fee is held against the last tick's hold."""
+    async with world_in(tmp_path) as world:
+        payer = world.new_payer(lanes=1)
+        hot = replaced(sampling=SAMPLING._replace(temperature_milli=700), quantum=2)
+        async with payer.infer(hot) as items:
+            seen = 0
+            async for piece in items:
+                seen += len(piece.ids)
+                if seen >= 4:
+                    break
+        await trio.sleep(1)
+        await payer.ask(hot)
+        lane = world.promises.lane(world.opened[0], 0)
+        assert (lane.is_left, lane.seq, payer.counters["receipts_late"]) == (False, 2, 1)
+
+
+async def test_an_order_that_is_still_being_ended_is_waited_for(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        world.model = world.model._replace(has_index=True)
+        slow = world.attribute
+
+        async def attribute(*_):
+            await trio.sleep(2)
+            return await slow()
+
+        world.attribute = attribute
+        world.service = world.new_service()
+        async with world.payer.infer(ASK) as items:
+            async for _ in items:
+                break
+        answer = await world.payer.ask(ASK)
+        assert (answer.receipt.lane, answer.receipt.seq) == (0, 2)
+
+
+async def test_an_order_of_which_nothing_was_served_costs_no_lane(tmp_path, autojump_clock):
+    async with world_in(tmp_path) as world:
+        payer = world.new_payer(lanes=1)
+        world.engine.step_s = 5.0
+        with trio.move_on_after(0.5):
+            await payer.ask(ASK)
+        await trio.sleep(6)
+        world.engine.step_s = 0.01
+        answer = await payer.ask(ASK)
+        assert (answer.receipt.seq, len(world.opened)) == (1, 1)
+
+
+async def test_an_answer_cut_off_by_a_silent_provider_is_taken_when_it_is_back(
+    tmp_path, autojump_clock
+) -> None:
+    async with world_in(tmp_path) as world:
+        payer = world.new_payer(lanes=1)
+        world.tamper_provider = lambda body: None
+        with pytest.raises(PaymentFailed):
+            await payer.ask(ASK)
+        with pytest.raises(PaymentFailed) as failure:
+            await payer.ask(ASK)  # still silent: no second order is put upon the first
+        assert failure.value.code == "payer.lost"
+        assert len(world.engine.requests) == 1
+        world.tamper_provider = lambda body: body
+        answer = await payer.ask(ASK)
+        assert (answer.receipt.lane, answer.receipt.seq) == (0, 2)
+
+
+@pytest.mark.parametrize("check", ["answer", "fee", "signature"])
+async def test_a_lie_about_what_was_cut_off_is_not_acknowledged(tmp_path, autojump_clock, check):
+    async with world_in(tmp_path) as world:
+        payer = world.new_payer(lanes=1)
+        await leave_early(world, payer)
+        world.tamper_provider = LIES[check]
+        with pytest.raises(PaymentFailed) as failure:
+            await payer.ask(ASK)
+        assert failure.value.facts["check"] == check
+        lane = world.promises.lane(world.opened[0], 0)
+        assert (lane.is_left, lane.seq, world.closed) == (True, 0, world.opened)
+
+
+async def test_what_was_cut_off_is_acknowledged_at_once(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        payer = world.new_payer(lanes=1)
+        await leave_early(world, payer)
+        world.engine.error = Overloaded()
+        with pytest.raises(PaymentFailed):
+            await payer.ask(ASK)  # the lane is settled before the order, which is refused
+        assert world.book.lanes()[0].is_acknowledged
+
+
 # providers that lie
 
 

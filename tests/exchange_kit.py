@@ -282,6 +282,8 @@ class World:
     async def close_channel(self, channel: bytes) -> None:
         await trio.lowlevel.checkpoint()
         self.closed.append(channel)
+        record = self.state.get(tables.CHANNEL, channel)
+        self.state.put(tables.CHANNEL, (channel,), record._replace(state=tables.CHANNEL_CLOSING))
 
     async def open_stream(self, offer: Offer) -> End:
         await trio.lowlevel.checkpoint()

@@ -20,7 +20,7 @@ import trio
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node.ledger import tables
-from node.ledger.amounts import price
+from node.ledger.amounts import GRAINS_PER_OPEN, price
 from node.ledger.rules.channels import find_provider_key
 from node.ledger.rules.staking import is_active_provider
 from node.ledger.state import State
@@ -153,6 +153,8 @@ class Payer:
         self._random = random_bytes
         self._run_blocking = run_blocking
         self._opening: dict[bytes, trio.Lock] = {}
+        self._noting = trio.Lock()  # from the look at the limit until the opening counts
+        self._closing: set[bytes] = set()
         self._ended_early: dict[tuple[bytes, int], list[Buying]] = {}
         self.counters: Counter[str] = Counter()
 
@@ -254,7 +256,7 @@ class Payer:
                 await self._run_blocking(self._book.leave, lane)
                 self.counters[f"check.{failed.check}"] += 1
                 with trio.move_on_after(WRITE_S):
-                    await self._close_channel(lane.channel)
+                    await self._retire(lane.channel)
                 raise PaymentFailed("payer.check_failed", check=failed.check) from None
             finally:
                 lane.is_busy = False
@@ -334,9 +336,13 @@ class Payer:
     def _within_limits(self, ask: Ask, prices: tuple[int, int, int]) -> int:
         """The whole price, if the caller and the operator let us pay it."""
         top = price(len(ask.prompt), ask.sampling.n * ask.sampling.max_tokens, *prices)
-        fee_max = self._limits.fee_max if ask.fee_max is None else ask.fee_max
-        if top > min(fee_max, self._limits.fee_max):
-            raise PaymentFailed("payer.fee_max", fee=top, fee_max=fee_max)
+        ours = self._limits.fee_max
+        fee_max = ours if ask.fee_max is None else min(ours, ask.fee_max)
+        if top > fee_max:
+            setting = "max_fee_open under [payer] in config.toml"
+            limit = setting if fee_max == ours else "the max_fee of this request"
+            mend = f"it may cost {_in_open(top)} OPEN; raise {limit} ({_in_open(fee_max)})"
+            raise PaymentFailed("payer.fee_max", fee=top, fee_max=fee_max, mend=mend)
         return top
 
     async def _buy_in_lane(
@@ -391,6 +397,8 @@ class Payer:
         async with lock:
             lane = self._find_lane(provider, hold)
             if lane is None:
+                for channel in self._useless(provider, hold):
+                    await self._retire(channel)
                 await self._open(provider, hold)
                 lane = self._find_lane(provider, hold)
             if lane is None:
@@ -420,9 +428,44 @@ class Payer:
         usable = []
         for own in self._book.channels():
             record = state.find(tables.CHANNEL, own.channel)
-            if record is not None and record.state == tables.CHANNEL_OPEN:
+            if record is None or record.state != tables.CHANNEL_OPEN:
+                continue
+            if own.channel not in self._closing:
                 usable.append(own._replace(cap=record.cap))
         return usable
+
+    def _useless(self, provider: bytes, hold: int) -> list[bytes]:
+        """Channels that lock money for nothing: all lanes left, full, or its provider is gone."""
+        state, useless = self._get_state(), []
+        for own in self._usable(state):
+            lanes = self._lanes(own.channel)
+            if any(lane.is_busy for lane in lanes):
+                continue
+            is_full = (
+                own.provider == provider
+                and self._book.promised(own.channel) + hold > own.cap
+                and not any(self._open_orders(lane) for lane in lanes)
+            )
+            is_dead = all(lane.is_left for lane in lanes)
+            if is_full or is_dead or not is_active_provider(state, own.provider):
+                useless.append(own.channel)
+        return useless
+
+    async def _retire(self, channel: bytes) -> None:
+        """Close it, once; a close that the ledger does not take is tried again at another time."""
+        if channel in self._closing:
+            return
+        self._closing.add(channel)
+        is_closed = False
+        try:
+            await self._close_channel(channel)
+            is_closed = True
+            self.counters["channels_closed"] += 1
+        except Invalid:
+            self.counters["closes_failed"] += 1
+        finally:
+            if not is_closed:
+                self._closing.discard(channel)
 
     async def _open(self, provider: bytes, hold: int) -> None:
         cap = max(self._limits.channel_cap, hold)
@@ -432,15 +475,28 @@ class Payer:
 
     async def _note_opening(self, opening: Opening) -> None:
         """Journal a channel that is about to be opened, if the operator lets us lock its cap."""
-        locked = self._locked(but=opening.channel)
-        if locked + opening.cap > self._limits.total_locked_max:
-            raise PaymentFailed("payer.locked_max", locked=locked, cap=opening.cap)
-        await self._run_blocking(self._book.note_opening, opening)
+        async with self._noting:
+            locked, most = self._locked(but=opening.channel), self._limits.total_locked_max
+            if locked + opening.cap > most:
+                mend = (
+                    f"{_in_open(locked)} OPEN lie in channels and this one takes "
+                    f"{_in_open(opening.cap)}; raise total_locked_open ({_in_open(most)}) under "
+                    "[payer] in config.toml, or wait until closed channels have returned theirs"
+                )
+                raise PaymentFailed("payer.locked_max", locked=locked, cap=opening.cap, mend=mend)
+            await self._run_blocking(self._book.note_opening, opening)
 
     def _locked(self, but: bytes) -> int:
-        """What lies in our channels but one, and in those that a block may still open."""
+        """What lies in our channels but one, and in those that a block may still open.
+
+        A channel that is closing holds its money until the ledger has given it back.
+        """
         state = self._get_state()
-        caps = {own.channel: own.cap for own in self._usable(state)}
+        caps = {}
+        for own in self._book.channels():
+            record = state.find(tables.CHANNEL, own.channel)
+            if record is not None and record.state != tables.CHANNEL_CLOSED:
+                caps[own.channel] = record.cap - record.paid
         nonce, now_ms = state.account(self._account).nonce, self._now_ms()
         for opening in self._book.openings():
             may_come = opening.nonce >= nonce and now_ms < opening.until_ms + FORGET_AFTER_MS
@@ -475,6 +531,12 @@ class Payer:
     def now_ms(self) -> int:
         """The wallet's clock."""
         return self._now_ms()
+
+
+def _in_open(grains: int) -> str:
+    """Grains as OPEN, exactly and without needless zeros."""
+    whole, part = divmod(grains, GRAINS_PER_OPEN)
+    return f"{whole}.{part:09d}".rstrip("0").rstrip(".")
 
 
 def _may_try_another(failure: PaymentFailed) -> bool:

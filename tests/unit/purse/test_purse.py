@@ -354,6 +354,22 @@ async def test_transaction_that_no_block_may_take_any_more_is_forgotten(
         around.world.nursery.cancel_scope.cancel()
 
 
+async def test_channel_of_no_more_use_is_closed_before_the_next_is_opened(
+    tmp_path, autojump_clock
+) -> None:
+    """One after the other: both are transactions of one key."""
+    async with purse_in(tmp_path) as (purse, around):
+        around.settle_s = 1.0
+        answer, _ = await ask(purse)
+        channel = answer.receipt.channel
+        for number in range(LIMITS.lanes):
+            purse._book.leave(purse._book.lane(channel, number))
+        await ask(purse)
+        kinds = [type(tx.payload) for tx in around.sent]
+        assert kinds == [OpenChannel, CloseChannel, OpenChannel]
+        assert around.sent[1].payload == CloseChannel(channel)
+
+
 async def test_questions_given_up_midway_use_up_no_channel(tmp_path, autojump_clock) -> None:
     async with purse_in(tmp_path) as (purse, around):
 

@@ -21,6 +21,7 @@ from node.ledger.wire.receipts import decode_receipt, encode_receipt, receipt_me
 from node.serving.engine import Overloaded
 from node.wallet.buying import Answer, PaymentFailed, Piece
 from node.wallet.payer import FORGET_AFTER_MS
+from node.wallet.promises import Opening
 from p2p.errors import Unreachable
 
 FEE = fee_of(3, 5)
@@ -142,6 +143,18 @@ async def test_a_request_above_the_fee_limit_is_not_sent(tmp_path, autojump_cloc
         with pytest.raises(PaymentFailed) as failure:
             await world.payer.ask(replaced(fee_max=top - 1))
         assert failure.value.code == "payer.fee_max"
+        assert failure.value.facts["fee_max"] == top - 1
+        assert "max_fee" in failure.value.facts["mend"]
+        assert "OPEN" in failure.value.facts["mend"]
+
+
+async def test_the_operators_fee_limit_is_named_by_its_setting(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        top = fee_of(3, 8)
+        with pytest.raises(PaymentFailed) as failure:
+            await world.new_payer(fee_max=top - 1).ask(replaced(fee_max=OPEN))
+        assert failure.value.facts["fee_max"] == top - 1, "the lower of the two"
+        assert "max_fee_open under [payer] in config.toml" in failure.value.facts["mend"]
 
 
 async def test_no_more_is_locked_than_the_operator_allows(tmp_path, autojump_clock) -> None:
@@ -150,6 +163,10 @@ async def test_no_more_is_locked_than_the_operator_allows(tmp_path, autojump_clo
         with pytest.raises(PaymentFailed) as failure:
             await payer.ask(ASK)
         assert failure.value.code == "payer.locked_max"
+        assert failure.value.facts["mend"] == (
+            "0 OPEN lie in channels and this one takes 10; raise total_locked_open (9.999999999) "
+            "under [payer] in config.toml, or wait until closed channels have returned theirs"
+        )
         await world.new_payer(total_locked_max=10 * OPEN).ask(ASK)
 
 
@@ -401,6 +418,89 @@ async def test_what_was_cut_off_is_acknowledged_at_once(tmp_path, autojump_clock
         with pytest.raises(PaymentFailed):
             await payer.ask(ASK)  # the lane is settled before the order, which is refused
         assert world.book.lanes()[0].is_acknowledged
+
+
+# channels of no more use
+
+
+def leave_all(world, channel, lanes=8) -> None:
+    for number in range(lanes):
+        world.promises.leave(world.promises.lane(channel, number))
+
+
+async def test_a_channel_whose_lanes_are_all_left_is_closed(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        spent, other = world.own_channel(), world.own_channel()
+        leave_all(world, spent)
+        leave_all(world, other, lanes=7)
+        await world.payer.ask(ASK)
+        assert world.closed == []  # the other one serves: nothing waits for a close
+        leave_all(world, other)
+        answer = await world.payer.ask(ASK)
+        assert (world.closed, answer.receipt.channel) == ([spent, other], world.opened[2])
+
+
+async def test_wallet_that_hit_its_limit_comes_back_when_the_money_does(
+    tmp_path, autojump_clock
+) -> None:
+    """Closing money is locked until the ledger has given it back."""
+    async with world_in(tmp_path) as world:
+        channels = [world.own_channel() for _ in range(10)]
+        for channel in channels:
+            leave_all(world, channel)
+        for _ in range(2):
+            with pytest.raises(PaymentFailed) as failure:
+                await world.payer.ask(ASK)
+            assert (failure.value.code, failure.value.facts["locked"]) == (
+                "payer.locked_max",
+                100 * OPEN,
+            )
+        assert world.closed == channels, "each is closed once"
+        record = world.state.get(tables.CHANNEL, channels[0])
+        world.state.put(
+            tables.CHANNEL, (channels[0],), record._replace(state=tables.CHANNEL_CLOSED)
+        )
+        await world.payer.ask(ASK)
+
+
+async def test_a_full_channel_is_closed_when_its_successor_opens(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path, cap=fee_of(3, 8) + FEE) as world:
+        for _ in range(4):
+            await world.payer.ask(ASK)
+        assert world.closed == world.opened[:1]
+
+
+async def test_a_close_that_fails_stands_in_nobodys_way(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        leave_all(world, world.own_channel())
+
+        async def refuse(channel):
+            raise Invalid("payer.not_settled")
+
+        world.close_channel = refuse
+        payer = world.new_payer()
+        await payer.ask(ASK)
+        assert payer.counters["closes_failed"] == 1
+
+
+async def test_openings_at_once_do_not_pass_the_limit_together(tmp_path, autojump_clock) -> None:
+    """Each awaits its journal entry after its look at the limit."""
+    async with world_in(tmp_path) as world:
+        payer = world.new_payer(total_locked_max=25 * OPEN)
+        refused = []
+
+        async def note(number: int) -> None:
+            opening = Opening(bytes([number]) * 32, PROVIDER.key, 10 * OPEN, 0, 2**62)
+            try:
+                await payer._note_opening(opening)
+            except PaymentFailed as failure:
+                refused.append(failure.code)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(note, number)
+        assert len(world.promises.openings()) == 2
+        assert refused == ["payer.locked_max"] * 2
 
 
 # providers that lie

@@ -40,6 +40,7 @@ async def test_files_of_the_parts_are_closed_before_the_ground_they_stand_on(
 
     class Ground:
         why_silent = None
+        journal = None
         chain = SimpleNamespace(steps=())
 
         def close(self) -> None:
@@ -49,11 +50,12 @@ async def test_files_of_the_parts_are_closed_before_the_ground_they_stand_on(
         def __init__(self, *_: Any) -> None:
             pass
 
-        async def run(self) -> None:
+        async def run(self) -> bool:
             await trio.lowlevel.checkpoint()
             happened.append("ran")
             if fails:
                 raise OSError("a part fell")
+            return False
 
         def close(self) -> None:
             happened.append("parts closed")

@@ -9,7 +9,7 @@ from exchange_kit import at_once
 from simulation.engines import header
 from stored_kit import Decided, Stored
 
-from consensus.certificate import PRECOMMIT, Certificate, encode_certificate, make_certificate
+from consensus.certificate import PRECOMMIT, encode_certificate, make_certificate
 from consensus.header import Header, decode_header, encode_header
 from consensus.primitives.encoding import Bytes, ListOf, Record, decode, encode
 from node.ledger.wire.blocks import PAYLOAD_BYTES_MAX, Block, encode_block
@@ -21,6 +21,7 @@ from node.peering.responder import (
     Blocks,
     Responder,
 )
+from node.storage.blocklog import BlockRecord
 from node.storage.store import MemoryKV
 from p2p.errors import Code, Misbehaving, Refused
 from p2p.memory import MemoryHub
@@ -49,11 +50,17 @@ class Held:
             None if made is None or size is None else Block(encode_header(made), bytes(size), b"")
         )
 
-    def certificate(self, height: int) -> Certificate | None:
-        made = self.header(height)
-        if made is None:
+    @property
+    def earliest(self) -> int:
+        return 1
+
+    def record(self, height: int) -> BlockRecord | None:
+        made, block = self.header(height), self.block(height)
+        if made is None or block is None:
             return None
-        return make_certificate(PRECOMMIT, height, 0, made.block_id(), {0: bytes(64)}, 1)
+        signed = {0: bytes(64)}
+        certificate = make_certificate(PRECOMMIT, height, 0, made.block_id(), signed, 1)
+        return BlockRecord(height, encode_block(block), encode_certificate(certificate))
 
     def height_of(self, block_id: bytes) -> int | None:
         heights = range(1, self.height + 1)

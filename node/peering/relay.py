@@ -236,7 +236,7 @@ class Relay:
                 await self._take(waiting)
             except Invalid as refusal:
                 self.counters[f"refused.{refusal.code}"] += 1
-                if refusal.code.startswith("bundle."):
+                if refusal.code.startswith("bundle.") and not _may_be_our_lag(refusal):
                     self._blame(waiting.sources[-1:], "forged")
                     self._refused.append(name)
             except NetworkError:
@@ -492,6 +492,14 @@ class Relay:
             sketch = stated.sketch if self._may_see_sketch(peer, decode_receipt(raw)) else b""
             claims.append(StatedClaim(stated.statement, sketch))
         return claims
+
+
+def _may_be_our_lag(refusal: Invalid) -> bool:
+    """Whether a newer ledger than ours may know better: then nobody who told us is to blame."""
+    facts = refusal.facts
+    return facts.get("why") == "unknown channel" or (
+        refusal.code == "bundle.provider" and "why" not in facts  # one that we do not know yet
+    )
 
 
 def _decoded(body: bytes, shape: Any) -> Any:

@@ -49,6 +49,7 @@ class FakeAuditor:
 
 class Node:
     def __init__(self, hub, key, folder, state) -> None:
+        self.state = state
         self.network = hub.network(key)
         self.store, self.auditor = Store(), FakeAuditor()
         self.transactions, self.bundles = TransactionPool(CHAIN), BundlePool()
@@ -57,7 +58,7 @@ class Node:
         self.folder = folder / key.hex()[:8]
         self.relay = Relay(
             network=self.network, chain_id=CHAIN, transactions=self.transactions,
-            bundles=self.bundles, store=self.store, get_state=lambda: state,
+            bundles=self.bundles, store=self.store, get_state=lambda: self.state,
             auditor=self.auditor, find_stated=self.stated.get,
             may_see_sketch=lambda peer, receipt: peer in self.viewers,
             evidence_folder=self.folder, now_ms=lambda: NOW_MS, run_blocking=at_once,
@@ -71,8 +72,6 @@ async def four_nodes(folder):
     state.put(tables.PROVIDER, (PROVIDER.key,), provider)
     hub = MemoryHub(seed=1)
     nodes = [Node(hub, key, folder, state) for key in KEYS]
-    for node in nodes:
-        node.state = state
     async with trio.open_nursery() as nursery:
         for node in nodes:
             await nursery.start(node.network.run)
@@ -107,6 +106,38 @@ async def test_a_bundle_reaches_every_pool_with_its_body(tmp_path, autojump_cloc
         for node in nodes:
             assert bundle.hash in node.bundles
             assert node.store[bundle.hash] == bundle
+
+
+async def test_who_lags_behind_blames_nobody_for_a_channel_it_does_not_know_yet(
+    tmp_path, autojump_clock
+) -> None:
+    """A node that joined banned honest providers, whose channels were newer than its ledger."""
+    async with four_nodes(tmp_path) as nodes:
+        late, blamed = nodes[3], []
+        late.network.penalise = lambda peer, points, why: blamed.append(why)
+        late.state = new_state()
+        bundle = make_bundle(nodes[0].state)
+        await nodes[0].relay.offer_bundle(bundle)
+        await trio.sleep(5)
+        assert late.relay.counters["refused.bundle.voucher"] > 0
+        assert bundle.hash not in late.bundles
+        assert blamed == []
+        late.state = nodes[0].state
+        await nodes[1].network.publish(topics.BUNDLES, topics.announce_bundle(bundle))
+        await trio.sleep(5)
+        assert bundle.hash in late.bundles, "what was no verdict is judged again"
+
+
+async def test_who_tells_a_forged_voucher_is_blamed(tmp_path, autojump_clock) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        late, blamed = nodes[3], []
+        late.network.penalise = lambda peer, points, why: blamed.append(why)
+        late.state = new_state()
+        open_channel(late.state, 10 * OPEN, spender=party("another").key)
+        bundle = make_bundle(nodes[0].state)
+        await nodes[0].relay.offer_bundle(bundle)
+        await trio.sleep(5)
+        assert blamed[:1] == ["forged"]
 
 
 async def test_who_holds_the_index_recomputes_before_it_tells_on(tmp_path, autojump_clock) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import NamedTuple
 
-from consensus.primitives.digest import sha256
+from consensus.primitives.digest import HASH_BYTES, sha256
 from consensus.primitives.errors import Invalid
 from consensus.skipping import LightBlock, TrustOptions, is_expired
 from node.ledger import tables
@@ -78,6 +78,15 @@ class Report(NamedTuple):
 def trust_genesis(genesis: Genesis) -> Trust:
     """Believe the genesis: its chain id and its validators, as long as their powers stay."""
     return Trust(genesis.chain_id, (start(genesis).validators,))
+
+
+def trust_block(height: int, block_id: bytes, raw: bytes) -> Trust:
+    """Believe one block, of whatever chain the proof file `raw` names: the id commits to it."""
+    try:
+        chain_id = decode_proofs(raw)[0].chain_id
+    except Invalid:
+        chain_id = bytes(HASH_BYTES)  # `examine` tells what is wrong with the file
+    return Trust(chain_id, (), {height: block_id})
 
 
 def trust_options(genesis: Genesis) -> TrustOptions:

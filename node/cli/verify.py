@@ -35,7 +35,7 @@ def verify(
         raw = file.read_bytes()
     except OSError as error:
         usage(f"{file} cannot be read: {error.strerror}")
-    believed, is_followed = trusted(frame, trust, genesis)
+    believed, is_followed = trusted(frame, trust, genesis, raw)
     report = examine(raw, believed)
     if report.refusal is None or not frame.as_json:
         frame.show("verify/1", _fields(report), _lines(report))

@@ -8,7 +8,9 @@ from chain_kit import devnet
 from stored_kit import Told
 
 from node.cli.main import run
+from node.cli.trust import named_block
 from node.ledger.genesis import encode_genesis
+from node.light import examine, trust_block
 from node.web.proving import receipt_file
 
 Capture = pytest.CaptureFixture[str]
@@ -75,6 +77,35 @@ def test_one_changed_byte_refuses(folder: Path, place: int) -> None:
 @pytest.mark.parametrize("words", [["--trust", "7"], ["--trust", "x:" + "00" * 32]])
 def test_trust_that_is_none_is_a_usage_fault(folder: Path, words: list[str]) -> None:
     assert verify(folder, "proof", *words) == 2
+
+
+def verify_by_block(folder: Path, file: str, named: str) -> int:
+    """Without a home and without a genesis."""
+    home = ["--home", str(folder / "no-home")]
+    return run([*home, "verify", str(folder / file), "--trust", named])
+
+
+def test_a_trusted_block_needs_no_genesis(folder: Path, capsys: Capture) -> None:
+    named = (folder / "trust").read_text()
+    assert verify_by_block(folder, "proof", named) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "VERIFIED"
+    height = named.partition(":")[0]
+    assert verify_by_block(folder, "proof", f"{height}:{'00' * 32}") == 6
+    assert verify_by_block(folder, "proof", f"{int(height) + 1}:{named[-64:]}") == 6
+    assert verify_by_block(folder, "proof", "abc") == 2
+    (folder / "junk").write_bytes(b"junk")
+    assert verify_by_block(folder, "junk", named) == 6
+
+
+def test_a_changed_byte_is_refused_under_a_trusted_block_alone(folder: Path) -> None:
+    raw, named = (folder / "proof").read_bytes(), (folder / "trust").read_text()
+    for place in range(0, len(raw), 97):
+        (folder / "flipped").write_bytes(raw[:place] + bytes([raw[place] ^ 1]) + raw[place + 1 :])
+        before = examine(raw, trust_block(*named_block(named), raw))
+        flipped = (folder / "flipped").read_bytes()
+        after = examine(flipped, trust_block(*named_block(named), flipped))
+        shown = [proof.shown for proof in after.proofs]
+        assert after.refusal is not None or shown == [proof.shown for proof in before.proofs]
 
 
 def test_without_anything_to_trust_nothing_is_verified(folder: Path, capsys: Capture) -> None:

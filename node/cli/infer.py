@@ -37,6 +37,8 @@ def infer(
     frame = frame_of(ctx)
     if save is not None and save.exists():
         usage(f"{save} exists")
+    if save is not None and not save.parent.is_dir():
+        usage(f"{save.parent} is no folder")  # before the answer is paid for
     asked: dict[str, Any] = {
         "model": model,
         "prompt": sys.stdin.read() if prompt == "-" else prompt,
@@ -94,4 +96,4 @@ def _save_proof(frame: Frame, receipt: str, path: Path) -> None:
             time.sleep(POLL_S)
     with path.open("xb") as file:
         file.write(raw)
-    note(f"proof in {path}: olnode verify {path}")
+    note(f"proof in {path}: olnode verify {path} --genesis {frame.home / 'genesis'}")

@@ -59,11 +59,14 @@ def close_channel(
     ctx: typer.Context,
     channel: Annotated[str, typer.Argument(help="64 hex digits")],
 ) -> None:
-    """Close a payment channel; what is left comes back after the closing time."""
+    """Close a payment channel; what is left comes back after the closing time.
+
+    Signed by the spending key, whose wallet opens channels; else by the operator's or the node's.
+    """
     from node.ledger.wire.transactions import CloseChannel
 
     payload = CloseChannel(hash_in(channel, "CHANNEL"))
-    Desk(ctx).do(payload)
+    Desk(ctx, "spending", "operator", "node").do(payload)
 
 
 def register_provider(

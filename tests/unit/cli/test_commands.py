@@ -117,6 +117,7 @@ async def test_answer_goes_to_stdout_and_its_receipt_to_stderr(
     out, err = capsys.readouterr()
     assert out == "two words\n"
     assert ID.hex() in err
+    assert f"olnode verify {tmp_path / 'proof'} --genesis {home / 'genesis'}" in err
     assert (tmp_path / "proof").read_bytes() == b"\0proof"
 
 
@@ -177,6 +178,24 @@ def test_proof_is_saved_over_nothing(home: Path, capsys: Capture, tmp_path: Path
     words = ["infer", "contracts", "why?", "--save", str(tmp_path / "proof")]
     assert "exists" in told(capsys, home, *words, status=2)["what"]
     assert (tmp_path / "proof").read_bytes() == b"mine"
+
+
+async def test_proof_that_has_no_folder_is_refused_before_anything_is_paid(
+    home: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    behind = Behind()
+    words = ["infer", "contracts", "why?", "--save", str(tmp_path / "none" / "proof")]
+    answer = await asked(capsys, behind, home, *words, status=2)
+    assert "is no folder" in answer["what"]
+    assert behind.asked == []
+
+
+async def test_channel_is_closed_by_the_key_whose_wallet_opened_it(
+    home: Path, capsys: Capture
+) -> None:
+    spending = told(capsys, home, "keys", "show", "spending")["account"]
+    answer = await asked(capsys, Behind(), home, "tx", "close-channel", "ab" * 32, "--dry-run")
+    assert answer["from"] == spending
 
 
 @pytest.mark.parametrize(

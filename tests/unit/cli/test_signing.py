@@ -64,12 +64,17 @@ async def test_dry_run_shows_the_fee_and_leaves_nothing(
     assert files(home) == before
 
 
+def own_accounts(home: Path, capsys: Capture) -> list[bytes]:
+    """Of the home's keys that sign something by default, beside the operator's."""
+    names = ("node", "spending")
+    return [account_of(told(capsys, home, "keys", "show", name)["account"]) for name in names]
+
+
 @each
 async def test_offline_bytes_decode_to_what_was_shown(
     words: list[str], home: Path, alice: bytes, capsys: Capture, tmp_path: Path
 ) -> None:
-    node = told(capsys, home, "keys", "show", "node")["account"]
-    asked_of = ledger_of(alice, account_of(node))
+    asked_of = ledger_of(alice, *own_accounts(home, capsys))
     file = tmp_path / "tx"
     answer = await asked(capsys, asked_of, home, *words, "--offline", str(file), "--max-fee", "2")
     tx = decode_transaction(file.read_bytes())
@@ -84,8 +89,7 @@ async def test_offline_bytes_decode_to_what_was_shown(
 async def test_no_wait_ends_with_the_transaction_in_the_pool(
     words: list[str], home: Path, alice: bytes, capsys: Capture
 ) -> None:
-    node = told(capsys, home, "keys", "show", "node")["account"]
-    asked_of = ledger_of(alice, account_of(node), settled_code=20)
+    asked_of = ledger_of(alice, *own_accounts(home, capsys), settled_code=20)
     answer = await asked(capsys, asked_of, home, *words, "--no-wait")
     assert (answer["state"], answer["transaction"]) == ("pending", ID.hex())
     assert len(sent(asked_of)) == 1

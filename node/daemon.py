@@ -22,7 +22,7 @@ from consensus.attacks import LightClientAttack, Verdict
 from consensus.primitives.errors import Invalid
 from node.attribution.attribute import Version
 from node.attribution.index import Index
-from node.config import Settings, grains_of
+from node.config import ConfigError, P2p, Settings, grains_of
 from node.holdings import Holdings, check_identity
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.receipts import COMPLETE, Receipt, receipt_id
@@ -55,7 +55,8 @@ from node.wallet.payer import Limits
 from node.web import answers
 from node.web.app import Backend, Order, make_app, serve_socket
 from node.web.reading import Reading, make_ledger, make_light
-from p2p.network import Libp2pNetwork, PeerId, StatusFacts
+from p2p.addresses import addresses_of
+from p2p.network import Libp2pNetwork, PeerId, StatusFacts, denied_of
 from p2p.peers import peer_id_text
 
 ROLE_BITS: Final = {"validator": 1, "provider": 2, "auditor": 32}
@@ -83,8 +84,26 @@ async def run(settings: Settings, keys: Keys) -> None:
 
     Raises `HomeInUse`, `StorageError`, `ConfigError` or p2p's `ListenError`, each with its mend.
     """
+    check_addresses(settings.config.p2p)
     while await _live(settings, keys):
         log.info("opening again on a snapshot")
+
+
+def check_addresses(p2p: P2p) -> None:
+    """Raise ConfigError for an address of the operator's that is none, and open nothing."""
+    own, others = partial(addresses_of, with_peer=False), partial(addresses_of, with_peer=True)
+    for key, texts, read in (
+        ("listen", p2p.listen, own),
+        ("announce", p2p.announce, own),
+        ("bootstrap", p2p.bootstrap, others),
+        ("reserved", p2p.reserved, others),
+        ("deny", p2p.deny, denied_of),
+    ):
+        try:
+            read(texts)
+        except ValueError as error:
+            mend = f"{key} under [p2p] in config.toml"
+            raise ConfigError(f"[p2p] {key}: {error}", mend=mend) from None
 
 
 async def _live(settings: Settings, keys: Keys) -> bool:

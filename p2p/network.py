@@ -199,7 +199,7 @@ class Libp2pNetwork(Switchboard):
         self._announce = addresses_of(announce, with_peer=False)
         near = addresses_of(reserved, with_peer=True)
         self._facts, self._binding = facts, binding
-        self._denied_peers, self._denied_networks = _denied(deny)
+        self._denied_peers, self._denied_networks = denied_of(deny)
         self._stack: Stack | None = None
         self._record: AddressRecord | None = None
         self._record_due_s = 0.0
@@ -365,7 +365,7 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _denied(
+def denied_of(
     texts: Iterable[str],
 ) -> tuple[frozenset[PeerId], tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]]:
     """Peer ids and networks of the operator's deny list; ValueError for what is neither."""

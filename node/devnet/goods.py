@@ -66,7 +66,7 @@ def records_of(world: DemoDatanet) -> tuple[tuple[Record, ...], ...]:
 def make_goods(cache: Path, threads: int, progress: Progress) -> Goods:
     """The base and an adapter per Datanet, trained now or taken from `cache`.
 
-    About 60 s on two cores the first time. An interrupted training goes on where it stopped.
+    About 60 s on two cores the first time. An interrupted adapter goes on where it stopped.
     """
     recipe = Recipe(seed=SEED)
     base = make_base(

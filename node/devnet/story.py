@@ -142,7 +142,7 @@ class _Story:
         threads = max(1, (os.cpu_count() or 1) - 1)
 
         def tell(what: str, done: int, total: int) -> None:
-            trio.from_thread.check_cancelled()  # Ctrl-C ends a training here; it resumes later
+            trio.from_thread.check_cancelled()  # Ctrl-C ends a training here
             self._teller.progress(what, done, total)
 
         return await trio.to_thread.run_sync(make_goods, cache_folder(), threads, tell)

@@ -1,0 +1,35 @@
+"""The operator's addresses are read before the home is opened: a slip is a sentence, exit 78."""
+
+from typing import Any
+
+import pytest
+
+from node.config import ConfigError, P2p
+from node.daemon import check_addresses
+
+PEER = "12D3KooWBYTaKHQpei9huCYh4uwaMDCBTFryrJK7iVYH7ep2mp52"
+GOOD = f"/ip4/127.0.0.1/tcp/7017/p2p/{PEER}"
+WRONG = [
+    ("listen", "/ip4/0.0.0.0/tcp/99999"),
+    ("listen", "/ip4/999.1.1.1/tcp/1"),
+    ("listen", "/foo/tcp/1"),
+    ("announce", "/tcp/1"),
+    ("bootstrap", "/ip4/127.0.0.1/tcp/7017"),
+    ("bootstrap", GOOD.replace("p2p", "p2q")),
+    ("reserved", "nope"),
+    ("deny", "x y"),
+    ("deny", "1.2.3.4.5"),
+]
+
+
+@pytest.mark.parametrize(("key", "text"), WRONG)
+def test_address_that_is_none_is_a_fault_of_the_config(key: str, text: str) -> None:
+    told: Any = {key: (text,)}
+    with pytest.raises(ConfigError, match=rf"^\[p2p\] {key}: ") as fault:
+        check_addresses(P2p(**told))
+    assert (fault.value.exit_status, key in fault.value.mend) == (78, True)
+
+
+def test_good_addresses_and_the_defaults_pass() -> None:
+    check_addresses(P2p())
+    check_addresses(P2p(bootstrap=(GOOD,), reserved=(GOOD,), deny=("10.0.0.0/8", PEER)))

@@ -169,6 +169,7 @@ PROTOCOLS: Final[Mapping[str, ServeLimits]] = MappingProxyType(
         "headers": ServeLimits(64, 2 * MiB, 10, 4, 2, burst=8),
         "light": ServeLimits(64 * KiB, 256 * KiB, 5, 20, 4, burst=40),
         "bundles": ServeLimits(2 * MiB + 128 * KiB, 4 * MiB, 10, 8, 2, burst=16),
+        "pool": ServeLimits(16 * 67 * KiB, 64, 5, 1, 1),
         "snapshot": ServeLimits(64, 4 * MiB + 64 * KiB, 20, 8, 2, burst=16),
         "blob": ServeLimits(64, 1 * MiB + 64 * KiB, 20, 32, 4, burst=64),
         "offers": ServeLimits(64, 256 * KiB, 5, 1, 1),

@@ -33,6 +33,7 @@ from node.ledger.wire.orders import ZERO_HASH
 from node.ledger.wire.receipts import Credits, Receipt, decode_receipt, receipt_id
 from node.observe import get_log
 from node.peering import topics
+from node.peering.handing import Handing
 from node.peering.topics import BUNDLES, TXS
 from p2p.errors import Code, Misbehaving, NetworkError, Refused
 from p2p.limits import PENALTIES, PROTOCOLS, TOPICS
@@ -145,6 +146,12 @@ class Relay:
         self._refused: deque[bytes] = deque(maxlen=1_024)
         self._arrived = trio.Event()
         self.counters: Counter[str] = Counter()
+        self._handing = Handing(
+            network=network,
+            transactions=transactions,
+            admit=self._admit_tx,
+            counters=self.counters,
+        )
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Forever: hear, work, answer."""
@@ -155,6 +162,7 @@ class Relay:
         async with trio.open_nursery() as nursery:
             for _ in range(WORKERS):
                 nursery.start_soon(self._work)
+            nursery.start_soon(self._handing.run)
             nursery.start_soon(self._drain, heard_txs, "txs_heard")
             nursery.start_soon(self._drain, heard_bundles, "bundles_heard")
             task_status.started()
@@ -168,6 +176,7 @@ class Relay:
     async def submit_transaction(self, raw: bytes) -> bytes:
         """Admit and tell a signed transaction; returns its id. Raises Invalid with its word."""
         tx = self._transactions.add(self._get_state(), self._now_ms(), raw)
+        self._handing.keep(tx.tx_id)
         self._on_pooled()
         await self._network.publish(TXS, topics.encode_tx_message(raw))
         return tx.tx_id

@@ -218,9 +218,7 @@ class View:
             return None
         validators = self.validators(height)
         if validators is None:
-            raise Damaged(
-                f"the validators of height {height} are missing", mend=FRESH_HOME
-            )
+            raise Damaged(f"the validators of height {height} are missing", mend=FRESH_HOME)
         return PastHeight(height, self.get_header(height).time_ms, validators)
 
     def light_block(self, height: int) -> LightBlock | None:

@@ -20,7 +20,9 @@ from consensus.primitives.encoding import Bytes, ListOf, Record, decode, encode
 from consensus.primitives.errors import Invalid
 from node.ledger.wire.blocks import Block, decode_block
 from node.observe import get_log
+from node.peering.doubts import Doubts
 from node.peering.window import END_EVERY, RANGE_BLOCKS_MAX, Range, Window
+from node.storage.executing import DoubtfulBytes
 from p2p.errors import Code, NetworkError, Refused
 from p2p.limits import PENALTIES
 from p2p.network import Network, PeerId
@@ -48,12 +50,14 @@ log = get_log("catchup")
 
 Decided = tuple[Block, Certificate]
 Take = Callable[[Sequence[Decided]], Awaitable[None]]  # raises Invalid at the first bad block
+OnDoubt = Callable[[frozenset[PeerId]], None]  # all who gave the same refused bytes
 
 
 class Catchup:
     """Asks peers for blocks above ours. `take` is the replica's door.
 
-    `end_every`: blocks are taken so that our height stops at each multiple of it.
+    `end_every`: blocks are taken so that our height stops at each multiple of it. `on_doubt` is
+    told, each time that a decided block is refused, who gave just these bytes.
     """
 
     def __init__(
@@ -63,7 +67,10 @@ class Catchup:
         get_height: Callable[[], int],
         take: Take,
         end_every: int = END_EVERY,
+        on_doubt: OnDoubt = lambda givers: None,
     ) -> None:
+        self._on_doubt = on_doubt
+        self._doubts = Doubts()
         self._network = network
         self._get_height = get_height
         self._take = take
@@ -160,6 +167,8 @@ class Catchup:
         try:
             await self._take(blocks)
             self._empty[peer] = 0
+        except DoubtfulBytes as refusal:
+            self._doubt(peer, refusal)
         except Invalid as refusal:
             self._blame(peer, refusal)
         self.counters["blocks"] += max(0, self._get_height() - height)
@@ -180,10 +189,29 @@ class Catchup:
             self._network.penalise(peer, PENALTIES["empty_promise"], "empty_promise")
         await trio.sleep(LOOK_EVERY_S)  # it is not asked again at once
 
+    def _doubt(self, peer: PeerId, refusal: DoubtfulBytes) -> None:
+        """The first to give such bytes is blamed; with a second the fault is more likely ours."""
+        givers = self._doubts.note(self._get_height() + 1, refusal.block, peer)
+        if len(givers) == 1:
+            self._blame(peer, refusal)
+        else:
+            self.counters["doubtful"] += 1
+            log.error(
+                "peers agree on a decided block that is refused here",
+                peers=len(givers),
+                why=str(refusal),
+                mend="compare this node's version and disk with others'",
+            )
+            self._ignore(peer)
+        self._on_doubt(givers)
+
     def _blame(self, peer: PeerId, refusal: Invalid) -> None:
         self.counters["bad"] += 1
         log.warning("a peer sent a bad block", peer=peer, code=refusal.code)
         self._network.penalise(peer, PENALTIES["forged"], "forged")
+        self._ignore(peer)
+
+    def _ignore(self, peer: PeerId) -> None:
         self._hints.pop(peer, None)
         self._window.drop(peer)
         self._ignored_until_s[peer] = trio.current_time() + IGNORED_S

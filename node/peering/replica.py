@@ -46,10 +46,10 @@ from node.peering.topics import VOTES
 from node.peering.undecided import Undecided
 from node.peering.voter import Validator, Voter
 from node.storage.chain import Chain
-from node.storage.executing import MissingBodies
+from node.storage.executing import FinalRefusal, MissingBodies
 from node.storage.views import Tip
 from p2p.limits import TOPICS
-from p2p.network import Network, TaskStatus, Verdict
+from p2p.network import Network, PeerId, TaskStatus, Verdict
 
 FETCH_BODIES_TRIES: Final = 3
 
@@ -115,6 +115,7 @@ class Replica:
         self._inbox = Inbox(self.counters)
         self._committed = trio.Condition()
         self._is_diverged = False
+        self._catching_up = trio.CancelScope()
         self._nursery: trio.Nursery
         self._undecided = Undecided()
         self._means = Means(
@@ -130,7 +131,9 @@ class Replica:
             get_height=lambda: chain.height,
             take=self._take_decided,
             end_every=self._settings.snapshot_every,
+            on_doubt=self._weigh_doubt,
         )
+        self._find_peer = find_peer
         self._responder = Responder(
             get_view=chain.view, find_undecided=self._undecided.find, run_blocking=run_blocking
         )
@@ -238,10 +241,14 @@ class Replica:
             self._begin_next(self._chain.tip)
             await nursery.start(self._streams.run)
             nursery.start_soon(self._hearing.hear_gossip, gossip)
-            nursery.start_soon(self.catchup.run)
+            nursery.start_soon(self._catch_up)
             await self._resume()
             task_status.started()
             await self._loop()
+
+    async def _catch_up(self) -> None:
+        with self._catching_up:
+            await self.catchup.run()
 
     async def _resume(self) -> None:
         """A journal with frames: we were in the middle of this height, so it begins at once."""
@@ -277,8 +284,19 @@ class Replica:
         votes_from_s = self._voter.votes_from_s
         return min(look_s, votes_from_s) if now_s < votes_from_s else look_s
 
-    def _diverge(self, error: Contradiction) -> None:
+    def _weigh_doubt(self, givers: frozenset[PeerId]) -> None:
+        """Bytes that more than a third of the power gives alike were given by an honest member."""
+        validators = self._chain.tip.validators
+        power = sum(
+            member.power for member in validators.members if self._find_peer(member.key) in givers
+        )
+        if validators.is_third(power):
+            self._diverge(Contradiction(f"block {self._chain.height + 1} is refused here alone"))
+
+    def _diverge(self, error: Exception) -> None:
+        """Stop agreeing for good: reads, answers and gossip go on."""
         self._is_diverged = True
+        self._catching_up.cancel()
         self.counters["diverged"] += 1
         log.error(
             "a quorum decided what is invalid here; consensus has stopped",
@@ -404,6 +422,8 @@ class Replica:
             if news:
                 async with self._execution.writer:
                     await self._run_blocking(self._chain.commit_many, news)
+        except FinalRefusal as refusal:
+            self._diverge(refusal)
         except (Invalid, MissingBodies) as refusal:
             event.refusal = refusal
         tip = self._chain.tip

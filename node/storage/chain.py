@@ -30,7 +30,9 @@ from node.storage.blocklog import BlockLog
 from node.storage.bundlestore import BundleStore
 from node.storage.executing import (
     NOTHING_KNOWN,
+    DoubtfulBytes,
     Executed,
+    FinalRefusal,
     Known,
     MissingBodies,
     Parent,
@@ -56,9 +58,9 @@ class Verdict:
     """What execution says of a block; `code` is the word of the refusal, "" when valid.
 
     `is_final`: no other bytes under this block id can be judged otherwise. A refusal of the
-    payload is not: the header commits to [transaction, code] leaves, so whoever hands us a block
-    may put a false payload under a true header. Tell the engine final verdicts only; for others
-    ask another peer, and let the timeout speak meanwhile.
+    payload mostly is not: the header commits to [transaction, code] leaves, so whoever hands us
+    a block may put a false payload under a true header. Tell the engine final verdicts only; for
+    others ask another peer, and let the timeout speak meanwhile.
     """
 
     block_id: bytes
@@ -210,14 +212,14 @@ class Chain:
         refused = self._refused.get((block_id, bytes_hash))
         if refused is not None:
             return refused
-        parent, is_final = self._parent(self._store, self.tip), True
+        parent = self._parent(self._store, self.tip)
         try:
             check_header(parent, header)
-            is_final = False  # from here on the bytes may not be those that the header is of
             check_last_commit(parent, block, header)
             executed = execute_next(parent, self.bundles, known, block, header)
         except Invalid as refusal:
             self._counts["refused"] += 1
+            is_final = isinstance(refusal, FinalRefusal)
             verdict = Verdict(block_id, is_valid=False, is_final=is_final, code=refusal.code)
             self._refused[block_id, bytes_hash] = verdict
             while len(self._refused) > EXECUTED_MAX:
@@ -248,8 +250,9 @@ class Chain:
         """Execute and commit decided blocks in order, with one sync of log and database.
 
         For catching up: the caller has checked nothing but shapes. Each certificate is verified
-        against the set of its height. Raises `Invalid` at the first bad one, `MissingBodies` at
-        the first that lacks bundles; what came before it is committed then.
+        against the set of its height. Raises `Invalid` at the first bad certificate,
+        `DoubtfulBytes` and `FinalRefusal` at the first decided block that is refused here, and
+        `MissingBodies` at the first that lacks bundles; what came before it is committed then.
         """
         assert len(blocks) <= SYNC_BLOCKS_MAX
         batch, tip = Batch(self._store), self.tip
@@ -302,8 +305,13 @@ class Chain:
         if executed is not None:
             return executed
         check_header(parent, header)
-        check_last_commit(parent, block, header)
-        return execute_next(parent, self.bundles, NOTHING_KNOWN, block, header)
+        try:
+            check_last_commit(parent, block, header)
+            return execute_next(parent, self.bundles, NOTHING_KNOWN, block, header)
+        except FinalRefusal:
+            raise
+        except Invalid as refusal:
+            raise DoubtfulBytes(refusal, block) from refusal
 
     def _append(self, batch: Batch, tip: Tip, executed: Executed, certificate: Certificate) -> Tip:
         raw = encode_block(executed.block)

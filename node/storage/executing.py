@@ -39,6 +39,8 @@ NO_COMMIT: Final = bytes(HASH_BYTES)  # last_commit_hash of height 1
 Known = Mapping[bytes, Admitted]  # bundle hash → what its check gave, and with which keys
 FindPast = Callable[[int], PastHeight | None]  # by height; None while it is not decided
 NOTHING_KNOWN: Final[Known] = MappingProxyType({})
+# Where these are as the header says, the payload executed is the one that the header is of.
+PAYLOAD_ROOTS: Final = ("txs_root", "bundles_root", "evidence_root")
 
 
 class MissingBodies(Exception):
@@ -47,6 +49,18 @@ class MissingBodies(Exception):
     def __init__(self, hashes: tuple[bytes, ...]) -> None:
         super().__init__(f"{len(hashes)} bundles are missing")
         self.hashes = hashes
+
+
+class FinalRefusal(Invalid):
+    """The block itself breaks a rule: no other bytes under its id can be judged otherwise."""
+
+
+class DoubtfulBytes(Invalid):
+    """A decided block is refused for bytes that may not be its own: who gave them chose them."""
+
+    def __init__(self, refusal: Invalid, block: Block) -> None:
+        super().__init__(refusal.code, **refusal.facts)
+        self.block = block
 
 
 class Executed(NamedTuple):
@@ -94,20 +108,29 @@ def execute_next(
 ) -> Executed:
     """A block whose header and last certificate are checked, executed.
 
-    Raises `Invalid` with the first rule that its payload breaks.
+    Raises `Invalid` with the first rule that its payload breaks, and `MissingBodies`.
 
-    A refusal here is of these bytes: the id binds the payload only through roots that execution
-    gives, so another payload under the same header may be good. Raises `MissingBodies`.
+    Such a refusal is of these bytes: the id binds the payload only through roots that execution
+    gives, so another payload under the same header may be good. Where those roots are the
+    header's and what else follows from them is not, it is a `FinalRefusal`.
     """
     payload = decode_payload(block.payload)
     bodies = get_bodies(payload, bundles)
     made, outcome = _run(
         parent, header.proposer, header.time_ms, payload, block.last_certificate, bodies, known
     )
-    for name, told, found in zip(header._fields, header, made, strict=True):
-        if told != found:
-            raise Invalid("block.header", field=name, told=told, found=found)
+    _compare(header, made)
     return Executed(header.block_id(), block, header, payload, bodies, outcome)
+
+
+def _compare(header: Header, made: Header) -> None:
+    fields = zip(header._fields, header, made, strict=True)
+    differing = [(name, told, found) for name, told, found in fields if told != found]
+    if differing:
+        name, told, found = differing[0]
+        is_ours = all(name not in PAYLOAD_ROOTS for name, _, _ in differing)
+        refusal = FinalRefusal if is_ours else Invalid
+        raise refusal("block.header", field=name, told=told, found=found)
 
 
 def verify_decided(parent: Parent, header: Header, certificate: Certificate) -> None:
@@ -178,27 +201,27 @@ def _last_signers(parent: Parent, last_raw: bytes) -> tuple[bytes, ...]:
 def check_header(parent: Parent, header: Header) -> None:
     """What needs the header alone (page 20 §4): a refusal here is of its id, for good.
 
-    The turn of the proposer is the replica's to check. Raises `Invalid` `block.…`.
+    The turn of the proposer is the replica's to check. Raises `FinalRefusal` `block.…`.
     """
     tip = parent.tip
     if header.version != HEADER_VERSION:
-        raise Invalid("block.version", version=header.version)
+        raise FinalRefusal("block.version", version=header.version)
     if header.app_version != parent.app_version:
-        raise Invalid("block.app_version", app_version=header.app_version)
+        raise FinalRefusal("block.app_version", app_version=header.app_version)
     if header.chain_id != parent.chain_id:
-        raise Invalid("block.chain_id")
+        raise FinalRefusal("block.chain_id")
     if header.height != tip.height + 1:
-        raise Invalid("block.height", height=header.height, tip=tip.height)
+        raise FinalRefusal("block.height", height=header.height, tip=tip.height)
     if header.parent_id != tip.block_id:
-        raise Invalid("block.parent_id")
+        raise FinalRefusal("block.parent_id")
     if header.time_ms <= tip.time_ms:
-        raise Invalid("block.time", time_ms=header.time_ms, parent_ms=tip.time_ms)
+        raise FinalRefusal("block.time", time_ms=header.time_ms, parent_ms=tip.time_ms)
     if tip.validators.index(header.proposer) is None:
-        raise Invalid("block.proposer", proposer=header.proposer)
+        raise FinalRefusal("block.proposer", proposer=header.proposer)
     if header.validators_hash != tip.validators.hash():
-        raise Invalid("block.validators_hash")
+        raise FinalRefusal("block.validators_hash")
     if header.history_root != history.root(parent.reader, tip.height):
-        raise Invalid("block.history_root")
+        raise FinalRefusal("block.history_root")
 
 
 def check_last_commit(parent: Parent, block: Block, header: Header) -> None:

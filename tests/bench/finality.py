@@ -4,6 +4,8 @@ Each node logs how long a block took from its proposer's clock, as it began to b
 commit: on one machine that is one clock. The floor is what no implementation of three message
 delays can beat on this machine: three messages over a libp2p stream, measured here between two
 networks, and five syncs one after another (proposal, prevote, precommit, block log, database).
+With `--delay-ms` every byte between two daemons takes so much longer, through relays of our own:
+kernels without netem cannot slow a link down.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import trio
+from bench.links import slowed
 from bench.protocol import AT_MOST, Budget, finish, quiet, tell
 from network_kit import World
 
@@ -44,27 +47,15 @@ WAIT_S: Final = 5.0
 VALIDATORS_ONLY: Final = {"OLNODE_ROLES": '["validator"]', "OLNODE_ENGINE__KIND": "none"}
 
 
-async def run(folder: Path, seconds: float) -> dict[str, float]:
+async def run(folder: Path, seconds: float, delay_ms: float) -> dict[str, float]:
     """Start, load, read the logs, measure the floor."""
     os.environ.update(VALIDATORS_ONLY)  # the children's, and ours
     land = settle(folder, time_ms=time.time_ns() // 1_000_000, ports=free_ports(), models=())
-    children = list(land.validators)
-    try:
-        for child in children:
-            child.start()
-        for child in children:
-            await wait_answering(child)
-        await _wait_peers(children)
-        tell(f"{VALIDATORS} validators answer; transfers for {seconds:.0f} s")
-        floor = Floor(folder)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(floor.sample)
-            await _load(land, seconds)
-            nursery.cancel_scope.cancel()
-    finally:
-        await stop_all(children)
-    took_ms = sorted(each for child in children for each in list(_took_ms(child))[WARM_UP:])
-    floor_ms = MESSAGE_DELAYS * floor.delay_ms + SYNCS * floor.sync_ms
+    floor = Floor(folder)
+    async with slowed(land.validators, delay_ms / 1_000):
+        await _play(land, floor, seconds)
+    took_ms = sorted(each for child in land.validators for each in list(_took_ms(child))[WARM_UP:])
+    floor_ms = MESSAGE_DELAYS * (floor.delay_ms + delay_ms) + SYNCS * floor.sync_ms
     p50_ms = statistics.median(took_ms)
     return {
         "validators": VALIDATORS,
@@ -73,9 +64,27 @@ async def run(folder: Path, seconds: float) -> dict[str, float]:
         "p99_ms": took_ms[(len(took_ms) - 1) * 99 // 100],
         "floor_ms": round(floor_ms, 2),
         "ratio_to_floor": round(p50_ms / floor_ms, 2),
+        "link_delay_ms": delay_ms,
         "message_delay_ms": round(floor.delay_ms, 3),
         "sync_ms": round(floor.sync_ms, 3),
     }
+
+
+async def _play(land: Settled, floor: "Floor", seconds: float) -> None:
+    children = list(land.validators)
+    try:
+        for child in children:
+            child.start()
+        for child in children:
+            await wait_answering(child)
+        await _wait_peers(children)
+        tell(f"{VALIDATORS} validators answer; transfers for {seconds:.0f} s")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(floor.sample)
+            await _load(land, seconds)
+            nursery.cancel_scope.cancel()
+    finally:
+        await stop_all(children)
 
 
 async def _wait_peers(children: list[Child]) -> None:
@@ -163,10 +172,11 @@ def main() -> None:
     """The command line of `olnode bench finality`."""
     parser = argparse.ArgumentParser(prog="olnode bench finality")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of load")
+    parser.add_argument("--delay-ms", type=float, default=0.0, help="of each link, one way")
     given = parser.parse_args()
     quiet()
     with tempfile.TemporaryDirectory(prefix="olnode-bench-") as folder:
-        finish(trio.run(run, Path(folder), given.seconds), BUDGETS)
+        finish(trio.run(run, Path(folder), given.seconds, given.delay_ms), BUDGETS)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import typer
 
 from consensus.primitives.errors import Invalid
 from node.cli.frame import FAILED, FUNDS, INTERRUPTED, USAGE
+from node.storage.errors import find_refusal
 
 FUNDS_REASONS = frozenset({"insufficient", "cannot_pay", "budget_exhausted", "channel_exhausted"})
 
@@ -51,6 +52,8 @@ def _explained(error: BaseException) -> tuple[int, dict[str, str]] | None:
         reason = error.code.rsplit(".", 1)[-1]
         status = FUNDS if reason in FUNDS_REASONS else FAILED
         return status, {"what": str(error), "code": error.code}
+    if isinstance(error, OSError):
+        error = find_refusal("the system refused", error) or error
     if not hasattr(error, "exit_status"):
         return None
     told = {"what": str(getattr(error, "what", error))}

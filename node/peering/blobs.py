@@ -32,6 +32,7 @@ from consensus.primitives.encoding import (
     encode,
 )
 from consensus.primitives.errors import Invalid
+from node.observe import get_log
 from p2p.errors import Code, Misbehaving, NetworkError, Refused, Unreachable
 from p2p.limits import PENALTIES, PROTOCOLS
 from p2p.network import Network, PeerId
@@ -51,6 +52,8 @@ NAME: Final = re.compile(
 ADAPTER, BASE, INDEX, CONTRIBUTION, CONTENT = 1, 2, 3, 4, 5
 KINDS: Final = (ADAPTER, BASE, INDEX, CONTRIBUTION, CONTENT)
 FREE_BYTES_MIN: Final = 1 << 30  # below it nothing is fetched: blobs never cost a vote
+
+log = get_log("blobs")
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
@@ -128,11 +131,20 @@ class BlobStore:
         self._listings: dict[tuple[int, bytes], tuple[Entry, ...]] = {}
         (directory / "listings").mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in sorted((directory / "listings").glob("?-*")):
-            if path.suffix == ".part":
-                continue
-            kind, _, identity = path.name.partition("-")
+            if path.suffix != ".part":
+                self._load_listing(path)
+
+    def _load_listing(self, path: Path) -> None:
+        """What is no listing is left out and told: other content is served all the same."""
+        kind, _, identity = path.name.partition("-")
+        try:
             entries = _decode_listing(path.read_bytes())
             self._listings[int(kind), bytes.fromhex(identity)] = entries
+        except (Invalid, ValueError, OSError) as error:
+            log.warning(
+                "a listing of blobs cannot be read", path=str(path), why=str(error),
+                mend="remove it, and give the folder to the node again",
+            )  # fmt: skip
 
     # -- what we hold
 

@@ -1,12 +1,25 @@
 """What the operator must hear when the disk is not as it should be: a sentence and its mend.
 
+Why full is not damaged: what is damaged is made again from the block log, which a full disk would
+only spoil once more; room made by the operator is all that it needs.
 Why one class: `cli/main.py` prints any of these as one sentence, the safest remedy as a command
 to paste, and the exit status of its kind. A fault of the disk is nobody's bad bytes (`Invalid`)
 and no bug of ours (an assertion).
 """
 
+import errno
+import os
 from typing import Final
 
+REFUSALS: Final = {
+    errno.ENOSPC: "free some space there, then start again: nothing is lost",
+    errno.EDQUOT: "raise the quota or free some space, then start again: nothing is lost",
+    errno.EROFS: "mount the file system for writing, then start again",
+    errno.EACCES: "give the files to the user that runs olnode",
+    errno.EPERM: "give the files to the user that runs olnode",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "close other programs: the system has no file handles left",
+}
 FRESH_HOME: Final = "start a fresh home that syncs from its peers; keep this one for its keys"
 
 
@@ -34,7 +47,26 @@ class HomeInUse(StorageError):
     """Another process holds the directory."""
 
 
+class DiskRefused(StorageError):
+    """The system refuses to read or write: full, read-only, not ours. The data are as they were."""
+
+
 class Damaged(StorageError):
     """Bytes on the disk are not those that were written."""
 
     exit_status = 7
+
+
+def find_refusal(what: str, error: Exception) -> DiskRefused | None:
+    """The system's refusal that an error tells of, by number or, as LevelDB's, in words only."""
+    why, number = words_of(error), getattr(error, "errno", None)
+    for known, mend in REFUSALS.items():
+        if number == known or os.strerror(known) in why:
+            return DiskRefused(what, why=why, mend=mend)
+    return None
+
+
+def words_of(error: Exception) -> str:
+    """What an error says; LevelDB's words come as bytes."""
+    said = error.args[0] if error.args else ""
+    return said.decode("utf-8", "replace") if isinstance(said, bytes) else str(error)

@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 import plyvel
 
-from node.storage.errors import Damaged, StorageError
+from node.storage.errors import Damaged, StorageError, find_refusal, words_of
 
 WRITE_BUFFER_BYTES: Final = 32 << 20
 CACHE_BYTES: Final = 64 << 20
@@ -66,13 +66,13 @@ class LevelKV:
                 max_open_files=OPEN_FILES_MAX,
             )
         except (plyvel.Error, OSError) as error:
-            raise Damaged(f"cannot open the database {path}", why=str(error), mend=MEND) from error
+            raise _failed(path, error) from error
 
     def get(self, key: bytes) -> bytes | None:
         try:
             value: bytes | None = self._db.get(key, verify_checksums=True)
         except plyvel.Error as error:
-            raise self._damaged(error) from error
+            raise _failed(self.path, error) from error
         return value
 
     def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -87,7 +87,7 @@ class LevelKV:
                 for key, value in puts:
                     batch.put(key, value)
         except plyvel.Error as error:
-            raise self._damaged(error) from error
+            raise _failed(self.path, error) from error
 
     def snapshot(self) -> "LevelSnapshot":
         """The map as it is now; costs 0.2 µs."""
@@ -95,9 +95,6 @@ class LevelKV:
 
     def close(self) -> None:
         self._db.close()
-
-    def _damaged(self, error: Exception) -> StorageError:
-        return Damaged(f"the database {self.path} failed", why=str(error), mend=MEND)
 
 
 class LevelSnapshot:
@@ -111,7 +108,7 @@ class LevelSnapshot:
         try:
             value: bytes | None = self._snapshot.get(key, verify_checksums=True)
         except plyvel.Error as error:
-            raise Damaged(f"the database {self._path} failed", why=str(error), mend=MEND) from error
+            raise _failed(self._path, error) from error
         return value
 
     def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
@@ -128,7 +125,12 @@ def _scan(source: Any, start: bytes, stop: bytes, path: Path) -> Iterator[tuple[
         with source.iterator(start=start, stop=stop, verify_checksums=True) as pairs:
             yield from pairs
     except plyvel.Error as error:
-        raise Damaged(f"the database {path} failed", why=str(error), mend=MEND) from error
+        raise _failed(path, error) from error
+
+
+def _failed(path: Path, error: Exception) -> StorageError:
+    what = f"the database {path} failed"
+    return find_refusal(what, error) or Damaged(what, why=words_of(error), mend=MEND)
 
 
 class MemoryKV:

@@ -1,5 +1,6 @@
 """The frame of all commands: options anywhere, one exit status per fault, nothing heavy loaded."""
 
+import errno
 import json
 import subprocess
 import sys
@@ -84,6 +85,15 @@ def test_error_speaks_from_inside_its_groups(
 def test_error_names_its_mend(capsys: pytest.CaptureFixture[str]) -> None:
     faults.tell(CommandError("the cause", mend="olnode start", why="a reason"), as_json=False)
     assert capsys.readouterr().err == "olnode: the cause\n  mend: olnode start\n  why: a reason\n"
+
+
+def test_full_disk_is_no_fault_of_ours(capsys: pytest.CaptureFixture[str]) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", "/home/x/blocks/000001")
+    assert faults.tell(nested(full), as_json=False) == 1
+    said = capsys.readouterr().err
+    assert "/home/x/blocks/000001" in said
+    assert "free some space" in said
+    assert "unforeseen" not in said
 
 
 def test_unforeseen_error_is_one_line_and_a_crash_file(

@@ -246,3 +246,12 @@ async def test_questions_that_make_no_sense_count_against_who_asks(tmp_path) -> 
         await one.answer(KEYS[1], encode((0, bytes(32))))
     with pytest.raises(Refused):
         await one.answer(KEYS[1], encode((2, 1, bytes(32))))
+
+
+@pytest.mark.parametrize("junk", ["3-old", "9-zz", "1-" + "0" * 64])
+def test_a_listing_that_cannot_be_read_keeps_no_node_from_its_start(tmp_path, junk: str) -> None:
+    made = store(tmp_path)
+    made.add_folder(ADAPTER, IDENTITY, make_folder(tmp_path))
+    (tmp_path / "blobs" / "listings" / junk).write_bytes(b"no listing")
+    (tmp_path / "blobs" / "listings" / "2-folder").mkdir()
+    assert store(tmp_path).listing(ADAPTER, IDENTITY) == made.listing(ADAPTER, IDENTITY)

@@ -9,11 +9,12 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import plyvel
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.storage.errors import Damaged
+from node.storage.errors import Damaged, DiskRefused
 from node.storage.store import KV, LevelKV, MemoryKV
 
 SOME = [b"a", b"ab", b"b", b"b\x00", b"c\xff"]
@@ -175,3 +176,20 @@ def test_killed_writer_splits_no_batch_and_loses_none_acknowledged(tmp_path: Pat
         assert not list(store.scan(b"b%08d" % (height + 1), b"c"))
         checked = height
         store.close()
+
+
+@pytest.mark.parametrize("why", ["No space left on device", "Permission denied"])
+def test_what_the_system_refuses_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """Damage makes the database again, which a full disk would only spoil once more."""
+
+    def fail(path: str, **options: object) -> None:
+        raise plyvel.IOError(b"IO error: /x/000005.ldb: " + why.encode())  # as LevelDB says it
+
+    monkeypatch.setattr(plyvel, "DB", fail)
+    with pytest.raises(DiskRefused, match=why) as refused:
+        LevelKV(tmp_path / "db")
+    assert "b'" not in refused.value.why
+    assert refused.value.mend
+    assert not isinstance(refused.value, Damaged)

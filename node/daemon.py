@@ -23,6 +23,7 @@ from consensus.primitives.errors import Invalid
 from node.attribution.attribute import Version
 from node.attribution.index import Index
 from node.config import ConfigError, P2p, Settings, grains_of
+from node.diskguard import DiskGuard
 from node.holdings import Holdings, check_identity
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.receipts import COMPLETE, Receipt, receipt_id
@@ -155,6 +156,8 @@ class Node:
         self._settings, self._config, self._keys = settings, settings.config, keys
         self._ground, self._chain = ground, ground.chain
         self._stop = trio.Event()
+        floor_bytes = self._config.storage.min_free_gb << 30
+        self._disk = DiskGuard(settings.home, floor_bytes, on_change=self._wake)
         self._network = self._make_network()
         self._transactions = TransactionPool(self._chain.chain_id)
         self._bundles = BundlePool()
@@ -275,7 +278,11 @@ class Node:
             on_accuse=self._accusing.add,
             judge_evidence=self._accusing.judge,
             on_commit=self._keeper.note,
+            may_promise=self._has_room,
         )
+
+    def _has_room(self) -> bool:
+        return not self._disk.is_low
 
     def _make_state_sync(self) -> StateSync | None:
         """For a node whose operator trusts a block far above ours; an archive wants every block."""
@@ -309,6 +316,7 @@ class Node:
             note_change=self._directory.note_change,
             addresses=self._network.addresses,
             is_current=self._is_current,
+            has_room=self._has_room,
             now_ms=now_ms,
         )
         folder = self._settings.home / "receipts"
@@ -410,6 +418,7 @@ class Node:
                 return not self._stop.is_set()
             await start(self._relay.run)
             await start(self._replica.run)
+            nursery.start_soon(self._disk.run)
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._directory.run)
             self._blobs.serve()
@@ -546,6 +555,7 @@ class Node:
             "peers": bool(self._network.peers()) or len(self._chain.tip.validators) == 1,
             "height_lag": self._lag() <= LAG_BLOCKS_MAX,
             "consensus": state != "diverged",
+            "disk": self._has_room(),
         }
         if self._shop is not None:
             checks["engine"] = self._shop.is_well
@@ -582,7 +592,7 @@ class Node:
             validators=len(tip.validators),
             signing=self._replica.statistics().state == "validating",
             last_signed_height=0 if last is None else last.height,
-            why_silent="" if self._ground.why_silent is None else str(self._ground.why_silent),
+            why_silent=str(self._ground.why_silent or self._disk.why_low),
             pool_transactions=self._transactions.statistics().entries,
             pool_bundles=self._bundles.statistics().entries,
             engine="none" if self._shop is None else self._shop.engine_word,

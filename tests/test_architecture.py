@@ -27,7 +27,7 @@ FLOORS = (  # top down; a room imports itself and lower lines, never upwards, ne
     {"node.devnet", "node.doctor"},
     {"node.daemon", "node.lightclient"},
     {"node.shop", "node.purse", "node.reasons"},
-    {"node.holdings", "node.moving"},
+    {"node.holdings", "node.moving", "node.diskguard"},
     {"node.web", "node.home"},
     {"node.training"},
     {"node.serving", "node.wallet", "node.peering"},

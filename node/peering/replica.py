@@ -102,6 +102,7 @@ class Replica:
         on_commit: Callable[[Tip], None] = lambda tip: None,
         on_accuse: Callable[[bytes], None] = lambda evidence: None,
         judge_evidence: Callable[[bytes], Verdict] = lambda evidence: Verdict.IGNORE,
+        may_promise: Callable[[], bool] = lambda: True,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._network, self._chain, self._proposer = network, chain, proposer
@@ -137,7 +138,12 @@ class Replica:
         self._responder = Responder(
             get_view=chain.view, find_undecided=self._undecided.find, run_blocking=run_blocking
         )
-        self._voter = Voter(validator, sync_bodies=chain.bundles.sync, run_blocking=run_blocking)
+        self._voter = Voter(
+            validator,
+            sync_bodies=chain.bundles.sync,
+            run_blocking=run_blocking,
+            may_promise=may_promise,
+        )
         self._sender = Sender(self._means, streams=self._streams, undecided=self._undecided)
         self._execution = self._make_execution()
         self._agreement = self._make_agreement()
@@ -270,6 +276,7 @@ class Replica:
                     await self._pass_gate()
                 await self._pass_gate()
                 await self._begin_to_vote()
+                await self._fall_silent()
             except Contradiction as error:
                 self._diverge(error)
 
@@ -355,6 +362,12 @@ class Replica:
         """The doppelganger wait is over: recover again, with our key."""
         is_following = self._agreement.is_started and self._agreement.engine.me is None
         if is_following and not self._is_diverged and self._signing_key() is not None:
+            await self._start_height()
+
+    async def _fall_silent(self) -> None:
+        """What we promise can no longer be kept: go on at this height without our key."""
+        is_voting = self._agreement.is_started and self._agreement.engine.me is not None
+        if is_voting and not self._is_diverged and self._signing_key() is None:
             await self._start_height()
 
     async def _stop_signing(self) -> None:

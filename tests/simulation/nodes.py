@@ -79,6 +79,7 @@ class Node:
         self.voter = voter or self.identity
         self.peer = PeerId(self.identity.key)
         self.votes = votes
+        self.has_room = True  # what its disk guard says
         self.lies = tuple(lies)
         self.skew_ms = 0
         self.settings = SETTINGS
@@ -222,6 +223,7 @@ class Node:
             on_commit=note_commit,
             on_accuse=accuse,
             judge_evidence=self.accusing.judge,
+            may_promise=lambda: self.has_room,
             run_blocking=self.run_blocking,
         )
 

@@ -255,6 +255,34 @@ async def test_decided_block_that_we_fail_to_execute_ends_the_task(
     assert stage.node.replica.height == 0
 
 
+async def test_full_disk_silences_us_in_the_middle_of_a_height_and_room_lets_us_vote_again(
+    autojump_clock: object, stage: Stage
+) -> None:
+    async with playing(stage):
+        block = stage.block()
+        await offer(stage, block)
+        said = len(stage.puppets[0].votes())
+        assert said == 1
+        stage.node.has_room = False
+        stage.node.replica.wake()
+        await trio.sleep(0.1)
+        assert stage.state == "waiting"
+        await trio.sleep(20)
+        assert len(stage.puppets[0].votes()) == said, "timers run out, and it says nothing"
+        stage.puppets[0].serve_blocks(it=block)
+        await stage.all_vote(PRECOMMIT, id_of(block))
+        await trio.sleep(1)
+        assert stage.node.replica.height == 1, "it follows"
+        stage.node.has_room = True
+        stage.node.replica.wake()
+        await trio.sleep(0.1)
+        assert stage.state == "validating"
+        for puppet in stage.puppets:
+            await puppet.say(stage.vote(puppet.identity.key, PREVOTE, NIL, height=2))
+        await trio.sleep(5)
+        assert any(vote.height == 2 for vote in stage.puppets[0].votes())
+
+
 async def diverge(stage: Stage) -> None:
     """A quorum decides what execution refuses here."""
     bad = spoilt(stage.block())

@@ -59,11 +59,11 @@ TakeAttack = Callable[[LightClientAttack, Verdict], None]
 
 def judge_attack(view: View, attack: LightClientAttack) -> Verdict:
     """What an attack proves on this chain; `Invalid` if nothing, `Refused` if we are not there."""
-    canonical = view.light_block(attack.block.height)
+    own = view.find_decided(attack.block.height)
     announced = view.validators(attack.common_height + 1)
-    if canonical is None or announced is None:
+    if own is None or announced is None:
         raise Refused(Code.NOT_FOUND, body=_held(view))
-    return verify_attack(attack, announced, canonical)
+    return verify_attack(attack, announced, own)
 
 
 class LightServer:

@@ -11,6 +11,7 @@ What this file does not know: how a block came to be here.
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from consensus.attacks import Decided
 from consensus.certificate import Certificate, decode_certificate
 from consensus.header import Header, decode_header
 from consensus.primitives.encoding import U8, U16, U63, Bytes, ListOf, Record, decode, encode
@@ -220,6 +221,21 @@ class View:
         if validators is None:
             raise Damaged(f"the validators of height {height} are missing", mend=FRESH_HOME)
         return PastHeight(height, self.get_header(height).time_ms, validators)
+
+    def find_decided(self, height: int) -> Decided | None:
+        """A block with the commit that the next block carries; None where it is not held.
+
+        Of the tip with the commit that this node holds: another may have gathered another.
+        """
+        header, validators = self.header(height), self.validators(height)
+        if header is None or validators is None:
+            return None
+        if height == self.tip.height:
+            assert self.tip.certificate is not None
+            return Decided(header, self.tip.certificate, validators)
+        following = self.block(height + 1)
+        assert following is not None, "what is held has no gap below the tip"
+        return Decided(header, decode_certificate(following.last_certificate), validators)
 
     def light_block(self, height: int) -> LightBlock | None:
         """What a light client needs of a height, or None where something of it is not held."""

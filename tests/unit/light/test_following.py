@@ -174,7 +174,7 @@ async def test_lying_witness_is_dropped_and_no_attack() -> None:
 def judged(raw: bytes, chain: LightChain) -> AttackKind:
     attack = decode_attack(raw)
     announced = a_set(chain.sets(attack.common_height + 1))
-    verdict = verify_attack(attack, announced, chain.at(attack.block.height))
+    verdict = verify_attack(attack, announced, chain.decided(attack.block.height))
     assert verdict.guilty
     return verdict.kind
 

@@ -20,6 +20,7 @@ from node.peering.inbox import Executed, Fetched, Means, OwnBlock
 from node.peering.proposer import Built, Proposer
 from node.peering.undecided import Undecided
 from node.storage.chain import Verdict
+from node.storage.errors import Unheld
 from node.storage.executing import MissingBodies
 from p2p.network import PeerId
 
@@ -109,6 +110,9 @@ class Execution:
                 )
             except MissingBodies:
                 self._means.counters["bodies_missing"] += 1
+                return None
+            except Unheld:  # no verdict: if it is decided all the same, we cannot follow
+                self._means.counters["past_unheld"] += 1
                 return None
             except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
                 # Our own failure on a proposal is no verdict: we do not vote for it, and if it

@@ -57,6 +57,10 @@ class Damaged(StorageError):
     exit_status = 7
 
 
+class Unheld(StorageError):
+    """A past block that must be known, and that a home begun from a snapshot never held."""
+
+
 def find_refusal(what: str, error: Exception) -> DiskRefused | None:
     """The system's refusal that an error tells of, by number or, as LevelDB's, in words only."""
     why, number = words_of(error), getattr(error, "errno", None)

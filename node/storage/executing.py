@@ -17,11 +17,11 @@ from consensus.certificate import (
     encode_certificate,
     verify_certificate,
 )
-from consensus.evidence import decode_evidence, evidence_height
 from consensus.header import HEADER_VERSION, Header, encode_header
 from consensus.primitives.digest import HASH_BYTES, sha256
 from consensus.primitives.errors import Invalid
 from node.ledger import tree
+from node.ledger.accusations import decode_accusation, past_heights
 from node.ledger.admission import Admitted
 from node.ledger.context import Context, PastHeight
 from node.ledger.execute import Outcome, execute_block, make_header, rules_for
@@ -151,8 +151,9 @@ def get_bodies(payload: Payload, bundles: BundleStore) -> dict[bytes, Bundle]:
 
 
 def past_of(find_past: FindPast, evidence: Iterable[bytes]) -> tuple[PastHeight, ...]:
-    """The decided heights that pieces of evidence speak of; raises `Invalid` `evidence.…`."""
-    heights = sorted({evidence_height(decode_evidence(raw)) for raw in evidence})
+    """The decided heights that pieces of evidence speak of; raises `Invalid`, `Unheld`."""
+    accusations = [decode_accusation(raw) for raw in evidence]
+    heights = sorted({height for one in accusations for height in past_heights(one)})
     return tuple(past for past in map(find_past, heights) if past is not None)
 
 

@@ -31,7 +31,7 @@ from node.ledger.wire.bundles import Bundle, decode_body
 from node.storage import history, keyspace
 from node.storage.blocklog import BlockLog, BlockRecord
 from node.storage.bundlestore import BundleStore
-from node.storage.errors import FRESH_HOME, Damaged
+from node.storage.errors import FRESH_HOME, Damaged, Unheld
 from node.storage.segments import decode_place
 from node.storage.store import Reader
 
@@ -214,13 +214,30 @@ class View:
         return None
 
     def find_past(self, height: int) -> PastHeight | None:
-        """What evidence of a height is judged by; None while the height is not decided."""
-        if not 1 <= height <= self.tip.height:
+        """What evidence of a height is judged by; None while the height is not decided.
+
+        None, too, when it is surely too old for any evidence. Raises `Unheld` if a home that began
+        from a snapshot cannot say: to refuse what others take would be to leave the chain.
+        """
+        if not 1 <= height <= self.tip.height or self._is_past_all_evidence(height):
             return None
+        if height < self.earliest:
+            raise Unheld(
+                f"block {height}, of which evidence speaks, is older than this home's snapshot",
+                mend="start a fresh home from a newer snapshot, or from genesis",
+            )
         validators = self.validators(height)
         if validators is None:
             raise Damaged(f"the validators of height {height} are missing", mend=FRESH_HOME)
-        return PastHeight(height, self.get_header(height).time_ms, validators)
+        decided = self.find_decided(height) if height < self.tip.height else None
+        return PastHeight(height, self.get_header(height).time_ms, validators, decided)
+
+    def _is_past_all_evidence(self, height: int) -> bool:
+        """Whether a height that is not held is older than evidence may be, in any block to come."""
+        if self.earliest <= height:
+            return False
+        later_ms = self.get_header(min(self.earliest, self.tip.height)).time_ms
+        return self.tip.time_ms > later_ms + self.state().parameter("evidence_age_ms_max")
 
     def find_decided(self, height: int) -> Decided | None:
         """A block with the commit that the next block carries; None where it is not held.

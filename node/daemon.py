@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import trio
 
-from consensus.attacks import LightClientAttack, Verdict
+from consensus.attacks import LightClientAttack, Verdict, encode_attack
 from consensus.primitives.errors import Invalid
 from node.attribution.attribute import Version
 from node.attribution.index import Index
@@ -381,8 +381,10 @@ class Node:
         members = self._chain.tip.validators.powers()
         return any(self._find_peer(key) == peer for key in members)
 
-    def _take_attack(self, attack: LightClientAttack, verdict: Verdict) -> None:
-        path = keep_attack(self._settings.home / "evidence", attack)
+    async def _take_attack(self, attack: LightClientAttack, verdict: Verdict) -> None:
+        folder = self._settings.home / "evidence"
+        path = await trio.to_thread.run_sync(keep_attack, folder, attack)
+        await self._replica.accuse(encode_attack(attack))
         log.error(
             "validators signed another chain",
             kind=verdict.kind.name.lower(),

@@ -2,7 +2,7 @@
 
 Why a full node answers: all that is asked for proves itself, so it costs no trust, only bytes.
 Evidence of an attack is taken in the other direction: it is judged against our own chain, and what
-names nobody here costs its sender points, for each piece costs us a quorum's signatures.
+proves nothing here costs its sender points, for each piece costs us a quorum's signatures.
 What this file does not know: who asks, and what becomes of evidence that holds.
 """
 
@@ -54,7 +54,7 @@ _QUESTIONS: Final[dict[int, Shape]] = {
 }
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
-TakeAttack = Callable[[LightClientAttack, Verdict], None]
+TakeAttack = Callable[[LightClientAttack, Verdict], Awaitable[None]]
 
 
 def judge_attack(view: View, attack: LightClientAttack) -> Verdict:
@@ -67,7 +67,7 @@ def judge_attack(view: View, attack: LightClientAttack) -> Verdict:
 
 
 class LightServer:
-    """Serves `light` of page 70 §6. `take_attack` gets each attack that holds; it may block."""
+    """Serves `light` of page 70 §6. `take_attack` gets each attack that holds."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class LightServer:
         if kind == EVIDENCE:
             attack = decode_attack(*asked)
             verdict = await self._run_blocking(judge_attack, view, attack)
-            await self._run_blocking(self._take_attack, attack, verdict)
+            await self._take_attack(attack, verdict)
             return encode(())
         find = {BLOCK: _find_block, STATE: _find_state, RECEIPT: _find_receipt}.get(
             kind, _find_history

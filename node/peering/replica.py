@@ -18,6 +18,7 @@ import trio
 from consensus.effects import Commit
 from consensus.header import decode_header
 from consensus.inputs import CaughtUp
+from consensus.messages import EVIDENCE
 from consensus.params import ConsensusParams
 from consensus.primitives.errors import Invalid
 from consensus.round import Contradiction
@@ -198,6 +199,11 @@ class Replica:
     def wake(self) -> None:
         """There may be work for a block: the pools have changed."""
         self._inbox.wake()
+
+    async def accuse(self, evidence: bytes) -> None:
+        """What a light client brought: judged as gossip is, and told on if it is new."""
+        if self._judge_evidence(evidence) is Verdict.ACCEPT:
+            await self._sender.publish(EVIDENCE, evidence)
 
     async def wait_height(self, height: int) -> None:
         """Until block `height` is committed."""

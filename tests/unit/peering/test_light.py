@@ -45,9 +45,12 @@ class Server:
         self.attacks: list[tuple[LightClientAttack, Verdict]] = []
         LightServer(
             get_view=view,
-            take_attack=lambda attack, verdict: self.attacks.append((attack, verdict)),
+            take_attack=self._take,
             run_blocking=at_once,
         ).serve(self.network)
+
+    async def _take(self, attack: LightClientAttack, verdict: Verdict) -> None:
+        self.attacks.append((attack, verdict))
 
 
 @asynccontextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+from evidence_kit import raw_double_vote
 from exchange_kit import at_once
 from replica_kit import Stage, id_of, playing
 
@@ -15,7 +16,7 @@ from consensus.header import NIL, decode_header, encode_header
 from consensus.inputs import Step
 from consensus.messages import VOTE
 from node.ledger.wire.blocks import Block
-from node.storage.errors import StorageError
+from node.storage.errors import StorageError, Unheld
 
 
 @pytest.fixture
@@ -227,13 +228,24 @@ async def test_disk_that_fails_at_a_commit_ends_the_task(
     assert ended.group_contains(StorageError)
 
 
+@pytest.mark.parametrize(
+    ("error", "counter"),
+    [
+        (ValueError("a fault of ours"), "own_failures"),
+        (Unheld("older than the snapshot"), "past_unheld"),
+    ],
+)
 async def test_decided_block_that_we_fail_to_execute_ends_the_task(
-    autojump_clock: object, stage: Stage, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: object,
+    stage: Stage,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    counter: str,
 ) -> None:
     """On a proposal our own failure is no verdict; on a decided block halting beats forking."""
 
     def fail(*arguments: Any) -> Any:
-        raise ValueError("a fault of ours")
+        raise error
 
     async def play() -> None:
         async with playing(stage):
@@ -242,7 +254,7 @@ async def test_decided_block_that_we_fail_to_execute_ends_the_task(
             monkeypatch.setattr("node.storage.chain.execute_next", fail)
             await offer(stage, block)
             assert stage.puppets[0].votes() == [], "held back, not called invalid"
-            assert stage.counters["own_failures"] >= 1
+            assert stage.counters[counter] >= 1
             await trio.sleep(0.5)
             assert [vote.block_id for vote in stage.puppets[0].votes()] == [NIL], "the timer spoke"
             stage.puppets[0].serve_blocks()
@@ -251,7 +263,7 @@ async def test_decided_block_that_we_fail_to_execute_ends_the_task(
 
     with pytest.raises(BaseExceptionGroup) as ended:
         await play()
-    assert ended.group_contains(ValueError, match="a fault of ours")
+    assert ended.group_contains(type(error), match=str(error))
     assert stage.node.replica.height == 0
 
 
@@ -411,3 +423,23 @@ async def test_height_begins_at_once_when_more_than_a_third_are_there(
         if not has_begun:
             await trio.sleep(26)
             assert stage.puppets[0].votes(), "the heartbeat begins it too"
+
+
+async def test_what_a_light_client_brings_is_told_on_once_and_only_if_it_holds(
+    autojump_clock: object, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bytes] = []
+
+    async def note(kind: int, body: bytes) -> None:
+        told.append(body)
+
+    async with playing(stage):
+        chain, replica = stage.node.chain, stage.node.replica
+        who = stage.puppets[0].identity
+        monkeypatch.setattr(replica._sender, "publish", note)
+        good = raw_double_vote(who, chain.tip.validators, chain.chain_id, 1)
+        false = raw_double_vote(who, chain.tip.validators, b"o" * 32, 1)
+        for raw in (good, good, false, b"noise"):
+            await replica.accuse(raw)
+    assert told == [good]
+    assert len(stage.node.accusing) == 1

@@ -205,6 +205,18 @@ def check_attack(attack: LightClientAttack, announced: ValidatorSet, own: Decide
     return Verdict(kind, _guilty(kind, block, announced, own))
 
 
+def nearest(attack: LightClientAttack, verdict: Verdict) -> LightClientAttack:
+    """The same attack from the latest common block from which it proves as much.
+
+    A second block of one round names the same keys from everywhere, and has the right set for who
+    trusts the block before it: told so it is as young as it can be, and one piece however far back
+    each light client began. Of a lunatic header the common block decides who is named.
+    """
+    if verdict.kind is not AttackKind.EQUIVOCATION:
+        return attack
+    return LightClientAttack(attack.block.height - 1, attack.block)
+
+
 def _guilty(
     kind: AttackKind, block: LightBlock, announced: ValidatorSet, own: Decided
 ) -> tuple[bytes, ...]:

@@ -15,6 +15,7 @@ from consensus.attacks import (
     LightClientAttack,
     Verdict,
     decode_attack,
+    nearest,
     verify_attack,
 )
 from consensus.params import EVIDENCE_BYTES_MAX
@@ -100,7 +101,7 @@ class LightServer:
         if kind == EVIDENCE:
             attack = decode_attack(*asked)
             verdict = await self._run_blocking(judge_attack, view, attack)
-            await self._take_attack(attack, verdict)
+            await self._take_attack(nearest(attack, verdict), verdict)
             return encode(())
         find = {BLOCK: _find_block, STATE: _find_state, RECEIPT: _find_receipt}.get(
             kind, _find_history

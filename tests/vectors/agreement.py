@@ -154,7 +154,8 @@ def examples_of_light() -> dict[str, Example]:
             skipping.encode_light_block, None, "block_id", BLOCK_ID,
         ),
         "light_attack": Example(
-            attack, attacks.encode_attack(attack), attacks.decode_attack, attacks.encode_attack
+            attack, attacks.encode_attack(attack), attacks.decode_attack, attacks.encode_attack,
+            None, "evidence_id", attacks.attack_id(attack),
         ),
     }  # fmt: skip
 

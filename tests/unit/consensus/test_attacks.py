@@ -19,6 +19,7 @@ from consensus.attacks import (
     check_attack,
     decode_attack,
     encode_attack,
+    nearest,
     verify_attack,
 )
 from consensus.evidence import decode_evidence
@@ -236,6 +237,17 @@ def test_another_commit_of_our_block_decides_whether_the_round_is_the_same() -> 
     ]
     assert [verdict.kind for verdict in found] == [AttackKind.AMNESIA, AttackKind.EQUIVOCATION]
     assert set(found[1].guilty) == keys("abc")
+
+
+def test_second_block_is_told_from_the_block_before_it_and_proves_the_same() -> None:
+    second = light_block(STILL.at(30).header._replace(state_root=b"\7" * 32), FOUR)
+    lunatic = light_block(STILL.at(30).header._replace(params_hash=b"\7" * 32), FOUR)
+    for lie, common in ((second, 29), (lunatic, COMMON)):
+        attack = attack_on(STILL, lie)
+        verdict = verdict_at(STILL, attack)
+        told = nearest(attack, verdict)
+        assert told == LightClientAttack(common, lie)
+        assert verdict_at(STILL, told) == verdict
 
 
 # --- what is no attack

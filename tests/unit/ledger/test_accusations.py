@@ -372,6 +372,18 @@ def keep(chain: TinyChain, state: Any) -> None:
     chain.flat.update({key: value for key, value in state.changes() if value is not None})
 
 
+def test_second_block_is_dated_by_its_own_height_and_spares_who_left_before(chain) -> None:
+    both, also, other, _ = members(chain)
+    offence_ms = chain.past[HEIGHT - 1].time_ms
+    state = chain.state()
+    for number, made_ms in enumerate((offence_ms - 1, offence_ms)):
+        leave(state, number, both, made_ms)
+    keep(chain, state)
+    chain.block(evidence=(equivocal(chain, both, also, other),))
+    held = [chain.state().held(purses.unbonding(number)) for number in (0, 1)]
+    assert held == [OPEN, 0]
+
+
 def test_earlier_lie_reaches_who_left_before_the_one_that_was_found(chain) -> None:
     one, two, *_ = members(chain)
     late, early = chain.past[COMMON].time_ms, chain.past[COMMON - 1].time_ms

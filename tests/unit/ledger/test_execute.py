@@ -20,8 +20,9 @@ from chain_kit import (
     devnet,
     golden_answer,
 )
-from evidence_kit import raw_double_vote
+from evidence_kit import raw_attack, raw_double_vote
 
+from consensus.attacks import Decided
 from consensus.primitives import merkle
 from consensus.primitives.errors import Invalid
 from node.ledger import tables, tree
@@ -321,8 +322,21 @@ def some_evidence(chance: random.Random, chain: TinyChain, later_ms: int) -> tup
         raw_double_vote(chance.choice(VALIDATORS), past.validators, chain.chain_id, past.height)
         for _ in range(2)
     ]
+    if past.decided is not None:
+        offered.append(some_attack(chance, past.decided))
     context = chain.context(later_ms)
     return choose_payload(RULES_1, chain.state(), context, [], [], offered).payload.evidence
+
+
+def some_attack(chance: random.Random, own: Decided) -> bytes:
+    """A block beside the chain's own, by some of its set, from any common block."""
+    by_key = {who.key: who for who in (*VALIDATORS, FAUCET)}
+    names = sorted(own.validators.powers())
+    signers = [by_key[name] for name in chance.sample(names, chance.randrange(1, len(names) + 1))]
+    field = chance.choice(("state_root", "parent_id"))
+    common, round = chance.randrange(own.header.height), chance.choice((0, 0, 0, 1))
+    fields = {"round": round, field: bytes(32)}
+    return raw_attack(common, own.header, own.validators, signers, **fields)
 
 
 def run_program(seed: int, blocks: int) -> list[bytes]:

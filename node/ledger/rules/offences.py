@@ -88,8 +88,7 @@ def check_evidence(state: State, context: Context, raw: bytes, accusation: Accus
     if context.time_ms > dated.time_ms + state.parameter("evidence_age_ms_max"):
         raise Invalid("evidence.too_old", height=dated.height, time_ms=dated.time_ms)
     charge = charge_of(accusation, past)
-    known = _used(state, charge.freezes)
-    if all(_is_answered(state, known, key, charge.time_ms) for key in charge.accused):
+    if _is_answered(state, charge):
         raise Invalid("evidence.punished", height=past[-1].height)
     return charge
 
@@ -116,10 +115,21 @@ def _answered_from(known: Sequence[UsedEvidence], key: bytes, offence_ms: int) -
     )
 
 
-def _is_answered(state: State, known: Sequence[UsedEvidence], key: bytes, offence_ms: int) -> bool:
-    """Whether a jail stands for this offence already, and nobody left before it came."""
-    since_ms = _answered_from(known, key, offence_ms)
-    return since_ms is not None and not _leaving(state, key, offence_ms, since_ms)
+def _is_answered(state: State, charge: Charge) -> bool:
+    """Whether a jail of each stands for this offence already, and nobody left before it came.
+
+    One walk over what is on its way out, and only if all are jailed: no signature is checked yet.
+    """
+    known = _used(state, charge.freezes)
+    since = {}
+    for key in charge.accused:
+        since_ms = _answered_from(known, key, charge.time_ms)
+        if since_ms is None:
+            return False
+        since[key] = since_ms
+    return not any(
+        charge.time_ms <= gone.made_ms < since.get(gone.target, 0) for _, gone in leaving(state)
+    )
 
 
 def forget_evidence(state: State, context: Context, due_ms: int, reference: bytes) -> None:
@@ -150,9 +160,9 @@ def _freeze(state: State, offence: Offence) -> None:
 
 def _punish_equivocation(state: State, context: Context, offence: Offence) -> None:
     """Who said two things: their bonds, and what left since; then jail, or the key's end."""
-    bps = slash_bps(state, offence.time_ms)
+    bps, gone = slash_bps(state, offence.time_ms), leaving(state)
     for key, answered_ms in offence.offenders:
-        taken = slash_leaving(state, key, bps, offence.time_ms, answered_ms)
+        taken = slash_leaving(state, gone, key, bps, offence.time_ms, answered_ms)
         if answered_ms is None:
             taken += slash_bonds(state, ROLE_VALIDATOR, key, bps)
         share_proceeds(state, taken)
@@ -204,28 +214,38 @@ def slash_bonds(state: State, role: int, target: bytes, bps: int) -> int:
     return taken
 
 
+Leaving = tuple[int, tables.Unbonding]  # with its number
+
+
+def leaving(state: State) -> list[Leaving]:
+    """All that is on its way out of validators' bonds."""
+    return [
+        (int.from_bytes(number, "big"), gone)
+        for (number,), gone in state.scan(tables.UNBONDING)
+        if gone.role == ROLE_VALIDATOR
+    ]
+
+
 def slash_leaving(
-    state: State, validator: bytes, bps: int, since_ms: int, before_ms: int | None
+    state: State,
+    gone: Sequence[Leaving],
+    validator: bytes,
+    bps: int,
+    since_ms: int,
+    before_ms: int | None,
 ) -> int:
     """The same of what was unbonded from a validator at or after `since_ms`, before `before_ms`."""
     taken = 0
-    for number in _leaving(state, validator, since_ms, before_ms):
+    for number, one in gone:
+        if one.target != validator or one.made_ms < since_ms:
+            continue
+        if before_ms is not None and before_ms <= one.made_ms:
+            continue
         purse = purses.unbonding(number)
         cut = part_bps(state.held(purse), bps)
         state.move(purse, purses.pool(tables.TREASURY), cut)
         taken += cut
     return taken
-
-
-def _leaving(state: State, validator: bytes, since_ms: int, before_ms: int | None) -> list[int]:
-    """Numbers of what is on its way out of a validator's bonds, unbonded within a time."""
-    return [
-        int.from_bytes(number, "big")
-        for (number,), leaving in state.scan(tables.UNBONDING)
-        if (leaving.role, leaving.target) == (ROLE_VALIDATOR, validator)
-        and since_ms <= leaving.made_ms
-        and (before_ms is None or leaving.made_ms < before_ms)
-    ]
 
 
 def share_proceeds(state: State, taken: int) -> None:

@@ -115,8 +115,8 @@ class LightServer:
 
 
 def _held(view: View) -> bytes:
-    """The heights that may be asked for."""
-    return encode((min(1, view.height), view.height))
+    """The heights that may be asked for; none is held that is older than our snapshot."""
+    return encode((min(view.earliest, view.height), view.height))
 
 
 def _find_block(view: View, height: int) -> bytes | None:
@@ -139,6 +139,6 @@ def _find_receipt(view: View, bundle_hash: bytes, index: int) -> bytes | None:
 
 
 def _find_history(view: View, height: int, at: int) -> bytes | None:
-    if not 1 <= height < at <= view.height:
+    if not view.earliest <= height < at <= view.height:
         return None
     return encode((view.get_header(height).block_id(), view.history_path(height, at)))

@@ -13,6 +13,7 @@ from consensus.skipping import LIGHT_BLOCK_BYTES_MAX, LightBlock, decode_light_b
 from node.following import Unanswered
 from node.peering.lightserver import BLOCK, EVIDENCE, HISTORY, LIMITS, PROTOCOL
 from p2p.errors import Code, Misbehaving, NetworkError, Refused
+from p2p.limits import PENALTIES
 from p2p.network import Network, PeerId
 from p2p.peers import peer_id_text
 
@@ -57,6 +58,10 @@ class PeerSource:
     async def report(self, evidence: bytes) -> None:
         """Hand over an encoded attack; raises `Unanswered`, also when the peer refuses it."""
         await self._request(encode((EVIDENCE, evidence)), LIMITS.reply_max)
+
+    def blame(self, refusal: Invalid) -> None:
+        """What it told cannot be true."""
+        self._network.penalise(self.peer, PENALTIES["forged"], "forged")
 
     async def _request(self, body: bytes, bytes_max: int) -> bytes:
         if self._spent_s > LOOK_S:

@@ -27,6 +27,7 @@ from node.diskguard import DiskGuard
 from node.holdings import Holdings, check_identity
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.receipts import COMPLETE, Receipt, receipt_id
+from node.light import trust_options
 from node.observe import get_log
 from node.peering import pace
 from node.peering.accusing import Accusing
@@ -40,15 +41,16 @@ from node.peering.relay import Relay, StatedClaim
 from node.peering.replica import Replica
 from node.peering.replica import Settings as Pacing
 from node.peering.snapshotting import SnapshotKeeper
-from node.peering.statesync import GAP_BLOCKS, StateSync
+from node.peering.statesync import GAP_BLOCKS, GATHER_S, GATHER_UNSURE_S, StateSync
+from node.peering.trusting import Named, Trusting, find_root
 from node.peering.voter import Validator
-from node.peering.vouching import TrustedBlock
 from node.purse import Purse, Question
 from node.reasons import Reasons
 from node.shop import Counter, Shop
 from node.storage.adopting import take_in
 from node.storage.attackfiles import keep_attack
 from node.storage.ground import Ground, open_ground
+from node.storage.lightfile import LightFile
 from node.storage.opening import SNAPSHOTS_NAME
 from node.storage.snapshots import SnapshotStore
 from node.wallet.keystore import Key
@@ -285,23 +287,36 @@ class Node:
         return not self._disk.is_low
 
     def _make_state_sync(self) -> StateSync | None:
-        """For a node whose operator trusts a block far above ours; an archive wants every block."""
+        """For a node that may be far behind and has a block to trust; an archive wants all."""
         chain, home = self._config.chain, self._settings.home
-        gap_blocks = chain.trusted_height - self._chain.height
-        if not chain.trusted_id or gap_blocks <= GAP_BLOCKS or self._config.storage.archive:
+        if self._config.storage.archive:
             return None
-        trusted = TrustedBlock(
+        named = None
+        if chain.trusted_id:
+            named = Named(chain.trusted_height, bytes.fromhex(chain.trusted_id))
+        options = trust_options(self._chain.genesis)
+        root = find_root(
+            self._chain.tip, named, gap_blocks=GAP_BLOCKS, options=options, now_ms=now_ms()
+        )
+        if root is None:
+            return None
+        trusting = Trusting(
             network=self._network,
-            height=chain.trusted_height,
-            block_id=bytes.fromhex(chain.trusted_id),
+            chain_id=self._chain.chain_id,
+            root=root,
+            options=options,
+            file=LightFile(home, self._chain.chain_id),
+            evidence=home / "evidence",
+            now_ms=now_ms,
         )
         return StateSync(
             network=self._network,
             store=self._snapshots,
             get_height=lambda: self._chain.height,
-            verify_header=trusted.verify,
+            verify_header=trusting.verify,
             take_in=partial(take_in, home, self._snapshots),
             gap_blocks=GAP_BLOCKS,
+            gather_s=GATHER_S if root is named else GATHER_UNSURE_S,
         )
 
     def _make_shop(self) -> Shop:

@@ -99,13 +99,13 @@ async def test_daemon_starts_from_a_snapshot(
             lives.append(self)
 
     old = Old(tmp_path)
-    monkeypatch.setattr(daemon, "GAP_BLOCKS", GAP)
     monkeypatch.setattr(daemon, "Node", Watched)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(old.node.run)
         await wait_until(lambda: bool(old.node._network.addresses()))
         await old.grow(2 * EVERY + 3)
         await wait_until(lambda: old.node._keeper.height == 2 * EVERY)
+        monkeypatch.setattr(daemon, "GAP_BLOCKS", GAP)  # the old node is not behind anybody
         nursery.start_soon(daemon.run, *newcomer(old, tmp_path, NEW))
         await wait_until(lambda: len(lives) == 2, 60)
         chain = lives[1]._chain

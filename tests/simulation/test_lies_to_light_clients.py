@@ -13,15 +13,14 @@ import trio
 from bundle_kit import Party, party
 from evidence_kit import lie
 from simulation.cluster import Cluster, run_script
-from simulation.nodes import EPOCH_MS, Node, at_once
+from simulation.nodes import EPOCH_MS, Node
 
-from consensus.attacks import LightClientAttack, Verdict, encode_attack
+from consensus.primitives.errors import Invalid
 from consensus.skipping import LightBlock, TrustOptions
 from consensus.validators import ValidatorSet
 from node.following import Followed, follow, trust_genesis
 from node.ledger import tables
 from node.ledger.rules import staking
-from node.peering.lightserver import LightServer
 from node.peering.lightsource import PeerSource
 
 ROLE = tables.ROLE_VALIDATOR
@@ -47,6 +46,9 @@ class Liar:
         assert block is not None
         return block
 
+    def blame(self, refusal: Invalid) -> None:
+        raise AssertionError("what it shows is believed until a witness speaks")
+
     async def report(self, evidence: bytes) -> None:
         """It throws away what convicts it."""
         await trio.lowlevel.checkpoint()
@@ -68,17 +70,6 @@ def false_block(node: Node, kind: str) -> LightBlock:
         return lie(header, validators, liars(), round=round, state_root=FALSE)
     theirs = ValidatorSet.found({who.key: 1 for who in liars()})
     return lie(header, theirs, liars(), state_root=FALSE)
-
-
-def serve_light(node: Node) -> None:
-    """As the daemon does: what light clients bring goes to the replica."""
-
-    async def take(attack: LightClientAttack, verdict: Verdict) -> None:
-        assert verdict.guilty
-        await node.replica.accuse(encode_attack(attack))
-
-    server = LightServer(get_view=lambda: node.chain.view(), take_attack=take, run_blocking=at_once)
-    server.serve(node.network)
 
 
 async def pause() -> None:
@@ -151,8 +142,6 @@ def test_lie_to_a_light_client_is_found_told_and_punished(
 
     async def script(_: Cluster) -> None:
         witness = cluster.nodes[-1]
-        for node in cluster.nodes:
-            serve_light(node)
         await grow(cluster, LIED_ABOUT + 2)
         for kind in kinds:
             found = await follow_liar(cluster, kind, witness)

@@ -22,7 +22,16 @@ from vectors.small_chain import Story
 
 import consensus
 import node.ledger
-from consensus import attacks, certificate, evidence, header, messages, skipping, validators
+from consensus import (
+    attacks,
+    certificate,
+    evidence,
+    header,
+    messages,
+    pastblocks,
+    skipping,
+    validators,
+)
 from consensus.primitives.errors import Invalid
 from node import light
 from node.ledger import accusations, execute, genesis, proofs, tables
@@ -105,6 +114,8 @@ PARSERS: dict[Callable[..., Any], Parser] = {
         evidence.decode_evidence, evidence.encode_evidence, names("evidence_")),
     skipping.decode_light_block: Parser(
         skipping.decode_light_block, skipping.encode_light_block, ("light_block",)),
+    pastblocks.decode_past_block: Parser(
+        pastblocks.decode_past_block, pastblocks.encode_past_block, ("past_block",)),
     attacks.decode_attack: Parser(
         attacks.decode_attack, attacks.encode_attack, ("light_attack",)),
     accusations.decode_accusation: Parser(

@@ -27,7 +27,6 @@ from node.ledger.rules.offences import check_evidence
 from node.ledger.state import State
 from node.ledger.wire.blocks import EVIDENCE_BYTES_MAX, EVIDENCE_MAX
 from node.observe import get_log
-from node.storage.errors import Unheld
 from node.storage.views import View
 from p2p.network import Verdict
 
@@ -40,7 +39,7 @@ _IGNORED: Final = frozenset(
     {
         "evidence.used",
         "evidence.height",
-        "evidence.unheld",
+        "evidence.before_snapshot",
         "evidence.amnesia",
         "evidence.too_old",
         "evidence.punished",
@@ -178,11 +177,11 @@ class Accusing:
 
 def _look_up(view: View, accusation: Accusation) -> tuple[tuple[PastHeight, ...], bool]:
     """By what a piece is judged, and whether a guess is among it; raises `Invalid`."""
-    found: dict[int, PastHeight | None]
-    try:
-        found = {height: view.find_past(height) for height in past_heights(accusation)}
-    except Unheld:
-        raise Invalid("evidence.unheld") from None
+    heights = past_heights(accusation)
+    if min(heights) < view.earliest - 1:
+        # Whoever saw that height proposes it; asking peers for it costs too much for gossip.
+        raise Invalid("evidence.before_snapshot", height=min(heights))
+    found = {height: view.find_past(height) for height in heights}
     guess = _guess(view, accusation)
     if guess is not None:
         found[guess.height] = guess

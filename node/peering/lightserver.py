@@ -19,6 +19,7 @@ from consensus.attacks import (
     verify_attack,
 )
 from consensus.params import EVIDENCE_BYTES_MAX
+from consensus.pastblocks import encode_past_block
 from consensus.primitives.encoding import (
     U8,
     U32,
@@ -42,7 +43,7 @@ from p2p.network import Network, PeerId
 
 PROTOCOL: Final = "light"
 LIMITS: Final = PROTOCOLS[PROTOCOL]
-BLOCK, STATE, RECEIPT, HISTORY, EVIDENCE = range(5)
+BLOCK, STATE, RECEIPT, HISTORY, EVIDENCE, PAST = range(6)
 KEYS_MAX: Final = 64
 KEY_BYTES_MAX: Final = 128
 
@@ -52,6 +53,7 @@ _QUESTIONS: Final[dict[int, Shape]] = {
     RECEIPT: Record(U8, H, U32),
     HISTORY: Record(U8, U63, U63),
     EVIDENCE: Record(U8, Bytes(EVIDENCE_BYTES_MAX, 1)),
+    PAST: Record(U8, U63, U63),
 }
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
@@ -103,10 +105,7 @@ class LightServer:
             verdict = await self._run_blocking(judge_attack, view, attack)
             await self._take_attack(nearest(attack, verdict), verdict)
             return encode(())
-        find = {BLOCK: _find_block, STATE: _find_state, RECEIPT: _find_receipt}.get(
-            kind, _find_history
-        )
-        found: bytes | None = await self._run_blocking(find, view, *asked)
+        found: bytes | None = await self._run_blocking(_FINDERS[kind], view, *asked)
         if found is None:
             raise Refused(Code.NOT_FOUND, body=_held(view))
         if len(found) > LIMITS.reply_max:
@@ -142,3 +141,18 @@ def _find_history(view: View, height: int, at: int) -> bytes | None:
     if not view.earliest <= height < at <= view.height:
         return None
     return encode((view.get_header(height).block_id(), view.history_path(height, at)))
+
+
+def _find_past(view: View, height: int, at: int) -> bytes | None:
+    """For nodes that began with a snapshot and judge evidence from before it."""
+    past = view.past_block(height, at)
+    return None if past is None else encode_past_block(past)
+
+
+_FINDERS: Final[dict[int, Callable[..., bytes | None]]] = {
+    BLOCK: _find_block,
+    STATE: _find_state,
+    RECEIPT: _find_receipt,
+    HISTORY: _find_history,
+    PAST: _find_past,
+}

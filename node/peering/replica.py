@@ -40,6 +40,7 @@ from node.peering.inbox import (
 )
 from node.peering.pace import WAN, Gate, Pace, Profile
 from node.peering.proposer import Proposer
+from node.peering.recalling import Recalling
 from node.peering.responder import Responder
 from node.peering.sending import Sender
 from node.peering.streams import FindPeer, ValidatorStreams
@@ -47,12 +48,14 @@ from node.peering.topics import VOTES
 from node.peering.undecided import Undecided
 from node.peering.voter import Validator, Voter
 from node.storage.chain import Chain
-from node.storage.executing import FinalRefusal, MissingBodies
+from node.storage.errors import MissingData
+from node.storage.executing import FinalRefusal
+from node.storage.pasts import MissingPast
 from node.storage.views import Tip
 from p2p.limits import TOPICS
 from p2p.network import Network, PeerId, TaskStatus, Verdict
 
-FETCH_BODIES_TRIES: Final = 3
+FETCH_TRIES: Final = 3  # of what decided blocks name and we lack
 
 log = get_log("consensus")
 
@@ -136,6 +139,7 @@ class Replica:
             on_doubt=self._weigh_doubt,
         )
         self._find_peer = find_peer
+        self._recalling = Recalling(network=network, pasts=chain.pasts, counters=self.counters)
         self._responder = Responder(
             get_view=chain.view, find_undecided=self._undecided.find, run_blocking=run_blocking
         )
@@ -157,6 +161,7 @@ class Replica:
             proposer=self._proposer,
             catchup=self.catchup,
             fetch_bodies=self._fetch_bodies,
+            fetch_past=self._recalling.fetch,
             find_validators=self._streams.find_others,
         )
 
@@ -420,7 +425,7 @@ class Replica:
 
     async def _take_decided(self, blocks: Sequence[Decided]) -> None:
         """The door of `catchup`: returns when the blocks are in the chain; raises `Invalid`."""
-        for _ in range(FETCH_BODIES_TRIES):
+        for _ in range(FETCH_TRIES):
             missing = [name for block, _ in blocks for name in self._chain.missing_bodies(block)]
             if missing:
                 peers = [view.peer for view in self._network.peers() if view.admitted]
@@ -430,9 +435,11 @@ class Replica:
             await offered.done.wait()
             if offered.refusal is None:
                 return
-            if not isinstance(offered.refusal, MissingBodies):
+            if isinstance(offered.refusal, MissingPast):
+                await self._recalling.fetch(offered.refusal.heights)
+            elif not isinstance(offered.refusal, MissingData):
                 raise offered.refusal
-        self.counters["bodies_missing"] += 1
+        self.counters["data_missing"] += 1
 
     async def _append_decided(self, event: Offered) -> None:
         height = self._chain.height
@@ -443,7 +450,7 @@ class Replica:
                     await self._run_blocking(self._chain.commit_many, news)
         except FinalRefusal as refusal:
             self._diverge(refusal)
-        except (Invalid, MissingBodies) as refusal:
+        except (Invalid, MissingData) as refusal:
             event.refusal = refusal
         tip = self._chain.tip
         if tip.height > height:

@@ -33,10 +33,9 @@ from node.storage.adopting import DB_NAME, adopt_prepared
 from node.storage.batch import Batch
 from node.storage.blocklog import BlockLog, BlockRecord
 from node.storage.bundlestore import BundleStore
-from node.storage.errors import Damaged, StorageError
+from node.storage.errors import Damaged, MissingData, StorageError
 from node.storage.executing import (
     NOTHING_KNOWN,
-    MissingBodies,
     Parent,
     check_header,
     check_last_commit,
@@ -44,6 +43,7 @@ from node.storage.executing import (
 )
 from node.storage.footing import Footing, decode_footing
 from node.storage.loading import load
+from node.storage.pasts import PastBlocks
 from node.storage.segments import Place
 from node.storage.snapshots import read_chunk, read_manifest, verify_manifest
 from node.storage.store import KV, LevelKV, Reader
@@ -53,6 +53,7 @@ from node.storage.writing import write_block, write_state
 BLOCKS_NAME: Final = "blocks"
 BUNDLES_NAME: Final = "bundles"
 SNAPSHOTS_NAME: Final = "snapshots"
+PASTS_NAME: Final = "past"
 ASIDE_NAME: Final = "db.damaged"
 
 PROVED_KEYS: Final = 1_000  # at each start, 0.15 s
@@ -70,6 +71,7 @@ class Opened:
     store: KV
     log: BlockLog
     bundles: BundleStore
+    pasts: PastBlocks
     tip: Tip
     steps: tuple[str, ...] = field(default=())
 
@@ -106,7 +108,7 @@ def open_store(
         raise
     bundles.height = tip.height
     steps.append(f"chain: height {tip.height}")
-    return Opened(genesis, chain_id, opened_store, log, bundles, tip, tuple(steps))
+    return Opened(genesis, chain_id, opened_store, log, bundles, ladder.pasts, tip, tuple(steps))
 
 
 class _Ladder:
@@ -128,6 +130,7 @@ class _Ladder:
         self._steps = steps
         self._snapshots = home / SNAPSHOTS_NAME
         self._footing = decode_footing(log.footing) if log.footing else None
+        self.pasts = PastBlocks(home / PASTS_NAME, self._footing and self._footing.header)
 
     def climb(self, home: Path, given: KV | None, cache_bytes: int) -> tuple[KV, Tip]:
         """The database at the block log's height, made again if it is damaged."""
@@ -285,14 +288,14 @@ class _Ladder:
             block = decode_block(record.block)
             certificate = decode_certificate(record.certificate)
             header = decode_header(block.header)
-            past = View(batch, tip, self._log, self._bundles)
+            past = View(batch, tip, self._log, self._bundles, self.pasts)
             parent = Parent(self._chain_id, self._genesis.app_version, batch, tip, past.find_past)
             check_header(parent, header)
             check_last_commit(parent, block, header)
             executed = execute_next(parent, self._bundles, NOTHING_KNOWN, block, header)
             if certificate.block_id != executed.block_id:
                 raise Invalid("certificate.block_id")
-        except (Invalid, MissingBodies) as error:
+        except (Invalid, MissingData) as error:
             raise StorageError(
                 f"block {record.height} of our own log cannot be replayed",
                 why=str(error),

@@ -7,16 +7,18 @@ import pytest
 from bundle_kit import Party, party
 from chain_kit import VALIDATORS
 from evidence_kit import raw_attack, raw_double_vote
-from stored_kit import Stored
+from snapshot_kit import Snapped
+from stored_kit import GENESIS, Stored
 
 from consensus.certificate import decode_certificate
 from consensus.header import decode_header
 from node.ledger.wire.blocks import EVIDENCE_MAX, Payload
 from node.peering import accusing
 from node.peering.accusing import PER_OFFENDER_MAX, Accusing
-from node.storage.errors import Unheld
+from node.storage.adopting import take_in
+from node.storage.chain import Chain
+from node.storage.snapshots import SnapshotStore
 from node.storage.store import MemoryKV
-from node.storage.views import View
 from p2p.network import Verdict
 
 WHO, OTHER = VALIDATORS[:2]
@@ -49,6 +51,30 @@ def test_good_evidence_is_pooled_told_on_and_proposed(made: Stored) -> None:
     assert (woken, pool.pick()) == ([1], [raw])
     assert pool.judge(raw) == Verdict.IGNORE
     assert woken == [1]
+
+
+def test_evidence_from_before_our_snapshot_is_left_to_others(tmp_path: Path) -> None:
+    """Also when we know that height by now: what we propose must not wait for a peer."""
+    snapped = Snapped(tmp_path / "snapped")
+    store = SnapshotStore(tmp_path / "home" / "snapshots")
+    snapped.put_part(store)
+    take_in(tmp_path / "home", store, snapped.manifest)
+    chain = Chain.open(tmp_path / "home", GENESIS)
+    pool = Accusing(chain_id=chain.chain_id, get_view=chain.view)
+    validators = chain.tip.validators
+    past = snapped.made.chain.view().past_block(3, snapped.height)
+    assert past is not None
+    chain.pasts.add(past, 3)
+    for height, verdict in (
+        (3, Verdict.IGNORE),
+        (snapped.height - 1, Verdict.IGNORE),
+        (snapped.height, Verdict.ACCEPT),
+    ):
+        raw = raw_double_vote(VALIDATORS[2], validators, chain.chain_id, height)
+        assert pool.judge(raw) == verdict
+    assert pool.counters["evidence.before_snapshot"] == 2
+    assert len(pool) == 1
+    chain.close()
 
 
 def test_evidence_of_the_open_height_waits_until_it_is_decided(made, pool) -> None:
@@ -218,18 +244,6 @@ def test_attack_above_our_height_is_nobodys_fault(made, pool, tmp_path: Path) ->
         ahead.block()
     assert pool.judge(attack(ahead, height=3)) == Verdict.IGNORE
     assert pool.counters["evidence.height"] == 1
-
-
-def test_height_that_we_never_held_is_nobodys_fault(made, pool, monkeypatch) -> None:
-    """A home that began from a snapshot cannot judge it, and must not end by it."""
-
-    def unheld(view: View, height: int) -> None:
-        raise Unheld("older than the snapshot")
-
-    monkeypatch.setattr(View, "find_past", unheld)
-    for raw in (accused(made), attack(made)):
-        assert pool.judge(raw) == Verdict.IGNORE
-    assert pool.counters["evidence.unheld"] == 2
 
 
 def test_pieces_that_name_all_but_one_keep_no_place_from_who_names_it(made, pool) -> None:

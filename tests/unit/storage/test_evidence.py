@@ -20,7 +20,7 @@ from consensus.primitives.errors import Invalid
 from node.ledger.wire.blocks import Block, Payload, encode_payload
 from node.storage.adopting import take_in
 from node.storage.chain import Chain
-from node.storage.errors import Unheld
+from node.storage.pasts import MissingPast
 from node.storage.snapshots import SnapshotStore
 from node.storage.store import MemoryKV
 from node.storage.views import View
@@ -236,17 +236,20 @@ def test_height_before_the_snapshot_is_no_damage_and_no_verdict(young: Chain) ->
     """Others hold it and may take evidence of it: to say it is none would be to fork."""
     view = young.view()
     assert view.earliest > 2
-    for height in range(1, view.earliest):
-        with pytest.raises(Unheld, match="older than this home's snapshot"):
+    for height in range(1, view.earliest - 1):
+        with pytest.raises(MissingPast):
             view.find_past(height)
-    assert view.find_past(view.earliest) is not None
+    for height in (view.earliest - 1, view.earliest):
+        past = view.find_past(height)
+        assert past is not None
+        assert past.decided is not None, "the block behind it is here"
     assert view.find_past(view.height + 1) is None
     assert view.find_past(0) is None
 
 
-def test_block_that_accuses_of_an_unheld_height_is_not_executed(young: Chain) -> None:
+def test_block_that_accuses_of_a_missing_height_is_not_executed(young: Chain) -> None:
     raw = raw_double_vote(WHO, young.tip.validators, young.chain_id, 1)
-    with pytest.raises(Unheld):
+    with pytest.raises(MissingPast):
         young.build(
             proposer=young.tip.validators.turn,
             time_ms=young.tip.time_ms + 1,
@@ -259,12 +262,12 @@ def test_height_that_is_too_old_for_evidence_need_not_be_held(young: Chain) -> N
     """Then nobody may take it, whatever its time was."""
     view = young.view()
     age_ms = view.state().parameter("evidence_age_ms_max")
-    first_ms = view.get_header(view.earliest).time_ms
+    first_ms = view.get_header(view.earliest - 1).time_ms
     for later_ms, is_sure in ((0, False), (1, True)):
         tip = replace(view.tip, time_ms=first_ms + age_ms + later_ms)
-        later = View(view.reader, tip, young._log, young.bundles)
+        later = View(view.reader, tip, young._log, young.bundles, young.pasts)
         if is_sure:
             assert later.find_past(1) is None
         else:
-            with pytest.raises(Unheld):
+            with pytest.raises(MissingPast):
                 later.find_past(1)

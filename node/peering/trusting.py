@@ -12,7 +12,7 @@ What this file does not know: what a verified header is used for.
 """
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -38,12 +38,13 @@ from node.storage.attackfiles import keep_attack
 from node.storage.lightfile import LightFile
 from node.storage.views import Tip
 from p2p.errors import Unreachable
-from p2p.network import Network
+from p2p.network import Network, PeerId
 
 SOURCES_MAX: Final = 8  # peers asked for one header: one leads, the others bear witness
 WITNESSES_MIN: Final = 1
 VERIFY_S: Final = 600.0  # for one header, all questions together
 PAUSE_S: Final = 1.0  # before a witness is asked again
+PROGRESS_HEADERS: Final = 16  # between two lines that tell how far we are
 BLOCK_MS_MIN: Final = 250  # between two blocks, by the shortest interval that we ship
 MEND: Final = (
     "[chain] trusted_height and trusted_id in config.toml: a recent block that others confirm to "
@@ -92,6 +93,22 @@ def _root_of(tip: Tip) -> Root:
     return LightBlock(tip.header, tip.certificate, tip.signers, tip.validators)
 
 
+class _Asked(PeerSource):
+    """A peer whose answers are counted, so that a long way shows that it goes on."""
+
+    def __init__(self, network: Network, peer: PeerId, counters: Counter[str]) -> None:
+        super().__init__(network, peer)
+        self._counters = counters
+
+    async def ask(self, height: int) -> LightBlock:
+        """As any source does."""
+        block = await super().ask(height)
+        self._counters["headers"] += 1
+        if self._counters["headers"] % PROGRESS_HEADERS == 0:
+            log.info("verifying", headers=self._counters["headers"], newest=block.height)
+        return block
+
+
 class Trusting:
     """Verifies headers from one root of trust. `file` and the folder `evidence` are the home's."""
 
@@ -138,11 +155,11 @@ class Trusting:
             return await self._look_back(self._known[min(above)], height)
         return await self._go_on(self._known[max(self._known)], height)
 
-    def _sources(self, height: int) -> list[PeerSource]:
+    def _sources(self, height: int) -> list[_Asked]:
         """Peers that let us believe in a block of `height`: a claim that only makes us ask."""
         views = [view for view in self._network.peers() if view.admitted]
         peers = [view.peer for view in views if view.facts.height >= height]
-        return [PeerSource(self._network, peer) for peer in peers[:SOURCES_MAX]]
+        return [_Asked(self._network, peer, self.counters) for peer in peers[:SOURCES_MAX]]
 
     # -- the first block
 
@@ -213,6 +230,7 @@ class Trusting:
             "header verified",
             height=height,
             steps=len(followed.blocks),
+            headers=self.counters["headers"],
             witnesses=len(followed.confirmed),
         )
         return followed.blocks[-1].header
@@ -266,8 +284,7 @@ class Trusting:
     # -- a header below it
 
     async def _look_back(self, trusted: LightBlock, height: int) -> Header:
-        sources: Sequence[PeerSource] = self._sources(trusted.height)
-        for source in sources:
+        for source in self._sources(trusted.height):
             try:
                 block_id, path = await source.ask_history(height, trusted.height)
                 verify_history(trusted.header, height, block_id, path)

@@ -41,7 +41,7 @@ class Old:
         self.genesis, self.chain_id, self.nonce = encode_genesis(genesis), genesis.chain_id, 0
         seeds = {"validator": VALIDATOR.seed, "node": OLD.seed}
         self.home = folder / "old"
-        settings = settings_of(self, self.home, seeds, roles=("validator",))
+        settings = self.settings = settings_of(self, self.home, seeds, roles=("validator",))
         store = keystore_of(settings)
         keys = daemon.Keys(store.unlock("node", None), store.unlock("validator", None), None)
         ground = open_ground(self.home, self.home / "genesis", validator_key=VALIDATOR.key)
@@ -100,7 +100,7 @@ async def test_daemon_starts_from_a_snapshot(
     monkeypatch.setattr(daemon, "Node", Watched)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(old.node.run)
-        await wait_until(lambda: bool(old.node._network.addresses()))
+        await wait_until(old.settings.socket_path.exists)  # it is ready
         await old.grow(2 * EVERY + 3)
         await wait_until(lambda: old.node._keeper.height == 2 * EVERY)
         monkeypatch.setattr(daemon, "GAP_BLOCKS", GAP)  # the old node is not behind anybody

@@ -19,7 +19,7 @@ app = new_noun("Check, rebuild and size up the files of the ledger.")
 
 TOLD_EVERY_S: Final = 10.0
 COUNTED: Final = ("blocks", "bundles", "keys", "snapshots", "bytes")
-FOLDERS: Final = ("blocks", "bundles", "db", "snapshots", "blobs", "receipts", "journal")
+FOLDERS: Final = ("blocks", "bundles", "db", "snapshots", "past", "blobs", "receipts", "journal")
 
 
 @app.command()

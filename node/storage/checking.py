@@ -31,6 +31,7 @@ from node.storage.executing import NO_COMMIT
 from node.storage.footing import decode_footing
 from node.storage.frames import Frame, FrameFormat, read_all
 from node.storage.opening import BLOCKS_NAME, BUNDLES_NAME, SNAPSHOTS_NAME
+from node.storage.pasts import PASTS_NAME, read_past
 from node.storage.segments import NAME_DIGITS
 from node.storage.snapshots import SnapshotStore, check_chunk, verify_manifest
 from node.storage.store import LevelKV, Reader
@@ -38,6 +39,7 @@ from node.storage.store import LevelKV, Reader
 COPY_NAME: Final = "db.check"
 REBUILD: Final = "olnode db rebuild"
 FETCHED: Final = "nothing: the node fetches it from its peers when it is asked for"
+NEEDED: Final = "keep db/ as it is: making it again would need this height"
 TOLD_KEYS: Final = 100_000
 
 Tell = Callable[[str, int], None]  # what is being read, how many records so far
@@ -46,7 +48,7 @@ Tell = Callable[[str, int], None]  # what is being read, how many records so far
 class Finding(NamedTuple):
     """Something that is not as it was written."""
 
-    part: str  # blocks, bundles, database, snapshots
+    part: str  # blocks, bundles, database, snapshots, past
     what: str
     mend: str
 
@@ -59,6 +61,7 @@ class Checked:
     counts: Counter[str] = field(default_factory=Counter)  # blocks, bundles, keys, snapshots, bytes
     height: int = 0
     headers: dict[int, Header] = field(default_factory=dict)  # of the heights of snapshots
+    footing: Header | None = None  # of a log that does not begin with block 1
 
     def add(self, part: str, what: str, mend: str) -> None:
         """One more finding."""
@@ -75,6 +78,7 @@ def check_home(home: Path, chain_id: bytes, tell: Tell = lambda part, done: None
     _check_bundles(home / BUNDLES_NAME, checked, tell)
     _check_database(home, checked, tell)
     _check_snapshots(snapshots, checked, tell)
+    _check_pasts(home / PASTS_NAME, checked)
     return checked
 
 
@@ -112,6 +116,8 @@ def _check_blocks(
     for frame in _frames(directory, blocklog.FORMAT, "blocks", FRESH_HOME, checked):
         try:
             before = _check_block(frame, before, chain_id)
+            if frame.kind == blocklog.KIND_FOOTING:
+                checked.footing = before
             yield before
         except Invalid as refusal:
             checked.add("blocks", f"block {frame.height}: {refusal}", FRESH_HOME)
@@ -246,3 +252,18 @@ def _check_snapshots(store: SnapshotStore, checked: Checked, tell: Tell) -> None
             checked.add("snapshots", f"of block {manifest.height}: {error}", mend)
         checked.counts["snapshots"] += 1
         tell("snapshots", checked.counts["snapshots"])
+
+
+# ---- what evidence needed from before the snapshot
+
+
+def _check_pasts(folder: Path, checked: Checked) -> None:
+    """Each proves itself under the block that the log stands on."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            if checked.footing is None:
+                raise Invalid("past.footing")
+            read_past(path, checked.footing)
+        except (Invalid, OSError) as error:
+            checked.add("past", f"{path.name}: {error}", NEEDED)
+        checked.counts["bytes"] += path.stat().st_size

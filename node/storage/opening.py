@@ -43,7 +43,7 @@ from node.storage.executing import (
 )
 from node.storage.footing import Footing, decode_footing
 from node.storage.loading import load
-from node.storage.pasts import PastBlocks
+from node.storage.pasts import PASTS_NAME, PastBlocks
 from node.storage.segments import Place
 from node.storage.snapshots import read_chunk, read_manifest, verify_manifest
 from node.storage.store import KV, LevelKV, Reader
@@ -53,7 +53,6 @@ from node.storage.writing import write_block, write_state
 BLOCKS_NAME: Final = "blocks"
 BUNDLES_NAME: Final = "bundles"
 SNAPSHOTS_NAME: Final = "snapshots"
-PASTS_NAME: Final = "past"
 ASIDE_NAME: Final = "db.damaged"
 
 PROVED_KEYS: Final = 1_000  # at each start, 0.15 s

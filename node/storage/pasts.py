@@ -5,8 +5,8 @@
 Why single blocks and not all of them: evidence may be three weeks old, which is 1.8 million headers
 at one a second, while an offence names one. Why a file for each that was used: blocks of our log
 that hold such evidence must be executed again when the database is lost, with no peer to ask.
-Why files are believed: each proves itself against the block that our log stands on; one that does
-not, of an older snapshot or of a bad disk, is as none.
+Why files are believed: each proves itself against the block that our log stands on, and they go
+when it goes; one that does not, of a bad disk, is as none.
 What this file does not know: peers, and what evidence is.
 """
 
@@ -27,6 +27,7 @@ from consensus.primitives.errors import Invalid
 from node.storage.errors import MissingData
 from node.storage.segments import sync_directory, write_durably
 
+PASTS_NAME: Final = "past"
 HELD_MAX: Final = 64  # proved and not yet used, in memory: evidence of 8 payloads
 
 
@@ -99,12 +100,19 @@ class PastBlocks:
         if self.footing is None or not path.exists():
             return None
         try:
-            past = decode_past_block(path.read_bytes())
-            verify_past_block(past, height, self.footing)
+            return read_past(path, self.footing)
         except Invalid:
             path.unlink(missing_ok=True)
             return None
-        return past
 
     def _path(self, height: int) -> Path:
         return self._folder / str(height)
+
+
+def read_past(path: Path, footing: Header) -> PastBlock:
+    """What one of the files holds; raises `Invalid` unless it proves itself under `footing`."""
+    past = decode_past_block(path.read_bytes())
+    if str(past.height) != path.name or past.height >= footing.height:
+        raise Invalid("past.name", height=past.height)
+    verify_past_block(past, past.height, footing)
+    return past

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from chain_kit import VALIDATORS
 from evidence_kit import raw_attack, raw_double_vote
-from snapshot_kit import Snapped
+from snapshot_kit import Snapped, put_part
 from stored_kit import GENESIS
 
 from consensus.evidence import accused_members, decode_evidence
@@ -17,6 +17,7 @@ from node.ledger.wire.blocks import decode_payload
 from node.storage import pasts
 from node.storage.adopting import take_in
 from node.storage.chain import Chain
+from node.storage.checking import check_home
 from node.storage.errors import StorageError
 from node.storage.executing import named_heights
 from node.storage.pasts import MissingPast, PastBlocks
@@ -227,10 +228,50 @@ def test_false_past_is_not_held(accused: Accused, tmp_path: Path) -> None:
     chain.close()
 
 
+def test_check_of_the_home_reads_what_was_kept_and_finds_a_flipped_bit(
+    accused: Accused, tmp_path: Path
+) -> None:
+    chain = accused.newcomer(tmp_path)
+    chain.pasts.add(accused.past(), HEIGHT)
+    chain.commit_many(accused.later)
+    chain.close()
+    assert check_home(tmp_path, chain.chain_id).findings == []
+    file = tmp_path / "past" / str(HEIGHT)
+    raw = file.read_bytes()
+    for false in (raw[:-1] + bytes([raw[-1] ^ 1]), raw[:-1], b""):
+        file.write_bytes(false)
+        (found,) = check_home(tmp_path, chain.chain_id).findings
+        assert (found.part, found.what[:2]) == ("past", f"{HEIGHT}:")
+        assert file.exists(), "a check changes nothing"
+    file.write_bytes(raw)
+    file.rename(tmp_path / "past" / str(HEIGHT + 1))
+    (found,) = check_home(tmp_path, chain.chain_id).findings
+    assert "past.name" in found.what
+
+
+def test_kept_past_goes_with_the_block_that_proved_it(tmp_path: Path) -> None:
+    accused, home = Accused(tmp_path / "source"), tmp_path / "home"
+    chain = accused.newcomer(home)
+    chain.pasts.add(accused.past(), HEIGHT)
+    chain.commit_many(accused.later)
+    chain.close()
+    accused.made.block(accused.made.pay())  # above all that the newcomer has
+    newer, snapshots = SnapshotStore(tmp_path / "newer"), SnapshotStore(home / "snapshots")
+    manifest = newer.make(accused.made.chain.view())
+    assert manifest is not None
+    put_part(snapshots, manifest, lambda index: newer.chunk(manifest.height, index))
+    take_in(home, snapshots, manifest)
+    assert (home / "past" / str(HEIGHT)).exists()
+    chain = Chain.open(home, GENESIS)
+    assert chain.pasts.footing == manifest.footing.header
+    assert not (home / "past").exists()
+    chain.close()
+
+
 def test_file_that_proves_itself_under_another_block_is_as_none(
     accused: Accused, tmp_path: Path
 ) -> None:
-    """What an older snapshot left: its path ends elsewhere, so it is fetched again."""
+    """As a crash may leave it: its path ends elsewhere, so it is fetched again."""
     header = accused.made.chain.header(accused.height - 1)
     older = PastBlocks(tmp_path / "past", header)
     older.add(accused.past(at=accused.height - 1), HEIGHT)

@@ -64,6 +64,7 @@ from p2p.peers import peer_id_text
 
 ROLE_BITS: Final = {"validator": 1, "provider": 2, "auditor": 32}
 LAG_BLOCKS_MAX: Final = 2
+REPLAY_TOLD_S: Final = 10.0
 
 log = get_log("daemon")
 
@@ -122,6 +123,7 @@ async def _live(settings: Settings, keys: Keys) -> bool:
             validator_key=own,
             keep_versions=config.storage.keep_versions,
             cache_bytes=config.storage.cache_mb << 20,
+            tell=_replay_teller(),
         )
     )
     try:
@@ -141,6 +143,19 @@ async def _live(settings: Settings, keys: Keys) -> bool:
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(ground.close)
+
+
+def _replay_teller() -> Callable[[int, int], None]:
+    """A line each REPLAY_TOLD_S, for who waits while a database is made again."""
+    told_s = time.monotonic()
+
+    def tell(height: int, last: int) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= REPLAY_TOLD_S:
+            told_s = time.monotonic()
+            log.info("replaying blocks", height=height, last=last)
+
+    return tell
 
 
 def is_behind(told: Sequence[int], height: int) -> bool:

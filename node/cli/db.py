@@ -47,6 +47,32 @@ def check(ctx: typer.Context) -> None:
 
 
 @app.command()
+def rebuild(ctx: typer.Context) -> None:
+    """Make the database again from the block log; the old one stays as db.damaged."""
+    from node.storage.ground import open_ground
+    from node.storage.lock import lock_home
+    from node.storage.opening import ASIDE_NAME, set_aside
+
+    frame = frame_of(ctx)
+    settings = frame.initialised()
+    storage, tell = settings.config.storage, _teller()
+    with lock_home(settings.home):
+        set_aside(settings.home)
+    # An end here, or during the replay, leaves less of an index: the next opening goes on.
+    ground = open_ground(
+        settings.home,
+        settings.home / settings.config.chain.genesis,
+        keep_versions=storage.keep_versions,
+        cache_bytes=storage.cache_mb << 20,
+        tell=lambda height, last: tell(f"blocks up to {last:,}", height),
+    )
+    height, steps = ground.chain.height, ground.chain.steps
+    ground.close()
+    told = {"height": height, "aside": str(settings.home / ASIDE_NAME), "steps": steps}
+    frame.show("db.rebuild/1", told, [*steps, f"the old one lies in {told['aside']}"])
+
+
+@app.command()
 def size(ctx: typer.Context) -> None:
     """Bytes and files by folder; the node may run."""
     frame = frame_of(ctx)

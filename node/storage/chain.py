@@ -43,7 +43,7 @@ from node.storage.executing import (
     named_heights,
     verify_decided,
 )
-from node.storage.opening import Opened, open_store
+from node.storage.opening import Opened, Tell, open_store, tell_nobody
 from node.storage.pasts import PastBlocks
 from node.storage.store import CACHE_BYTES, KV, Reader
 from node.storage.views import Tip, View
@@ -112,14 +112,21 @@ class Chain:
         keep_versions: int = KEEP_VERSIONS,
         cache_bytes: int = CACHE_BYTES,
         store: KV | None = None,
+        tell: Tell = tell_nobody,
     ) -> Self:
         """Open the chain in `home`, climbing the start-up ladder. Blocks; may replay blocks.
 
         The caller holds `lock_home(home)`. `genesis`: its canonical bytes. `store`: another map
-        than LevelDB, for tests. Raises `StorageError` (`Damaged`: exit status 7) with its mend.
+        than LevelDB, for tests. `tell` hears how far a replay is. Raises `StorageError`
+        (`Damaged`: exit status 7) with its mend.
         """
         opened = open_store(
-            home, genesis, keep_versions=keep_versions, cache_bytes=cache_bytes, store=store
+            home,
+            genesis,
+            keep_versions=keep_versions,
+            cache_bytes=cache_bytes,
+            store=store,
+            tell=tell,
         )
         return cls(opened, keep_versions=keep_versions)
 

@@ -58,7 +58,11 @@ ASIDE_NAME: Final = "db.damaged"
 PROVED_KEYS: Final = 1_000  # at each start, 0.15 s
 REPLAY_BLOCKS_MAX: Final = 64  # in one database batch
 
-Say = Callable[[str], None]
+Tell = Callable[[int, int], None]  # blocks replayed up to this height, of so many
+
+
+def tell_nobody(height: int, last: int) -> None:
+    """For who does not wait."""
 
 
 @dataclass(slots=True)
@@ -76,7 +80,13 @@ class Opened:
 
 
 def open_store(
-    home: Path, genesis_raw: bytes, *, keep_versions: int, cache_bytes: int, store: KV | None
+    home: Path,
+    genesis_raw: bytes,
+    *,
+    keep_versions: int,
+    cache_bytes: int,
+    store: KV | None,
+    tell: Tell = tell_nobody,
 ) -> Opened:
     """Climb the ladder in `home`. Blocks; raises `StorageError` with its mend."""
     steps: list[str] = []
@@ -99,7 +109,7 @@ def open_store(
     try:
         if store is None and (step := adopt_prepared(home, log, chain_id)) is not None:
             steps.append(step)
-        ladder = _Ladder(genesis, chain_id, log, bundles, keep_versions, steps, home)
+        ladder = _Ladder(genesis, chain_id, log, bundles, keep_versions, steps, home, tell)
         opened_store, tip = ladder.climb(home, store, cache_bytes)
     except BaseException:
         log.close()
@@ -108,6 +118,13 @@ def open_store(
     bundles.height = tip.height
     steps.append(f"chain: height {tip.height}")
     return Opened(genesis, chain_id, opened_store, log, bundles, ladder.pasts, tip, tuple(steps))
+
+
+def set_aside(home: Path) -> None:
+    """Move the database away, in place of one moved before: the next opening makes it again."""
+    shutil.rmtree(home / ASIDE_NAME, ignore_errors=True)
+    if (home / DB_NAME).exists():
+        (home / DB_NAME).rename(home / ASIDE_NAME)
 
 
 class _Ladder:
@@ -120,7 +137,9 @@ class _Ladder:
         keep_versions: int,
         steps: list[str],
         home: Path,
+        tell: Tell,
     ) -> None:
+        self._tell = tell
         self._genesis = genesis
         self._chain_id = chain_id
         self._log = log
@@ -150,10 +169,8 @@ class _Ladder:
             raise
 
     def _make_again(self, home: Path, error: Exception, cache_bytes: int) -> tuple[KV, Tip]:
-        aside = home / ASIDE_NAME
-        shutil.rmtree(aside, ignore_errors=True)
-        (home / DB_NAME).rename(aside)
-        self._steps.append(f"database: {error}; moved to {aside.name} and made again")
+        set_aside(home)
+        self._steps.append(f"database: {error}; moved to {ASIDE_NAME} and made again")
         store = LevelKV(home / DB_NAME, cache_bytes)
         try:
             return store, self._bring_up(store)
@@ -279,6 +296,7 @@ class _Ladder:
             if tip.height % REPLAY_BLOCKS_MAX == 0:
                 batch.write_to(store)
                 batch = Batch(store)
+                self._tell(tip.height, self._log.height)
         batch.write_to(store)
         return tip
 

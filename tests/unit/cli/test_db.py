@@ -59,6 +59,26 @@ def test_check_keeps_off_a_home_that_is_in_use(home: Path, capsys: Capture) -> N
     assert "olnode stop" in capsys.readouterr().err
 
 
+def test_rebuild_makes_the_database_again_and_keeps_the_old_one(
+    home: Path, capsys: Capture
+) -> None:
+    table = home / "db" / "000005.ldb"
+    table.write_bytes(b"rotten")
+    answer = told(capsys, home, "rebuild")
+    assert answer["height"] == 3
+    assert answer["steps"][0] == "database: replayed blocks 1 to 3"
+    assert (home / "db.damaged" / table.name).read_bytes() == b"rotten"
+    assert told(capsys, home, "check")["findings"] == []
+    assert told(capsys, home, "rebuild")["height"] == 3, "also over one moved away before"
+
+
+def test_rebuild_keeps_off_a_home_that_is_in_use(home: Path, capsys: Capture) -> None:
+    with lock_home(home):
+        assert run(["--home", str(home), "db", "rebuild"]) == FAILED
+    assert "olnode stop" in capsys.readouterr().err
+    assert (home / "db").is_dir()
+
+
 def test_size_counts_files_and_bytes_of_each_folder(home: Path, capsys: Capture) -> None:
     rows = {row["folder"]: row for row in told(capsys, home, "size")["folders"]}
     assert rows["blocks"] == {

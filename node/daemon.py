@@ -8,12 +8,11 @@ What this file does not know: any rule.
 
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from statistics import median_low
 from typing import Any, Final
 
 import trio
@@ -53,6 +52,7 @@ from node.storage.ground import Ground, open_ground
 from node.storage.lightfile import LightFile
 from node.storage.opening import SNAPSHOTS_NAME
 from node.storage.snapshots import SnapshotStore
+from node.telling import Telling
 from node.wallet.keystore import Key
 from node.wallet.payer import Limits
 from node.web import answers
@@ -60,10 +60,8 @@ from node.web.app import Backend, Order, make_app, serve_socket
 from node.web.reading import Reading, make_ledger, make_light
 from p2p.addresses import addresses_of
 from p2p.network import Libp2pNetwork, PeerId, StatusFacts, denied_of
-from p2p.peers import peer_id_text
 
 ROLE_BITS: Final = {"validator": 1, "provider": 2, "auditor": 32}
-LAG_BLOCKS_MAX: Final = 2
 REPLAY_TOLD_S: Final = 10.0
 
 log = get_log("daemon")
@@ -158,14 +156,6 @@ def _replay_teller() -> Callable[[int, int], None]:
     return tell
 
 
-def is_behind(told: Sequence[int], height: int) -> bool:
-    """Whether most peers tell of more than `LAG_BLOCKS_MAX` blocks above `height`.
-
-    By the middle one of them, the lower of two: one peer that lies must not close a shop.
-    """
-    return bool(told) and median_low(told) - height > LAG_BLOCKS_MAX
-
-
 class Node:
     """All parts of one node over an open home."""
 
@@ -233,6 +223,7 @@ class Node:
         self._light = LightServer(get_view=self._chain.view, take_attack=self._take_attack)
         self._shop = self._make_shop() if serves else None
         self._purse = None if keys.spending is None else self._make_purse(keys.spending)
+        self._telling = self._make_telling()
 
     # --- parts
 
@@ -345,7 +336,7 @@ class Node:
             offer_bundle=self._relay.offer_bundle,
             note_change=self._directory.note_change,
             addresses=self._network.addresses,
-            is_current=self._is_current,
+            is_current=lambda: self._telling.is_current(),
             has_room=self._has_room,
             now_ms=now_ms,
         )
@@ -375,6 +366,23 @@ class Node:
             next_nonce=self._next_nonce,
             submit=self._relay.submit_transaction,
             now_ms=now_ms,
+        )
+
+    def _make_telling(self) -> Telling:
+        return Telling(
+            profile=self._config.profile,
+            name=self._config.name,
+            roles=self._config.roles,
+            account=self._keys.node.public_key,
+            ground=self._ground,
+            network=self._network,
+            replica=self._replica,
+            transactions=self._transactions,
+            bundles=self._bundles,
+            directory=self._directory,
+            holdings=self._holdings,
+            disk=self._disk,
+            shop=self._shop,
         )
 
     def _next_nonce(self, account: bytes) -> int:
@@ -506,21 +514,21 @@ class Node:
                 self._stop.set()
                 return
 
-    # --- what it tells
+    # --- what it is asked
 
     def _backend(self) -> Backend:
         own = self._keys.validator
         reading = Reading(
             take_view=self._chain.view,
             own_validator=None if own is None else own.public_key,
-            find_pending=self._find_pending,
+            find_pending=self._telling.find_pending,
             next_nonce=self._next_nonce,
-            count_providers=self._count_providers,
+            count_providers=self._telling.count_providers,
         )
         return Backend(
-            status=self._status,
-            checks=self._checks,
-            peers=self._peers,
+            status=self._telling.status,
+            checks=self._telling.checks,
+            peers=self._telling.peers,
             infer=self._infer,
             stop=self._stop.set,
             store_goods=self._store_goods,
@@ -537,17 +545,6 @@ class Node:
             raise Invalid("goods.folder", folder=str(folder)[:200])
         await trio.to_thread.run_sync(check_identity, kind, identity, folder)
         await trio.to_thread.run_sync(self._store.add_folder, kind, identity, folder)
-
-    def _find_pending(self, tx_id: bytes) -> bytes | None:
-        found = self._transactions.find(tx_id)
-        return None if found is None else found.raw
-
-    def _count_providers(self) -> Mapping[tuple[int, int], int]:
-        counts: dict[tuple[int, int], int] = {}
-        for offer in self._directory.offers():
-            for version in {(one.model, one.model_version) for one in offer.models}:
-                counts[version] = counts.get(version, 0) + 1
-        return counts
 
     async def _infer(
         self, order: Order, tell: Callable[[str], Awaitable[None]]
@@ -579,72 +576,4 @@ class Node:
             body=answer.receipt_raw,
             signature=answer.signature,
             checks={"fee": True, "counts": True, "answer_root": True},
-        )
-
-    def _checks(self) -> Mapping[str, bool]:
-        state = self._replica.statistics().state
-        checks = {
-            "peers": bool(self._network.peers()) or len(self._chain.tip.validators) == 1,
-            "height_lag": self._lag() <= LAG_BLOCKS_MAX,
-            "consensus": state != "diverged",
-            "disk": self._has_room(),
-        }
-        if self._shop is not None:
-            checks["engine"] = self._shop.is_well
-        if "validator" in self._config.roles:
-            checks["signer"] = state in ("validating", "waiting", "following")
-            checks["signer"] = checks["signer"] and self._ground.journal is not None
-        return checks
-
-    def _lag(self) -> int:
-        return max(0, max(self._told_heights(), default=0) - self._chain.height)
-
-    def _is_current(self) -> bool:
-        return not is_behind(self._told_heights(), self._chain.height)
-
-    def _told_heights(self) -> list[int]:
-        return [view.facts.height for view in self._network.peers() if view.admitted]
-
-    def _status(self) -> answers.Status:
-        tip, checks = self._chain.tip, self._checks()
-        journal = self._ground.journal
-        last = None if journal is None else journal.last
-        config = self._config
-        return answers.Status(
-            chain_id=self._chain.chain_id,
-            profile=config.profile,
-            name=config.name,
-            roles=config.roles,
-            node_account=self._keys.node.public_key,
-            height=tip.height,
-            block_id=tip.block_id,
-            time_ms=tip.time_ms,
-            lag_blocks=self._lag(),
-            peers=len(self._network.peers()),
-            validators=len(tip.validators),
-            signing=self._replica.statistics().state == "validating",
-            last_signed_height=0 if last is None else last.height,
-            why_silent=str(self._ground.why_silent or self._disk.why_low),
-            pool_transactions=self._transactions.statistics().entries,
-            pool_bundles=self._bundles.statistics().entries,
-            engine="none" if self._shop is None else self._shop.engine_word,
-            models=tuple(held.label for held in self._holdings.all() if held.is_ready),
-            supply=self._chain.state().supply(),
-            app_version=self._chain.genesis.app_version,
-            build=installed_version("olnode"),
-            ready=all(checks.values()),
-            checks=checks,
-        )
-
-    def _peers(self) -> tuple[answers.Peer, ...]:
-        return tuple(
-            answers.Peer(
-                peer_id=peer_id_text(view.peer),
-                address=view.addresses[0] if view.addresses else "",
-                direction="out" if view.outbound else "in",
-                rtt_ms=view.ping_ms or 0,
-                height=view.facts.height,
-                score=view.score,
-            )
-            for view in self._network.peers()
         )

@@ -420,9 +420,9 @@ class Node:
         return any(self._find_peer(key) == peer for key in members)
 
     async def _take_attack(self, attack: LightClientAttack, verdict: Verdict) -> None:
+        await self._replica.accuse(encode_attack(attack))  # first: a full disk keeps no file
         folder = self._settings.home / "evidence"
         path = await trio.to_thread.run_sync(keep_attack, folder, attack)
-        await self._replica.accuse(encode_attack(attack))
         log.error(
             "validators signed another chain",
             kind=verdict.kind.name.lower(),

@@ -70,4 +70,7 @@ class DiskGuard:
         """For who asks why nothing is signed or served; "" while there is room."""
         if not self.is_low:
             return ""
-        return f"less than {self._floor_bytes / 2**30:.0f} GiB are free where {self._home} lies"
+        return (
+            f"less than {self._floor_bytes / 2**30:.0f} GiB were free where {self._home} lies; "
+            f"it takes {OPENS_AT_PERCENT} % of that to go on"
+        )

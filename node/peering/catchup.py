@@ -22,6 +22,7 @@ from node.ledger.wire.blocks import Block, decode_block
 from node.observe import get_log
 from node.peering.doubts import Doubts
 from node.peering.window import END_EVERY, RANGE_BLOCKS_MAX, Range, Window
+from node.storage.errors import MissingData
 from node.storage.executing import DoubtfulBytes
 from p2p.errors import Code, NetworkError, Refused
 from p2p.limits import PENALTIES
@@ -36,6 +37,7 @@ REQUEST_S: Final = 10.0
 LOOK_EVERY_S: Final = 1.0
 EMPTY_PROMISES_MAX: Final = 3
 IGNORED_S: Final = 60.0
+LACKED_MAX: Final = 6  # doublings of that
 PEERS_ASKED_MAX: Final = 4  # at once for ranges, in turn for one block by id
 REST_MIN_S: Final = 0.05  # of a peer that is busy, when it does not say for how long
 REST_MAX_S: Final = 2.0
@@ -71,6 +73,7 @@ class Catchup:
     ) -> None:
         self._on_doubt = on_doubt
         self._doubts = Doubts()
+        self._lacked: dict[PeerId, int] = {}  # peer → how often in a row
         self._network = network
         self._get_height = get_height
         self._take = take
@@ -123,8 +126,9 @@ class Catchup:
             if self._ignored_until_s.get(view.peer, 0.0) <= now_s:
                 found.append((view.peer, view.facts.earliest, told))
         here = {view.peer for view in connected}
-        for peer in [peer for peer in self._hints if peer not in here]:
-            del self._hints[peer]
+        for noted in (self._hints, self._lacked):
+            for peer in [peer for peer in noted if peer not in here]:
+                del noted[peer]
         if len(self._ignored_until_s) > HINTS_MAX:
             late = self._ignored_until_s.items()
             self._ignored_until_s = {peer: until_s for peer, until_s in late if until_s > now_s}
@@ -167,6 +171,9 @@ class Catchup:
         try:
             await self._take(blocks)
             self._empty[peer] = 0
+            self._lacked.pop(peer, None)
+        except MissingData as lacking:
+            self._lack(peer, lacking)
         except DoubtfulBytes as refusal:
             self._doubt(peer, refusal)
         except Invalid as refusal:
@@ -188,6 +195,14 @@ class Catchup:
             self._ignored_until_s[peer] = trio.current_time() + IGNORED_S
             self._network.penalise(peer, PENALTIES["empty_promise"], "empty_promise")
         await trio.sleep(LOOK_EVERY_S)  # it is not asked again at once
+
+    def _lack(self, peer: PeerId, lacking: MissingData) -> None:
+        """What its blocks name may not exist, or nobody shows it now: others first, for longer
+        each time. No blame: an honest peer's blocks may name what only it and the absent hold."""
+        self.counters["lacking"] += 1
+        times = self._lacked[peer] = min(self._lacked.get(peer, 0) + 1, LACKED_MAX)
+        log.warning("what a peer's blocks name is not to be had", peer=peer, why=str(lacking))
+        self._ignore(peer, IGNORED_S * 2 ** (times - 1))
 
     def _doubt(self, peer: PeerId, refusal: DoubtfulBytes) -> None:
         """The first to give such bytes is blamed; with a second the fault is more likely ours."""
@@ -211,10 +226,10 @@ class Catchup:
         self._network.penalise(peer, PENALTIES["forged"], "forged")
         self._ignore(peer)
 
-    def _ignore(self, peer: PeerId) -> None:
+    def _ignore(self, peer: PeerId, seconds: float = IGNORED_S) -> None:
         self._hints.pop(peer, None)
         self._window.drop(peer)
-        self._ignored_until_s[peer] = trio.current_time() + IGNORED_S
+        self._ignored_until_s[peer] = trio.current_time() + seconds
 
     async def _ask_range(self, peer: PeerId, claimed: Range) -> list[Decided]:
         count = claimed.stop - claimed.start + 1

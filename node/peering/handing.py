@@ -19,7 +19,7 @@ from node.ledger.pool import TransactionPool
 from node.peering import topics
 from node.peering.topics import TXS
 from p2p.errors import Misbehaving, NetworkError
-from p2p.limits import PROTOCOLS, TOPICS
+from p2p.limits import PROTOCOLS, TOPICS, TokenBucket
 from p2p.network import Network, PeerId, Verdict
 
 LOOK_EVERY_S: Final = 2.0
@@ -27,6 +27,8 @@ GOSSIP_S: Final = 3.0  # gossip and a block need less where all is well
 AGAIN_S: Final = 15.0  # to the same peer: it may have dropped it, or have been away
 OWN_MAX: Final = 1_024  # the oldest are forgotten first; gossip had them all
 HANDED_MAX: Final = 16  # in one request
+TOLD_ON_S: Final = 2.0  # others', under our name: most of an author's share of gossip stays ours
+TOLD_ON_BURST: Final = 20
 
 _REQUEST: Final = ListOf(Bytes(TOPICS[TXS].bytes_max, 1), HANDED_MAX, 1)
 
@@ -50,6 +52,7 @@ class Handing:
         self._admit = admit
         self._own: dict[bytes, float] = {}  # id → since when
         self._handed: dict[PeerId, dict[bytes, float]] = {}  # … → when last
+        self._told_on = TokenBucket(TOLD_ON_S, TOLD_ON_BURST, trio.current_time())
         self.counters = counters
 
     def keep(self, tx_id: bytes) -> None:
@@ -91,6 +94,8 @@ class Handing:
     async def _hand(self, peer: PeerId, due: Sequence[bytes]) -> None:
         limits = PROTOCOLS["pool"]
         found = [tx for tx in map(self._transactions.find, due) if tx is not None]
+        if not found:  # a block took them a moment ago
+            return
         self._handed[peer].update(dict.fromkeys(due, trio.current_time()))
         body = encode([topics.encode_tx_message(tx.raw) for tx in found])
         try:
@@ -110,7 +115,8 @@ class Handing:
                 raise Misbehaving("a transaction that gossip would reject")
             if verdict is Verdict.ACCEPT:
                 taken += 1
-                await self._network.publish(TXS, message)
+                if self._told_on.take(trio.current_time()):
+                    await self._network.publish(TXS, message)
         self.counters["handed_to_us"] += taken
         return encode((taken,))
 

@@ -227,8 +227,9 @@ class Hearing:
             return
         self._undecided.at_work.discard(event.block_id)
         verdict = event.verdict
-        if verdict is None:
-            return  # tried again at the next tick
+        if verdict is None:  # tried again at the next tick
+            self._means.counters["lacking_forgotten"] += self._undecided.lack(event.block_id)
+            return
         if not verdict.is_valid and not verdict.is_final:
             # Other bytes under the same header may be good: never a verdict on the id.
             self._means.counters["false_bytes"] += 1

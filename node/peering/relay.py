@@ -41,6 +41,7 @@ from p2p.network import Network, PeerId, Verdict
 
 QUEUE_MAX: Final = 256  # bundles waiting for the worker
 PULL_MAX: Final = 16  # hashes in one request
+GIVERS_MAX: Final = 1_024
 AUDIT_MAX: Final = 64  # receipts in one request
 AUDIT_TRIES: Final = 3
 AUDIT_WAIT_S: Final = 1.0
@@ -79,6 +80,8 @@ class BundleStore(Protocol):
 
     def __contains__(self, bundle_hash: bytes) -> bool: ...
     def append(self, bundle: Bundle) -> None: ...
+    def confirm(self, bundle: Bundle) -> None: ...
+    def take_refuted(self, bundle_hash: bytes) -> bool: ...
     def get(self, bundle_hash: bytes) -> Bundle | None: ...
 
 
@@ -144,6 +147,7 @@ class Relay:
         self._queue: deque[_Waiting] = deque()
         self._at_work: set[bytes] = set()  # hashes queued or in a worker's hands
         self._refused: deque[bytes] = deque(maxlen=1_024)
+        self._givers: dict[bytes, PeerId] = {}  # hash → who gave a body that a block names
         self._arrived = trio.Event()
         self.counters: Counter[str] = Counter()
         self._handing = Handing(
@@ -257,7 +261,8 @@ class Relay:
         """Fetch, check, audit, pool, tell on; raises Invalid or NetworkError."""
         bundle = waiting.bundle
         if not bundle.body:
-            bundle = await self._pull_from(bundle.hash, waiting.sources)
+            pulled = await self._pull_from(bundle.hash, waiting.sources)
+            bundle = bundle._replace(body=pulled.body)  # under the signature that was judged
         admitted = await self._run_blocking(self._admit, bundle)
         if not await self._audit(bundle, admitted, waiting.sources):
             self._refused.append(bundle.hash)
@@ -272,7 +277,7 @@ class Relay:
 
     def _pool(self, bundle: Bundle, admitted: Admitted) -> None:
         self._bundles.add(self._get_state(), admitted)
-        self._store.append(bundle)  # synced by the replica before a precommit that names it
+        self._store.confirm(bundle)  # synced by the replica before a precommit that names it
         self.counters["pooled"] += 1
         self._on_pooled()
 
@@ -404,10 +409,13 @@ class Relay:
     ) -> tuple[bytes, ...]:
         """Get bodies that a block names into the store; returns those nobody had.
 
-        Not admitted to the pool: a block decides by itself whether they are good.
+        Not admitted to the pool: a block decides by itself whether they are good. Who gave one
+        that execution has refuted since is asked last, and a little to blame: it may have been
+        fooled itself.
         """
         missing = [name for name in names if name not in self._store]
-        for peer in peers:
+        liars = self._find_liars(missing)
+        for peer in sorted(peers, key=lambda peer: peer in liars):
             if not missing:
                 break
             for at in range(0, len(missing), PULL_MAX):
@@ -418,8 +426,21 @@ class Relay:
                     break
                 for bundle in found:
                     self._store.append(bundle)
+                    self._note_giver(bundle.hash, peer)
             missing = [name for name in missing if name not in self._store]
         return tuple(missing)
+
+    def _find_liars(self, names: Iterable[bytes]) -> set[PeerId]:
+        refuted = [name for name in names if self._store.take_refuted(name)]
+        liars = {self._givers.pop(name) for name in refuted if name in self._givers}
+        self.counters["bodies_refuted"] += len(refuted)
+        self._blame(liars, "rejected")
+        return liars
+
+    def _note_giver(self, name: bytes, peer: PeerId) -> None:
+        self._givers[name] = peer
+        while len(self._givers) > GIVERS_MAX:
+            del self._givers[next(iter(self._givers))]
 
     async def _pull_from(self, name: bytes, peers: Sequence[PeerId]) -> Bundle:
         held = self._store.get(name)

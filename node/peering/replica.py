@@ -424,7 +424,11 @@ class Replica:
             self._committed.notify_all()
 
     async def _take_decided(self, blocks: Sequence[Decided]) -> None:
-        """The door of `catchup`: returns when the blocks are in the chain; raises `Invalid`."""
+        """The door of `catchup`: returns when the blocks are in the chain.
+
+        Raises `Invalid`, and `MissingData` when what they name is not to be had.
+        """
+        lacking = MissingData()
         for _ in range(FETCH_TRIES):
             missing = [name for block, _ in blocks for name in self._chain.missing_bodies(block)]
             if missing:
@@ -437,9 +441,11 @@ class Replica:
                 return
             if isinstance(offered.refusal, MissingPast):
                 await self._recalling.fetch(offered.refusal.heights)
-            elif not isinstance(offered.refusal, MissingData):
+            if not isinstance(offered.refusal, MissingData):
                 raise offered.refusal
+            lacking = offered.refusal
         self.counters["data_missing"] += 1
+        raise lacking
 
     async def _append_decided(self, event: Offered) -> None:
         height = self._chain.height

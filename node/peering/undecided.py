@@ -6,7 +6,7 @@ are taken only when a checked message or a quorum names their id.
 What this file does not know: how a block is fetched or executed.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from typing import Final, NamedTuple
 
 from consensus.certificate import Certificate
@@ -15,6 +15,7 @@ from node.ledger.wire.blocks import Block
 
 BLOCKS_MAX: Final = 16  # of one height; the oldest that nobody waits for goes first
 WAITING_MAX: Final = 256  # messages
+LACKING_MAX: Final = 3  # tries with the same bytes that name what nobody shows
 
 
 class Waiting(NamedTuple):
@@ -32,6 +33,7 @@ class Undecided:
         self._blocks: OrderedDict[bytes, Block] = OrderedDict()
         self._verdicts: dict[bytes, bool] = {}
         self._waiting: dict[bytes, list[Waiting]] = {}
+        self._lacking: Counter[bytes] = Counter()
         self.at_work: set[bytes] = set()  # ids being fetched or executed
 
     def clear(self) -> None:
@@ -39,6 +41,7 @@ class Undecided:
         self._blocks.clear()
         self._verdicts.clear()
         self._waiting.clear()
+        self._lacking.clear()
         self.at_work = set()
 
     def find(self, block_id: bytes) -> Block | None:
@@ -84,6 +87,19 @@ class Undecided:
     def forget(self, block_id: bytes) -> None:
         """These bytes are not what the id stands for: others must give us better ones."""
         self._blocks.pop(block_id, None)
+
+    def lack(self, block_id: bytes) -> bool:
+        """No verdict, since something that the bytes name is not to be had.
+
+        After LACKING_MAX times they are forgotten, and True is returned: they may be false, and
+        name what does not exist.
+        """
+        self._lacking[block_id] += 1
+        if self._lacking[block_id] < LACKING_MAX:
+            return False
+        del self._lacking[block_id]
+        self.forget(block_id)
+        return True
 
     def judge(self, block_id: bytes, is_valid: bool) -> list[Waiting]:
         """Note the verdict; returns the messages that waited for it."""

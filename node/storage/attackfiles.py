@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from consensus.attacks import LightClientAttack, encode_attack
+from node.storage.segments import write_durably
 
 ATTACKS_MAX: Final = 64
 PREFIX: Final = "light-"
@@ -21,6 +22,5 @@ def keep_attack(folder: Path, attack: LightClientAttack) -> Path | None:
         return path
     if sum(1 for _ in folder.glob(PREFIX + "*")) >= ATTACKS_MAX:
         return None
-    path.touch(mode=0o600)
-    path.write_bytes(encode_attack(attack))
+    write_durably(path, encode_attack(attack))
     return path

@@ -5,9 +5,12 @@ to execute it and for proofs, and may go some time after the challenge window.
 Why the index is in memory: a bundle carries hundreds of receipts and costs about 200 bytes here
 (8 MB for ten million receipts); after a start it is read back from the heads of the frames.
 A body that rotted is forgotten at opening, or fails loudly when read: peers have it by hash.
+Why one may be replaced: its hash covers header and body, not the signature, so who gives us one may
+have put a false signature under it; execution finds that out, and the true one takes its place.
 What this file does not know: whether a bundle is good.
 """
 
+from collections import OrderedDict
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -22,6 +25,7 @@ from node.storage.segments import SEGMENT_BYTES, Place, SegmentLog
 MAGIC: Final = b"OLBF"
 KIND_BUNDLE: Final = 2
 HASH_BYTES: Final = 32
+REFUTED_MAX: Final = 1_024
 RECORD_BYTES_MAX: Final = HASH_BYTES + HEADER_BYTES_MAX + BODY_BYTES_MAX + 128
 
 FORMAT: Final = FrameFormat(MAGIC, has_height=True, payload_bytes_max=RECORD_BYTES_MAX)
@@ -39,6 +43,7 @@ class BundleStore:
         self._lock = Lock()
         self._places: dict[bytes, Place] = {}
         self._newest_height: dict[int, int] = {}  # segment → the youngest date in it
+        self._refuted: OrderedDict[bytes, bool] = OrderedDict()
         self.damaged_count = len(self._log.damage)
         for segment in self._log.segments[:-1]:
             self._index_older(segment)
@@ -63,7 +68,10 @@ class BundleStore:
         return self._log.is_synced
 
     def append(self, bundle: Bundle) -> None:
-        """Keep a bundle; known ones cost nothing. Durable only after `sync`."""
+        """Keep a bundle; known ones cost nothing. Durable only after `sync`.
+
+        Its signature need not be verified; see `confirm` and `refute`.
+        """
         name = bundle.hash
         payload = name + encode(bundle)
         with self._lock:
@@ -72,6 +80,26 @@ class BundleStore:
             place = self._log.append(KIND_BUNDLE, payload, self.height)
             self._places[name] = place
             self._date(place.segment, self.height)
+
+    def confirm(self, bundle: Bundle) -> None:
+        """Keep a bundle whose signature is verified, in place of a false one of the same hash."""
+        held = self.get(bundle.hash)
+        if held is not None and held != bundle:
+            self.refute(bundle.hash)
+        self.append(bundle)
+
+    def refute(self, bundle_hash: bytes) -> None:
+        """Forget the bytes held for this hash: their signature is false."""
+        with self._lock:
+            self._places.pop(bundle_hash, None)
+            self._refuted[bundle_hash] = True
+            while len(self._refuted) > REFUTED_MAX:
+                self._refuted.popitem(last=False)
+
+    def take_refuted(self, bundle_hash: bytes) -> bool:
+        """Whether this hash was refuted since it was last asked."""
+        with self._lock:
+            return self._refuted.pop(bundle_hash, False)
 
     def sync(self) -> None:
         """Make all appended bodies durable: before our precommit leaves. Blocks for an fsync."""

@@ -70,6 +70,8 @@ class Checked:
 
 def check_home(home: Path, chain_id: bytes, tell: Tell = lambda part, done: None) -> Checked:
     """Read all of `home`, whose lock the caller holds. Blocks: 100 MB/s and 50,000 keys/s."""
+    if not (home / DB_NAME / "CURRENT").exists() and not any((home / BLOCKS_NAME).glob("0*")):
+        raise StorageError(f"{home} has no ledger yet", mend="olnode start")
     checked, snapshots = Checked(), SnapshotStore(home / SNAPSHOTS_NAME)
     wanted = {manifest.height for manifest in snapshots.manifests()}
     for header in _check_blocks(home / BLOCKS_NAME, chain_id, checked, tell):
@@ -91,7 +93,7 @@ def _frames(
     """Every good frame; gaps and missing files become findings, a torn tail of the newest none."""
     names = sorted(
         name
-        for name in os.listdir(directory)
+        for name in (os.listdir(directory) if directory.is_dir() else ())
         if len(name) == NAME_DIGITS and name.isascii() and name.isdigit()
     )
     if names and int(names[-1]) - int(names[0]) != len(names) - 1:
@@ -167,7 +169,7 @@ def _check_bundles(directory: Path, checked: Checked, tell: Tell) -> None:
 
 
 def _check_database(home: Path, checked: Checked, tell: Tell) -> None:
-    if not (home / DB_NAME).is_dir():
+    if not (home / DB_NAME / "CURRENT").exists():
         checked.add("database", "there is none", REBUILD)
         return
     try:
@@ -260,6 +262,8 @@ def _check_snapshots(store: SnapshotStore, checked: Checked, tell: Tell) -> None
 def _check_pasts(folder: Path, checked: Checked) -> None:
     """Each proves itself under the block that the log stands on."""
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if not path.name.isdigit():  # a crash's half of one, made anew when it is needed
+            continue
         try:
             if checked.footing is None:
                 raise Invalid("past.footing")

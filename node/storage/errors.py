@@ -64,10 +64,11 @@ class Damaged(StorageError):
 def find_refusal(what: str, error: Exception) -> DiskRefused | None:
     """The system's refusal that an error tells of, by number or, as LevelDB's, in words only."""
     why, number = words_of(error), getattr(error, "errno", None)
-    for known, mend in REFUSALS.items():
-        if number == known or os.strerror(known) in why:
-            return DiskRefused(what, why=why, mend=mend)
-    return None
+    if number is None:  # the longest first: one is a part of another
+        told = [known for known in REFUSALS if os.strerror(known) in why]
+        number = max(told, key=lambda known: len(os.strerror(known)), default=None)
+    mend = REFUSALS.get(number) if number is not None else None
+    return None if mend is None else DiskRefused(what, why=why, mend=mend)
 
 
 def words_of(error: Exception) -> str:

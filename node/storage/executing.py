@@ -27,7 +27,7 @@ from node.ledger.context import Context, PastHeight
 from node.ledger.execute import Outcome, execute_block, make_header, rules_for
 from node.ledger.state import State
 from node.ledger.wire.blocks import Block, Payload, decode_payload, encode_payload
-from node.ledger.wire.bundles import Bundle
+from node.ledger.wire.bundles import Bundle, FalseSignature
 from node.storage import history
 from node.storage.bundlestore import BundleStore
 from node.storage.errors import Damaged, MissingData
@@ -117,9 +117,14 @@ def execute_next(
     """
     payload = decode_payload(block.payload)
     bodies = get_bodies(payload, bundles)
-    made, outcome = _run(
-        parent, header.proposer, header.time_ms, payload, block.last_certificate, bodies, known
-    )
+    try:
+        made, outcome = _run(
+            parent, header.proposer, header.time_ms, payload, block.last_certificate, bodies, known
+        )
+    except FalseSignature as refusal:
+        # Who gave us the body chose its signature: no verdict on a block that names the hash.
+        bundles.refute(refusal.bundle_hash)
+        raise MissingBodies((refusal.bundle_hash,)) from refusal
     _compare(header, made)
     return Executed(header.block_id(), block, header, payload, bodies, outcome)
 

@@ -235,6 +235,14 @@ def build_bundle(
 # --- believing one
 
 
+class FalseSignature(Invalid):
+    """A bundle under another signature than its provider's; its hash does not bind that."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__("bundle.provider", why="signature")
+        self.bundle_hash = bundle.hash
+
+
 def verify(
     bundle: Bundle,
     *,
@@ -254,7 +262,7 @@ def verify(
     if key is None:
         raise Invalid("bundle.provider", provider=header.provider)
     if not is_signed_by(key, bundle_message(chain_id, bundle.header), bundle.signature):
-        raise Invalid("bundle.provider", why="signature")
+        raise FalseSignature(bundle)
     places = _check_sections(parts)
     checked = tuple(
         _verify_section(chain_id, key, spender_key, section, part)

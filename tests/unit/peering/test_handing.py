@@ -167,3 +167,29 @@ def test_the_largest_request_fits_its_limit() -> None:
     largest = encode([bytes(TOPICS[topics.TXS].bytes_max)] * HANDED_MAX)
     assert len(largest) <= PROTOCOLS["pool"].request_max
     assert len(encode((HANDED_MAX,))) <= PROTOCOLS["pool"].reply_max
+
+
+async def test_what_a_block_took_meanwhile_is_not_handed_at_all(autojump_clock) -> None:
+    """An empty request would be misbehaving."""
+    async with running(2) as (_, (first, second), _nursery):
+        tx_id = first.submit(transfer())
+        first.pool.find = lambda tx: None  # taken between the look and the request
+        await trio.sleep(SOON_S + 2 * AGAIN_S)
+        assert tx_id not in second.pool
+        assert first.counters["handed"] == first.counters["hand_failed"] == 0
+        assert [view.score for view in second.network.peers()] == [0]
+
+
+async def test_only_a_share_is_told_on_under_our_name(autojump_clock, monkeypatch) -> None:
+    monkeypatch.setattr("node.peering.handing.TOLD_ON_BURST", 2)
+    async with running(1) as (_, (node,), _nursery):
+        said: list[bytes] = []
+
+        async def hear(topic: str, data: bytes) -> None:
+            said.append(data)
+
+        node.network.publish = hear
+        messages = [topics.encode_tx_message(transfer(nonce)) for nonce in range(5)]
+        assert await node.handing.answer(KEYS[1], encode(messages)) == encode((5,))
+        assert len(said) == 2
+        assert len(node.pool) == 5

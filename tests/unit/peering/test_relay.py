@@ -27,8 +27,23 @@ KEYS = [party(f"node {i}").key for i in range(4)]
 class Store(dict):
     """Bodies in memory."""
 
+    def __init__(self) -> None:
+        self.refuted: set[bytes] = set()
+
     def append(self, bundle: Bundle) -> None:
+        self.setdefault(bundle.hash, bundle)
+
+    def confirm(self, bundle: Bundle) -> None:
         self[bundle.hash] = bundle
+
+    def refute(self, bundle_hash: bytes) -> None:
+        del self[bundle_hash]
+        self.refuted.add(bundle_hash)
+
+    def take_refuted(self, bundle_hash: bytes) -> bool:
+        was_refuted = bundle_hash in self.refuted
+        self.refuted.discard(bundle_hash)
+        return was_refuted
 
 
 class FakeAuditor:
@@ -308,3 +323,45 @@ def test_messages_of_two_topics_share_no_bytes() -> None:
     for decode_it in (topics.decode_bundle_message, topics.decode_vote_message):
         with pytest.raises(Invalid):
             decode_it(tx)
+
+
+async def test_who_gave_a_false_signature_is_asked_last_and_a_little_to_blame(
+    tmp_path, autojump_clock
+) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        bundle, blamed = make_bundle(nodes[0].state), []
+        honest, liar, victim, _ = nodes
+        victim.network.penalise = lambda peer, points, why: blamed.append((peer, points, why))
+        honest.store[bundle.hash] = bundle
+        liar.store[bundle.hash] = bundle._replace(signature=bytes(64))
+        peers = [KEYS[1], KEYS[0]]
+        await victim.relay.fetch_bodies([bundle.hash], peers)
+        assert victim.store[bundle.hash] != bundle, "the hash does not tell them apart"
+        assert blamed == []
+        victim.store.refute(bundle.hash)  # as execution does
+        assert await victim.relay.fetch_bodies([bundle.hash], peers) == ()
+        assert victim.store[bundle.hash] == bundle
+        assert blamed == [(KEYS[1], 5, "rejected")]
+        assert victim.relay.counters["bodies_refuted"] == 1
+
+
+async def test_a_pulled_body_is_kept_under_the_signature_that_was_judged(
+    tmp_path, autojump_clock
+) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        bundle = make_bundle(nodes[0].state)
+        author, victim = nodes[0], nodes[3]
+        author.store[bundle.hash] = bundle._replace(signature=bytes(64))
+        await author.network.publish(topics.BUNDLES, topics.announce_bundle(bundle))
+        await trio.sleep(5)
+        assert bundle.hash in victim.bundles
+        assert victim.store[bundle.hash] == bundle
+
+
+async def test_what_is_pooled_takes_the_place_of_a_false_body(tmp_path, autojump_clock) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        bundle = make_bundle(nodes[0].state)
+        nodes[1].store[bundle.hash] = bundle._replace(signature=bytes(64))
+        await nodes[0].relay.offer_bundle(bundle)
+        await trio.sleep(5)
+        assert nodes[1].store[bundle.hash] == bundle

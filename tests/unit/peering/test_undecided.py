@@ -4,7 +4,7 @@ from simulation.engines import SIGNATURE, header
 
 from consensus.messages import Proposal
 from node.ledger.wire.blocks import Block
-from node.peering.undecided import BLOCKS_MAX, WAITING_MAX, Undecided, Waiting
+from node.peering.undecided import BLOCKS_MAX, LACKING_MAX, WAITING_MAX, Undecided, Waiting
 
 PROPOSAL = Proposal(1, 0, -1, header(b"p" * 32), None, SIGNATURE)
 BLOCK = Block(b"header", b"payload", b"")
@@ -100,3 +100,12 @@ def test_another_height_begins_with_nothing() -> None:
     assert kept.verdict(id_of(2)) is None
     assert not kept.is_waited_for(id_of(1))
     assert kept.at_work == set()
+
+
+def test_bytes_that_name_what_nobody_shows_are_forgotten_after_a_few_tries() -> None:
+    undecided, block = Undecided(), Block(b"h", b"p", b"c")
+    undecided.put(b"id", block)
+    assert [undecided.lack(b"id") for _ in range(LACKING_MAX)] == [False, False, True]
+    assert undecided.find(b"id") is None
+    undecided.put(b"id", block)
+    assert not undecided.lack(b"id"), "other bytes have their own tries"

@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 from node.ledger.wire.bundles import Bundle
-from node.storage.bundlestore import BundleStore
+from node.storage.bundlestore import REFUTED_MAX, BundleStore
 
 
 def bundle(number: int) -> Bundle:
@@ -93,3 +93,36 @@ def test_torn_tail_costs_only_what_was_not_synced(tmp_path: Path) -> None:
         store = BundleStore(tmp_path / "torn")
         assert len(store) == cut // size
         store.close()
+
+
+def test_what_was_verified_takes_the_place_of_a_false_signature_for_good(tmp_path: Path) -> None:
+    true, store = bundle(3), fill(tmp_path, 2)
+    store.append(true._replace(signature=bytes(64)))
+    store.confirm(true)
+    assert store.get(true.hash) == true
+    assert store.take_refuted(true.hash)
+    store.append(true._replace(signature=b"x" * 64))
+    assert store.get(true.hash) == true, "what is held is not replaced by who knows what"
+    size = (tmp_path / "000001").stat().st_size
+    store.confirm(true)
+    assert (tmp_path / "000001").stat().st_size == size
+    store.close()
+    assert BundleStore(tmp_path, 600).get(true.hash) == true
+
+
+def test_what_was_refuted_is_missing_until_it_comes_again(tmp_path: Path) -> None:
+    store, true = fill(tmp_path, 2), bundle(1)
+    store.refute(true.hash)
+    assert true.hash not in store
+    assert store.take_refuted(true.hash)
+    assert not store.take_refuted(true.hash), "told once"
+    store.append(true)
+    assert store.get(true.hash) == true
+
+
+def test_as_many_refuted_are_remembered_as_there_is_room_for(tmp_path: Path) -> None:
+    store = fill(tmp_path, 1)
+    for number in range(REFUTED_MAX + 1):
+        store.refute(number.to_bytes(32, "big"))
+    assert not store.take_refuted(bytes(32))
+    assert store.take_refuted((1).to_bytes(32, "big"))

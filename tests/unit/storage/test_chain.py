@@ -576,3 +576,50 @@ def test_young_bodies_are_kept_and_old_ones_go(
     monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", 2_000 - window_ms)
     chain.prune_bodies()
     assert asked == [0, story.height - 2]
+
+
+# ---- a body under a false signature
+
+
+def until_the_bundle(story: Told, home: Path) -> Chain:
+    """A chain up to the block that names the bundle, whose body is here under a false signature."""
+    chain = Chain.open(home, GENESIS)
+    chain.commit_many(story.decided[:-2])
+    chain.bundles.append(story.bundle._replace(signature=bytes(64)))
+    return chain
+
+
+def test_false_signature_of_a_body_is_missing_data_and_no_verdict(
+    tmp_path: Path, told: tuple[Told, Path]
+) -> None:
+    """A bundle's hash does not bind it: whoever gave us the body chose it."""
+    story = told[0]
+    chain = until_the_bundle(story, tmp_path / "home")
+    block = story.decided[-2][0]
+    with pytest.raises(MissingBodies) as missing:
+        chain.execute(block)
+    assert missing.value.hashes == chain.missing_bodies(block) == (story.bundle.hash,)
+    chain.bundles.append(story.bundle._replace(signature=b"y" * 64))
+    with pytest.raises(MissingBodies):
+        chain.commit_many(story.decided[-2:])
+    chain.bundles.append(story.bundle)
+    chain.commit_many(story.decided[-2:])
+    assert chain.height == story.height
+    chain.close()
+
+
+def test_block_that_was_checked_by_gossip_replays_over_a_body_that_was_false(
+    tmp_path: Path, told: tuple[Told, Path]
+) -> None:
+    story, home = told[0], tmp_path / "home"
+    chain = until_the_bundle(story, home)
+    admitted = admit_bundle(chain.state(), chain.chain_id, story.bundle)
+    chain.bundles.confirm(story.bundle)  # as the relay does with what it pools
+    block, certificate = story.decided[-2]
+    assert chain.execute(block, {story.bundle.hash: admitted}).is_valid
+    chain.commit(certificate.block_id, certificate)
+    chain.close()
+    shutil.rmtree(home / "db")
+    chain = Chain.open(home, GENESIS)
+    assert chain.height == story.height - 1
+    chain.close()

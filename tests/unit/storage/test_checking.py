@@ -135,3 +135,16 @@ def test_a_missing_database_and_lost_blocks_are_found(home: Path) -> None:
     assert any("they end at 0" in finding.what for finding in check(home).findings)
     shutil.rmtree(home / "db")
     assert [finding.what for finding in check(home).findings] == ["there is none"]
+
+
+def test_a_home_that_was_never_started_has_nothing_to_check(tmp_path: Path) -> None:
+    for name in ("blocks", "db", "snapshots"):
+        (tmp_path / name).mkdir()
+    with pytest.raises(StorageError, match="no ledger yet"):
+        check(tmp_path)
+
+
+def test_half_a_past_of_a_crash_is_no_damage(home: Path) -> None:
+    (home / "past").mkdir(exist_ok=True)
+    (home / "past" / "7.new").write_bytes(b"half")
+    assert check(home).findings == []

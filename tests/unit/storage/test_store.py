@@ -1,5 +1,7 @@
 """Both maps keep one contract, and LevelDB refuses what it cannot vouch for."""
 
+import errno
+import os
 import random
 import shutil
 import signal
@@ -14,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.storage.errors import Damaged, DiskRefused
+from node.storage.errors import Damaged, DiskRefused, find_refusal
 from node.storage.store import KV, LevelKV, MemoryKV
 
 SOME = [b"a", b"ab", b"b", b"b\x00", b"c\xff"]
@@ -193,3 +195,23 @@ def test_what_the_system_refuses_is_not_taken_for_damage(
     assert "b'" not in refused.value.why
     assert refused.value.mend
     assert not isinstance(refused.value, Damaged)
+
+
+@pytest.mark.parametrize(
+    ("error", "mend"),
+    [
+        (OSError(errno.ENFILE, os.strerror(errno.ENFILE)), "no file handles left"),
+        (OSError(errno.EMFILE, os.strerror(errno.EMFILE)), "ulimit"),
+        (plyvel.IOError(b"IO error: /x: " + os.strerror(errno.ENFILE).encode()), "no file handles"),
+        (plyvel.IOError(b"IO error: /x: " + os.strerror(errno.EMFILE).encode()), "ulimit"),
+    ],
+)
+def test_each_refusal_has_its_own_mend(error: Exception, mend: str) -> None:
+    found = find_refusal("what", error)
+    assert found is not None
+    assert mend in found.mend
+
+
+def test_what_is_no_refusal_of_the_system_is_none() -> None:
+    assert find_refusal("what", OSError(errno.EIO, "Input/output error")) is None
+    assert find_refusal("what", plyvel.CorruptionError(b"Corruption: bad block")) is None

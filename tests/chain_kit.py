@@ -88,15 +88,18 @@ class TinyChain:
             tuple(self.past),
         )
 
-    def tx(self, who: Party, payload: Any, ahead: int = 0, **fields: Any) -> bytes:
-        """Signed wire bytes; `ahead`: how many of the sender's stand before it in the block."""
+    def tx(
+        self, who: Party, payload: Any, ahead: int = 0, signer: Party | None = None, **fields: Any
+    ) -> bytes:
+        """Wire bytes signed by the sender, or by `signer`; `ahead`: how many of the sender's stand
+        before it in the block."""
         values = {
             "nonce": self.state().account(who.key).nonce + ahead,
             "max_fee": OPEN,
             "valid_until_ms": self.time_ms + 3_600_000,
         } | fields
         body = wire.encode_body(who.key, payload=payload, **values)
-        return wire.sign_transaction(self.chain_id, who.seed, body)
+        return wire.sign_transaction(self.chain_id, (signer or who).seed, body)
 
     def execute(
         self,
@@ -192,6 +195,12 @@ class TinyChain:
             parts=[session.cut(from_hold)],
             sign=PROVIDER.sign,
         )
+
+
+def rotation(chain_id: bytes, account: bytes, nonce: int, key: Party) -> wire.RotateKey:
+    """What takes `account` over to `key` in its transaction of `nonce`."""
+    message = signing_bytes(wire.ROTATE_TAG, chain_id, wire.rotation_body(account, nonce))
+    return wire.RotateKey(key.key, key.sign(message))
 
 
 def golden_answer(session: LaneSession, credits: tuple[tuple[int, int], ...]) -> bytes:

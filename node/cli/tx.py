@@ -15,7 +15,15 @@ from node.cli.arguments import hash_in, read_file
 from node.cli.frame import frame_of, new_noun, pairs
 from node.cli.signing import Options, options_of, tell
 from node.cli.signing import send as send_bytes
-from node.cli.tx_accounts import bond, close_channel, open_channel, register_provider, transfer
+from node.cli.tx_accounts import (
+    bond,
+    close_channel,
+    multi_transfer,
+    open_channel,
+    register_provider,
+    rotate_key,
+    transfer,
+)
 from node.cli.tx_datanets import contribute, create_datanet, curate, snapshot
 from node.cli.tx_models import fund_maintenance, publish_version, register_model
 
@@ -23,6 +31,8 @@ app = new_noun("Make, sign and send transactions.")
 
 COMMANDS: Final[dict[str, Callable[..., None]]] = {  # page 30 §11, in its order
     "transfer": transfer,
+    "multi-transfer": multi_transfer,
+    "rotate-key": rotate_key,
     "open-channel": open_channel,
     "close-channel": close_channel,
     "register-provider": register_provider,
@@ -44,6 +54,9 @@ def options(
     sender: Annotated[
         str | None, typer.Option("--from", help="name of the key; else the operator's")
     ] = None,
+    account: Annotated[
+        str | None, typer.Option(help="whose key that is after rotate-key; else the key's own")
+    ] = None,
     max_fee: Annotated[
         str | None, typer.Option(help="at most, in OPEN; else twice today's fee")
     ] = None,
@@ -57,7 +70,7 @@ def options(
     ] = None,
 ) -> None:
     """Make, sign and send transactions. These options may follow the sub-command too."""
-    ctx.obj = Options(sender, max_fee, dry_run, no_wait, offline, password_file)
+    ctx.obj = Options(sender, account, max_fee, dry_run, no_wait, offline, password_file)
 
 
 for _name, _function in COMMANDS.items():

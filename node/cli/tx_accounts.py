@@ -13,6 +13,7 @@ from node.cli.money import grains_of_open
 from node.cli.signing import Desk
 
 ROLES: Final = ("validator", "provider")  # as the ledger counts them: 0, 1
+SIGNATURE_BYTES: Final = 64
 
 
 def transfer(
@@ -29,6 +30,49 @@ def transfer(
         usage(f"--memo has {len(told)} bytes, at most {MEMO_BYTES_MAX}")
     payload = Transfer(account_in(to, "TO"), grains_of_open(amount, "AMOUNT"), told)
     Desk(ctx).do(payload)
+
+
+def multi_transfer(
+    ctx: typer.Context,
+    payments: Annotated[list[str], typer.Argument(help="ACCOUNT=AMOUNT; at most 256")],
+) -> None:
+    """Send OPEN to many accounts at once: all of the payments, or none."""
+    from node.ledger.wire.transactions import PAYEES_MAX, MultiTransfer
+
+    paid: dict[bytes, int] = {}
+    for text in payments:
+        account, equals, amount = text.partition("=")
+        if not equals:
+            usage(f"{text[:80]!r} is not ACCOUNT=AMOUNT")
+        to = account_in(account, "ACCOUNT")
+        if to in paid:
+            usage(f"{account} is there twice", "one payment an account")
+        paid[to] = grains_of_open(amount, "AMOUNT")
+    if len(paid) > PAYEES_MAX:
+        usage(f"{len(paid)} payments, at most {PAYEES_MAX}")
+    Desk(ctx).do(MultiTransfer(tuple(sorted(paid.items()))))
+
+
+def rotate_key(
+    ctx: typer.Context,
+    new: Annotated[str, typer.Argument(help="name of the key that is to sign from now on")],
+) -> None:
+    """Give an account another key: NEW, a key of this home, alone signs for it from then on.
+
+    The account stays what it is, with all it owns. Not for a validator in the set, nor for a
+    provider with channels that are not closed.
+    """
+    from node.ledger.wire.transactions import ROTATE_TAG, RotateKey, rotation_body
+
+    desk = Desk(ctx)
+    key = desk.get_key(new)
+    if key.role != desk.key.role:
+        usage(f"{new} is of the role {key.role}, {desk.key.name} of {desk.key.role}")
+    signature = bytes(SIGNATURE_BYTES)
+    if not desk.options.dry_run:
+        signature = desk.sign(key, ROTATE_TAG, rotation_body(desk.sender, desk.nonce))
+    desk.do(RotateKey(key.public_key, signature))
+    note(f"once that is done: olnode tx … --from {new} --account {desk.account}")
 
 
 def open_channel(

@@ -19,7 +19,16 @@ from node.ledger import purses, tables, tree
 from node.ledger.admission import Admitted, admit_bundle, is_still_good
 from node.ledger.context import Context
 from node.ledger.genesis import APP_VERSION, params_hash
-from node.ledger.rules import accounts, channels, models, offences, payout, registry, staking
+from node.ledger.rules import (
+    accounts,
+    channels,
+    models,
+    offences,
+    payout,
+    registry,
+    rotation,
+    staking,
+)
 from node.ledger.rules.channels import BundleFees
 from node.ledger.state import State
 from node.ledger.wire import transactions as wire
@@ -305,6 +314,8 @@ RULES_1: Final = Rules(
     app_version=1,
     transactions={
         wire.Transfer: accounts.apply_transfer,
+        wire.MultiTransfer: accounts.apply_multi_transfer,
+        wire.RotateKey: rotation.apply_rotate_key,
         wire.OpenChannel: channels.apply_open_channel,
         wire.CloseChannel: channels.apply_close_channel,
         wire.RegisterProvider: staking.apply_register,

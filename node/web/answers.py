@@ -64,6 +64,7 @@ class AccountAnswer:
     nonce: int  # as of the newest block
     next_nonce: int  # to sign with: behind what waits in this node's pool
     maturing: Grains  # paid, but inside the challenge window
+    key: Account  # that signs for it: its own, until it was rotated
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,8 @@ def find_account(view: View, account: bytes, next_nonce: int) -> answers.Account
     if found is None and not maturing:
         return None
     found = found or tables.Account()
-    return answers.AccountAnswer(account, found.balance, found.nonce, next_nonce, maturing)
+    key = found.key or account
+    return answers.AccountAnswer(account, found.balance, found.nonce, next_nonce, maturing, key)
 
 
 def _maturing_of(state: State, account: bytes) -> dict[tuple[int, bytes], int]:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from bundle_kit import Party, party
+from chain_kit import rotation
 from vectors.example import CHAIN, Example, h, signed_by
 
 from consensus.primitives import merkle
@@ -203,8 +204,11 @@ def examples_of_answers() -> dict[str, Example]:
 
 TERMS = (h("charter"), (1, 7), 0, 2, 10_000_000, 500, 1_209_600_000, 1)
 PARTS_OF = ((1, 1, 1_000), (2, 5, 2_500))
+
 TRANSACTIONS = (
     wire.Transfer(PROVIDER.key, 125_000_000, b"thank you"),
+    wire.MultiTransfer(tuple(sorted(((PROVIDER.key, 1), (PAYER.key, 2**63 - 1))))),
+    rotation(CHAIN, CREATOR.key, 5, party("new key")),
     wire.OpenChannel(PROVIDER.key, PAYER.key, 10**10, 0),
     wire.CloseChannel(CHANNEL),
     wire.RegisterProvider(party("peer").key, PROVIDER.key),

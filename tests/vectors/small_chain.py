@@ -9,7 +9,7 @@ import random
 from typing import Any
 
 from bundle_kit import LaneSession, Party, party
-from chain_kit import START_MS, TinyChain
+from chain_kit import START_MS, TinyChain, rotation
 
 from consensus.primitives.digest import sha256
 from node.ledger import genesis as genesis_file
@@ -23,6 +23,7 @@ from node.ledger.wire.orders import channel_id
 VALIDATORS = tuple(party(f"validator {number}") for number in range(4))
 PROVIDER, NEWCOMER = VALIDATORS[0], party("faucet")
 STEWARD, CREATOR, PAYER = party("steward"), party("creator"), party("payer")
+ANA, ANAS_NEW = party("ana"), party("ana's new key")
 GIVERS = tuple(party(f"giver {number}") for number in range(3))
 TERMS = (sha256(b"charter"), (1, 7), 0, 1, 100_000, 500, 600_000, 0)
 PRICES = (21_200_000_000, 63_600_000_000, 1_000_000)
@@ -54,6 +55,7 @@ class Story:
         self.publish()
         self.sell()
         self.join()
+        self.rotate()
         self.wait()
 
     def block(self, *said: tuple[Party, Any], later_ms: int = 1_000, **given: Any) -> Outcome:
@@ -72,8 +74,8 @@ class Story:
             (PROVIDER, wire.RegisterProvider(PROVIDER.key, PROVIDER.key)),
             (PROVIDER, wire.Bond(tables.ROLE_PROVIDER, PROVIDER.key, 2 * OPEN)),
             (PROVIDER, wire.RegisterProvider(PROVIDER.key, PROVIDER.key)),  # 24: exists
-            (PAYER, wire.Transfer(party("ana").key, 5 * OPEN, b"first")),
-            (PAYER, wire.Transfer(party("ana").key, 10**18, b"")),  # 20: insufficient
+            (PAYER, wire.Transfer(ANA.key, 5 * OPEN, b"first")),
+            (PAYER, wire.Transfer(ANA.key, 10**18, b"")),  # 20: insufficient
             (PAYER, wire.Transfer(bytes(32), 1, b"")),  # 26: no point of the curve
         )
 
@@ -147,6 +149,19 @@ class Story:
             self.block()
         collected = wire.Bond(tables.ROLE_VALIDATOR, VALIDATORS[1].key, 0)
         self.block((PAYER, collected), (CREATOR, release(1)))
+
+    def rotate(self) -> None:
+        taken = rotation(self.chain.chain_id, ANA.key, 0, ANAS_NEW)
+        payments = tuple((key, 1) for key in sorted((ANA.key, PAYER.key)))
+        self.block(
+            (ANA, taken),
+            (PROVIDER, rotation(self.chain.chain_id, PROVIDER.key, 3, NEWCOMER)),  # 23: in the set
+            (GIVERS[0], wire.MultiTransfer(payments)),
+            (GIVERS[1], wire.MultiTransfer(())),  # 26
+        )
+        spent = self.chain.tx(ANA, wire.Transfer(PAYER.key, OPEN, b""), signer=ANAS_NEW)
+        self.transactions.append(spent)
+        assert self.chain.block(spent).codes == (0,)
 
     def wait(self) -> None:
         self.block(later_ms=MINUTE_MS)  # the closing channel ends

@@ -76,6 +76,7 @@ def apply_open_channel(
         raise Invalid("tx.limit", channels=count)
     channel = channel_id(context.chain_id, sender, payload.provider, tx.nonce)
     state.set_counter(pair, count + 1)
+    _count_served(state, payload.provider, 1)
     record = Channel(
         payer=sender,
         provider=payload.provider,
@@ -137,8 +138,18 @@ def _finish_close(state: State, channel: bytes, now_ms: int) -> None:
     state.put(tables.CHANNEL, (channel,), closed)
     pair = _pair_counter(record.payer, record.provider)
     state.set_counter(pair, state.counter(pair) - 1)
+    _count_served(state, record.provider, -1)
     forget_ms = checked(now_ms + state.parameter("channel_forget_ms"))
     state.add_due(forget_ms, tables.DUE_CHANNEL_FORGET, channel)
+
+
+def served_channels(state: State, provider: bytes) -> int:
+    """How many channels to a provider are not closed, of all payers."""
+    return state.counter(b"served/" + provider)
+
+
+def _count_served(state: State, provider: bytes, by: int) -> None:
+    state.set_counter(b"served/" + provider, served_channels(state, provider) + by)
 
 
 def _pair_counter(payer: bytes, provider: bytes) -> bytes:

@@ -14,7 +14,7 @@ from node.ledger import purses, tables
 from node.ledger.amounts import GRAINS_PER_OPEN, part_bps, split
 from node.ledger.context import Context
 from node.ledger.purses import Purse
-from node.ledger.rules.accounts import check_key
+from node.ledger.rules.accounts import check_key, current_key
 from node.ledger.state import State
 from node.ledger.tables import ROLE_AUDITOR, ROLE_PROVIDER, ROLE_VALIDATOR
 from node.ledger.wire.transactions import Bond, RegisterProvider, Transaction
@@ -259,12 +259,15 @@ def _without_jailed(state: State, validators: ValidatorSet) -> ValidatorSet:
 
 
 def candidates(state: State) -> dict[bytes, int]:
-    """Key → power of the largest free candidates, ties to the smaller key (page 40 §6)."""
+    """Key → power of the largest free candidates, ties to the smaller key (page 40 §6).
+
+    An account whose key was rotated does not stand: the set would name the key that was given up.
+    """
     own_min = state.parameter("validator_bond_min")
     standing = []
     for (key,), _ in state.scan(tables.VALIDATOR):
         own = state.find(tables.BOND, ROLE_VALIDATOR, key, key)
-        if own is None or own.amount < own_min:
+        if own is None or own.amount < own_min or current_key(state, key) != key:
             continue
         if not is_jailed(state, ROLE_VALIDATOR, key):
             standing.append((-bonded(state, ROLE_VALIDATOR, key), key))

@@ -29,8 +29,10 @@ from consensus.primitives.keys import sign
 
 VERSION: Final = 1
 TAG: Final = b"tx"
+ROTATE_TAG: Final = b"rotate"
 TRANSACTION_BYTES_MAX: Final = 65_536
 MEMO_BYTES_MAX: Final = 64
+PAYEES_MAX: Final = 256
 LICENCES_MAX: Final = 8
 PARTS_MAX: Final = 4  # as published; flattened to at most 8
 VALID_MS_MAX: Final = 86_400_000
@@ -52,6 +54,17 @@ class Transfer(NamedTuple):
     to: bytes
     amount: int
     memo: bytes
+
+
+class MultiTransfer(NamedTuple):
+    payments: tuple[tuple[bytes, int], ...]  # (to, amount), by account
+
+
+class RotateKey(NamedTuple):
+    """`signature`: of `rotation_body` by the new key."""
+
+    key: bytes
+    signature: bytes
 
 
 class OpenChannel(NamedTuple):
@@ -134,6 +147,8 @@ class FundMaintenance(NamedTuple):
 
 Payload = (
     Transfer
+    | MultiTransfer
+    | RotateKey
     | OpenChannel
     | CloseChannel
     | RegisterProvider
@@ -149,7 +164,8 @@ Payload = (
 
 
 class Type(NamedTuple):
-    """A row of page 30 §11: `keys` written at most, for the weight."""
+    """A row of page 30 §11: `keys` written at most, for the weight; for a MultiTransfer beside
+    those of its payees, or two payments would weigh as much as 256."""
 
     number: int
     make: type[Any]
@@ -162,12 +178,16 @@ _NONE_OR_H: Final = Either(0, HASH_BYTES)
 _TEXT: Final = Bytes(32)
 _TERMS: Final = Record(H, ListOf(U8, LICENCES_MAX), U8, U8, U63, U16, U63, U8)
 _PARTS: Final = ListOf(Record(U63, U32, U16), PARTS_MAX)
+# As many as there is room for: more than PAYEES_MAX is a refusal with a code, and pays its fee.
+_PAYMENTS: Final = ListOf(Record(H, U63), TRANSACTION_BYTES_MAX // HASH_BYTES)
 
 # fmt: off
 TYPES: Final = (
     Type(1, Transfer, Record(H, U63, Bytes(MEMO_BYTES_MAX)), 2),
-    Type(10, OpenChannel, Record(H, H, U63, U63), 3),
-    Type(12, CloseChannel, Record(H), 4),
+    Type(2, MultiTransfer, Record(_PAYMENTS), 1),
+    Type(3, RotateKey, Record(H, SIG), 1, 2),
+    Type(10, OpenChannel, Record(H, H, U63, U63), 4),
+    Type(12, CloseChannel, Record(H), 6),
     Type(20, RegisterProvider, Record(H, H), 2),
     Type(22, Bond, Record(U8, H, U63), 4),
     Type(30, CreateDatanet, Record(_TEXT, _TERMS), 5),
@@ -183,8 +203,6 @@ TYPES: Final = (
 
 # Types of page 30 that this app_version refuses as unknown (code 4), and what brings them.
 LATER: Final = {
-    2: ("MultiTransfer", "wallet"),
-    3: ("RotateKey", "wallet"),
     4: ("ClaimVested", "unlocks"),
     11: ("TopUpChannel", "channels"),
     13: ("CoopClose", "channels"),
@@ -237,12 +255,21 @@ class Transaction(NamedTuple):
     def weight(self) -> int:
         """bytes + 500 × signatures + 200 × keys written (page 30 §6); known before it runs."""
         row = _BY_NUMBER[_NUMBER_OF[type(self.payload)]]
-        return len(self.raw) + WEIGHT_PER_SIGNATURE * row.signatures + WEIGHT_PER_KEY * row.keys
+        keys = row.keys
+        if isinstance(self.payload, MultiTransfer):
+            keys += len(self.payload.payments)
+        return len(self.raw) + WEIGHT_PER_SIGNATURE * row.signatures + WEIGHT_PER_KEY * keys
 
     @property
     def type_name(self) -> str:
         """`Transfer`, `OpenChannel`, …"""
         return type(self.payload).__name__
+
+
+def rotation_body(account: bytes, nonce: int) -> bytes:
+    """What a new key signs, with tag `rotate`, to take over `account` by its transaction of
+    `nonce`: that somebody holds it."""
+    return account + nonce.to_bytes(8, "big")
 
 
 def encode_body(

@@ -18,6 +18,8 @@ from node.web.ask import Node, Unreachable
 
 WORDS = {  # a good call of each sub-command; FILE is a file of records
     "transfer": [account_text(ALICE), "1.5"],
+    "multi-transfer": [f"{account_text(ALICE)}=1.5"],
+    "rotate-key": ["spare"],
     "open-channel": [account_text(ALICE), "5"],
     "close-channel": [HASH],
     "register-provider": [],
@@ -33,9 +35,10 @@ WORDS = {  # a good call of each sub-command; FILE is a file of records
 
 
 @pytest.fixture
-def words(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
+def words(request: pytest.FixtureRequest, tmp_path: Path, home: Path, capsys: Capture) -> list[str]:
     """The call of the sub-command that the test was given."""
     (tmp_path / "records").write_bytes(RECORDS)
+    told(capsys, home, "keys", "add", "spare")
     name: str = request.param
     return ["tx", name, *(str(tmp_path / "records") if w == "FILE" else w for w in WORDS[name])]
 

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import trio
 from unit.cli.calls import HASH, Capture, asked, ledger_of, sent, told
-from unit.web.behind import ALICE, served
+from unit.web.behind import ALICE, ID, served
 
+from consensus.primitives.digest import signing_bytes
+from consensus.primitives.keys import verify_signature
 from node.cli.frame import open_text
 from node.cli.main import run
 from node.ledger.addresses import account_of, account_text
@@ -14,11 +16,14 @@ from node.ledger.parameters import devnet_parameters
 from node.ledger.wire.transactions import (
     Bond,
     CloseChannel,
+    MultiTransfer,
     OpenChannel,
     Payload,
     RegisterProvider,
+    RotateKey,
     Transfer,
     decode_transaction,
+    rotation_body,
 )
 
 TO = account_text(ALICE)
@@ -42,6 +47,82 @@ def key(capsys: Capture, home: Path, name: str) -> bytes:
 async def test_transfer_carries_its_memo(home: Path, alice: bytes, capsys: Capture) -> None:
     made, _ = await payload(capsys, home, "transfer", TO, "0.000000001", "--memo", "für Öl")
     assert made == Transfer(ALICE, 1, "für Öl".encode())
+
+
+BEN = bytes([2]) * 32
+PAYMENTS = [f"{account_text(BEN)}=2", f"{TO}=0.000000001"]
+
+
+async def test_payments_stand_in_the_ledgers_order(
+    home: Path, alice: bytes, capsys: Capture
+) -> None:
+    made, _ = await payload(capsys, home, "multi-transfer", *PAYMENTS)
+    assert made == MultiTransfer(((ALICE, 1), (BEN, 2 * OPEN)))
+
+
+async def test_payments_are_shown_one_a_line(home: Path, alice: bytes, capsys: Capture) -> None:
+    words = ["tx", "multi-transfer", *PAYMENTS, "--dry-run"]
+    answer = await asked(capsys, ledger_of(), home, *words)
+    assert answer["payments"] == [[TO, "1"], [account_text(BEN), str(2 * OPEN)]]
+    async with served(ledger_of(), home / "run"):
+        assert await trio.to_thread.run_sync(run, ["--home", str(home), *words]) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["payments", account_text(BEN), "2.00", "OPEN"] in shown
+
+
+@pytest.mark.parametrize(
+    "payments",
+    [
+        [f"{TO}=1", f"{TO}=2"],
+        [f"{TO}1"],
+        ["open1=1"],
+        [f"{TO}=x"],
+        [f"{account_text(i.to_bytes(32, 'big'))}=1" for i in range(257)],
+    ],
+)
+def test_payments_that_no_ledger_takes_end_with_two(
+    home: Path, alice: bytes, capsys: Capture, payments: list[str]
+) -> None:
+    assert told(capsys, home, "tx", "multi-transfer", *payments, status=2)["exit"] == 2
+
+
+# ---- another key
+
+
+async def test_new_key_signs_for_the_account_and_transaction(
+    home: Path, alice: bytes, capsys: Capture
+) -> None:
+    spare = account_of(told(capsys, home, "keys", "add", "spare")["account"])
+    made, sender = await payload(capsys, home, "rotate-key", "spare", "--from", "alice")
+    assert isinstance(made, RotateKey)
+    assert (made.key, sender) == (spare, alice)
+    message = signing_bytes(b"rotate", ID, rotation_body(alice, 3))  # as ledger_of tells both
+    verify_signature(spare, message, made.signature, "bad")
+
+
+async def test_account_is_signed_for_by_its_new_key_once_it_is_named(
+    home: Path, alice: bytes, capsys: Capture
+) -> None:
+    spare = account_of(told(capsys, home, "keys", "add", "spare")["account"])
+    asked_of = ledger_of(alice, keys={alice: spare})
+    words = ["tx", "transfer", TO, "1", "--from"]
+    answer = await asked(capsys, asked_of, home, *words, "alice", status=1)
+    assert answer["what"].startswith(f"{account_text(spare)} signs for {account_text(alice)}")
+    assert sent(asked_of) == []
+    await asked(capsys, asked_of, home, *words, "spare", "--account", account_text(alice))
+    tx = decode_transaction(sent(asked_of)[0])
+    assert tx.sender == alice
+    verify_signature(spare, signing_bytes(b"tx", ID, tx.body), tx.signature, "bad")
+
+
+async def test_key_of_another_role_takes_no_account_over(
+    home: Path, alice: bytes, capsys: Capture
+) -> None:
+    answer = await asked(capsys, ledger_of(alice), home, "tx", "rotate-key", "node", status=2)
+    assert answer["what"] == "node is of the role node, alice of operator"
+
+
+# ---- channels, providers, bonds
 
 
 async def test_channel_is_spent_by_who_pays_unless_told(

@@ -16,6 +16,8 @@ H1, H2 = b"\1" * 32, b"\2" * 32
 TERMS = (H1, (1, 2), 0, 1, 10**7, 500, 86_400_000, 0)
 PAYLOADS = [
     wire.Transfer(BEN.key, 5, b"thanks"),
+    wire.MultiTransfer(((BEN.key, 5),)),
+    wire.RotateKey(H1, bytes(64)),
     wire.OpenChannel(BEN.key, ANA.key, 10**9, 0),
     wire.CloseChannel(H1),
     wire.RegisterProvider(H1, BEN.key),

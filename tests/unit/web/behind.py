@@ -102,6 +102,7 @@ class Behind:
     stopped: bool = False
     ready: bool = True
     accounts: set[bytes] = field(default_factory=lambda: {ALICE})
+    keys: dict[bytes, bytes] = field(default_factory=dict)  # of accounts that rotated theirs
     next_nonce: int = 3
     settled_code: int = 0
     earned: answers.Earnings | None = None
@@ -147,7 +148,8 @@ class Behind:
     def find_account(self, account: bytes) -> answers.AccountAnswer | None:
         if account not in self.accounts:
             return None
-        return answers.AccountAnswer(account, BIG, 3, self.next_nonce, 0)
+        key = self.keys.get(account, account)
+        return answers.AccountAnswer(account, BIG, 3, self.next_nonce, 0, key)
 
     def find_transaction(self, tx_id: bytes) -> answers.TransactionAnswer | None:
         if tx_id != ID:

@@ -203,6 +203,14 @@ def rotation(chain_id: bytes, account: bytes, nonce: int, key: Party) -> wire.Ro
     return wire.RotateKey(key.key, key.sign(message))
 
 
+def coop_close(
+    chain_id: bytes, channel: bytes, paid: int, payer: Party, provider: Party
+) -> wire.CoopClose:
+    """Signed by both for what is paid."""
+    message = signing_bytes(wire.COOP_TAG, chain_id, wire.coop_body(channel, paid))
+    return wire.CoopClose(channel, payer.sign(message), provider.sign(message))
+
+
 def golden_answer(session: LaneSession, credits: tuple[tuple[int, int], ...]) -> bytes:
     """812 tokens in, 143 out at the reference price of rank 16: 27,309,200 grains."""
     return session.serve(

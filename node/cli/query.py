@@ -25,6 +25,17 @@ def account(ctx: typer.Context, account: str) -> None:
 
 
 @app.command()
+def channel(
+    ctx: typer.Context, channel: Annotated[str, typer.Argument(help="64 hex digits")]
+) -> None:
+    """A payment channel: whose it is, what it holds, what is paid."""
+    frame = frame_of(ctx)
+    told = frame.daemon().get(f"/ledger/channels/{hash_in(channel, 'CHANNEL').hex()}")
+    amounts = {name: open_text(told[name]) for name in ("cap", "paid")}
+    frame.show("query.channel/1", told, pairs({**told, **amounts}.items()))
+
+
+@app.command()
 def block(ctx: typer.Context, height: Annotated[str, typer.Argument()] = "latest") -> None:
     """A block: header, signers, transactions, bundles, payouts, evidence."""
     frame = frame_of(ctx)

@@ -46,7 +46,7 @@ GRAINS: Final = frozenset(  # fields that people read as OPEN
     | {"deposit", "cost", "fee", "max_fee"}
 )
 TEXTS: Final = frozenset({"name"})
-SIGNATURES: Final = frozenset({"signature"})  # inside a payload: said by its keys
+SIGNATURES: Final = frozenset({"signature", "payer_signature", "provider_signature"})
 
 Told = dict[str, Any]
 Made = Callable[[], Mapping[str, int | str]]
@@ -96,6 +96,11 @@ class Desk:
         self._params = self.node.get("/ledger/params")
         self._unlocked: dict[str, Key] = {}
 
+    @property
+    def chain_id(self) -> bytes:
+        """Of the chain that the node is on."""
+        return bytes.fromhex(self._params["chain_id"])
+
     def parameter(self, name: str) -> int:
         """A number that the ledger rules by."""
         return int(self._params["values"][name][0])
@@ -104,6 +109,13 @@ class Desk:
         """The home's first key of a role."""
         key: KeyFile | None = _keystore(self.frame).find(role)
         return key
+
+    def find_signer(self, account: str) -> "KeyFile | None":
+        """The home's key that is this account's own."""
+        from node.ledger.addresses import account_text
+
+        keys: list[KeyFile] = _keystore(self.frame).list()
+        return next((key for key in keys if account_text(key.public_key) == account), None)
 
     def get_key(self, name: str) -> "KeyFile":
         """The home's key of that name; raises KeystoreError where there is none."""
@@ -117,8 +129,7 @@ class Desk:
             question = f"password of {key.name}"
             password = read_password(options.password_file, question) if key.is_sealed else None
             self._unlocked[key.name] = _keystore(self.frame).unlock(key.name, password)
-        chain_id = bytes.fromhex(self._params["chain_id"])
-        return self._unlocked[key.name].sign(tag, chain_id, body)
+        return self._unlocked[key.name].sign(tag, self.chain_id, body)
 
     def do(
         self, payload: "Payload", *, deposit: int = 0, cost: int = 0, made: Made | None = None
@@ -143,7 +154,7 @@ class Desk:
         raw = self._sign(payload, limit)
         if self.options.offline is None:
             return send(self.frame, raw, self.options.no_wait)
-        _write_new(self.options.offline, raw)
+        write_new(self.options.offline, raw)
         told = {**shown, "file": str(self.options.offline)}
         self.frame.show("tx.offline/1", told, _lines(shown))
         note(f"next: olnode tx send {self.options.offline}")
@@ -290,7 +301,8 @@ def _key_file(frame: Frame, name: str | None, roles: tuple["Role", ...]) -> "Key
     return key
 
 
-def _write_new(path: Path, raw: bytes) -> None:
+def write_new(path: Path, raw: bytes) -> None:
+    """Write a file that was not there; raises CommandError."""
     try:
         with path.open("xb") as file:
             file.write(raw)

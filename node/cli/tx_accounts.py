@@ -1,4 +1,4 @@
-"""`olnode tx` for balances, channels, and those who serve: transfers, bonds, providers.
+"""`olnode tx` for accounts and those who serve: transfers, keys, providers, bonds.
 
 What it does not know: how a transaction is priced, signed and sent (signing.py).
 """
@@ -7,7 +7,7 @@ from typing import Annotated, Final
 
 import typer
 
-from node.cli.arguments import account_in, hash_in, word_in
+from node.cli.arguments import account_in, word_in
 from node.cli.frame import note, open_text, usage
 from node.cli.money import grains_of_open
 from node.cli.signing import Desk
@@ -73,44 +73,6 @@ def rotate_key(
         signature = desk.sign(key, ROTATE_TAG, rotation_body(desk.sender, desk.nonce))
     desk.do(RotateKey(key.public_key, signature))
     note(f"once that is done: olnode tx … --from {new} --account {desk.account}")
-
-
-def open_channel(
-    ctx: typer.Context,
-    provider: str,
-    cap: Annotated[str, typer.Argument(help="OPEN set aside for PROVIDER alone")],
-    spender: Annotated[
-        str | None, typer.Option(help="account that signs vouchers; else the one that pays")
-    ] = None,
-) -> None:
-    """Set CAP of OPEN aside for what PROVIDER will answer; the rest comes back when it closes.
-
-    Signed by the operator's key, else by the spending key. A wallet opens its own channels: this
-    is for programs that sign their own vouchers.
-    """
-    from node.ledger.wire.transactions import OpenChannel
-
-    to, grains = account_in(provider, "PROVIDER"), grains_of_open(cap, "CAP")
-    given = None if spender is None else account_in(spender, "--spender")
-    desk = Desk(ctx, "operator", "spending")
-    least = desk.parameter("channel_cap_min")
-    if grains < least:
-        usage(f"CAP {cap} is less than a channel must hold", f"{open_text(least)} or more")
-    desk.do(OpenChannel(to, given or desk.key.public_key, grains, 0))
-
-
-def close_channel(
-    ctx: typer.Context,
-    channel: Annotated[str, typer.Argument(help="64 hex digits")],
-) -> None:
-    """Close a payment channel; what is left comes back after the closing time.
-
-    Signed by the spending key, whose wallet opens channels; else by the operator's or the node's.
-    """
-    from node.ledger.wire.transactions import CloseChannel
-
-    payload = CloseChannel(hash_in(channel, "CHANNEL"))
-    Desk(ctx, "spending", "operator", "node").do(payload)
 
 
 def register_provider(

@@ -68,6 +68,23 @@ class AccountAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelAnswer:
+    """The keys are those that sign for payer and provider now."""
+
+    channel: Hex
+    payer: Account
+    payer_key: Account
+    provider: Account
+    provider_key: Account
+    spender: Account
+    cap: Grains
+    paid: Grains
+    state: str  # "open", "closing", "closed"
+    opened_ms: int
+    close_at_ms: int  # 0 while open
+
+
+@dataclass(frozen=True, slots=True)
 class Earning:
     """One row of what an account earned; what the rows are not named by is empty or 0."""
 

@@ -13,7 +13,7 @@ import trio
 from consensus.skipping import encode_light_block
 from node.ledger import tables
 from node.ledger.amounts import part_bps, split
-from node.ledger.rules.accounts import BASE_PRICE_NAME
+from node.ledger.rules.accounts import BASE_PRICE_NAME, current_key
 from node.ledger.rules.registry import CONTRIBUTIONS_NAME, LICENCES, terms_of
 from node.ledger.state import State
 from node.ledger.wire.bundles import decode_header
@@ -88,6 +88,7 @@ def make_ledger(
 
     return Ledger(
         find_account=read_account,
+        find_channel=lambda channel: read(lambda view: find_channel(view, channel)),
         find_earnings=lambda account, query: read(lambda view: find_earnings(view, account, query)),
         find_block=lambda height: read(lambda view: find_block(view, height)),
         latest_height=lambda: reading.take_view().tip.height,
@@ -144,6 +145,34 @@ def find_account(view: View, account: bytes, next_nonce: int) -> answers.Account
     found = found or tables.Account()
     key = found.key or account
     return answers.AccountAnswer(account, found.balance, found.nonce, next_nonce, maturing, key)
+
+
+CHANNEL_STATES: Final = {
+    tables.CHANNEL_OPEN: "open",
+    tables.CHANNEL_CLOSING: "closing",
+    tables.CHANNEL_CLOSED: "closed",
+}
+
+
+def find_channel(view: View, channel: bytes) -> answers.ChannelAnswer | None:
+    """A channel until it is forgotten, some days after its end."""
+    state = view.state()
+    found = state.find(tables.CHANNEL, channel)
+    if found is None:
+        return None
+    return answers.ChannelAnswer(
+        channel=channel,
+        payer=found.payer,
+        payer_key=current_key(state, found.payer),
+        provider=found.provider,
+        provider_key=current_key(state, found.provider),
+        spender=found.spender,
+        cap=found.cap,
+        paid=found.paid,
+        state=CHANNEL_STATES[found.state],
+        opened_ms=found.opened_ms,
+        close_at_ms=found.close_at_ms,
+    )
 
 
 def _maturing_of(state: State, account: bytes) -> dict[tuple[int, bytes], int]:

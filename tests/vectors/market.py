@@ -3,7 +3,7 @@
 from typing import Any
 
 from bundle_kit import Party, party
-from chain_kit import rotation
+from chain_kit import coop_close, rotation
 from vectors.example import CHAIN, Example, h, signed_by
 
 from consensus.primitives import merkle
@@ -210,7 +210,9 @@ TRANSACTIONS = (
     wire.MultiTransfer(tuple(sorted(((PROVIDER.key, 1), (PAYER.key, 2**63 - 1))))),
     rotation(CHAIN, CREATOR.key, 5, party("new key")),
     wire.OpenChannel(PROVIDER.key, PAYER.key, 10**10, 0),
+    wire.TopUpChannel(CHANNEL, 10**9),
     wire.CloseChannel(CHANNEL),
+    coop_close(CHAIN, CHANNEL, 27_309_200, PAYER, PROVIDER),
     wire.RegisterProvider(party("peer").key, PROVIDER.key),
     wire.Bond(1, PROVIDER.key, 10**12),
     wire.CreateDatanet(b"stews-2", TERMS),

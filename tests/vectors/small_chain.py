@@ -9,7 +9,7 @@ import random
 from typing import Any
 
 from bundle_kit import LaneSession, Party, party
-from chain_kit import START_MS, TinyChain, rotation
+from chain_kit import START_MS, TinyChain, coop_close, rotation
 
 from consensus.primitives.digest import sha256
 from node.ledger import genesis as genesis_file
@@ -54,6 +54,7 @@ class Story:
         self.gather()
         self.publish()
         self.sell()
+        self.agree()
         self.join()
         self.rotate()
         self.wait()
@@ -124,6 +125,20 @@ class Story:
         )
         answer(lanes[1], 1, ((2, 10_000),))
         self.settle(lanes[1:2])
+
+    def agree(self) -> None:
+        nonce = self.chain.state().account(PAYER.key).nonce
+        self.block((PAYER, wire.OpenChannel(PROVIDER.key, PAYER.key, OPEN, 0)))
+        channel, chain_id = self.lane(nonce, 0).channel, self.chain.chain_id
+        both = coop_close(chain_id, channel, 0, PAYER, PROVIDER)
+        self.block(
+            (PAYER, wire.TopUpChannel(channel, OPEN)),
+            (CREATOR, wire.TopUpChannel(channel, OPEN)),  # 22
+            (CREATOR, coop_close(chain_id, channel, 1, PAYER, PROVIDER)),  # 28: not what is paid
+            (CREATOR, both),
+            (CREATOR, both),  # 23
+            (PAYER, wire.TopUpChannel(channel, OPEN)),  # 23
+        )
 
     def lane(self, nonce: int, number: int) -> LaneSession:
         channel = channel_id(self.chain.chain_id, PAYER.key, PROVIDER.key, nonce)

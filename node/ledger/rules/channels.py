@@ -5,12 +5,14 @@ payer's close waits: bundles under way still settle; a provider's own close give
 not settled, so it needs no waiting (page 30 §7).
 Why a bundle settles whole or not at all: each receipt is paid at most once and in order, since a
 lane continues exactly where the ledger left it (B1 to B4 of page 30 §8).
-What this file does not know: signatures (checked in `wire/bundles.py`), and how fees are split.
+What this file does not know: a bundle's signatures (`wire/bundles.py`), and how fees are split.
 """
 
 from typing import Final, NamedTuple
 
+from consensus.primitives.digest import signing_bytes
 from consensus.primitives.errors import Invalid
+from consensus.primitives.keys import verify_signature
 from node.ledger import purses, tables
 from node.ledger.amounts import checked, part_bps, price
 from node.ledger.context import Context
@@ -21,7 +23,15 @@ from node.ledger.tables import Channel, Lane
 from node.ledger.wire.bundles import CheckedBundle, CheckedSection
 from node.ledger.wire.orders import LANES, channel_id
 from node.ledger.wire.receipts import BPS, Receipt, accumulate, accumulator_start
-from node.ledger.wire.transactions import CloseChannel, OpenChannel, Transaction
+from node.ledger.wire.transactions import (
+    COOP_TAG,
+    CloseChannel,
+    CoopClose,
+    OpenChannel,
+    TopUpChannel,
+    Transaction,
+    coop_body,
+)
 
 CHANNELS_PER_PAIR_MAX: Final = 64
 CREDITED_KINDS: Final = (0, 1)  # data and corrections; sealed records are never trained on
@@ -92,6 +102,21 @@ def apply_open_channel(
     state.move(purses.account(sender), purses.channel(channel), payload.cap)
 
 
+def apply_top_up(state: State, context: Context, tx: Transaction, payload: TopUpChannel) -> None:
+    """Type 11. Raise the cap of an open channel.
+
+    Raises Invalid: 20 balance, 21 unknown, 22 not the payer, 23 closing or closed.
+    """
+    record = state.find(tables.CHANNEL, payload.channel)
+    if record is None:
+        raise Invalid("tx.not_found", channel=payload.channel)
+    if tx.sender != record.payer:
+        raise Invalid("tx.not_yours", channel=payload.channel)
+    if record.state != tables.CHANNEL_OPEN:
+        raise Invalid("tx.wrong_state", state=record.state)
+    state.move(purses.account(tx.sender), purses.channel(payload.channel), payload.amount)
+
+
 def apply_close_channel(
     state: State, context: Context, tx: Transaction, payload: CloseChannel
 ) -> None:
@@ -114,6 +139,26 @@ def apply_close_channel(
     closing = record._replace(state=tables.CHANNEL_CLOSING, close_at_ms=close_at_ms)
     state.put(tables.CHANNEL, (channel,), closing)
     state.add_due(close_at_ms, tables.DUE_CHANNEL_CLOSE, channel)
+
+
+def apply_coop_close(state: State, context: Context, tx: Transaction, payload: CoopClose) -> None:
+    """Type 13. Both sides have signed what is paid: the rest returns at once, whoever sends it.
+
+    Raises Invalid: 21 unknown, 23 closed, 28 a signature that is not theirs, or of another sum.
+    """
+    channel = payload.channel
+    record = state.find(tables.CHANNEL, channel)
+    if record is None:
+        raise Invalid("tx.not_found", channel=channel)
+    if record.state == tables.CHANNEL_CLOSED:
+        raise Invalid("tx.wrong_state", state=record.state)
+    message = signing_bytes(COOP_TAG, context.chain_id, coop_body(channel, record.paid))
+    for account, signature in (
+        (record.payer, payload.payer_signature),
+        (record.provider, payload.provider_signature),
+    ):
+        verify_signature(current_key(state, account), message, signature, "tx.bad_proof")
+    _finish_close(state, channel, context.time_ms)
 
 
 def apply_due_close(state: State, context: Context, due_ms: int, channel: bytes) -> None:

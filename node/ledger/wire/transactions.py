@@ -30,6 +30,7 @@ from consensus.primitives.keys import sign
 VERSION: Final = 1
 TAG: Final = b"tx"
 ROTATE_TAG: Final = b"rotate"
+COOP_TAG: Final = b"coop"
 TRANSACTION_BYTES_MAX: Final = 65_536
 MEMO_BYTES_MAX: Final = 64
 PAYEES_MAX: Final = 256
@@ -74,8 +75,21 @@ class OpenChannel(NamedTuple):
     allowance: int
 
 
+class TopUpChannel(NamedTuple):
+    channel: bytes
+    amount: int
+
+
 class CloseChannel(NamedTuple):
     channel: bytes
+
+
+class CoopClose(NamedTuple):
+    """Both signatures: of `coop_body`."""
+
+    channel: bytes
+    payer_signature: bytes
+    provider_signature: bytes
 
 
 class RegisterProvider(NamedTuple):
@@ -150,7 +164,9 @@ Payload = (
     | MultiTransfer
     | RotateKey
     | OpenChannel
+    | TopUpChannel
     | CloseChannel
+    | CoopClose
     | RegisterProvider
     | Bond
     | CreateDatanet
@@ -187,7 +203,9 @@ TYPES: Final = (
     Type(2, MultiTransfer, Record(_PAYMENTS), 1),
     Type(3, RotateKey, Record(H, SIG), 1, 2),
     Type(10, OpenChannel, Record(H, H, U63, U63), 4),
+    Type(11, TopUpChannel, Record(H, U63), 2),
     Type(12, CloseChannel, Record(H), 6),
+    Type(13, CoopClose, Record(H, SIG, SIG), 6, 3),
     Type(20, RegisterProvider, Record(H, H), 2),
     Type(22, Bond, Record(U8, H, U63), 4),
     Type(30, CreateDatanet, Record(_TEXT, _TERMS), 5),
@@ -204,8 +222,6 @@ TYPES: Final = (
 # Types of page 30 that this app_version refuses as unknown (code 4), and what brings them.
 LATER: Final = {
     4: ("ClaimVested", "unlocks"),
-    11: ("TopUpChannel", "channels"),
-    13: ("CoopClose", "channels"),
     14: ("GrantAllowance", "allowances"),
     15: ("RevokeAllowance", "allowances"),
     21: ("UpdateProvider", "staking"),
@@ -270,6 +286,12 @@ def rotation_body(account: bytes, nonce: int) -> bytes:
     """What a new key signs, with tag `rotate`, to take over `account` by its transaction of
     `nonce`: that somebody holds it."""
     return account + nonce.to_bytes(8, "big")
+
+
+def coop_body(channel: bytes, paid: int) -> bytes:
+    """What payer and provider sign, with tag `coop`, to close `channel` with `paid` settled: once
+    more has settled it is good no more."""
+    return channel + paid.to_bytes(8, "big")
 
 
 def encode_body(

@@ -1,24 +1,20 @@
-"""Payloads of transfers, channels, providers and bonds are what was typed."""
+"""Payloads of transfers, keys, providers and bonds are what was typed."""
 
 from pathlib import Path
 
 import pytest
 import trio
-from unit.cli.calls import HASH, Capture, asked, ledger_of, sent, told
+from unit.cli.calls import Capture, asked, key_of, ledger_of, sent, signed, told
 from unit.web.behind import ALICE, ID, served
 
 from consensus.primitives.digest import signing_bytes
 from consensus.primitives.keys import verify_signature
-from node.cli.frame import open_text
 from node.cli.main import run
 from node.ledger.addresses import account_of, account_text
 from node.ledger.parameters import devnet_parameters
 from node.ledger.wire.transactions import (
     Bond,
-    CloseChannel,
     MultiTransfer,
-    OpenChannel,
-    Payload,
     RegisterProvider,
     RotateKey,
     Transfer,
@@ -30,22 +26,8 @@ TO = account_text(ALICE)
 OPEN = 10**9
 
 
-async def payload(capsys: Capture, home: Path, *words: str) -> tuple[Payload, bytes]:
-    """(what the wire decodes, who signed) of a call that may sign with any key of the home."""
-    keys = [account_of(key["account"]) for key in told(capsys, home, "keys", "list")["keys"]]
-    asked_of = ledger_of(*keys)
-    await asked(capsys, asked_of, home, "tx", *words)
-    (raw,) = sent(asked_of)
-    tx = decode_transaction(raw)
-    return tx.payload, tx.sender
-
-
-def key(capsys: Capture, home: Path, name: str) -> bytes:
-    return account_of(told(capsys, home, "keys", "show", name)["account"])
-
-
 async def test_transfer_carries_its_memo(home: Path, alice: bytes, capsys: Capture) -> None:
-    made, _ = await payload(capsys, home, "transfer", TO, "0.000000001", "--memo", "für Öl")
+    made, _ = await signed(capsys, home, "transfer", TO, "0.000000001", "--memo", "für Öl")
     assert made == Transfer(ALICE, 1, "für Öl".encode())
 
 
@@ -56,7 +38,7 @@ PAYMENTS = [f"{account_text(BEN)}=2", f"{TO}=0.000000001"]
 async def test_payments_stand_in_the_ledgers_order(
     home: Path, alice: bytes, capsys: Capture
 ) -> None:
-    made, _ = await payload(capsys, home, "multi-transfer", *PAYMENTS)
+    made, _ = await signed(capsys, home, "multi-transfer", *PAYMENTS)
     assert made == MultiTransfer(((ALICE, 1), (BEN, 2 * OPEN)))
 
 
@@ -93,7 +75,7 @@ async def test_new_key_signs_for_the_account_and_transaction(
     home: Path, alice: bytes, capsys: Capture
 ) -> None:
     spare = account_of(told(capsys, home, "keys", "add", "spare")["account"])
-    made, sender = await payload(capsys, home, "rotate-key", "spare", "--from", "alice")
+    made, sender = await signed(capsys, home, "rotate-key", "spare", "--from", "alice")
     assert isinstance(made, RotateKey)
     assert (made.key, sender) == (spare, alice)
     message = signing_bytes(b"rotate", ID, rotation_body(alice, 3))  # as ledger_of tells both
@@ -122,62 +104,27 @@ async def test_key_of_another_role_takes_no_account_over(
     assert answer["what"] == "node is of the role node, alice of operator"
 
 
-# ---- channels, providers, bonds
-
-
-async def test_channel_is_spent_by_who_pays_unless_told(
-    home: Path, alice: bytes, capsys: Capture
-) -> None:
-    made, sender = await payload(capsys, home, "open-channel", TO, "5")
-    assert (made, sender) == (OpenChannel(ALICE, alice, 5 * OPEN, 0), alice)
-    made, _ = await payload(capsys, home, "open-channel", TO, "5", "--spender", TO)
-    assert made == OpenChannel(ALICE, ALICE, 5 * OPEN, 0)
-
-
-async def test_home_without_an_operator_opens_channels_by_its_spending_key(
-    home: Path, capsys: Capture
-) -> None:
-    _, sender = await payload(capsys, home, "open-channel", TO, "5")
-    assert sender == key(capsys, home, "spending")
-
-
-async def test_channel_below_the_least_is_not_charged_for(
-    home: Path, alice: bytes, capsys: Capture
-) -> None:
-    least = devnet_parameters()["channel_cap_min"]
-    assert isinstance(least, int)
-    cap, under = (open_text(n).removesuffix(" OPEN") for n in (least, least - 1))
-    made, _ = await payload(capsys, home, "open-channel", TO, cap)
-    assert made == OpenChannel(ALICE, alice, least, 0)
-    asked_of = ledger_of(alice)
-    answer = await asked(capsys, asked_of, home, "tx", "open-channel", TO, under, status=2)
-    assert answer["mend"] == f"{cap} OPEN or more"
-    assert asked_of.asked == []
-
-
-async def test_channel_is_closed_by_its_id(home: Path, alice: bytes, capsys: Capture) -> None:
-    made, _ = await payload(capsys, home, "close-channel", HASH)
-    assert made == CloseChannel(bytes.fromhex(HASH))
+# ---- providers, bonds
 
 
 async def test_provider_is_the_node_and_the_operator_is_paid(
     home: Path, alice: bytes, capsys: Capture
 ) -> None:
-    node = key(capsys, home, "node")
-    made, sender = await payload(capsys, home, "register-provider")
+    node = key_of(capsys, home, "node")
+    made, sender = await signed(capsys, home, "register-provider")
     assert (made, sender) == (RegisterProvider(node, alice), node)
-    made, sender = await payload(capsys, home, "register-provider", "--reward", TO)
+    made, sender = await signed(capsys, home, "register-provider", "--reward", TO)
     assert (made, sender) == (RegisterProvider(node, ALICE), node)
 
 
 async def test_provider_without_an_operator_is_paid_itself(home: Path, capsys: Capture) -> None:
-    node = key(capsys, home, "node")
-    made, _ = await payload(capsys, home, "register-provider")
+    node = key_of(capsys, home, "node")
+    made, _ = await signed(capsys, home, "register-provider")
     assert made == RegisterProvider(node, node)
 
 
 async def test_provider_is_told_the_command_that_bonds_it(home: Path, capsys: Capture) -> None:
-    node = key(capsys, home, "node")
+    node = key_of(capsys, home, "node")
     asked_of, words = ledger_of(node), ["--home", str(home), "tx", "register-provider"]
     async with served(asked_of, home / "run"):
         assert await trio.to_thread.run_sync(run, words) == 0
@@ -191,7 +138,7 @@ async def test_provider_is_told_the_command_that_bonds_it(home: Path, capsys: Ca
 async def test_bond_is_of_a_role(
     home: Path, alice: bytes, capsys: Capture, role: str, number: int
 ) -> None:
-    made, _ = await payload(capsys, home, "bond", TO, "10", "--role", role)
+    made, _ = await signed(capsys, home, "bond", TO, "10", "--role", role)
     assert made == Bond(number, ALICE, 10 * OPEN)
 
 
@@ -201,11 +148,6 @@ async def test_bond_is_of_a_role(
         ["transfer", TO[:-1], "1"],
         ["transfer", TO, "1,5"],
         ["transfer", TO, "1", "--memo", "ü" * 33],
-        ["open-channel", "open1", "1"],
-        ["open-channel", TO, "x"],
-        ["open-channel", TO, "5", "--spender", "x"],
-        ["close-channel", HASH[:-1]],
-        ["close-channel", HASH.upper()],
         ["register-provider", "--reward", "x"],
         ["bond", "x", "1"],
         ["bond", TO, "1", "--role", "auditor"],

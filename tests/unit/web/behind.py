@@ -104,6 +104,7 @@ class Behind:
     accounts: set[bytes] = field(default_factory=lambda: {ALICE})
     keys: dict[bytes, bytes] = field(default_factory=dict)  # of accounts that rotated theirs
     next_nonce: int = 3
+    channel: answers.ChannelAnswer | None = None
     settled_code: int = 0
     earned: answers.Earnings | None = None
     asked: list[Any] = field(default_factory=list)
@@ -150,6 +151,9 @@ class Behind:
             return None
         key = self.keys.get(account, account)
         return answers.AccountAnswer(account, BIG, 3, self.next_nonce, 0, key)
+
+    def find_channel(self, channel: bytes) -> answers.ChannelAnswer | None:
+        return self.channel if self.channel and self.channel.channel == channel else None
 
     def find_transaction(self, tx_id: bytes) -> answers.TransactionAnswer | None:
         if tx_id != ID:
@@ -204,6 +208,7 @@ class Behind:
     def backend(self) -> Backend:
         ledger = Ledger(
             find_account=later(self.find_account),
+            find_channel=later(self.find_channel),
             find_earnings=later(self.find_earnings),
             find_block=later(self.find_block),
             latest_height=lambda: 7,

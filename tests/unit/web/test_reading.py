@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from bundle_kit import Party
-from chain_kit import CONTRIBUTORS, CREATOR, OPEN, PAYER, PROVIDER, TERMS
+from bundle_kit import Party, party
+from chain_kit import CONTRIBUTORS, CREATOR, OPEN, PAYER, PROVIDER, TERMS, rotation
 from stored_kit import CREDITS, Stored, Told
 
 from node.ledger.addresses import account_text
@@ -74,6 +74,28 @@ def test_what_an_account_waits_for_is_told_beside_its_balance(told: Told) -> Non
     assert account.next_nonce == 9
     assert account.maturing == by(CONTRIBUTORS[2], told).maturing > 0
     assert reading.find_account(told.view(), b"\xee" * 32, 0) is None
+
+
+def test_account_names_the_key_that_signs_for_it(tmp_path: Path) -> None:
+    made, new = Stored(tmp_path), party("a new key")
+    made.block(made.tx(PAYER, rotation(made.chain_id, PAYER.key, 0, new)))
+    for who, key in ((PAYER, new), (CREATOR, CREATOR)):
+        account = reading.find_account(made.chain.view(), who.key, 0)
+        assert account is not None
+        assert account.key == key.key
+    made.chain.close()
+
+
+def test_channel_tells_whose_it_is_and_what_it_holds(told: Told) -> None:
+    receipt = reading.find_receipt(told.view(), told.receipt)
+    assert receipt is not None
+    found = reading.find_channel(told.view(), receipt.channel)
+    assert found is not None
+    assert (found.payer, found.payer_key, found.spender) == (PAYER.key,) * 3
+    assert (found.provider, found.provider_key) == (PROVIDER.key,) * 2
+    assert (found.state, found.paid, found.close_at_ms) == ("open", FEE, 0)
+    assert as_json(found)["cap"] == str(found.cap)
+    assert reading.find_channel(told.view(), bytes(32)) is None
 
 
 def test_earnings_mature_with_their_bucket(tmp_path: Path) -> None:

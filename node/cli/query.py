@@ -36,6 +36,15 @@ def channel(
 
 
 @app.command()
+def provider(ctx: typer.Context, account: str) -> None:
+    """A provider: where it is reached and paid, its bond, its channels."""
+    account_in(account, "ACCOUNT")
+    frame = frame_of(ctx)
+    told = frame.daemon().get(f"/ledger/providers/{account}")
+    frame.show("query.provider/1", told, _lines({**told, "bonded": open_text(told["bonded"])}))
+
+
+@app.command()
 def block(ctx: typer.Context, height: Annotated[str, typer.Argument()] = "latest") -> None:
     """A block: header, signers, transactions, bundles, payouts, evidence."""
     frame = frame_of(ctx)

@@ -15,7 +15,15 @@ from node.cli.arguments import hash_in, read_file
 from node.cli.frame import frame_of, new_noun, pairs
 from node.cli.signing import Options, options_of, tell
 from node.cli.signing import send as send_bytes
-from node.cli.tx_accounts import bond, multi_transfer, register_provider, rotate_key, transfer
+from node.cli.tx_accounts import (
+    bond,
+    multi_transfer,
+    register_provider,
+    rotate_key,
+    transfer,
+    unbond,
+    update_provider,
+)
 from node.cli.tx_channels import close_channel, coop_close, open_channel, top_up_channel
 from node.cli.tx_datanets import contribute, create_datanet, curate, snapshot
 from node.cli.tx_models import fund_maintenance, publish_version, register_model
@@ -31,7 +39,9 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {  # page 30 §11, in its orde
     "close-channel": close_channel,
     "coop-close": coop_close,
     "register-provider": register_provider,
+    "update-provider": update_provider,
     "bond": bond,
+    "unbond": unbond,
     "create-datanet": create_datanet,
     "contribute": contribute,
     "curate": curate,

@@ -13,7 +13,9 @@ from node.cli.money import grains_of_open
 from node.cli.signing import Desk
 
 ROLES: Final = ("validator", "provider")  # as the ledger counts them: 0, 1
+STATUSES: Final = ("active", "paused")  # 1, 2
 SIGNATURE_BYTES: Final = 64
+DAY_MS: Final = 86_400_000
 
 
 def transfer(
@@ -102,6 +104,34 @@ def register_provider(
     note(f"it serves once it is bonded: {command} --from {desk.key.name}")
 
 
+def update_provider(
+    ctx: typer.Context,
+    status: Annotated[
+        str | None, typer.Option(help="active, or paused: it takes no new channels then")
+    ] = None,
+    reward: Annotated[str | None, typer.Option(help="account that is paid from now on")] = None,
+    peer: Annotated[
+        str | None, typer.Option(help="name of the node key in this home that serves from now on")
+    ] = None,
+) -> None:
+    """Change what the ledger has of a provider, signed by its node key; the rest stays as it is."""
+    from node.ledger.addresses import account_of
+    from node.ledger.wire.transactions import UpdateProvider
+
+    if status is None and reward is None and peer is None:
+        usage("nothing to change", "--status, --reward or --peer")
+    number = None if status is None else word_in(status, "--status", STATUSES)
+    paid = None if reward is None else account_in(reward, "--reward")
+    desk = Desk(ctx, "node")
+    row = desk.node.get(f"/ledger/providers/{desk.account}")
+    payload = UpdateProvider(
+        account_of(row["peer_key"]) if peer is None else desk.get_key(peer).public_key,
+        account_of(row["reward_account"]) if paid is None else paid,
+        (STATUSES.index(row["status"]) if number is None else number) + 1,
+    )
+    desk.do(payload)
+
+
 def bond(
     ctx: typer.Context,
     target: Annotated[str, typer.Argument(help="account of the validator or provider")],
@@ -114,3 +144,24 @@ def bond(
     number = word_in(role, "--role", ROLES)
     payload = Bond(number, account_in(target, "TARGET"), grains_of_open(amount, "AMOUNT"))
     Desk(ctx).do(payload)
+
+
+def unbond(
+    ctx: typer.Context,
+    target: Annotated[str, typer.Argument(help="account of the validator or provider")],
+    amount: Annotated[str, typer.Argument(help="OPEN; 0 only collects what it has earned")],
+    role: Annotated[str, typer.Option(help="validator or provider")] = "validator",
+) -> None:
+    """Take AMOUNT of OPEN out of a bond; it is paid after the unbonding time.
+
+    Until then it can be slashed for what was done before. What is left of a delegation is nothing,
+    or at least the smallest delegation.
+    """
+    from node.ledger.wire.transactions import Unbond
+
+    number = word_in(role, "--role", ROLES)
+    payload = Unbond(number, account_in(target, "TARGET"), grains_of_open(amount, "AMOUNT"))
+    desk = Desk(ctx)
+    desk.do(payload)
+    if payload.amount:
+        note(f"it is paid {desk.parameter('unbonding_ms') / DAY_MS:g} days after its block")

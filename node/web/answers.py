@@ -85,6 +85,18 @@ class ChannelAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class ProviderAnswer:
+    provider: Account
+    key: Account  # that its bundles and offers are signed with
+    peer_key: Account
+    reward_account: Account
+    status: str  # "active", "paused"
+    takes_channels: bool  # active, and bonded with enough
+    bonded: Grains
+    channels: int  # to it that are not closed
+
+
+@dataclass(frozen=True, slots=True)
 class Earning:
     """One row of what an account earned; what the rows are not named by is empty or 0."""
 

@@ -14,7 +14,9 @@ from consensus.skipping import encode_light_block
 from node.ledger import tables
 from node.ledger.amounts import part_bps, split
 from node.ledger.rules.accounts import BASE_PRICE_NAME, current_key
+from node.ledger.rules.channels import served_channels
 from node.ledger.rules.registry import CONTRIBUTIONS_NAME, LICENCES, terms_of
+from node.ledger.rules.staking import bonded, is_active_provider
 from node.ledger.state import State
 from node.ledger.wire.bundles import decode_header
 from node.ledger.wire.codes import code_name
@@ -89,6 +91,7 @@ def make_ledger(
     return Ledger(
         find_account=read_account,
         find_channel=lambda channel: read(lambda view: find_channel(view, channel)),
+        find_provider=lambda account: read(lambda view: find_provider(view, account)),
         find_earnings=lambda account, query: read(lambda view: find_earnings(view, account, query)),
         find_block=lambda height: read(lambda view: find_block(view, height)),
         latest_height=lambda: reading.take_view().tip.height,
@@ -172,6 +175,24 @@ def find_channel(view: View, channel: bytes) -> answers.ChannelAnswer | None:
         state=CHANNEL_STATES[found.state],
         opened_ms=found.opened_ms,
         close_at_ms=found.close_at_ms,
+    )
+
+
+def find_provider(view: View, account: bytes) -> answers.ProviderAnswer | None:
+    """A registered provider."""
+    state = view.state()
+    found = state.find(tables.PROVIDER, account)
+    if found is None:
+        return None
+    return answers.ProviderAnswer(
+        provider=account,
+        key=current_key(state, account),
+        peer_key=found.peer_key,
+        reward_account=found.reward_account,
+        status="active" if found.status == tables.PROVIDER_ACTIVE else "paused",
+        takes_channels=is_active_provider(state, account),
+        bonded=bonded(state, tables.ROLE_PROVIDER, account),
+        channels=served_channels(state, account),
     )
 
 

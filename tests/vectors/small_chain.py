@@ -27,7 +27,7 @@ ANA, ANAS_NEW = party("ana"), party("ana's new key")
 GIVERS = tuple(party(f"giver {number}") for number in range(3))
 TERMS = (sha256(b"charter"), (1, 7), 0, 1, 100_000, 500, 600_000, 0)
 PRICES = (21_200_000_000, 63_600_000_000, 1_000_000)
-MINUTE_MS = 60_000
+MINUTE_MS, DAY_MS = 60_000, 86_400_000
 ANSWER_FEE = 27_309_200  # 812 tokens in, 143 out
 
 
@@ -57,6 +57,7 @@ class Story:
         self.agree()
         self.join()
         self.rotate()
+        self.leave()
         self.wait()
 
     def block(self, *said: tuple[Party, Any], later_ms: int = 1_000, **given: Any) -> Outcome:
@@ -165,6 +166,19 @@ class Story:
         collected = wire.Bond(tables.ROLE_VALIDATOR, VALIDATORS[1].key, 0)
         self.block((PAYER, collected), (CREATOR, release(1)))
 
+    def leave(self) -> None:
+        """A part, then all, and what cannot be taken; paid at the end of the story."""
+        target = VALIDATORS[1].key
+        self.block(
+            (PAYER, wire.Unbond(tables.ROLE_VALIDATOR, target, OPEN)),
+            (PAYER, wire.Unbond(tables.ROLE_VALIDATOR, target, 2 * OPEN - 1)),  # 25: one is left
+            (PAYER, wire.Unbond(tables.ROLE_VALIDATOR, target, 2 * OPEN + 1)),  # 20
+            (PAYER, wire.Unbond(tables.ROLE_VALIDATOR, target, 2 * OPEN)),
+            (PAYER, wire.Unbond(tables.ROLE_VALIDATOR, target, 1)),  # 21
+            (PROVIDER, wire.UpdateProvider(PROVIDER.key, STEWARD.key, tables.PROVIDER_PAUSED)),
+            (PROVIDER, wire.UpdateProvider(PROVIDER.key, STEWARD.key, 3)),  # 26
+        )
+
     def rotate(self) -> None:
         taken = rotation(self.chain.chain_id, ANA.key, 0, ANAS_NEW)
         payments = tuple((key, 1) for key in sorted((ANA.key, PAYER.key)))
@@ -183,6 +197,7 @@ class Story:
         self.block(later_ms=5 * MINUTE_MS)  # closed channels are forgotten, held stakes released
         self.block((GIVERS[2], wire.Transfer(GIVERS[1].key, 1, bytes(64))), later_ms=4 * MINUTE_MS)
         self.block(later_ms=10 * MINUTE_MS)  # the superseded version's deposit returns
+        self.block(later_ms=21 * DAY_MS)  # what was unbonded is paid
 
     def told(self) -> dict[str, Any]:
         """The vector: what every node must agree on, by height."""

@@ -97,7 +97,19 @@ class RegisterProvider(NamedTuple):
     reward_account: bytes
 
 
+class UpdateProvider(NamedTuple):
+    peer_key: bytes
+    reward_account: bytes
+    status: int
+
+
 class Bond(NamedTuple):
+    role: int
+    target: bytes
+    amount: int
+
+
+class Unbond(NamedTuple):
     role: int
     target: bytes
     amount: int
@@ -168,7 +180,9 @@ Payload = (
     | CloseChannel
     | CoopClose
     | RegisterProvider
+    | UpdateProvider
     | Bond
+    | Unbond
     | CreateDatanet
     | Contribute
     | Curate
@@ -207,7 +221,9 @@ TYPES: Final = (
     Type(12, CloseChannel, Record(H), 6),
     Type(13, CoopClose, Record(H, SIG, SIG), 6, 3),
     Type(20, RegisterProvider, Record(H, H), 2),
+    Type(21, UpdateProvider, Record(H, H, U8), 2),
     Type(22, Bond, Record(U8, H, U63), 4),
+    Type(23, Unbond, Record(U8, H, U63), 8),
     Type(30, CreateDatanet, Record(_TEXT, _TERMS), 5),
     Type(31, Contribute, Record(U63, U8, H, H, U32, U63, U8, U63, _NONE_OR_H), 5),
     Type(32, Curate, Record(U63, U8, H), 6),
@@ -224,8 +240,6 @@ LATER: Final = {
     4: ("ClaimVested", "unlocks"),
     14: ("GrantAllowance", "allowances"),
     15: ("RevokeAllowance", "allowances"),
-    21: ("UpdateProvider", "staking"),
-    23: ("Unbond", "staking"),
     24: ("Unjail", "evidence"),
     33: ("WithdrawContribution", "open review"),
     35: ("AmendDatanet", "open review"),

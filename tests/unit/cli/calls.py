@@ -47,6 +47,8 @@ CHANNEL = answers.ChannelAnswer(
     10**10, PAID, "open", 1, 0,
 )  # fmt: skip
 
+SERVER = answers.ProviderAnswer(ALICE, ALICE, ALICE, ALICE, "active", True, 10**9, 1)
+
 Capture = pytest.CaptureFixture[str]
 
 
@@ -71,7 +73,7 @@ async def asked(
 def ledger_of(*accounts: bytes, **parts: Any) -> Behind:
     """A node whose ledger has one of each thing, and money on these accounts."""
     rows = {"datanets": (DATANET,), "contributions": (ACCEPTED,)}
-    more = {"snapshots": (SNAPSHOT,), "models": (MODEL,), "channel": CHANNEL}
+    more = {"snapshots": (SNAPSHOT,), "models": (MODEL,), "channel": CHANNEL, "provider": SERVER}
     return Behind(**{**rows, **more, "accounts": {ALICE, *accounts}, **parts})
 
 

@@ -18,6 +18,8 @@ from node.ledger.wire.transactions import (
     RegisterProvider,
     RotateKey,
     Transfer,
+    Unbond,
+    UpdateProvider,
     decode_transaction,
     rotation_body,
 )
@@ -134,6 +136,40 @@ async def test_provider_is_told_the_command_that_bonds_it(home: Path, capsys: Ca
     assert decode_transaction(sent(asked_of)[-1]).payload == Bond(1, node, least)
 
 
+async def test_provider_changes_what_is_named_and_keeps_the_rest(
+    home: Path, alice: bytes, capsys: Capture
+) -> None:
+    node = key_of(capsys, home, "node")
+    told(capsys, home, "keys", "add", "node2", "--role", "node")
+    other = key_of(capsys, home, "node2")
+    for words, expected in (
+        (["--status", "paused"], UpdateProvider(ALICE, ALICE, 2)),
+        (["--status", "active"], UpdateProvider(ALICE, ALICE, 1)),
+        (["--reward", account_text(BEN)], UpdateProvider(ALICE, BEN, 1)),
+        (["--peer", "node2"], UpdateProvider(other, ALICE, 1)),
+    ):
+        assert await signed(capsys, home, "update-provider", *words) == (expected, node)
+
+
+async def test_account_that_is_no_provider_changes_nothing(home: Path, capsys: Capture) -> None:
+    words = ["tx", "update-provider", "--status", "paused"]
+    answer = await asked(capsys, ledger_of(provider=None), home, *words, status=1)
+    assert answer["code"] == "provider.not_found"
+
+
+async def test_provider_is_shown(home: Path, capsys: Capture) -> None:
+    answer = await asked(capsys, ledger_of(), home, "query", "provider", TO)
+    assert (answer["provider"], answer["status"], answer["channels"]) == (TO, "active", 1)
+
+
+@pytest.mark.parametrize(("role", "number"), [("validator", 0), ("provider", 1)])
+async def test_bond_is_taken_out_of_a_role(
+    home: Path, alice: bytes, capsys: Capture, role: str, number: int
+) -> None:
+    made, _ = await signed(capsys, home, "unbond", TO, "10", "--role", role)
+    assert made == Unbond(number, ALICE, 10 * OPEN)
+
+
 @pytest.mark.parametrize(("role", "number"), [("validator", 0), ("provider", 1)])
 async def test_bond_is_of_a_role(
     home: Path, alice: bytes, capsys: Capture, role: str, number: int
@@ -149,7 +185,13 @@ async def test_bond_is_of_a_role(
         ["transfer", TO, "1,5"],
         ["transfer", TO, "1", "--memo", "ü" * 33],
         ["register-provider", "--reward", "x"],
+        ["update-provider"],
+        ["update-provider", "--status", "gone"],
+        ["update-provider", "--reward", "x"],
         ["bond", "x", "1"],
+        ["unbond", "x", "1"],
+        ["unbond", TO, "x"],
+        ["unbond", TO, "1", "--role", "auditor"],
         ["bond", TO, "1", "--role", "auditor"],
     ],
 )

@@ -105,6 +105,7 @@ class Behind:
     keys: dict[bytes, bytes] = field(default_factory=dict)  # of accounts that rotated theirs
     next_nonce: int = 3
     channel: answers.ChannelAnswer | None = None
+    provider: answers.ProviderAnswer | None = None
     settled_code: int = 0
     earned: answers.Earnings | None = None
     asked: list[Any] = field(default_factory=list)
@@ -154,6 +155,9 @@ class Behind:
 
     def find_channel(self, channel: bytes) -> answers.ChannelAnswer | None:
         return self.channel if self.channel and self.channel.channel == channel else None
+
+    def find_provider(self, account: bytes) -> answers.ProviderAnswer | None:
+        return self.provider and replace(self.provider, provider=account)
 
     def find_transaction(self, tx_id: bytes) -> answers.TransactionAnswer | None:
         if tx_id != ID:
@@ -209,6 +213,7 @@ class Behind:
         ledger = Ledger(
             find_account=later(self.find_account),
             find_channel=later(self.find_channel),
+            find_provider=later(self.find_provider),
             find_earnings=later(self.find_earnings),
             find_block=later(self.find_block),
             latest_height=lambda: 7,

@@ -98,6 +98,15 @@ def test_channel_tells_whose_it_is_and_what_it_holds(told: Told) -> None:
     assert reading.find_channel(told.view(), bytes(32)) is None
 
 
+def test_provider_tells_where_it_is_paid_and_whether_it_takes_channels(told: Told) -> None:
+    found = reading.find_provider(told.view(), PROVIDER.key)
+    assert found is not None
+    assert (found.key, found.reward_account) == (PROVIDER.key,) * 2
+    assert (found.status, found.takes_channels, found.channels) == ("active", True, 1)
+    assert found.bonded > 0
+    assert reading.find_provider(told.view(), CREATOR.key) is None
+
+
 def test_earnings_mature_with_their_bucket(tmp_path: Path) -> None:
     made = Told(tmp_path)
     before = by(CONTRIBUTORS[2], made).maturing

@@ -198,12 +198,13 @@ class Holdings:
 
 
 def find_current(state: State, name: str) -> tuple[int, int] | None:
-    """(model, version) of the current release of a model name, or None."""
+    """(model, version) of the current release of a model name; None if it has none, or ended."""
     number = state.find(tables.MODEL_NAME, name.encode())
     if number is None:
         return None
-    current = state.get(tables.MODEL, number.number).current
-    return (number.number, current) if current else None
+    model = state.get(tables.MODEL, number.number)
+    is_served = model.current and model.status != tables.MODEL_RETIRED
+    return (number.number, model.current) if is_served else None
 
 
 def check_identity(kind: int, identity: bytes, folder: Path) -> None:

@@ -26,7 +26,13 @@ from node.cli.tx_accounts import (
 )
 from node.cli.tx_channels import close_channel, coop_close, open_channel, top_up_channel
 from node.cli.tx_datanets import contribute, create_datanet, curate, snapshot
-from node.cli.tx_models import fund_maintenance, publish_version, register_model
+from node.cli.tx_models import (
+    fund_maintenance,
+    publish_version,
+    register_model,
+    retire_model,
+    set_price,
+)
 
 app = new_noun("Make, sign and send transactions.")
 
@@ -48,6 +54,8 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {  # page 30 §11, in its orde
     "snapshot": snapshot,
     "register-model": register_model,
     "publish-version": publish_version,
+    "set-price": set_price,
+    "retire-model": retire_model,
     "fund-maintenance": fund_maintenance,
 }
 TRANSACTION_BYTES_MAX: Final = 65_536  # page 30 §1

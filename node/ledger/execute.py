@@ -330,6 +330,8 @@ RULES_1: Final = Rules(
         wire.Snapshot: registry.apply_snapshot,
         wire.RegisterModel: models.apply_register_model,
         wire.PublishVersion: models.apply_publish,
+        wire.SetPrice: models.apply_set_price,
+        wire.RetireModel: models.apply_retire,
         wire.FundMaintenance: models.apply_fund,
     },
     due={
@@ -340,7 +342,9 @@ RULES_1: Final = Rules(
         tables.DUE_REVIEW: registry.apply_review_end,
         tables.DUE_STAKE: registry.apply_stake_release,
         tables.DUE_VERSION_DEPOSIT: models.apply_version_deposit,
+        tables.DUE_MODEL_DEPOSIT: models.apply_model_deposit,
         tables.DUE_EVIDENCE: offences.forget_evidence,
+        tables.DUE_RETIREMENT: models.apply_retirement,
     },
 )
 

@@ -78,6 +78,9 @@ DEFAULTS: Final[dict[str, int | tuple[int, ...]]] = {
     "version_deposit_ms": 90 * DAY_MS,
     "superseded_ms": DAY_MS,
     "price_notice_ms": HOUR_MS,
+    "price_interval_ms": DAY_MS,
+    "retire_notice_ms": 30 * DAY_MS,
+    "model_deposit_ms": 30 * DAY_MS,  # after its end
     "royalty_bps_max": 5_000,
     # consensus, page 20
     "payload_bytes_max": 1 << 20,
@@ -97,6 +100,7 @@ _DEVNET_MINUTES: Final = {
     "challenge_window_ms": 1, "channel_close_ms": 1, "channel_forget_ms": 5, "stake_hold_ms": 5,
     "review_ms_min": 1, "snapshot_interval_ms": 0, "superseded_ms": 10,
     "version_deposit_ms": 10, "validator_set_ms": 1, "price_notice_ms": 1,
+    "price_interval_ms": 2, "retire_notice_ms": 10, "model_deposit_ms": 10,
 }  # fmt: skip
 DEVNET_DIVISOR: Final = 1_000  # bonds and deposits; nothing else but windows differs (page 40 §4)
 

@@ -245,7 +245,11 @@ class Snapshot(NamedTuple):
 
 
 class Model(NamedTuple):
-    """0f. Status: 1 active, 2 dormant, 3 retiring, 4 retired. `current` 0: no version yet."""
+    """0f. Status: 1 active, 2 dormant, 3 retiring, 4 retired. `current` 0: no version yet.
+
+    `retired_ms`: when the notice ends, or ended. `successor`: as named; once retired, whose fund
+    has this one's money, 0 for none.
+    """
 
     creator: bytes
     name: bytes
@@ -458,7 +462,7 @@ KIND_FUND, KIND_TREASURY, KIND_BURN = 5, 6, 7
 DUE_PARAMETER, DUE_UNLOCK, DUE_MATURING = 1, 2, 3
 DUE_CHANNEL_CLOSE, DUE_CHANNEL_FORGET, DUE_UNBONDING = 4, 5, 6
 DUE_REVIEW, DUE_STAKE, DUE_VERSION_DEPOSIT, DUE_MODEL_DEPOSIT = 7, 8, 9, 10
-DUE_EVIDENCE = 11
+DUE_EVIDENCE, DUE_RETIREMENT = 11, 12
 
 CHANNEL_OPEN, CHANNEL_CLOSING, CHANNEL_CLOSED = 1, 2, 3
 PROVIDER_ACTIVE, PROVIDER_PAUSED = 1, 2

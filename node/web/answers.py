@@ -263,6 +263,8 @@ class ModelAnswer:
     price_call: Grains
     fund: Grains
     providers: int  # with a live offer
+    status: str  # "active", "dormant", "retiring", "retired"
+    retired_ms: int  # when it ends or ended; 0 for neither
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from node.ledger import tables
 from node.ledger.amounts import part_bps, split
 from node.ledger.rules.accounts import BASE_PRICE_NAME, current_key
 from node.ledger.rules.channels import served_channels
+from node.ledger.rules.models import prices_at
 from node.ledger.rules.registry import CONTRIBUTIONS_NAME, LICENCES, terms_of
 from node.ledger.rules.staking import bonded, is_active_provider
 from node.ledger.state import State
@@ -328,16 +329,19 @@ def list_models(
     numbers = range(after + 1, after + 1 + limit)
     found = ((number, state.find(tables.MODEL, number)) for number in numbers)
     return tuple(
-        _model(state, number, model, providers.get((number, model.current), 0))
+        _model(state, number, model, providers.get((number, model.current), 0), view.tip.time_ms)
         for number, model in found
         if model is not None
     )
 
 
-def _model(state: State, number: int, model: tables.Model, providers: int) -> answers.ModelAnswer:
+def _model(
+    state: State, number: int, model: tables.Model, providers: int, now_ms: int
+) -> answers.ModelAnswer:
     version = state.find(tables.VERSION, number, model.current)
     price = state.find(tables.PRICE, number, model.current)
     snapshot = state.find(tables.SNAPSHOT, version.snapshot) if version else None
+    prices = prices_at(price, now_ms) if price else (0, 0, 0)
     fund = state.find(tables.FUND, number)
     return answers.ModelAnswer(
         number=number,
@@ -348,11 +352,13 @@ def _model(state: State, number: int, model: tables.Model, providers: int) -> an
         adapter=version.adapter if version else b"",
         datanet=datanet_name(state, snapshot.datanet) if snapshot else "",
         records=snapshot.records if snapshot else 0,
-        price_in=price.p_in if price else 0,
-        price_out=price.p_out if price else 0,
-        price_call=price.p_call if price else 0,
+        price_in=prices[0],
+        price_out=prices[1],
+        price_call=prices[2],
         fund=fund.balance if fund else 0,
         providers=providers,
+        status=MODEL_STATUS[model.status],
+        retired_ms=model.retired_ms,
     )
 
 
@@ -392,6 +398,12 @@ def list_datanets(view: View, after: int, limit: int) -> tuple[answers.DatanetAn
     return tuple(told)
 
 
+MODEL_STATUS: Final = {
+    tables.MODEL_ACTIVE: "active",
+    tables.MODEL_DORMANT: "dormant",
+    tables.MODEL_RETIRING: "retiring",
+    tables.MODEL_RETIRED: "retired",
+}
 DATANET_MODES: Final = ("open", "permissioned")
 CONTRIBUTION_STATUS: Final = ("pending", "accepted", "returned", "rejected", "slashed", "withdrawn")
 

@@ -226,6 +226,8 @@ TRANSACTIONS = (
         3, h("adapter"), 1, h("index"), h("manifest"), b"", 21_200_000_000, 63_600_000_000,
         1_000_000, PARTS_OF,
     ),
+    wire.SetPrice(3, 2, 10**15, 0, 1_000_000),
+    wire.RetireModel(3, 4),
     wire.FundMaintenance(3, 10**9),
 )  # fmt: skip
 

@@ -58,6 +58,7 @@ class Story:
         self.join()
         self.rotate()
         self.leave()
+        self.retire()
         self.wait()
 
     def block(self, *said: tuple[Party, Any], later_ms: int = 1_000, **given: Any) -> Outcome:
@@ -165,6 +166,20 @@ class Story:
             self.block()
         collected = wire.Bond(tables.ROLE_VALIDATOR, VALIDATORS[1].key, 0)
         self.block((PAYER, collected), (CREATOR, release(1)))
+
+    def retire(self) -> None:
+        """Model 1 ends and model 2, which names it, has its fund; then model 2 ends too."""
+        dearer = wire.SetPrice(1, 1, *PRICES[:2], 2_000_000)
+        self.block(
+            (CREATOR, dearer),
+            (CREATOR, dearer),  # 27: once a day
+            (STEWARD, dearer),  # 22
+            (CREATOR, dearer._replace(p_call=1)),  # 26
+            (CREATOR, wire.RetireModel(1, 2)),
+            (CREATOR, wire.RetireModel(1, 0)),  # 23
+            later_ms=4 * MINUTE_MS,
+        )
+        self.block((STEWARD, wire.RetireModel(2, 1)), later_ms=MINUTE_MS)
 
     def leave(self) -> None:
         """A part, then all, and what cannot be taken; paid at the end of the story."""

@@ -11,6 +11,7 @@ What this file does not know: a bundle's signatures (`wire/bundles.py`), and how
 from typing import Final, NamedTuple
 
 from consensus.primitives.digest import signing_bytes
+from consensus.primitives.encoding import INT_MAX
 from consensus.primitives.errors import Invalid
 from consensus.primitives.keys import verify_signature
 from node.ledger import purses, tables
@@ -330,6 +331,7 @@ class _Versions:
         self._prices: dict[tuple[int, int], tuple[tuple[int, int, int], ...]] = {}
         self._snapshots: dict[tuple[int, int], tuple[tables.Snapshot, ...]] = {}
         self._credited: set[tuple[int, int, int]] = set()
+        self._ended: dict[tuple[int, int], int] = {}  # of models retired by now
         self.base = b""
 
     def check_receipt(self, receipt: Receipt, credits: tuple[tuple[int, int], ...]) -> None:
@@ -337,6 +339,8 @@ class _Versions:
         which = (receipt.model, receipt.model_version)
         if which not in self._prices:
             self._prices[which] = self._admit(which)
+        if self._ended and receipt.started_ms >= self._ended.get(which, INT_MAX):
+            raise Invalid("bundle.price", why="started after the model's end")
         ceiling = max(price(receipt.tokens_in, receipt.tokens_out, *p) for p in self._prices[which])
         if receipt.fee > ceiling:
             raise Invalid("bundle.price", why="fee above the price", ceiling=ceiling)
@@ -355,7 +359,7 @@ class _Versions:
         if self.base not in (b"", model.base):
             raise Invalid("bundle.price", why="two bases in one bundle")
         if model.status == tables.MODEL_RETIRED:
-            raise Invalid("bundle.price", why="model retired")
+            self._ended[which] = model.retired_ms
         if version.status == tables.VERSION_SUPERSEDED:
             if now_ms >= version.superseded_ms + state.parameter("superseded_ms"):
                 raise Invalid("bundle.price", why="superseded")

@@ -166,6 +166,19 @@ class PublishVersion(NamedTuple):
     parts: tuple[tuple[int, int, int], ...]
 
 
+class SetPrice(NamedTuple):
+    model: int
+    version: int
+    p_in: int
+    p_out: int
+    p_call: int
+
+
+class RetireModel(NamedTuple):
+    model: int
+    successor: int
+
+
 class FundMaintenance(NamedTuple):
     model: int
     amount: int
@@ -189,6 +202,8 @@ Payload = (
     | Snapshot
     | RegisterModel
     | PublishVersion
+    | SetPrice
+    | RetireModel
     | FundMaintenance
 )
 
@@ -231,6 +246,8 @@ TYPES: Final = (
     Type(40, RegisterModel, Record(_TEXT, H, U8, U63, U16), 6),
     Type(41, PublishVersion, Record(
         U63, _NONE_OR_H, U63, _NONE_OR_H, H, _NONE_OR_H, U63, U63, U63, _PARTS), 7),
+    Type(42, SetPrice, Record(U63, U32, U63, U63, U63), 2),
+    Type(43, RetireModel, Record(U63, U63), 3),
     Type(50, FundMaintenance, Record(U63, U63), 2),
 )
 # fmt: on
@@ -245,8 +262,6 @@ LATER: Final = {
     35: ("AmendDatanet", "open review"),
     36: ("Appoint", "open review"),
     37: ("OpenSealed", "upkeep"),
-    42: ("SetPrice", "models"),
-    43: ("RetireModel", "models"),
     51: ("OpenUpkeep", "upkeep"),
     52: ("SubmitUpkeep", "upkeep"),
     53: ("AttestUpkeep", "upkeep"),

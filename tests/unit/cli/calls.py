@@ -38,7 +38,9 @@ DATANET = answers.DatanetAnswer(
 )
 ACCEPTED = answers.ContributionAnswer(1, ALICE, ID, 3, "accepted", 0)
 SNAPSHOT = answers.SnapshotAnswer(1, "facts", ID, 1, 3, 1)
-MODEL = answers.ModelAnswer(1, "facts-1", 1, ALICE, ID, ID, "facts", 3, 1, 1, 1, 0, 0)
+MODEL = answers.ModelAnswer(
+    1, "facts-1", 1, ALICE, ID, ID, "facts", 3, 10, 20, 10**6, 0, 0, "active", 0
+)
 
 PAYER, PROVIDER = party("payer"), party("provider")
 PAID = 7 * 10**9

@@ -47,6 +47,8 @@ WORDS = {  # a good call of each sub-command; FILE is a file of records, FILE.â€
     "snapshot": ["facts"],
     "register-model": ["law-1", "--base", HASH, "--licence", "MIT"],
     "publish-version": ["facts-1", "--manifest", HASH, "--price-in", "20", "--price-out", "60"],
+    "set-price": ["facts-1", "--price-in", "20"],
+    "retire-model": ["facts-1"],
     "fund-maintenance": ["facts-1", "10"],
 }
 

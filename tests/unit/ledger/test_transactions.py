@@ -32,6 +32,8 @@ PAYLOADS = [
     wire.Snapshot(1, H1, 3, 36),
     wire.RegisterModel(b"facts-1", H1, 7, 1, 1_000),
     wire.PublishVersion(1, H1, 1, H2, H1, b"", 1, 2, 10**6, ((2, 1, 500),)),
+    wire.SetPrice(1, 1, 1, 2, 10**6),
+    wire.RetireModel(1, 2),
     wire.FundMaintenance(1, 10**9),
 ]
 

@@ -14,7 +14,12 @@ from stored_kit import CREDITS, Stored, Told
 
 from node.ledger.addresses import account_text
 from node.ledger.rules.registry import LICENCES
-from node.ledger.wire.transactions import Transfer, decode_transaction
+from node.ledger.wire.transactions import (
+    RetireModel,
+    SetPrice,
+    Transfer,
+    decode_transaction,
+)
 from node.light import examine, trust_genesis
 from node.web import answers, proving, reading, standing
 from node.web.answers import as_json
@@ -176,6 +181,25 @@ def test_lists_tell_numbers_names_and_counts(told: Told) -> None:
     params = as_json(reading.get_params(view))
     assert params["values"]["challenge_window_ms"] == [60_000]
     assert int(params["base_price"]) > 0
+
+
+def test_prices_are_those_in_force_and_an_end_is_told(tmp_path: Path) -> None:
+    made = Told(tmp_path).made
+    before = reading.list_models(made.chain.view(), 0, 1, {})[0]
+    assert (before.status, before.retired_ms) == ("active", 0)
+    made.block(
+        made.tx(CREATOR, SetPrice(1, 1, 7, 8, 10**6)), made.tx(CREATOR, RetireModel(1, 0), 1)
+    )
+    end_ms = made.time_ms + 600_000
+    for later_ms, price_in, status in (
+        (1_000, before.price_in, "retiring"),
+        (59_000, 7, "retiring"),
+        (540_000, 7, "retired"),
+    ):
+        made.block(later_ms=later_ms)
+        (model,) = reading.list_models(made.chain.view(), 0, 1, {})
+        assert (model.price_in, model.status, model.retired_ms) == (price_in, status, end_ms)
+    made.chain.close()
 
 
 def numbers(page: answers.ContributionPage) -> list[int]:

@@ -25,7 +25,13 @@ from node.cli.tx_accounts import (
     update_provider,
 )
 from node.cli.tx_channels import close_channel, coop_close, open_channel, top_up_channel
-from node.cli.tx_datanets import contribute, create_datanet, curate, snapshot
+from node.cli.tx_datanets import (
+    contribute,
+    create_datanet,
+    curate,
+    snapshot,
+    withdraw_contribution,
+)
 from node.cli.tx_models import (
     fund_maintenance,
     publish_version,
@@ -51,6 +57,7 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {  # page 30 §11, in its orde
     "create-datanet": create_datanet,
     "contribute": contribute,
     "curate": curate,
+    "withdraw-contribution": withdraw_contribution,
     "snapshot": snapshot,
     "register-model": register_model,
     "publish-version": publish_version,

@@ -327,6 +327,7 @@ RULES_1: Final = Rules(
         wire.CreateDatanet: registry.apply_create_datanet,
         wire.Contribute: registry.apply_contribute,
         wire.Curate: registry.apply_curate,
+        wire.WithdrawContribution: registry.apply_withdraw,
         wire.Snapshot: registry.apply_snapshot,
         wire.RegisterModel: models.apply_register_model,
         wire.PublishVersion: models.apply_publish,
@@ -345,6 +346,7 @@ RULES_1: Final = Rules(
         tables.DUE_MODEL_DEPOSIT: models.apply_model_deposit,
         tables.DUE_EVIDENCE: offences.forget_evidence,
         tables.DUE_RETIREMENT: models.apply_retirement,
+        tables.DUE_WITHDRAWAL: registry.apply_withdrawn_stake,
     },
 )
 

@@ -220,6 +220,7 @@ TRANSACTIONS = (
     wire.CreateDatanet(b"stews-2", TERMS),
     wire.Contribute(1, 0, h("root"), h("content"), 65_536, 9_000_000, 7, 0, b""),
     wire.Curate(1, 1, h("reason")),
+    wire.WithdrawContribution(2**63 - 1),
     wire.Snapshot(1, h("snapshot"), 3, 36),
     wire.RegisterModel(b"stews", h("base"), 7, 1, 1_000),
     wire.PublishVersion(

@@ -58,6 +58,7 @@ class Story:
         self.join()
         self.rotate()
         self.leave()
+        self.withdraw()
         self.retire()
         self.wait()
 
@@ -166,6 +167,15 @@ class Story:
             self.block()
         collected = wire.Bond(tables.ROLE_VALIDATOR, VALIDATORS[1].key, 0)
         self.block((PAYER, collected), (CREATOR, release(1)))
+
+    def withdraw(self) -> None:
+        self.block(
+            (GIVERS[2], wire.WithdrawContribution(3)),
+            (GIVERS[2], wire.WithdrawContribution(3)),  # 23
+            (GIVERS[2], wire.WithdrawContribution(1)),  # 22
+            (GIVERS[2], wire.WithdrawContribution(9)),  # 21
+            (STEWARD, wire.Snapshot(1, sha256(b"fewer"), 2, 20)),
+        )
 
     def retire(self) -> None:
         """Model 1 ends and model 2, which names it, has its fund; then model 2 ends too."""

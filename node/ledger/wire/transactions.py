@@ -138,6 +138,10 @@ class Curate(NamedTuple):
     reason_hash: bytes
 
 
+class WithdrawContribution(NamedTuple):
+    contribution: int
+
+
 class Snapshot(NamedTuple):
     datanet: int
     root: bytes
@@ -199,6 +203,7 @@ Payload = (
     | CreateDatanet
     | Contribute
     | Curate
+    | WithdrawContribution
     | Snapshot
     | RegisterModel
     | PublishVersion
@@ -242,6 +247,7 @@ TYPES: Final = (
     Type(30, CreateDatanet, Record(_TEXT, _TERMS), 5),
     Type(31, Contribute, Record(U63, U8, H, H, U32, U63, U8, U63, _NONE_OR_H), 5),
     Type(32, Curate, Record(U63, U8, H), 6),
+    Type(33, WithdrawContribution, Record(U63), 5),
     Type(34, Snapshot, Record(U63, H, U63, U63), 3),
     Type(40, RegisterModel, Record(_TEXT, H, U8, U63, U16), 6),
     Type(41, PublishVersion, Record(
@@ -258,7 +264,6 @@ LATER: Final = {
     14: ("GrantAllowance", "allowances"),
     15: ("RevokeAllowance", "allowances"),
     24: ("Unjail", "evidence"),
-    33: ("WithdrawContribution", "open review"),
     35: ("AmendDatanet", "open review"),
     36: ("Appoint", "open review"),
     37: ("OpenSealed", "upkeep"),

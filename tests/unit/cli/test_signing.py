@@ -44,6 +44,7 @@ WORDS = {  # a good call of each sub-command; FILE is a file of records, FILE.â€
     "create-datanet": ["cases", "--charter", "For the law.", "--licence", "CC0-1.0"],
     "contribute": ["facts", "FILE", "--licence", "CC0-1.0"],
     "curate": ["2", "accept"],
+    "withdraw-contribution": ["2"],
     "snapshot": ["facts"],
     "register-model": ["law-1", "--base", HASH, "--licence", "MIT"],
     "publish-version": ["facts-1", "--manifest", HASH, "--price-in", "20", "--price-out", "60"],

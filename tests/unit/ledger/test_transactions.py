@@ -29,6 +29,7 @@ PAYLOADS = [
     wire.CreateDatanet(b"facts", TERMS),
     wire.Contribute(1, 0, H1, H2, 12, 345, 1, 0, b""),
     wire.Curate(1, 1, H1),
+    wire.WithdrawContribution(1),
     wire.Snapshot(1, H1, 3, 36),
     wire.RegisterModel(b"facts-1", H1, 7, 1, 1_000),
     wire.PublishVersion(1, H1, 1, H2, H1, b"", 1, 2, 10**6, ((2, 1, 500),)),

@@ -52,7 +52,7 @@ def multi_transfer(
         paid[to] = grains_of_open(amount, "AMOUNT")
     if len(paid) > PAYEES_MAX:
         usage(f"{len(paid)} payments, at most {PAYEES_MAX}")
-    Desk(ctx).do(MultiTransfer(tuple(sorted(paid.items()))))
+    Desk(ctx, "operator").do(MultiTransfer(tuple(sorted(paid.items()))))
 
 
 def rotate_key(

@@ -272,7 +272,7 @@ LATER: Final = {
     53: ("AttestUpkeep", "upkeep"),
     60: ("FraudProof", "disputes"),
     61: ("Verdict", "disputes"),
-    62: ("Evidence", "evidence"),
+    62: ("Evidence", "disputes"),  # of two receipts; a payload's own is of votes and proposals
     70: ("Propose", "governance"),
     71: ("Vote", "governance"),
 }

@@ -193,7 +193,7 @@ class Shop:
         ready = [
             held
             for held in self._holdings.all()
-            if held.is_ready and not has_ended(state, held.model, now_ms)
+            if held.is_ready and not has_ended(state, (held.model, held.version), now_ms)
         ]
         if not ready or self.engine_word != "ready":
             return None

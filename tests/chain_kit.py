@@ -159,12 +159,12 @@ class TinyChain:
 
     # ---- the story of a Datanet, a model, a paid answer
 
-    def tell_story(self) -> None:
+    def tell_story(self, terms: tables.Terms = TERMS) -> None:
         """Provider, Datanet with three contributions, model 1 with version 1."""
         register = wire.RegisterProvider(PROVIDER.key, PROVIDER.key)
         bond = wire.Bond(tables.ROLE_PROVIDER, PROVIDER.key, 2 * OPEN)
         self.block(self.tx(PROVIDER, register), self.tx(PROVIDER, bond, 1))
-        self.block(self.tx(STEWARD, wire.CreateDatanet(b"facts", TERMS)))
+        self.block(self.tx(STEWARD, wire.CreateDatanet(b"facts", terms)))
         given = [
             self.tx(who, wire.Contribute(1, 0, sha256(who.key), sha256(who.seed), 10, 9, 1, 0, b""))
             for who in CONTRIBUTORS

@@ -99,14 +99,18 @@ def receipt(ctx: typer.Context, receipt: str) -> None:
 
 @app.command()
 def models(ctx: typer.Context, after: After = 0) -> None:
-    """Models with their current version, prices and fund."""
+    """Models with their current version, the prices in force, and fund."""
     frame = frame_of(ctx)
     told = frame.daemon().get(f"/ledger/models?after={after}")
-    head = ("number", "model", "datanet", "records", "providers", "in/1M", "out/1M", "call", "fund")
+    head = (
+        *("number", "model", "status", "datanet", "records", "providers"),
+        *("in/1M", "out/1M", "call", "fund"),
+    )
     rows = [
         [
             m["number"],
             f"{m['name']}@{m['version']}",
+            m["status"],
             m["datanet"],
             m["records"],
             m["providers"],

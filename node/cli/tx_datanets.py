@@ -160,7 +160,8 @@ def withdraw_contribution(
     """Take one's own contribution back, for good: it earns nothing more from its block on.
 
     A pending one goes until somebody has voted on it. What is left of its bond comes back after
-    the challenge window. Who has a copy keeps it, and models trained on it stay.
+    the challenge window. Who has a copy keeps it; versions trained on it stay, unless the Datanet's
+    charter retires them: then they end after `withdrawn_version_ms`.
     """
     from node.ledger.wire.transactions import WithdrawContribution
 

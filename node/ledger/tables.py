@@ -438,6 +438,7 @@ POOL: Final = Table(0x1A, (1,), Pool, Record(U63, U63, U63))
 DUE: Final = Table(0x1B, (8, 1, ANY), Due, Record())
 TOTALS: Final = Table(0x1C, (ANY,), Totals, Record(*(U63,) * 13))
 COUNTER: Final = Table(0x1C, (ANY,), Counter, _NUMBER)
+TAKEN: Final = Table(0x1C, (6, 8, 8, 8), Counter, _NUMBER)  # taken/, Datanet, newest first, number
 MEMBERS: Final = Table(0x1C, (ANY,), Members, Record(H, ListOf(H, 100)))
 USED_EVIDENCE: Final = Table(0x1C, (ANY,), UsedEvidence, Record(
     U63, U63, ListOf(Record(H, U16), 100, 1)))

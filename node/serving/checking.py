@@ -36,7 +36,7 @@ from node.serving.engine import Sampling
 VOUCHER_LEFT_MS: Final = 20 * 60_000
 DEADLINE_AHEAD_MS_MAX: Final = 3_600_000
 RETRY_MS: Final = 1_000
-END_MARGIN_MS: Final = 10_000  # one receipt started after its model's end would sink a bundle
+END_MARGIN_MS: Final = 10_000  # one receipt started after its version's end would sink a bundle
 
 
 class OrderRefused(Exception):
@@ -112,8 +112,8 @@ def verify_order(
     model = find_model(order.model, order.model_version)
     if model is None:
         raise OrderRefused(exchange.NOT_SERVED, "model")
-    if has_ended(state, order.model, now_ms + END_MARGIN_MS):
-        raise OrderRefused(exchange.NOT_SERVED, "the model ends")
+    if has_ended(state, (order.model, order.model_version), now_ms + END_MARGIN_MS):
+        raise OrderRefused(exchange.NOT_SERVED, "the version ends")
     if not model.is_ready:
         raise OrderRefused(exchange.ADAPTER_LOADING, "adapter", RETRY_MS)
     lane = book.lane(voucher.channel, voucher.lane)

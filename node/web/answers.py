@@ -264,7 +264,7 @@ class ModelAnswer:
     fund: Grains
     providers: int  # with a live offer
     status: str  # "active", "dormant", "retiring", "retired"
-    retired_ms: int  # when it ends or ended; 0 for neither
+    ends_ms: int  # what of the version is started from then on does not settle; 0: no end is set
 
 
 @dataclass(frozen=True, slots=True)

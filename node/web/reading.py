@@ -10,12 +10,13 @@ from typing import Final, TypeVar
 
 import trio
 
+from consensus.primitives.encoding import INT_MAX
 from consensus.skipping import encode_light_block
 from node.ledger import tables
 from node.ledger.amounts import part_bps, split
 from node.ledger.rules.accounts import BASE_PRICE_NAME, current_key
 from node.ledger.rules.channels import served_channels
-from node.ledger.rules.models import prices_at
+from node.ledger.rules.models import ends_ms, prices_at
 from node.ledger.rules.registry import CONTRIBUTIONS_NAME, LICENCES, terms_of
 from node.ledger.rules.staking import bonded, is_active_provider
 from node.ledger.state import State
@@ -341,6 +342,7 @@ def _model(
     version = state.find(tables.VERSION, number, model.current)
     price = state.find(tables.PRICE, number, model.current)
     snapshot = state.find(tables.SNAPSHOT, version.snapshot) if version else None
+    end_ms = ends_ms(state, (number, model.current))
     prices = prices_at(price, now_ms) if price else (0, 0, 0)
     fund = state.find(tables.FUND, number)
     return answers.ModelAnswer(
@@ -358,7 +360,7 @@ def _model(
         fund=fund.balance if fund else 0,
         providers=providers,
         status=MODEL_STATUS[model.status],
-        retired_ms=model.retired_ms,
+        ends_ms=0 if end_ms == INT_MAX else end_ms,
     )
 
 

@@ -18,6 +18,7 @@ from node.ledger import purses, tables
 from node.ledger.amounts import checked, part_bps, price
 from node.ledger.context import Context
 from node.ledger.rules.accounts import check_key, current_key
+from node.ledger.rules.models import ends_ms
 from node.ledger.rules.staking import is_active_provider
 from node.ledger.state import State
 from node.ledger.tables import Channel, Lane
@@ -331,7 +332,7 @@ class _Versions:
         self._prices: dict[tuple[int, int], tuple[tuple[int, int, int], ...]] = {}
         self._snapshots: dict[tuple[int, int], tuple[tables.Snapshot, ...]] = {}
         self._credited: set[tuple[int, int, int]] = set()
-        self._ended: dict[tuple[int, int], int] = {}  # of models retired by now
+        self._ended: dict[tuple[int, int], int] = {}  # of versions that have ended by now
         self.base = b""
 
     def check_receipt(self, receipt: Receipt, credits: tuple[tuple[int, int], ...]) -> None:
@@ -340,7 +341,7 @@ class _Versions:
         if which not in self._prices:
             self._prices[which] = self._admit(which)
         if self._ended and receipt.started_ms >= self._ended.get(which, INT_MAX):
-            raise Invalid("bundle.price", why="started after the model's end")
+            raise Invalid("bundle.price", why="started after the version's end")
         ceiling = max(price(receipt.tokens_in, receipt.tokens_out, *p) for p in self._prices[which])
         if receipt.fee > ceiling:
             raise Invalid("bundle.price", why="fee above the price", ceiling=ceiling)
@@ -358,8 +359,11 @@ class _Versions:
             raise Invalid("bundle.price", why="unknown version")
         if self.base not in (b"", model.base):
             raise Invalid("bundle.price", why="two bases in one bundle")
-        if model.status == tables.MODEL_RETIRED:
-            self._ended[which] = model.retired_ms
+        end_ms = ends_ms(state, which)
+        if now_ms >= end_ms:
+            if now_ms >= end_ms + state.parameter("superseded_ms"):
+                raise Invalid("bundle.price", why="ended")
+            self._ended[which] = end_ms
         if version.status == tables.VERSION_SUPERSEDED:
             if now_ms >= version.superseded_ms + state.parameter("superseded_ms"):
                 raise Invalid("bundle.price", why="superseded")

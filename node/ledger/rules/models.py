@@ -8,11 +8,13 @@ What this file does not know: weights, indices, training; the ledger keeps their
 
 from typing import Final
 
+from consensus.primitives.encoding import INT_MAX
 from consensus.primitives.errors import Invalid
 from node.ledger import purses, tables
 from node.ledger.amounts import BPS, checked, part_bps, split
 from node.ledger.context import Context
 from node.ledger.purses import Purse
+from node.ledger.rules.lasting import snapshot_lasts_ms, version_lasts_ms
 from node.ledger.rules.registry import LICENCES
 from node.ledger.rules.staking import pay_stakers
 from node.ledger.state import State
@@ -81,7 +83,7 @@ def apply_publish(state: State, context: Context, tx: Transaction, payload: Publ
         raise Invalid("tx.not_yours", model=payload.model)
     if model.status not in (tables.MODEL_ACTIVE, tables.MODEL_DORMANT):
         raise Invalid("tx.wrong_state", status=model.status)
-    records = _check_release(state, payload)
+    records = _check_release(state, payload, context.time_ms)
     parts = flattened_parts(state, context, model.base, payload.parts)
     number = model.versions + 1
     _supersede(state, payload.model, model.current, context.time_ms)
@@ -108,7 +110,7 @@ def apply_publish(state: State, context: Context, tx: Transaction, payload: Publ
     _pay_for_release(state, tx.sender, payload.model, number, records)
 
 
-def _check_release(state: State, payload: PublishVersion) -> int:
+def _check_release(state: State, payload: PublishVersion, now_ms: int) -> int:
     """Raise unless hashes and prices fit together; returns the records of the snapshot."""
     if bool(payload.snapshot) != bool(payload.index_root):
         raise Invalid("tx.bad_value", why="an index needs a snapshot, and the reverse")
@@ -120,6 +122,8 @@ def _check_release(state: State, payload: PublishVersion) -> int:
     snapshot = state.find(tables.SNAPSHOT, payload.snapshot)
     if snapshot is None:
         raise Invalid("tx.not_found", snapshot=payload.snapshot)
+    if now_ms >= snapshot_lasts_ms(state, payload.snapshot):
+        raise Invalid("tx.wrong_state", why="data withdrawn", snapshot=payload.snapshot)
     return snapshot.records
 
 
@@ -261,10 +265,17 @@ def fund_of(state: State, number: int) -> Purse:
     return purses.fund(number)
 
 
-def has_ended(state: State, number: int, now_ms: int) -> bool:
-    """Whether nothing of a model that is started at this time will settle."""
-    model = state.find(tables.MODEL, number)
-    return model is not None and 0 < model.retired_ms <= now_ms
+def ends_ms(state: State, which: Which) -> int:
+    """From when on nothing that is started of a version settles: its model retires, or data that
+    it was trained on was withdrawn long ago. INT_MAX: no end is set."""
+    model, version = state.find(tables.MODEL, which[0]), state.find(tables.VERSION, *which)
+    lasts_ms = INT_MAX if version is None else version_lasts_ms(state, version)
+    return min(lasts_ms, model.retired_ms) if model and model.retired_ms else lasts_ms
+
+
+def has_ended(state: State, which: Which, now_ms: int) -> bool:
+    """Whether nothing of a version that is started at this time will settle."""
+    return ends_ms(state, which) <= now_ms
 
 
 def apply_model_deposit(state: State, context: Context, due_ms: int, reference: bytes) -> None:
@@ -294,9 +305,9 @@ def apply_fund(state: State, context: Context, tx: Transaction, payload: FundMai
 
 
 def is_servable(state: State, which: Which, now_ms: int) -> bool:
-    """Current, or superseded so lately that orders for it may still settle (B3)."""
+    """Current, or superseded or ended so lately that orders for it may still settle (B3)."""
     version = state.find(tables.VERSION, *which)
-    if version is None:
+    if version is None or now_ms >= ends_ms(state, which) + state.parameter("superseded_ms"):
         return False
     if version.status == tables.VERSION_SUPERSEDED:
         return now_ms < version.superseded_ms + state.parameter("superseded_ms")

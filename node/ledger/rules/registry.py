@@ -14,6 +14,7 @@ from node.ledger import purses, tables
 from node.ledger.amounts import checked, part_bps
 from node.ledger.context import Context
 from node.ledger.purses import Purse
+from node.ledger.rules.lasting import note_snapshot, note_withdrawal
 from node.ledger.state import State
 from node.ledger.tables import Terms
 from node.ledger.wire.transactions import (
@@ -298,6 +299,7 @@ def apply_withdraw(
         datanet = state.get(tables.DATANET, found.datanet)
         fewer = datanet._replace(withdrawn=datanet.withdrawn + found.records)
         state.put(tables.DATANET, (found.datanet,), fewer)
+        note_withdrawal(state, number, found, context.time_ms)
     gone = found._replace(status=tables.WITHDRAWN, withdrawn_ms=context.time_ms)
     state.put(tables.CONTRIBUTION, (number,), gone)
     due_ms = checked(context.time_ms + state.parameter("challenge_window_ms"))
@@ -344,4 +346,5 @@ def apply_snapshot(state: State, context: Context, tx: Transaction, payload: Sna
         made_ms=context.time_ms,
     )
     state.put(tables.SNAPSHOT, (number,), record)
+    note_snapshot(state, number, record)
     _note_steward(state, payload.datanet, context.time_ms)

@@ -248,7 +248,7 @@ TYPES: Final = (
     Type(31, Contribute, Record(U63, U8, H, H, U32, U63, U8, U63, _NONE_OR_H), 5),
     Type(32, Curate, Record(U63, U8, H), 6),
     Type(33, WithdrawContribution, Record(U63), 5),
-    Type(34, Snapshot, Record(U63, H, U63, U63), 3),
+    Type(34, Snapshot, Record(U63, H, U63, U63), 6),
     Type(40, RegisterModel, Record(_TEXT, H, U8, U63, U16), 6),
     Type(41, PublishVersion, Record(
         U63, _NONE_OR_H, U63, _NONE_OR_H, H, _NONE_OR_H, U63, U63, U63, _PARTS), 7),

@@ -355,11 +355,11 @@ def test_what_was_started_later_or_comes_too_late_is_refused(
 
 
 def test_orders_are_taken_until_the_end(chain) -> None:
-    assert not models.has_ended(chain.state(), 1, 2**63 - 1)
+    assert not models.has_ended(chain.state(), (1, 1), 10**15)
     assert code(chain, CREATOR, END) == 0
     state, end_ms = chain.state(), model(chain).retired_ms
-    assert not models.has_ended(state, 1, end_ms - 1)
-    assert models.has_ended(state, 1, end_ms)
+    assert not models.has_ended(state, (1, 1), end_ms - 1)
+    assert models.has_ended(state, (1, 1), end_ms)
 
 
 def test_gifts_go_to_the_fund(chain) -> None:

@@ -37,9 +37,9 @@ PEOPLE = (FAUCET, STEWARD, CREATOR, PAYER, PROVIDER, *CONTRIBUTORS)
 class Program:
     """A chain, who signs for each account now, and the channel that answers are paid from."""
 
-    def __init__(self, seed: int | str) -> None:
+    def __init__(self, seed: int) -> None:
         self.chance, self.chain = random.Random(seed), TinyChain()
-        self.chain.tell_story()
+        self.chain.tell_story(TERMS._replace(withdrawal=seed % 2))
         self.session = self.chain.open_channel()
         self.signers = {who.key: who for who in PEOPLE}
         self.keys: dict[bytes, Party] = {}  # that were made
@@ -149,7 +149,7 @@ class Program:
         """Now and then an answer, while its version is sold."""
         chance, state = self.chance, self.chain.state()
         is_sold = state.get(tables.VERSION, 1, 1).status == tables.VERSION_CURRENT
-        is_sold &= not has_ended(state, 1, self.chain.time_ms + later_ms)
+        is_sold &= not has_ended(state, (1, 1), self.chain.time_ms + later_ms)
         if not is_sold or chance.random() >= 0.4:
             return ()
         share = chance.randrange(1, 10_000)

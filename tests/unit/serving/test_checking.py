@@ -130,7 +130,7 @@ def test_model_that_ends_is_served_until_just_before(door: Door) -> None:
             door.check(door.start())
         else:
             refused = door.refusal(door.start())
-            assert (refused.code, refused.why) == (exchange.NOT_SERVED, "the model ends")
+            assert (refused.code, refused.why) == (exchange.NOT_SERVED, "the version ends")
 
 
 def test_version_without_a_price_on_the_ledger_is_not_served(door: Door) -> None:

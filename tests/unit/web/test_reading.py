@@ -186,7 +186,7 @@ def test_lists_tell_numbers_names_and_counts(told: Told) -> None:
 def test_prices_are_those_in_force_and_an_end_is_told(tmp_path: Path) -> None:
     made = Told(tmp_path).made
     before = reading.list_models(made.chain.view(), 0, 1, {})[0]
-    assert (before.status, before.retired_ms) == ("active", 0)
+    assert (before.status, before.ends_ms) == ("active", 0)
     made.block(
         made.tx(CREATOR, SetPrice(1, 1, 7, 8, 10**6)), made.tx(CREATOR, RetireModel(1, 0), 1)
     )
@@ -198,7 +198,7 @@ def test_prices_are_those_in_force_and_an_end_is_told(tmp_path: Path) -> None:
     ):
         made.block(later_ms=later_ms)
         (model,) = reading.list_models(made.chain.view(), 0, 1, {})
-        assert (model.price_in, model.status, model.retired_ms) == (price_in, status, end_ms)
+        assert (model.price_in, model.status, model.ends_ms) == (price_in, status, end_ms)
     made.chain.close()
 
 

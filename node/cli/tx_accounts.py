@@ -75,6 +75,9 @@ def rotate_key(
         signature = desk.sign(key, ROTATE_TAG, rotation_body(desk.sender, desk.nonce))
     desk.do(RotateKey(key.public_key, signature))
     note(f"once that is done: olnode tx … --from {new} --account {desk.account}")
+    if key.role == "node":
+        line = f'account = "{desk.account}" under [serving] in config.toml'
+        note(f"a provider serves from a home whose node key is {new}, with {line}")
 
 
 def register_provider(

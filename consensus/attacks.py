@@ -5,14 +5,17 @@ that is believed from it in one step is proof on its own, whatever way a light c
 Why three kinds: who signed a header that execution cannot give lied about the state (lunatic); who
 signed twice in one round equivocated; across rounds the fault may be a forgotten lock (amnesia),
 and two certificates alone do not tell whose.
+Why our side is a type of its own: many quorums may have signed one block, and a judgement that is
+to be equal on all nodes goes by the certificate that the next block carries.
 What this file does not know: the punishment, and how old an offence may be.
 """
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Final
+from typing import Final, NamedTuple
 
-from consensus.certificate import verify_certificate
+from consensus.certificate import Certificate, check_certificate, verify_certificate
+from consensus.header import Header
 from consensus.params import EVIDENCE_BYTES_MAX
 from consensus.primitives.digest import sha256
 from consensus.primitives.encoding import U8, U63, Bytes, Record, decode, encode
@@ -52,6 +55,14 @@ class LightClientAttack:
 
     common_height: int
     block: LightBlock
+
+
+class Decided(NamedTuple):
+    """The chain's own block of a height: its header, a commit of it, and the set that signs it."""
+
+    header: Header
+    certificate: Certificate
+    validators: ValidatorSet
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,58 +160,77 @@ def attack_id(attack: LightClientAttack) -> bytes:
     return sha256(encode_attack(attack))
 
 
-def kind_of(block: LightBlock, canonical: LightBlock) -> AttackKind:
+def kind_of(block: LightBlock, own: Decided) -> AttackKind:
     """How `block` conflicts with the chain's own block of that height."""
-    differing = zip(block.header, canonical.header, block.header._fields, strict=True)
+    differing = zip(block.header, own.header, block.header._fields, strict=True)
     if any(one != other and name in LUNATIC_FIELDS for one, other, name in differing):
         return AttackKind.LUNATIC
-    if block.certificate.round == canonical.certificate.round:
+    if block.certificate.round == own.certificate.round:
         return AttackKind.EQUIVOCATION
     return AttackKind.AMNESIA
 
 
-def verify_attack(
-    attack: LightClientAttack, announced: ValidatorSet, canonical: LightBlock
-) -> Verdict:
+def verify_attack(attack: LightClientAttack, announced: ValidatorSet, own: Decided) -> Verdict:
     """What the attack proves, before a node that has the chain. Raises `Invalid`.
 
-    `announced` signs the height after `common_height`, and `canonical` is the chain's own block at
-    the attack's height. A light client must have believed the block in one step: nothing else is
-    an attack, since anyone can sign headers for a set of strangers.
+    As `check_attack`, and then the quorum's signatures.
     """
-    block, chain_id = attack.block, canonical.header.chain_id
-    assert block.height == canonical.height
+    verdict = check_attack(attack, announced, own)
+    verify_certificate(attack.block.certificate, attack.block.validators, own.header.chain_id)
+    return verdict
+
+
+def check_attack(attack: LightClientAttack, announced: ValidatorSet, own: Decided) -> Verdict:
+    """What the attack proves if its signatures are good: hashes alone. Raises `Invalid`.
+
+    `announced` signs the height after `common_height`, and `own` is the chain's block at the
+    attack's height. A light client must have believed the block in one step: nothing else is an
+    attack, since anyone can sign headers for a set of strangers.
+    """
+    block = attack.block
+    assert block.height == own.header.height
     if not attack.common_height < block.height:
         raise Invalid("evidence.common_height", common=attack.common_height, height=block.height)
-    if block.block_id == canonical.block_id:
+    if block.block_id == own.certificate.block_id:
         raise Invalid("evidence.canonical", height=block.height)
-    check_light_block(block, chain_id)
+    check_light_block(block, own.header.chain_id)
     if attack.common_height + 1 == block.height:
         believed = block.header.validators_hash == announced.hash()
     else:
         believed = announced.is_third(power_signed(block, announced))
     if not believed:
         raise Invalid("evidence.unbelievable", height=block.height)
-    verify_certificate(block.certificate, block.validators, chain_id)
-    kind = kind_of(block, canonical)
-    return Verdict(kind, _guilty(kind, block, announced, canonical))
+    check_certificate(block.certificate, block.validators)
+    kind = kind_of(block, own)
+    return Verdict(kind, _guilty(kind, block, announced, own))
+
+
+def nearest(attack: LightClientAttack, verdict: Verdict) -> LightClientAttack:
+    """The same attack from the latest common block from which it proves as much.
+
+    A second block of one round names the same keys from everywhere, and has the right set for who
+    trusts the block before it: told so it is as young as it can be, and one piece however far back
+    each light client began. Of a lunatic header the common block decides who is named.
+    """
+    if verdict.kind is not AttackKind.EQUIVOCATION:
+        return attack
+    return LightClientAttack(attack.block.height - 1, attack.block)
 
 
 def _guilty(
-    kind: AttackKind, block: LightBlock, announced: ValidatorSet, canonical: LightBlock
+    kind: AttackKind, block: LightBlock, announced: ValidatorSet, own: Decided
 ) -> tuple[bytes, ...]:
-    signed = _signers(block)
+    signed = _signers(block.certificate, block.validators)
     if kind is AttackKind.LUNATIC:
         return tuple(member.key for member in announced.members if member.key in signed)
     if kind is AttackKind.EQUIVOCATION:
-        both = signed & _signers(canonical)
+        both = signed & _signers(own.certificate, own.validators)
         return tuple(member.key for member in block.validators.members if member.key in both)
     return ()
 
 
-def _signers(block: LightBlock) -> frozenset[bytes]:
-    members = block.validators.members
-    return frozenset(members[place].key for place in block.certificate.signers())
+def _signers(certificate: Certificate, validators: ValidatorSet) -> frozenset[bytes]:
+    return frozenset(validators.members[place].key for place in certificate.signers())
 
 
 assert LIGHT_BLOCK_BYTES_MAX + 16 <= EVIDENCE_BYTES_MAX

@@ -8,25 +8,26 @@ What this file does not know: any rule.
 
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from statistics import median_low
 from typing import Any, Final
 
 import trio
 
-from consensus.attacks import LightClientAttack, Verdict
+from consensus.attacks import LightClientAttack, Verdict, encode_attack
 from consensus.primitives.errors import Invalid
 from node.attribution.attribute import Version
 from node.attribution.index import Index
 from node.config import ConfigError, P2p, Serving, Settings, grains_of
+from node.diskguard import DiskGuard
 from node.holdings import Holdings, check_identity
 from node.ledger.addresses import account_of
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.receipts import COMPLETE, Receipt, receipt_id
+from node.light import trust_options
 from node.observe import get_log
 from node.peering import pace
 from node.peering.accusing import Accusing
@@ -40,17 +41,19 @@ from node.peering.relay import Relay, StatedClaim
 from node.peering.replica import Replica
 from node.peering.replica import Settings as Pacing
 from node.peering.snapshotting import SnapshotKeeper
-from node.peering.statesync import GAP_BLOCKS, StateSync
+from node.peering.statesync import GAP_BLOCKS, GATHER_S, GATHER_UNSURE_S, StateSync
+from node.peering.trusting import Named, Trusting, find_root
 from node.peering.voter import Validator
-from node.peering.vouching import TrustedBlock
 from node.purse import Purse, Question
 from node.reasons import Reasons
 from node.shop import Counter, Shop
 from node.storage.adopting import take_in
 from node.storage.attackfiles import keep_attack
 from node.storage.ground import Ground, open_ground
+from node.storage.lightfile import LightFile
 from node.storage.opening import SNAPSHOTS_NAME
 from node.storage.snapshots import SnapshotStore
+from node.telling import Telling
 from node.wallet.keystore import Key
 from node.wallet.payer import Limits
 from node.web import answers
@@ -58,10 +61,9 @@ from node.web.app import Backend, Order, make_app, serve_socket
 from node.web.reading import Reading, make_ledger, make_light
 from p2p.addresses import addresses_of
 from p2p.network import Libp2pNetwork, PeerId, StatusFacts, denied_of
-from p2p.peers import peer_id_text
 
 ROLE_BITS: Final = {"validator": 1, "provider": 2, "auditor": 32}
-LAG_BLOCKS_MAX: Final = 2
+REPLAY_TOLD_S: Final = 10.0
 
 log = get_log("daemon")
 
@@ -133,6 +135,7 @@ async def _live(settings: Settings, keys: Keys) -> bool:
             validator_key=own,
             keep_versions=config.storage.keep_versions,
             cache_bytes=config.storage.cache_mb << 20,
+            tell=_replay_teller(),
         )
     )
     try:
@@ -154,12 +157,17 @@ async def _live(settings: Settings, keys: Keys) -> bool:
             await trio.to_thread.run_sync(ground.close)
 
 
-def is_behind(told: Sequence[int], height: int) -> bool:
-    """Whether most peers tell of more than `LAG_BLOCKS_MAX` blocks above `height`.
+def _replay_teller() -> Callable[[int, int], None]:
+    """A line each REPLAY_TOLD_S, for who waits while a database is made again."""
+    told_s = time.monotonic()
 
-    By the middle one of them, the lower of two: one peer that lies must not close a shop.
-    """
-    return bool(told) and median_low(told) - height > LAG_BLOCKS_MAX
+    def tell(height: int, last: int) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= REPLAY_TOLD_S:
+            told_s = time.monotonic()
+            log.info("replaying blocks", height=height, last=last)
+
+    return tell
 
 
 class Node:
@@ -170,6 +178,8 @@ class Node:
         self._ground, self._chain = ground, ground.chain
         self._provider = rotated_account(self._config.serving) or keys.node.public_key
         self._stop = trio.Event()
+        floor_bytes = self._config.storage.min_free_gb << 30
+        self._disk = DiskGuard(settings.home, floor_bytes, on_change=self._wake)
         self._network = self._make_network()
         self._transactions = TransactionPool(self._chain.chain_id)
         self._bundles = BundlePool()
@@ -228,6 +238,7 @@ class Node:
         self._light = LightServer(get_view=self._chain.view, take_attack=self._take_attack)
         self._shop = self._make_shop() if serves else None
         self._purse = None if keys.spending is None else self._make_purse(keys.spending)
+        self._telling = self._make_telling()
 
     # --- parts
 
@@ -290,26 +301,43 @@ class Node:
             on_accuse=self._accusing.add,
             judge_evidence=self._accusing.judge,
             on_commit=self._keeper.note,
+            may_promise=self._has_room,
         )
 
+    def _has_room(self) -> bool:
+        return not self._disk.is_low
+
     def _make_state_sync(self) -> StateSync | None:
-        """For a node whose operator trusts a block far above ours; an archive wants every block."""
+        """For a node that may be far behind and has a block to trust; an archive wants all."""
         chain, home = self._config.chain, self._settings.home
-        gap_blocks = chain.trusted_height - self._chain.height
-        if not chain.trusted_id or gap_blocks <= GAP_BLOCKS or self._config.storage.archive:
+        if self._config.storage.archive:
             return None
-        trusted = TrustedBlock(
+        named = None
+        if chain.trusted_id:
+            named = Named(chain.trusted_height, bytes.fromhex(chain.trusted_id))
+        options = trust_options(self._chain.genesis)
+        root = find_root(
+            self._chain.tip, named, gap_blocks=GAP_BLOCKS, options=options, now_ms=now_ms()
+        )
+        if root is None:
+            return None
+        trusting = Trusting(
             network=self._network,
-            height=chain.trusted_height,
-            block_id=bytes.fromhex(chain.trusted_id),
+            chain_id=self._chain.chain_id,
+            root=root,
+            options=options,
+            file=LightFile(home, self._chain.chain_id),
+            evidence=home / "evidence",
+            now_ms=now_ms,
         )
         return StateSync(
             network=self._network,
             store=self._snapshots,
             get_height=lambda: self._chain.height,
-            verify_header=trusted.verify,
+            verify_header=trusting.verify,
             take_in=partial(take_in, home, self._snapshots),
             gap_blocks=GAP_BLOCKS,
+            gather_s=GATHER_S if root is named else GATHER_UNSURE_S,
         )
 
     def _make_shop(self) -> Shop:
@@ -323,7 +351,8 @@ class Node:
             offer_bundle=self._relay.offer_bundle,
             note_change=self._directory.note_change,
             addresses=self._network.addresses,
-            is_current=self._is_current,
+            is_current=lambda: self._telling.is_current(),
+            has_room=self._has_room,
             now_ms=now_ms,
         )
         folder = self._settings.home / "receipts"
@@ -352,6 +381,23 @@ class Node:
             next_nonce=self._next_nonce,
             submit=self._relay.submit_transaction,
             now_ms=now_ms,
+        )
+
+    def _make_telling(self) -> Telling:
+        return Telling(
+            profile=self._config.profile,
+            name=self._config.name,
+            roles=self._config.roles,
+            account=self._provider,
+            ground=self._ground,
+            network=self._network,
+            replica=self._replica,
+            transactions=self._transactions,
+            bundles=self._bundles,
+            directory=self._directory,
+            holdings=self._holdings,
+            disk=self._disk,
+            shop=self._shop,
         )
 
     def _next_nonce(self, account: bytes) -> int:
@@ -388,8 +434,10 @@ class Node:
         members = self._chain.tip.validators.powers()
         return any(self._find_peer(key) == peer for key in members)
 
-    def _take_attack(self, attack: LightClientAttack, verdict: Verdict) -> None:
-        path = keep_attack(self._settings.home / "evidence", attack)
+    async def _take_attack(self, attack: LightClientAttack, verdict: Verdict) -> None:
+        folder = self._settings.home / "evidence"
+        path = await trio.to_thread.run_sync(keep_attack, folder, attack)
+        await self._replica.accuse(encode_attack(attack))
         log.error(
             "validators signed another chain",
             kind=verdict.kind.name.lower(),
@@ -425,6 +473,7 @@ class Node:
                 return not self._stop.is_set()
             await start(self._relay.run)
             await start(self._replica.run)
+            nursery.start_soon(self._disk.run)
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._directory.run)
             self._blobs.serve()
@@ -480,21 +529,21 @@ class Node:
                 self._stop.set()
                 return
 
-    # --- what it tells
+    # --- what it is asked
 
     def _backend(self) -> Backend:
         own = self._keys.validator
         reading = Reading(
             take_view=self._chain.view,
             own_validator=None if own is None else own.public_key,
-            find_pending=self._find_pending,
+            find_pending=self._telling.find_pending,
             next_nonce=self._next_nonce,
-            count_providers=self._count_providers,
+            count_providers=self._telling.count_providers,
         )
         return Backend(
-            status=self._status,
-            checks=self._checks,
-            peers=self._peers,
+            status=self._telling.status,
+            checks=self._telling.checks,
+            peers=self._telling.peers,
             infer=self._infer,
             stop=self._stop.set,
             store_goods=self._store_goods,
@@ -511,17 +560,6 @@ class Node:
             raise Invalid("goods.folder", folder=str(folder)[:200])
         await trio.to_thread.run_sync(check_identity, kind, identity, folder)
         await trio.to_thread.run_sync(self._store.add_folder, kind, identity, folder)
-
-    def _find_pending(self, tx_id: bytes) -> bytes | None:
-        found = self._transactions.find(tx_id)
-        return None if found is None else found.raw
-
-    def _count_providers(self) -> Mapping[tuple[int, int], int]:
-        counts: dict[tuple[int, int], int] = {}
-        for offer in self._directory.offers():
-            for version in {(one.model, one.model_version) for one in offer.models}:
-                counts[version] = counts.get(version, 0) + 1
-        return counts
 
     async def _infer(
         self, order: Order, tell: Callable[[str], Awaitable[None]]
@@ -553,71 +591,4 @@ class Node:
             body=answer.receipt_raw,
             signature=answer.signature,
             checks={"fee": True, "counts": True, "answer_root": True},
-        )
-
-    def _checks(self) -> Mapping[str, bool]:
-        state = self._replica.statistics().state
-        checks = {
-            "peers": bool(self._network.peers()) or len(self._chain.tip.validators) == 1,
-            "height_lag": self._lag() <= LAG_BLOCKS_MAX,
-            "consensus": state != "diverged",
-        }
-        if self._shop is not None:
-            checks["engine"] = self._shop.is_well
-        if "validator" in self._config.roles:
-            checks["signer"] = state in ("validating", "waiting", "following")
-            checks["signer"] = checks["signer"] and self._ground.journal is not None
-        return checks
-
-    def _lag(self) -> int:
-        return max(0, max(self._told_heights(), default=0) - self._chain.height)
-
-    def _is_current(self) -> bool:
-        return not is_behind(self._told_heights(), self._chain.height)
-
-    def _told_heights(self) -> list[int]:
-        return [view.facts.height for view in self._network.peers() if view.admitted]
-
-    def _status(self) -> answers.Status:
-        tip, checks = self._chain.tip, self._checks()
-        journal = self._ground.journal
-        last = None if journal is None else journal.last
-        config = self._config
-        return answers.Status(
-            chain_id=self._chain.chain_id,
-            profile=config.profile,
-            name=config.name,
-            roles=config.roles,
-            node_account=self._provider,
-            height=tip.height,
-            block_id=tip.block_id,
-            time_ms=tip.time_ms,
-            lag_blocks=self._lag(),
-            peers=len(self._network.peers()),
-            validators=len(tip.validators),
-            signing=self._replica.statistics().state == "validating",
-            last_signed_height=0 if last is None else last.height,
-            why_silent="" if self._ground.why_silent is None else str(self._ground.why_silent),
-            pool_transactions=self._transactions.statistics().entries,
-            pool_bundles=self._bundles.statistics().entries,
-            engine="none" if self._shop is None else self._shop.engine_word,
-            models=tuple(held.label for held in self._holdings.all() if held.is_ready),
-            supply=self._chain.state().supply(),
-            app_version=self._chain.genesis.app_version,
-            build=installed_version("olnode"),
-            ready=all(checks.values()),
-            checks=checks,
-        )
-
-    def _peers(self) -> tuple[answers.Peer, ...]:
-        return tuple(
-            answers.Peer(
-                peer_id=peer_id_text(view.peer),
-                address=view.addresses[0] if view.addresses else "",
-                direction="out" if view.outbound else "in",
-                rtt_ms=view.ping_ms or 0,
-                height=view.facts.height,
-                score=view.score,
-            )
-            for view in self._network.peers()
         )

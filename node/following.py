@@ -28,6 +28,8 @@ NEWEST: Final = 0
 WITNESSES_MIN: Final = 2  # of other operators
 WITNESS_TRIES: Final = 3  # a witness may be a block or two behind
 STALE_MS: Final = 300_000  # ten heartbeats without a block
+# Faults that may be ours: we were told to trust another chain's block, or our clock is behind.
+NO_LIES: Final = frozenset({"light.other_block", "light.root", "light.future"})
 
 Clock = Callable[[], int]  # wall clock in milliseconds
 Pause = Callable[[], Awaitable[None]]  # until it is worth asking a witness again
@@ -60,6 +62,10 @@ class Source(Protocol):
         """Hand over an encoded attack; raises `Unanswered`."""
         ...
 
+    def blame(self, refusal: Invalid) -> None:
+        """It said what cannot be true; where that costs something, it is made to."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Attack:
@@ -70,6 +76,12 @@ class Attack:
     by_primary: LightClientAttack  # what convicts the primary's signers before the witness's nodes
     by_witness: LightClientAttack | None  # None when the primary would not answer any more
     reported: tuple[str, ...]  # the sources that took the evidence
+
+    @property
+    def proofs(self) -> tuple[LightClientAttack, ...]:
+        """Against each side, as far as there is one."""
+        found = (self.by_primary, self.by_witness)
+        return tuple(proof for proof in found if proof is not None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +140,20 @@ async def _first_that_holds(
             block = await source.ask(height)
             check(block)
         except (Unanswered, Invalid) as error:
-            refusals.append((source.name, str(error)))
+            refusals.append(_refused(source, error))
         else:
             return block
     raise NoSource(refusals)
 
 
-# --- the newest block
+def _refused(source: Source, error: Exception) -> tuple[str, str]:
+    """(name, why) of a source that gave nothing to believe; one that lied is blamed."""
+    if isinstance(error, Invalid) and error.code not in NO_LIES:
+        source.blame(error)
+    return source.name, str(error)
+
+
+# --- a later block
 
 
 async def follow(
@@ -144,14 +163,16 @@ async def follow(
     options: TrustOptions,
     now_ms: Clock,
     pause: Pause,
+    target: int = NEWEST,
 ) -> Followed:
-    """From `trusted` to the newest block that a source has and witnesses confirm.
+    """From `trusted` to the newest block that a source has, or `target`, if witnesses confirm it.
 
     The first source with a newer, believable block leads; every other one is a witness. Raises
     `Expired` when `trusted` is too old for anything, `NoSource` when no source has anything.
     """
+    assert target == NEWEST or target > trusted.height
     dropped: list[tuple[str, str]] = []
-    primary, trace = await _lead(trusted, sources, options, now_ms, dropped)
+    primary, trace = await _lead(trusted, target, sources, options, now_ms, dropped)
     warnings = list(_stale(trace[-1], now_ms()))
     if len(sources) == 1:
         warnings.append("no witness: one operator alone tells you what the chain is")
@@ -165,7 +186,7 @@ async def follow(
         try:
             found = await _examine(trace, witness, options, now_ms, pause)
         except (Unanswered, Invalid, NotTrusted) as error:
-            dropped.append((witness.name, str(error)))
+            dropped.append(_refused(witness, error))
             continue
         if found.attack is None:
             confirmed.append(witness.name)
@@ -188,6 +209,7 @@ async def follow(
 
 async def _lead(
     trusted: LightBlock,
+    target: int,
     sources: Sequence[Source],
     options: TrustOptions,
     now_ms: Clock,
@@ -197,14 +219,14 @@ async def _lead(
     idle: Source | None = None
     for source in sources:
         try:
-            newest = await source.ask(NEWEST)
+            newest = await source.ask(target)
             if newest.height > trusted.height:
                 return source, await _walk(trusted, newest, source, options, now_ms)
             idle = idle or source
         except Expired:
             raise
         except (Unanswered, Invalid, NotTrusted) as error:
-            dropped.append((source.name, str(error)))
+            dropped.append(_refused(source, error))
     if idle is None:
         raise NoSource(dropped)
     return idle, (trusted,)

@@ -207,9 +207,8 @@ class LightClient:
         self._blocks = await self._run_blocking(self._file.save, blocks)
 
     def _keep_evidence(self, attack: Attack) -> None:
-        for proof in (attack.by_primary, attack.by_witness):
-            if proof is not None:
-                keep_attack(self._home / EVIDENCE_FOLDER, proof)
+        for proof in attack.proofs:
+            keep_attack(self._home / EVIDENCE_FOLDER, proof)
 
 
 def _unanswered(error: NoSource) -> LightFailed:

@@ -50,6 +50,7 @@ class Counter:
     note_change: Callable[[], None]
     addresses: Callable[[], tuple[str, ...]]
     is_current: Callable[[], bool]  # whether our ledger is as far as the others'
+    has_room: Callable[[], bool]  # whether the disk takes what we promise
     now_ms: Callable[[], int]
 
 
@@ -135,6 +136,7 @@ class Shop:
             get_state=counter.get_state,
             is_current=counter.is_current,
             has_engine=lambda: engine.state == "ready",
+            has_room=counter.has_room,
             note_receipt=bundler.note_receipt,
             stream_errors=(NetworkError,),
             now_ms=counter.now_ms,

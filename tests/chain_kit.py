@@ -5,7 +5,14 @@ from typing import Any
 
 from bundle_kit import LaneSession, Party, party
 
-from consensus.certificate import PRECOMMIT, encode_certificate, make_certificate, vote_body
+from consensus.attacks import Decided
+from consensus.certificate import (
+    PRECOMMIT,
+    decode_certificate,
+    encode_certificate,
+    make_certificate,
+    vote_body,
+)
 from consensus.header import Header
 from consensus.primitives import merkle
 from consensus.primitives.digest import sha256, signing_bytes
@@ -144,17 +151,27 @@ class TinyChain:
         self.headers.append(header)
         self.outcomes.append(outcome)
         self.certificates.append(self.certify(self.height, self.block_id))
-        self.past.append(PastHeight(self.height, self.time_ms, self.validators))
+        self._note_past(header)
         self.validators = outcome.next_validators
         return outcome
 
-    def certify(self, height: int, block_id: bytes, signers: int = 3) -> bytes:
-        message = signing_bytes(b"vote", self.chain_id, vote_body(PRECOMMIT, height, 0, block_id))
+    def _note_past(self, header: Header) -> None:
+        """The block is decided, and the commit of the one before it stands in the chain."""
+        if self.past:
+            before = self.past[-1]
+            commit = decode_certificate(self.certificates[-2])
+            own = Decided(self.headers[-2], commit, before.validators)
+            self.past[-1] = before._replace(decided=own)
+        self.past.append(PastHeight(self.height, self.time_ms, self.validators))
+
+    def certify(self, height: int, block_id: bytes, signers: int = 3, round: int = 0) -> bytes:
+        body = vote_body(PRECOMMIT, height, round, block_id)
+        message = signing_bytes(b"vote", self.chain_id, body)
         people = (*VALIDATORS, FAUCET, STEWARD, CREATOR, PAYER, *CONTRIBUTORS)
         seeds = {who.key: who for who in people}
         members = self.validators.members[:signers]
         signed = {i: seeds[member.key].sign(message) for i, member in enumerate(members)}
-        made = make_certificate(PRECOMMIT, height, 0, block_id, signed, len(self.validators))
+        made = make_certificate(PRECOMMIT, height, round, block_id, signed, len(self.validators))
         return encode_certificate(made)
 
     # ---- the story of a Datanet, a model, a paid answer

@@ -208,7 +208,7 @@ class World:
         self.opened: list[bytes] = []
         self.closed: list[bytes] = []
         self.settles = True
-        self.is_current = self.has_engine = True
+        self.is_current = self.has_engine = self.has_room = True
         self.tamper_provider: Callable[[bytes], bytes | None] = lambda body: body
         self.tamper_payer: Callable[[bytes], bytes | None] = lambda body: body
         self.streams: list[End] = []
@@ -234,9 +234,9 @@ class World:
             chain_id=CHAIN, provider=PROVIDER.key, sign=PROVIDER.sign, engine=self.engine,
             attribute=self.attribute, book=self.book, find_model=lambda *_: self.model,
             get_state=lambda: self.state, is_current=lambda: self.is_current,
-            has_engine=lambda: self.has_engine, note_receipt=lambda: None,
-            stream_errors=(NetworkError,), now_ms=self.now_ms, random_bytes=self.rng.randbytes,
-            run_blocking=at_once,
+            has_engine=lambda: self.has_engine, has_room=lambda: self.has_room,
+            note_receipt=lambda: None, stream_errors=(NetworkError,), now_ms=self.now_ms,
+            random_bytes=self.rng.randbytes, run_blocking=at_once,
         )  # fmt: skip
 
     def new_bundler(self) -> Bundler:

@@ -7,6 +7,7 @@ from typing import Any
 
 from bundle_kit import Party, party
 
+from consensus.attacks import Decided
 from consensus.certificate import PRECOMMIT, make_certificate, vote_body
 from consensus.header import Header
 from consensus.primitives import merkle
@@ -132,6 +133,11 @@ class LightChain:
     def at(self, height: int) -> LightBlock:
         """0 is the newest."""
         return self.blocks[height - 1]
+
+    def decided(self, height: int) -> Decided:
+        """As a full node of this chain holds a block."""
+        block = self.at(height)
+        return Decided(block.header, block.certificate, block.validators)
 
     @property
     def height(self) -> int:

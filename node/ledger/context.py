@@ -7,15 +7,21 @@ rule that punishes must know who voted then and when that was, and a pure rule l
 
 from typing import NamedTuple
 
+from consensus.attacks import Decided
 from consensus.validators import ValidatorSet
 
 
 class PastHeight(NamedTuple):
-    """A decided height that evidence speaks of: its header's time, and the set that signed it."""
+    """A decided height that evidence speaks of: its header's time, and the set that signed it.
+
+    `decided`: our own block there, with the commit that the next block carries; None until that
+    is decided too.
+    """
 
     height: int
     time_ms: int
     validators: ValidatorSet
+    decided: Decided | None = None
 
 
 class Context(NamedTuple):

@@ -360,11 +360,15 @@ class Members(NamedTuple):
 
 
 class UsedEvidence(NamedTuple):
-    """1c `evidence/` ‖ SHA-256: what was punished when; `guilty` are (key, power in bps)."""
+    """1c `evidence/` ‖ SHA-256: what was punished when; `guilty` are (key, power in bps).
+
+    `frozen` 1: they were frozen, and slashed nothing.
+    """
 
     offence_ms: int
     punished_ms: int
     guilty: tuple[tuple[bytes, int], ...]
+    frozen: int = 0
 
 
 class Seat(NamedTuple):
@@ -381,12 +385,14 @@ class Review(NamedTuple):
 
 
 class Conduct(NamedTuple):
-    """1f. Jailed while `jailed_until_ms` is not 0: only an unjailing ends it. `failures`: times
-    of the last ones; `findings`: [code, logprob, fingerprint, moved]; `outcomes`: an auditor's.
+    """1f. Jailed while `jailed_until_ms` is not 0: only an unjailing ends it. While `frozen_ms` is
+    not 0, jailed too, and what was bonded at that time waits for a decision. `failures`: times of
+    the last ones; `findings`: [code, logprob, fingerprint, moved]; `outcomes`: an auditor's.
     """
 
     jailed_until_ms: int = 0
     tombstone: int = 0
+    frozen_ms: int = 0
     failures: tuple[int, ...] = ()
     findings: tuple[tuple[int, int, int, int], ...] = ()
     outcomes: tuple[int, ...] = ()
@@ -441,11 +447,11 @@ COUNTER: Final = Table(0x1C, (ANY,), Counter, _NUMBER)
 TAKEN: Final = Table(0x1C, (6, 8, 8, 8), Counter, _NUMBER)  # taken/, Datanet, newest first, number
 MEMBERS: Final = Table(0x1C, (ANY,), Members, Record(H, ListOf(H, 100)))
 USED_EVIDENCE: Final = Table(0x1C, (ANY,), UsedEvidence, Record(
-    U63, U63, ListOf(Record(H, U16), 100, 1)))
+    U63, U63, ListOf(Record(H, U16), 100, 1), U8))
 SEAT: Final = Table(0x1D, (8, 32), Seat, Record(U8, U63))
 REVIEW: Final = Table(0x1E, (8, 32), Review, Record(U8))
 CONDUCT: Final = Table(0x1F, (1, 32), Conduct, Record(
-    U63, U8, ListOf(U63, 32), ListOf(Record(U8, U32, U32, U32), 32), ListOf(U8, 50)))
+    U63, U8, U63, ListOf(U63, 32), ListOf(Record(U8, U32, U32, U32), 32), ListOf(U8, 50)))
 SETTLED: Final = Table(0x20, (32,), Settled, Record(H, H, H, U32, U63, U63))
 # fmt: on
 

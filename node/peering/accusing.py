@@ -1,9 +1,11 @@
-"""Evidence that waits to be proposed: from our own engine and from gossip, judged at the door.
+"""Evidence that waits to be proposed: from our own engine, from gossip and from light clients.
 
 Why it is judged before it is relayed: evidence costs its sender nothing and every node two
-signature checks, so what no block could hold goes no further. Why few pieces of one offender: one
-is enough to punish it, and only it can make more.
-Evidence of the height being decided is kept until that is decided: only then has it a time.
+signature checks or a quorum's, so what no block could hold goes no further. Why few pieces of one
+offender: one is enough to punish it, and only it can make more.
+Evidence of the height being decided is kept until that is decided: only then has it a time. A lie
+to light clients about the newest block waits for the next one, which carries the commit that all
+nodes judge it by; until then it is judged by ours.
 What this file does not know: what an offence costs, who proposes, how gossip travels.
 """
 
@@ -11,14 +13,15 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from consensus.evidence import (
-    Evidence,
-    accused_members,
-    decode_evidence,
-    evidence_height,
-    verify_evidence,
-)
+from consensus.attacks import LightClientAttack
 from consensus.primitives.errors import Invalid
+from node.ledger.accusations import (
+    Accusation,
+    Charge,
+    decode_accusation,
+    past_heights,
+    verify_accusation,
+)
 from node.ledger.context import Context, PastHeight
 from node.ledger.rules.offences import check_evidence
 from node.ledger.state import State
@@ -31,11 +34,13 @@ PIECES_MAX: Final = 128
 BYTES_MAX: Final = 1 << 20
 PER_OFFENDER_MAX: Final = 2
 
-# Nobody's fault: blocks have moved on, or we are behind.
+# Nobody's fault: blocks have moved on, we are behind, or the sender holds another commit.
 _IGNORED: Final = frozenset(
     {
         "evidence.used",
         "evidence.height",
+        "evidence.before_snapshot",
+        "evidence.amnesia",
         "evidence.too_old",
         "evidence.punished",
         "evidence.known",
@@ -49,10 +54,10 @@ log = get_log("consensus")
 class _Held(NamedTuple):
     """A piece that was judged good by `past`, which is a guess while its height is open."""
 
-    evidence: Evidence
-    past: PastHeight
+    accusation: Accusation
+    past: tuple[PastHeight, ...]
     is_open: bool
-    accused: tuple[bytes, ...]
+    charge: Charge
 
 
 class Accusing:
@@ -75,7 +80,7 @@ class Accusing:
         return len(self._held)
 
     def judge(self, raw: bytes) -> Verdict:
-        """Gossip: pool it and tell it on, or say whose fault it is. Two signatures at most."""
+        """Pool it, to be told on, or say whose fault it is. A quorum's signatures at most."""
         try:
             self._take(raw)
         except Invalid as refusal:
@@ -93,11 +98,10 @@ class Accusing:
 
     def pick(self) -> list[bytes]:
         """What may go into the next block: of decided heights, within a payload's limits."""
-        tip_height = self._get_view().tip.height
         picked: list[bytes] = []
         room = EVIDENCE_BYTES_MAX
         for raw, held in self._held.items():
-            if held.past.height <= tip_height and len(raw) <= room:
+            if not held.is_open and len(raw) <= room:
                 picked.append(raw)
                 room -= len(raw)
             if len(picked) == EVIDENCE_MAX:
@@ -113,35 +117,40 @@ class Accusing:
         view = self._get_view()
         state = view.state()
         for raw, held in list(self._held.items()):
-            past = _find_past(view, held.evidence) if held.is_open else held.past
+            past, is_open = held.past, held.is_open
             try:
-                self._check(view, state, raw, held.evidence, past)
+                if is_open:
+                    past, is_open = _look_up(view, held.accusation)
+                charge = self._check(view, state, raw, held.accusation, past)
             except Invalid as refusal:
                 self.counters[refusal.code] += 1
                 del self._held[raw]
             else:
-                assert past is not None
-                is_open = past.height > view.tip.height
-                self._held[raw] = held._replace(past=past, is_open=is_open)
+                self._held[raw] = _Held(held.accusation, past, is_open, charge)
 
     def _take(self, raw: bytes) -> None:
         """Into the pool, or `Invalid`; the cheapest check first, the signatures last."""
         if raw in self._held:
             raise Invalid("evidence.known")
-        evidence = decode_evidence(raw)
+        accusation = decode_accusation(raw)
         view = self._get_view()
-        past = self._check(view, view.state(), raw, evidence, _find_past(view, evidence))
-        accused = accused_members(evidence, past.validators)
-        self._check_room(raw, accused)
-        verify_evidence(evidence, past.validators, self._chain_id)
-        self._held[raw] = _Held(evidence, past, past.height > view.tip.height, accused)
+        past, is_open = _look_up(view, accusation)
+        charge = self._check(view, view.state(), raw, accusation, past)
+        self._check_room(raw, charge)
+        verify_accusation(accusation, charge, self._chain_id)
+        self._held[raw] = _Held(accusation, past, is_open, charge)
         self.counters["pooled"] += 1
         self._on_pooled()
 
     def _check(
-        self, view: View, state: State, raw: bytes, evidence: Evidence, past: PastHeight | None
-    ) -> PastHeight:
-        """What the next block would ask, but for the signatures; raises `Invalid` `evidence.…`."""
+        self,
+        view: View,
+        state: State,
+        raw: bytes,
+        accusation: Accusation,
+        past: tuple[PastHeight, ...],
+    ) -> Charge:
+        """What the next block would ask, but for the signatures; raises `Invalid`."""
         tip = view.tip
         context = Context(
             chain_id=self._chain_id,
@@ -150,21 +159,41 @@ class Accusing:
             proposer=b"",
             last_signers=(),
             parent_id=tip.block_id,
-            past=() if past is None else (past,),
+            past=past,
         )
-        return check_evidence(state, context, raw, evidence)
+        return check_evidence(state, context, raw, accusation)
 
-    def _check_room(self, raw: bytes, accused: tuple[bytes, ...]) -> None:
+    def _check_room(self, raw: bytes, charge: Charge) -> None:
+        """Room for the bytes, and for one more piece that may punish one of the accused."""
         if len(self._held) >= PIECES_MAX or sum(map(len, self._held)) + len(raw) > BYTES_MAX:
             raise Invalid("evidence.full")
-        for key in accused:
-            if sum(key in held.accused for held in self._held.values()) >= PER_OFFENDER_MAX:
-                raise Invalid("evidence.full", key=key)
+        alike = [held.charge for held in self._held.values()]
+        alike = [other for other in alike if other.freezes == charge.freezes]
+        for key in charge.accused:
+            if sum(key in other.accused for other in alike) < PER_OFFENDER_MAX:
+                return
+        raise Invalid("evidence.full", accused=len(charge.accused))
 
 
-def _find_past(view: View, evidence: Evidence) -> PastHeight | None:
-    """By what a piece is judged. The open height has no time yet, but is no older than the tip."""
-    height, tip = evidence_height(evidence), view.tip
-    if height == tip.height + 1:
-        return PastHeight(height, tip.time_ms, tip.validators)
-    return view.find_past(height)
+def _look_up(view: View, accusation: Accusation) -> tuple[tuple[PastHeight, ...], bool]:
+    """By what a piece is judged, and whether a guess is among it; raises `Invalid`."""
+    heights = past_heights(accusation)
+    if min(heights) < view.earliest - 1:
+        # Whoever saw that height proposes it; asking peers for it costs too much for gossip.
+        raise Invalid("evidence.before_snapshot", height=min(heights))
+    found = {height: view.find_past(height) for height in heights}
+    guess = _guess(view, accusation)
+    if guess is not None:
+        found[guess.height] = guess
+    return tuple(past for past in found.values() if past is not None), guess is not None
+
+
+def _guess(view: View, accusation: Accusation) -> PastHeight | None:
+    """The height of the offence while the chain does not hold all of it."""
+    height, tip = past_heights(accusation)[-1], view.tip
+    if not isinstance(accusation, LightClientAttack):
+        # It has no time yet, but is no older than the tip.
+        is_open = height == tip.height + 1
+        return PastHeight(height, tip.time_ms, tip.validators) if is_open else None
+    past = view.find_past(height) if height == tip.height else None
+    return None if past is None else past._replace(decided=view.find_decided(height))

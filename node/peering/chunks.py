@@ -27,6 +27,7 @@ FAILURES_MAX: Final = 3  # of one source, then another takes its place
 REST_MIN_S: Final = 0.05  # of a source that is busy and does not say for how long
 REST_MAX_S: Final = 2.0
 RESTS_MAX: Final = 1_000  # of one source that is always busy
+PROGRESS_S: Final = 10.0  # between two lines that tell how far we are
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
@@ -58,9 +59,11 @@ class ChunkFetch:
         self._rests: Counter[PeerId] = Counter()
         self._left: set[PeerId] = set()
         self._changed = trio.Event()
+        self._told_s = 0.0
 
     async def run(self) -> bool:
         """Until every chunk is here (True), or no source is left. What came is kept either way."""
+        self._told_s = trio.current_time()
         self._wanted.extend(await self._run_blocking(self._missing))
         self._counters["chunks_resumed"] += len(self._manifest.chunks) - len(self._wanted)
         async with trio.open_nursery() as nursery:
@@ -122,8 +125,16 @@ class ChunkFetch:
             await self._fail(peer, error)
         else:
             self._counters["chunks"] += 1
+            self._tell_progress()
             return True
         return False
+
+    def _tell_progress(self) -> None:
+        now_s = trio.current_time()
+        if now_s - self._told_s >= PROGRESS_S:
+            self._told_s = now_s
+            count = len(self._manifest.chunks)
+            log.info("fetching a snapshot", chunks=count, missing=len(self._wanted))
 
     async def _ask(self, peer: PeerId, index: int) -> bytes:
         raw = await self._network.request(

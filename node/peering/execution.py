@@ -2,7 +2,8 @@
 
 Why beside it: a vote must not wait for a big block. Why one at a time: a block is executed on the
 state of its parent, and the chain has one writer. A refusal that other bytes could turn into a
-valid block is told as such; missing bodies and our own failures are no verdict at all.
+valid block is told as such; missing bodies, a missing past and our own failures are no verdict at
+all.
 What this file does not know: who proposed when, and what the engine makes of a verdict.
 """
 
@@ -20,10 +21,11 @@ from node.peering.inbox import Executed, Fetched, Means, OwnBlock
 from node.peering.proposer import Built, Proposer
 from node.peering.undecided import Undecided
 from node.storage.chain import Verdict
-from node.storage.executing import MissingBodies
+from node.storage.errors import MissingData
 from p2p.network import PeerId
 
 FetchBodies = Callable[[Sequence[bytes], Sequence[PeerId]], Awaitable[Sequence[bytes]]]
+FetchPast = Callable[[Sequence[int]], Awaitable[Sequence[int]]]
 
 log = get_log("consensus")
 
@@ -32,7 +34,8 @@ class Execution:
     """Works on blocks of the next height; what comes of it arrives in the replica's inbox.
 
     `writer` is held by whoever executes or commits, in one thread at a time. `find_validators`
-    gives the peers that other validators run on.
+    gives the peers that other validators run on. `fetch_past(heights)` gets blocks from before our
+    snapshot and returns the heights that nobody showed.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Execution:
         proposer: Proposer,
         catchup: Catchup,
         fetch_bodies: FetchBodies,
+        fetch_past: FetchPast,
         find_validators: Callable[[], list[PeerId]],
     ) -> None:
         self._means, self._chain = means, means.chain
@@ -50,6 +54,7 @@ class Execution:
         self._proposer = proposer
         self._catchup = catchup
         self._fetch_bodies = fetch_bodies
+        self._fetch_past = fetch_past
         self._find_validators = find_validators
         self.writer = trio.Lock()
 
@@ -87,18 +92,25 @@ class Execution:
         height = decode_header(block.header).height
         verdict: Verdict | None = None
         try:
-            missing = self._chain.missing_bodies(block)
-            if missing:
-                peers = ([source] if source is not None else []) + self._find_validators()
-                missing = tuple(await self._fetch_bodies(missing, peers))
-            if not missing:
+            if await self._has_all(block, source):
                 verdict = await self.execute_now(block)
         except Invalid as refusal:  # the payload is none: other bytes may stand under this id
             verdict = Verdict(block_id, is_valid=False, is_final=False, code=refusal.code)
         self._means.inbox.put(Executed(height, block_id, block, verdict))
 
+    async def _has_all(self, block: Block, source: PeerId | None) -> bool:
+        """Fetch what executing a block needs and we lack; False while some of it is missing."""
+        bodies: Sequence[bytes] = self._chain.missing_bodies(block)
+        if bodies:
+            peers = ([source] if source is not None else []) + self._find_validators()
+            bodies = await self._fetch_bodies(bodies, peers)
+        past: Sequence[int] = self._chain.missing_past(block)
+        if past:
+            past = await self._fetch_past(past)
+        return not bodies and not past
+
     async def execute_now(self, block: Block) -> Verdict | None:
-        """The verdict; None when bodies are missing, or when we failed ourselves."""
+        """The verdict; None when something is missing, or when we failed ourselves."""
         height = decode_header(block.header).height
         async with self.writer:
             if height != self._chain.height + 1:
@@ -107,8 +119,8 @@ class Execution:
                 verdict: Verdict = await self._means.run_blocking(
                     self._chain.execute, block, self._proposer.known()
                 )
-            except MissingBodies:
-                self._means.counters["bodies_missing"] += 1
+            except MissingData:
+                self._means.counters["data_missing"] += 1
                 return None
             except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
                 # Our own failure on a proposal is no verdict: we do not vote for it, and if it
@@ -156,7 +168,7 @@ class Execution:
                 built: Built = await run_blocking(
                     self._proposer.build, picked, time_ms, certificate
                 )
-            except (Invalid, MissingBodies) as refusal:
+            except (Invalid, MissingData) as refusal:
                 self._means.counters["own_refused"] += 1
                 log.error("own payload refused", why=str(refusal), mend="report this as a bug")
                 built = await run_blocking(self._proposer.build_empty, time_ms, certificate)

@@ -42,7 +42,7 @@ class Executed:
     height: int
     block_id: bytes
     block: Block
-    verdict: Verdict | None  # None: bodies are missing still, or we failed
+    verdict: Verdict | None  # None: something is missing still, or we failed
 
 
 @dataclass(frozen=True, slots=True)

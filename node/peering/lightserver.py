@@ -2,7 +2,7 @@
 
 Why a full node answers: all that is asked for proves itself, so it costs no trust, only bytes.
 Evidence of an attack is taken in the other direction: it is judged against our own chain, and what
-names nobody here costs its sender points, for each piece costs us a quorum's signatures.
+proves nothing here costs its sender points, for each piece costs us a quorum's signatures.
 What this file does not know: who asks, and what becomes of evidence that holds.
 """
 
@@ -15,9 +15,11 @@ from consensus.attacks import (
     LightClientAttack,
     Verdict,
     decode_attack,
+    nearest,
     verify_attack,
 )
 from consensus.params import EVIDENCE_BYTES_MAX
+from consensus.pastblocks import encode_past_block
 from consensus.primitives.encoding import (
     U8,
     U32,
@@ -41,7 +43,7 @@ from p2p.network import Network, PeerId
 
 PROTOCOL: Final = "light"
 LIMITS: Final = PROTOCOLS[PROTOCOL]
-BLOCK, STATE, RECEIPT, HISTORY, EVIDENCE = range(5)
+BLOCK, STATE, RECEIPT, HISTORY, EVIDENCE, PAST = range(6)
 KEYS_MAX: Final = 64
 KEY_BYTES_MAX: Final = 128
 
@@ -51,23 +53,24 @@ _QUESTIONS: Final[dict[int, Shape]] = {
     RECEIPT: Record(U8, H, U32),
     HISTORY: Record(U8, U63, U63),
     EVIDENCE: Record(U8, Bytes(EVIDENCE_BYTES_MAX, 1)),
+    PAST: Record(U8, U63, U63),
 }
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
-TakeAttack = Callable[[LightClientAttack, Verdict], None]
+TakeAttack = Callable[[LightClientAttack, Verdict], Awaitable[None]]
 
 
 def judge_attack(view: View, attack: LightClientAttack) -> Verdict:
     """What an attack proves on this chain; `Invalid` if nothing, `Refused` if we are not there."""
-    canonical = view.light_block(attack.block.height)
+    own = view.find_decided(attack.block.height)
     announced = view.validators(attack.common_height + 1)
-    if canonical is None or announced is None:
+    if own is None or announced is None:
         raise Refused(Code.NOT_FOUND, body=_held(view))
-    return verify_attack(attack, announced, canonical)
+    return verify_attack(attack, announced, own)
 
 
 class LightServer:
-    """Serves `light` of page 70 §6. `take_attack` gets each attack that holds; it may block."""
+    """Serves `light` of page 70 §6. `take_attack` gets each attack that holds."""
 
     def __init__(
         self,
@@ -100,12 +103,9 @@ class LightServer:
         if kind == EVIDENCE:
             attack = decode_attack(*asked)
             verdict = await self._run_blocking(judge_attack, view, attack)
-            await self._run_blocking(self._take_attack, attack, verdict)
+            await self._take_attack(nearest(attack, verdict), verdict)
             return encode(())
-        find = {BLOCK: _find_block, STATE: _find_state, RECEIPT: _find_receipt}.get(
-            kind, _find_history
-        )
-        found: bytes | None = await self._run_blocking(find, view, *asked)
+        found: bytes | None = await self._run_blocking(_FINDERS[kind], view, *asked)
         if found is None:
             raise Refused(Code.NOT_FOUND, body=_held(view))
         if len(found) > LIMITS.reply_max:
@@ -114,8 +114,8 @@ class LightServer:
 
 
 def _held(view: View) -> bytes:
-    """The heights that may be asked for."""
-    return encode((min(1, view.height), view.height))
+    """The heights that may be asked for; none is held that is older than our snapshot."""
+    return encode((min(view.earliest, view.height), view.height))
 
 
 def _find_block(view: View, height: int) -> bytes | None:
@@ -138,6 +138,21 @@ def _find_receipt(view: View, bundle_hash: bytes, index: int) -> bytes | None:
 
 
 def _find_history(view: View, height: int, at: int) -> bytes | None:
-    if not 1 <= height < at <= view.height:
+    if not view.earliest <= height < at <= view.height:
         return None
     return encode((view.get_header(height).block_id(), view.history_path(height, at)))
+
+
+def _find_past(view: View, height: int, at: int) -> bytes | None:
+    """For nodes that began with a snapshot and judge evidence from before it."""
+    past = view.past_block(height, at)
+    return None if past is None else encode_past_block(past)
+
+
+_FINDERS: Final[dict[int, Callable[..., bytes | None]]] = {
+    BLOCK: _find_block,
+    STATE: _find_state,
+    RECEIPT: _find_receipt,
+    HISTORY: _find_history,
+    PAST: _find_past,
+}

@@ -7,12 +7,14 @@ from typing import Final
 
 import trio
 
+from consensus.pastblocks import PAST_BLOCK_BYTES_MAX, PastBlock, decode_past_block
 from consensus.primitives.encoding import H, ListOf, Record, decode, encode
 from consensus.primitives.errors import Invalid
 from consensus.skipping import LIGHT_BLOCK_BYTES_MAX, LightBlock, decode_light_block
 from node.following import Unanswered
-from node.peering.lightserver import BLOCK, EVIDENCE, HISTORY, LIMITS, PROTOCOL
+from node.peering.lightserver import BLOCK, EVIDENCE, HISTORY, LIMITS, PAST, PROTOCOL
 from p2p.errors import Code, Misbehaving, NetworkError, Refused
+from p2p.limits import PENALTIES
 from p2p.network import Network, PeerId
 from p2p.peers import peer_id_text
 
@@ -54,9 +56,18 @@ class PeerSource:
         block_id, path = decode(raw, _PATH, LIMITS.reply_max, "light.history")
         return block_id, path
 
+    async def ask_past(self, height: int, at: int) -> PastBlock:
+        """Block `height` as the block behind it tells, under the history of `at`; unchecked."""
+        raw = await self._request(encode((PAST, height, at)), PAST_BLOCK_BYTES_MAX)
+        return decode_past_block(raw)
+
     async def report(self, evidence: bytes) -> None:
         """Hand over an encoded attack; raises `Unanswered`, also when the peer refuses it."""
         await self._request(encode((EVIDENCE, evidence)), LIMITS.reply_max)
+
+    def blame(self, refusal: Invalid) -> None:
+        """What it told cannot be true."""
+        self._network.penalise(self.peer, PENALTIES["forged"], "forged")
 
     async def _request(self, body: bytes, bytes_max: int) -> bytes:
         if self._spent_s > LOOK_S:

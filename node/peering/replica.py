@@ -18,6 +18,7 @@ import trio
 from consensus.effects import Commit
 from consensus.header import decode_header
 from consensus.inputs import CaughtUp
+from consensus.messages import EVIDENCE
 from consensus.params import ConsensusParams
 from consensus.primitives.errors import Invalid
 from consensus.round import Contradiction
@@ -39,6 +40,7 @@ from node.peering.inbox import (
 )
 from node.peering.pace import WAN, Gate, Pace, Profile
 from node.peering.proposer import Proposer
+from node.peering.recalling import Recalling
 from node.peering.responder import Responder
 from node.peering.sending import Sender
 from node.peering.streams import FindPeer, ValidatorStreams
@@ -46,12 +48,14 @@ from node.peering.topics import VOTES
 from node.peering.undecided import Undecided
 from node.peering.voter import Validator, Voter
 from node.storage.chain import Chain
-from node.storage.executing import FinalRefusal, MissingBodies
+from node.storage.errors import MissingData
+from node.storage.executing import FinalRefusal
+from node.storage.pasts import MissingPast
 from node.storage.views import Tip
 from p2p.limits import TOPICS
 from p2p.network import Network, PeerId, TaskStatus, Verdict
 
-FETCH_BODIES_TRIES: Final = 3
+FETCH_TRIES: Final = 3  # of what decided blocks name and we lack
 
 log = get_log("consensus")
 
@@ -102,6 +106,7 @@ class Replica:
         on_commit: Callable[[Tip], None] = lambda tip: None,
         on_accuse: Callable[[bytes], None] = lambda evidence: None,
         judge_evidence: Callable[[bytes], Verdict] = lambda evidence: Verdict.IGNORE,
+        may_promise: Callable[[], bool] = lambda: True,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._network, self._chain, self._proposer = network, chain, proposer
@@ -134,10 +139,16 @@ class Replica:
             on_doubt=self._weigh_doubt,
         )
         self._find_peer = find_peer
+        self._recalling = Recalling(network=network, pasts=chain.pasts, counters=self.counters)
         self._responder = Responder(
             get_view=chain.view, find_undecided=self._undecided.find, run_blocking=run_blocking
         )
-        self._voter = Voter(validator, sync_bodies=chain.bundles.sync, run_blocking=run_blocking)
+        self._voter = Voter(
+            validator,
+            sync_bodies=chain.bundles.sync,
+            run_blocking=run_blocking,
+            may_promise=may_promise,
+        )
         self._sender = Sender(self._means, streams=self._streams, undecided=self._undecided)
         self._execution = self._make_execution()
         self._agreement = self._make_agreement()
@@ -150,6 +161,7 @@ class Replica:
             proposer=self._proposer,
             catchup=self.catchup,
             fetch_bodies=self._fetch_bodies,
+            fetch_past=self._recalling.fetch,
             find_validators=self._streams.find_others,
         )
 
@@ -192,6 +204,11 @@ class Replica:
     def wake(self) -> None:
         """There may be work for a block: the pools have changed."""
         self._inbox.wake()
+
+    async def accuse(self, evidence: bytes) -> None:
+        """What a light client brought: judged as gossip is, and told on if it is new."""
+        if self._judge_evidence(evidence) is Verdict.ACCEPT:
+            await self._sender.publish(EVIDENCE, evidence)
 
     async def wait_height(self, height: int) -> None:
         """Until block `height` is committed."""
@@ -270,6 +287,7 @@ class Replica:
                     await self._pass_gate()
                 await self._pass_gate()
                 await self._begin_to_vote()
+                await self._fall_silent()
             except Contradiction as error:
                 self._diverge(error)
 
@@ -357,6 +375,12 @@ class Replica:
         if is_following and not self._is_diverged and self._signing_key() is not None:
             await self._start_height()
 
+    async def _fall_silent(self) -> None:
+        """What we promise can no longer be kept: go on at this height without our key."""
+        is_voting = self._agreement.is_started and self._agreement.engine.me is not None
+        if is_voting and not self._is_diverged and self._signing_key() is None:
+            await self._start_height()
+
     async def _stop_signing(self) -> None:
         if self._voter.is_doubled:
             return
@@ -401,7 +425,7 @@ class Replica:
 
     async def _take_decided(self, blocks: Sequence[Decided]) -> None:
         """The door of `catchup`: returns when the blocks are in the chain; raises `Invalid`."""
-        for _ in range(FETCH_BODIES_TRIES):
+        for _ in range(FETCH_TRIES):
             missing = [name for block, _ in blocks for name in self._chain.missing_bodies(block)]
             if missing:
                 peers = [view.peer for view in self._network.peers() if view.admitted]
@@ -411,9 +435,11 @@ class Replica:
             await offered.done.wait()
             if offered.refusal is None:
                 return
-            if not isinstance(offered.refusal, MissingBodies):
+            if isinstance(offered.refusal, MissingPast):
+                await self._recalling.fetch(offered.refusal.heights)
+            elif not isinstance(offered.refusal, MissingData):
                 raise offered.refusal
-        self.counters["bodies_missing"] += 1
+        self.counters["data_missing"] += 1
 
     async def _append_decided(self, event: Offered) -> None:
         height = self._chain.height
@@ -424,7 +450,7 @@ class Replica:
                     await self._run_blocking(self._chain.commit_many, news)
         except FinalRefusal as refusal:
             self._diverge(refusal)
-        except (Invalid, MissingBodies) as refusal:
+        except (Invalid, MissingData) as refusal:
             event.refusal = refusal
         tip = self._chain.tip
         if tip.height > height:

@@ -3,7 +3,7 @@
     peers tell manifests → a header of that height is verified → chunks → root compared → adopted
 
 Why the header is verified first: a manifest is only somebody's word, and its header must be one
-that a light client or the operator vouches for before a byte is fetched. Why nothing else runs
+that a light client would believe (`trusting.py`) before a byte is fetched. Why nothing else runs
 meanwhile: the state is about to be replaced whole.
 What this file does not know: how a header is verified, and how a database is made.
 """
@@ -36,6 +36,7 @@ from p2p.network import Network, PeerId, PeerView
 
 GAP_BLOCKS: Final = 10_000  # behind by more: a snapshot is cheaper than the blocks
 GATHER_S: Final = 15.0  # for peers that have a snapshot to appear
+GATHER_UNSURE_S: Final = 5.0  # the same, where we do not know that we are far behind
 SETTLE_S: Final = 2.0  # for more of them, once there is one
 LOOK_EVERY_S: Final = 0.25
 PEERS_ASKED_MAX: Final = 16
@@ -62,6 +63,7 @@ class StateSync:
 
     `verify_header(height)` vouches for a header; `take_in(manifest)` loads the chunks that lie in
     `store.part(height)`, compares the root, and leaves a database for the next opening.
+    `gather_s`: how long to wait for the first peer with a snapshot.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class StateSync:
         verify_header: VerifyHeader,
         take_in: TakeIn,
         gap_blocks: int = GAP_BLOCKS,
+        gather_s: float = GATHER_S,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._network = network
@@ -81,6 +84,7 @@ class StateSync:
         self._verify_header = verify_header
         self._take_in = take_in
         self._gap_blocks = gap_blocks
+        self._gather_s = gather_s
         self._run_blocking = run_blocking
         self.counters: Counter[str] = Counter()
 
@@ -102,7 +106,7 @@ class StateSync:
 
     async def _gather(self) -> list[_Offer]:
         """Offers far enough above us, the newest first."""
-        with trio.move_on_after(GATHER_S):
+        with trio.move_on_after(self._gather_s):
             while not self._find_sources():  # noqa: ASYNC110  # peers come; no event tells of it
                 await trio.sleep(LOOK_EVERY_S)
             await trio.sleep(SETTLE_S)

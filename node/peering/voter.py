@@ -35,7 +35,7 @@ class Voter:
     """The voice of one node. `validator` None: it has no key, and says nothing.
 
     `sync_bodies` makes all bundle bodies durable; it blocks, as the journal does, so both are
-    called through `run_blocking`.
+    called through `run_blocking`. `may_promise`: whether what we promise now can be kept.
     """
 
     def __init__(
@@ -44,8 +44,10 @@ class Voter:
         *,
         sync_bodies: Callable[[], None],
         run_blocking: RunBlocking,
+        may_promise: Callable[[], bool] = lambda: True,
     ) -> None:
         self._validator = validator
+        self._may_promise = may_promise
         self._sync_bodies = sync_bodies
         self._run_blocking = run_blocking
         self._recovered: Recovered | None = None  # looked into, not yet handed over
@@ -61,9 +63,8 @@ class Voter:
 
     def signing_key(self, height: int, now_s: float) -> bytes | None:
         """Our key, if it may sign `height` now."""
-        if self.is_doubled or now_s < self.votes_from_s or not self._may_journal(height):
-            return None
-        return self.key
+        is_silent = self.is_doubled or now_s < self.votes_from_s or not self._may_promise()
+        return None if is_silent or not self._may_journal(height) else self.key
 
     def _may_journal(self, height: int) -> bool:
         return self._validator is not None and self._validator.journal.may_sign(height)

@@ -105,7 +105,7 @@ class InferenceService:
 
     `stream_errors`: what reading or writing a stream may raise. `sign`: with the provider's key.
     `is_current`: whether our ledger is as far as the others'; prices and promises are judged by
-    it. `has_engine`: whether a worker serves now.
+    it. `has_engine`: whether a worker serves now. `has_room`: whether a receipt can be kept.
     """
 
     def __init__(
@@ -121,6 +121,7 @@ class InferenceService:
         get_state: Callable[[], State],
         is_current: Callable[[], bool],
         has_engine: Callable[[], bool],
+        has_room: Callable[[], bool],
         note_receipt: Callable[[], None],
         stream_errors: tuple[type[Exception], ...],
         now_ms: Callable[[], int],
@@ -137,6 +138,7 @@ class InferenceService:
         self._get_state = get_state
         self._is_current = is_current
         self._has_engine = has_engine
+        self._has_room = has_room
         self._note_receipt = note_receipt
         self._stream_errors = stream_errors
         self._now_ms = now_ms
@@ -184,6 +186,8 @@ class InferenceService:
             return
         if not self._is_current():
             raise OrderRefused(exchange.BUSY, "our ledger is behind", RETRY_MS)
+        if not self._has_room():
+            raise OrderRefused(exchange.BUSY, "too little disk space", RETRY_MS)
         if not self._has_engine():
             raise OrderRefused(exchange.OUR_FAILURE, "no worker serves", RETRY_MS)
         job = verify_order(

@@ -17,6 +17,7 @@ from node.storage.blocklog import BlockLog
 from node.storage.errors import Damaged
 from node.storage.footing import decode_footing
 from node.storage.loading import load
+from node.storage.pasts import PASTS_NAME
 from node.storage.segments import sync_directory
 from node.storage.snapshots import Manifest, SnapshotStore, read_chunk
 from node.storage.store import LevelKV
@@ -65,6 +66,7 @@ def adopt_prepared(home: Path, log: BlockLog, chain_id: bytes) -> str | None:
         shutil.rmtree(path)
         return "snapshot: one that is no newer than our blocks was removed"
     if raw != log.footing:
+        shutil.rmtree(home / PASTS_NAME, ignore_errors=True)  # of the block it stood on before
         log.rebase(footing.height, raw)
     shutil.rmtree(home / DB_NAME, ignore_errors=True)
     path.rename(home / DB_NAME)

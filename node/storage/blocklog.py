@@ -29,7 +29,7 @@ KIND_BLOCK: Final = 1  # all before it was synced
 KIND_FOLLOWING: Final = 2  # what is before it may not have been
 KIND_FOOTING: Final = 3  # the first frame of a log that does not begin at height 1
 
-_FORMAT: Final = FrameFormat(MAGIC, has_height=True, payload_bytes_max=RECORD_BYTES_MAX)
+FORMAT: Final = FrameFormat(MAGIC, has_height=True, payload_bytes_max=RECORD_BYTES_MAX)
 _RECORD: Final = Record(Bytes(BLOCK_BYTES_MAX), Bytes(CERTIFICATE_BYTES_MAX))
 
 
@@ -46,7 +46,7 @@ class BlockLog:
 
     def __init__(self, directory: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
         """Open or make the log. Raises `Damaged` for a bad frame that is not a torn tail."""
-        self._log = SegmentLog(directory, _FORMAT, segment_bytes)
+        self._log = SegmentLog(directory, FORMAT, segment_bytes)
         newest = self._without_unsynced(self._log.newest_frames())
         self.footing = b""
         """What the first block stands on, as `rebase` was given it; empty: on genesis."""
@@ -166,14 +166,13 @@ class BlockLog:
 
     def _record(self, frame: Frame) -> BlockRecord:
         try:
-            block, certificate = decode(frame.payload, _RECORD, RECORD_BYTES_MAX, "blocklog.record")
+            return decode_record(frame)
         except Invalid as error:
             raise Damaged(
                 f"block {frame.height} in {self._log.directory} is not a record of ours",
                 why=str(error),
                 mend=FRESH_HOME,
             ) from error
-        return BlockRecord(frame.height, block, certificate)
 
     def _damaged(self, segment: int, offset: int) -> Damaged:
         return Damaged(
@@ -181,3 +180,9 @@ class BlockLog:
             why=f"segment {segment:06d}, byte {offset}",
             mend=FRESH_HOME,
         )
+
+
+def decode_record(frame: Frame) -> BlockRecord:
+    """What a frame of this log holds; raises `Invalid` `blocklog.record…`."""
+    block, certificate = decode(frame.payload, _RECORD, RECORD_BYTES_MAX, "blocklog.record")
+    return BlockRecord(frame.height, block, certificate)

@@ -16,7 +16,7 @@ from consensus.primitives.encoding import Bytes, Fixed, Record, decode, encode
 from consensus.primitives.errors import Invalid
 from node.ledger.wire.bundles import BODY_BYTES_MAX, HEADER_BYTES_MAX, Bundle
 from node.storage.errors import Damaged
-from node.storage.frames import FrameFormat
+from node.storage.frames import Frame, FrameFormat
 from node.storage.segments import SEGMENT_BYTES, Place, SegmentLog
 
 MAGIC: Final = b"OLBF"
@@ -24,7 +24,7 @@ KIND_BUNDLE: Final = 2
 HASH_BYTES: Final = 32
 RECORD_BYTES_MAX: Final = HASH_BYTES + HEADER_BYTES_MAX + BODY_BYTES_MAX + 128
 
-_FORMAT: Final = FrameFormat(MAGIC, has_height=True, payload_bytes_max=RECORD_BYTES_MAX)
+FORMAT: Final = FrameFormat(MAGIC, has_height=True, payload_bytes_max=RECORD_BYTES_MAX)
 _RECORD: Final = Record(Bytes(HEADER_BYTES_MAX), Fixed(64), Bytes(BODY_BYTES_MAX))
 
 
@@ -35,7 +35,7 @@ class BundleStore:
         """Open or make the store and cut a torn tail. Reads one segment, and heads of others."""
         self.height = 0
         """The chain's height, told by the chain: bodies appended now are dated with it."""
-        self._log = SegmentLog(directory, _FORMAT, segment_bytes)
+        self._log = SegmentLog(directory, FORMAT, segment_bytes)
         self._lock = Lock()
         self._places: dict[bytes, Place] = {}
         self._newest_height: dict[int, int] = {}  # segment → the youngest date in it
@@ -86,15 +86,14 @@ class BundleStore:
         if place is None:
             return None
         try:
-            payload = self._log.read(place).payload
-            if payload[:HASH_BYTES] != bundle_hash:
+            name, bundle = decode_record(self._log.read(place))
+            if name != bundle_hash:
                 raise Damaged("a bundle stands where another should")
-            record = decode(payload[HASH_BYTES:], _RECORD, RECORD_BYTES_MAX, "bundlestore.record")
         except (Damaged, Invalid):
             self._places.pop(bundle_hash, None)
             self.damaged_count += 1
             return None
-        return Bundle(*record)
+        return bundle
 
     def prune(self, height: int) -> int:
         """Drop the oldest segments in which all bodies were appended below chain height `height`.
@@ -143,3 +142,10 @@ class BundleStore:
             frames, _ = self._log.segment_frames(segment)
             self._newest_height[segment] = max((frame.height for _, frame in frames), default=0)
         return self._newest_height[segment]
+
+
+def decode_record(frame: Frame) -> tuple[bytes, Bundle]:
+    """A bundle and the hash that it is kept by; raises `Invalid` `bundlestore.record…`."""
+    raw = frame.payload[HASH_BYTES:]
+    record = decode(raw, _RECORD, RECORD_BYTES_MAX, "bundlestore.record")
+    return frame.payload[:HASH_BYTES], Bundle(*record)

@@ -28,21 +28,23 @@ from node.ledger.wire.blocks import Block, Payload, decode_payload, encode_block
 from node.storage.batch import Batch
 from node.storage.blocklog import BlockLog
 from node.storage.bundlestore import BundleStore
+from node.storage.errors import MissingData
 from node.storage.executing import (
     NOTHING_KNOWN,
     DoubtfulBytes,
     Executed,
     FinalRefusal,
     Known,
-    MissingBodies,
     Parent,
     build_block,
     check_header,
     check_last_commit,
     execute_next,
+    named_heights,
     verify_decided,
 )
-from node.storage.opening import Opened, open_store
+from node.storage.opening import Opened, Tell, open_store, tell_nobody
+from node.storage.pasts import PastBlocks
 from node.storage.store import CACHE_BYTES, KV, Reader
 from node.storage.views import Tip, View
 from node.storage.writing import write_block
@@ -88,6 +90,8 @@ class Chain:
         self.chain_id: bytes = opened.chain_id
         self.bundles: BundleStore = opened.bundles
         """Bodies of bundles: `append` when admitted, `sync` before our precommit."""
+        self.pasts: PastBlocks = opened.pasts
+        """Blocks from before our snapshot that evidence names: `add` what peers tell."""
         self.steps: tuple[str, ...] = opened.steps
         """What the start-up ladder did, a line each, for the log."""
         self._store: KV = opened.store
@@ -97,7 +101,7 @@ class Chain:
         self._refused: OrderedDict[tuple[bytes, bytes], Verdict] = OrderedDict()
         self._counts = dict.fromkeys(("executed", "refused", "committed"), 0)
         self._snapshot = self._store.snapshot()
-        self._view = View(self._snapshot, opened.tip, self._log, self.bundles)
+        self._view = View(self._snapshot, opened.tip, self._log, self.bundles, self.pasts)
 
     @classmethod
     def open(
@@ -108,14 +112,21 @@ class Chain:
         keep_versions: int = KEEP_VERSIONS,
         cache_bytes: int = CACHE_BYTES,
         store: KV | None = None,
+        tell: Tell = tell_nobody,
     ) -> Self:
         """Open the chain in `home`, climbing the start-up ladder. Blocks; may replay blocks.
 
         The caller holds `lock_home(home)`. `genesis`: its canonical bytes. `store`: another map
-        than LevelDB, for tests. Raises `StorageError` (`Damaged`: exit status 7) with its mend.
+        than LevelDB, for tests. `tell` hears how far a replay is. Raises `StorageError`
+        (`Damaged`: exit status 7) with its mend.
         """
         opened = open_store(
-            home, genesis, keep_versions=keep_versions, cache_bytes=cache_bytes, store=store
+            home,
+            genesis,
+            keep_versions=keep_versions,
+            cache_bytes=cache_bytes,
+            store=store,
+            tell=tell,
         )
         return cls(opened, keep_versions=keep_versions)
 
@@ -171,6 +182,14 @@ class Chain:
         payload = decode_payload(block.payload)
         return tuple(name for name in payload.bundles if name not in self.bundles)
 
+    def missing_past(self, block: Block) -> tuple[int, ...]:
+        """Heights before our snapshot that a block's evidence names: fetch them before `execute`.
+
+        Raises `Invalid` `payload.…`, `evidence.…`.
+        """
+        missing = self.pasts.missing(named_heights(decode_payload(block.payload).evidence))
+        return () if missing and self._view.has_outlived_snapshot() else missing
+
     def build(
         self,
         *,
@@ -201,7 +220,7 @@ class Chain:
     def execute(self, block: Block, known: Known = NOTHING_KNOWN) -> Verdict:
         """Whether `block` keeps every rule as the next one; executed once per id.
 
-        Raises `MissingBodies` when its bundles are not all held: fetch them, then ask again.
+        Raises `MissingData` when not all that it names is held: fetch that, then ask again.
         Any exception but this and those of the disk is our own failure, not the block's.
         """
         header = decode_header(block.header)
@@ -252,7 +271,7 @@ class Chain:
         For catching up: the caller has checked nothing but shapes. Each certificate is verified
         against the set of its height. Raises `Invalid` at the first bad certificate,
         `DoubtfulBytes` and `FinalRefusal` at the first decided block that is refused here, and
-        `MissingBodies` at the first that lacks bundles; what came before it is committed then.
+        `MissingData` at the first that names what we lack; what came before it is committed then.
         """
         assert len(blocks) <= SYNC_BLOCKS_MAX
         batch, tip = Batch(self._store), self.tip
@@ -260,7 +279,7 @@ class Chain:
             for block, certificate in blocks:
                 executed = self._decided(batch, tip, block, certificate)
                 tip = self._append(batch, tip, executed, certificate)
-        except (Invalid, MissingBodies):
+        except (Invalid, MissingData):
             if tip.height > self.height:
                 self._finish(batch, tip)
             raise
@@ -288,11 +307,12 @@ class Chain:
     # -- inside
 
     def _parent(self, reader: Reader, tip: Tip) -> Parent:
-        past = View(reader, tip, self._log, self.bundles)
+        past = View(reader, tip, self._log, self.bundles, self.pasts)
         return Parent(self.chain_id, self.genesis.app_version, reader, tip, past.find_past)
 
     def _remember(self, executed: Executed) -> None:
         self._counts["executed"] += 1
+        self._keep_past(executed)
         self._executed[executed.block_id] = executed
         while len(self._executed) > EXECUTED_MAX:
             self._executed.popitem(last=False)
@@ -307,11 +327,18 @@ class Chain:
         check_header(parent, header)
         try:
             check_last_commit(parent, block, header)
-            return execute_next(parent, self.bundles, NOTHING_KNOWN, block, header)
+            executed = execute_next(parent, self.bundles, NOTHING_KNOWN, block, header)
         except FinalRefusal:
             raise
         except Invalid as refusal:
             raise DoubtfulBytes(refusal, block) from refusal
+        self._keep_past(executed)
+        return executed
+
+    def _keep_past(self, executed: Executed) -> None:
+        """Durable before our vote, and before the block is: a start may have to judge it again."""
+        if executed.payload.evidence:
+            self.pasts.keep(named_heights(executed.payload.evidence))
 
     def _append(self, batch: Batch, tip: Tip, executed: Executed, certificate: Certificate) -> Tip:
         raw = encode_block(executed.block)
@@ -329,4 +356,4 @@ class Chain:
         self.bundles.height = tip.height
         # Readers of the old view keep its snapshot alive until they let go of it.
         self._snapshot = self._store.snapshot()
-        self._view = View(self._snapshot, tip, self._log, self.bundles)
+        self._view = View(self._snapshot, tip, self._log, self.bundles, self.pasts)

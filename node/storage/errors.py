@@ -51,6 +51,10 @@ class DiskRefused(StorageError):
     """The system refuses to read or write: full, read-only, not ours. The data are as they were."""
 
 
+class MissingData(Exception):
+    """Something that a block needs and we lack. Never a verdict on it: fetch, then ask again."""
+
+
 class Damaged(StorageError):
     """Bytes on the disk are not those that were written."""
 

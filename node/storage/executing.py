@@ -17,11 +17,11 @@ from consensus.certificate import (
     encode_certificate,
     verify_certificate,
 )
-from consensus.evidence import decode_evidence, evidence_height
 from consensus.header import HEADER_VERSION, Header, encode_header
 from consensus.primitives.digest import HASH_BYTES, sha256
 from consensus.primitives.errors import Invalid
 from node.ledger import tree
+from node.ledger.accusations import decode_accusation, past_heights
 from node.ledger.admission import Admitted
 from node.ledger.context import Context, PastHeight
 from node.ledger.execute import Outcome, execute_block, make_header, rules_for
@@ -30,21 +30,22 @@ from node.ledger.wire.blocks import Block, Payload, decode_payload, encode_paylo
 from node.ledger.wire.bundles import Bundle
 from node.storage import history
 from node.storage.bundlestore import BundleStore
-from node.storage.errors import Damaged
+from node.storage.errors import Damaged, MissingData
+from node.storage.pasts import MissingPast
 from node.storage.store import MEND, Reader
 from node.storage.views import Tip, base_of
 
 NO_COMMIT: Final = bytes(HASH_BYTES)  # last_commit_hash of height 1
 
 Known = Mapping[bytes, Admitted]  # bundle hash → what its check gave, and with which keys
-FindPast = Callable[[int], PastHeight | None]  # by height; None while it is not decided
+FindPast = Callable[[int], PastHeight | None]  # None: not decided yet; raises `MissingPast`
 NOTHING_KNOWN: Final[Known] = MappingProxyType({})
 # Where these are as the header says, the payload executed is the one that the header is of.
 PAYLOAD_ROOTS: Final = ("txs_root", "bundles_root", "evidence_root")
 
 
-class MissingBodies(Exception):
-    """Bundles that a block names and we lack. Missing data is never a verdict: fetch them."""
+class MissingBodies(MissingData):
+    """Bundles that a block names and we lack."""
 
     def __init__(self, hashes: tuple[bytes, ...]) -> None:
         super().__init__(f"{len(hashes)} bundles are missing")
@@ -94,7 +95,7 @@ def build_block(
     payload: Payload,
     last_certificate: Certificate | None,
 ) -> Executed:
-    """The next block with `payload`; raises `Invalid` if it breaks a rule, `MissingBodies`."""
+    """The next block with `payload`; raises `Invalid` if it breaks a rule, `MissingData`."""
     assert time_ms > parent.tip.time_ms, "wait until the clock is past the parent's time"
     raw = b"" if last_certificate is None else encode_certificate(last_certificate)
     bodies = get_bodies(payload, bundles)
@@ -108,7 +109,7 @@ def execute_next(
 ) -> Executed:
     """A block whose header and last certificate are checked, executed.
 
-    Raises `Invalid` with the first rule that its payload breaks, and `MissingBodies`.
+    Raises `Invalid` with the first rule that its payload breaks, and `MissingData`.
 
     Such a refusal is of these bytes: the id binds the payload only through roots that execution
     gives, so another payload under the same header may be good. Where those roots are the
@@ -150,10 +151,29 @@ def get_bodies(payload: Payload, bundles: BundleStore) -> dict[bytes, Bundle]:
     return {name: bundle for name, bundle in found.items() if bundle is not None}
 
 
+def named_heights(evidence: Iterable[bytes]) -> list[int]:
+    """The heights that pieces of evidence speak of; raises `Invalid` `evidence.…`."""
+    accusations = [decode_accusation(raw) for raw in evidence]
+    return sorted({height for one in accusations for height in past_heights(one)})
+
+
 def past_of(find_past: FindPast, evidence: Iterable[bytes]) -> tuple[PastHeight, ...]:
-    """The decided heights that pieces of evidence speak of; raises `Invalid` `evidence.…`."""
-    heights = sorted({evidence_height(decode_evidence(raw)) for raw in evidence})
-    return tuple(past for past in map(find_past, heights) if past is not None)
+    """What is known of those heights, as far as they are decided.
+
+    Raises `Invalid` `evidence.…`, and `MissingPast` with all that must be fetched first.
+    """
+    found: list[PastHeight] = []
+    missing: list[int] = []
+    for height in named_heights(evidence):
+        try:
+            past = find_past(height)
+        except MissingPast as lacking:
+            missing += lacking.heights
+        else:
+            found += [] if past is None else [past]
+    if missing:
+        raise MissingPast(tuple(missing))
+    return tuple(found)
 
 
 def _run(

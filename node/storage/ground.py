@@ -13,6 +13,7 @@ from node.storage.chain import KEEP_VERSIONS, Chain
 from node.storage.errors import StorageError
 from node.storage.journal import Journal, open_journal
 from node.storage.lock import HomeLock, lock_home
+from node.storage.opening import Tell, tell_nobody
 from node.storage.signer import CannotSign
 from node.storage.store import CACHE_BYTES
 
@@ -41,16 +42,20 @@ def open_ground(
     validator_key: bytes | None = None,
     keep_versions: int = KEEP_VERSIONS,
     cache_bytes: int = CACHE_BYTES,
+    tell: Tell = tell_nobody,
 ) -> Ground:
     """Open a home for this process. Blocks; may replay blocks.
 
-    `genesis`: the file. `validator_key`: our public key if we are to vote. Raises `HomeInUse`,
-    `Damaged` or another `StorageError`, each with its mend; nothing stays open then.
+    `genesis`: the file. `validator_key`: our public key if we are to vote. `tell` hears how far a
+    replay is. Raises `HomeInUse`, `Damaged` or another `StorageError`, each with its mend; nothing
+    stays open then.
     """
     lock = lock_home(home)
     try:
         raw = _read_genesis(genesis)
-        chain = Chain.open(home, raw, keep_versions=keep_versions, cache_bytes=cache_bytes)
+        chain = Chain.open(
+            home, raw, keep_versions=keep_versions, cache_bytes=cache_bytes, tell=tell
+        )
     except BaseException:
         lock.release()
         raise

@@ -33,10 +33,9 @@ from node.storage.adopting import DB_NAME, adopt_prepared
 from node.storage.batch import Batch
 from node.storage.blocklog import BlockLog, BlockRecord
 from node.storage.bundlestore import BundleStore
-from node.storage.errors import Damaged, StorageError
+from node.storage.errors import Damaged, MissingData, StorageError
 from node.storage.executing import (
     NOTHING_KNOWN,
-    MissingBodies,
     Parent,
     check_header,
     check_last_commit,
@@ -44,6 +43,7 @@ from node.storage.executing import (
 )
 from node.storage.footing import Footing, decode_footing
 from node.storage.loading import load
+from node.storage.pasts import PASTS_NAME, PastBlocks
 from node.storage.segments import Place
 from node.storage.snapshots import read_chunk, read_manifest, verify_manifest
 from node.storage.store import KV, LevelKV, Reader
@@ -58,7 +58,11 @@ ASIDE_NAME: Final = "db.damaged"
 PROVED_KEYS: Final = 1_000  # at each start, 0.15 s
 REPLAY_BLOCKS_MAX: Final = 64  # in one database batch
 
-Say = Callable[[str], None]
+Tell = Callable[[int, int], None]  # blocks replayed up to this height, of so many
+
+
+def tell_nobody(height: int, last: int) -> None:
+    """For who does not wait."""
 
 
 @dataclass(slots=True)
@@ -70,12 +74,19 @@ class Opened:
     store: KV
     log: BlockLog
     bundles: BundleStore
+    pasts: PastBlocks
     tip: Tip
     steps: tuple[str, ...] = field(default=())
 
 
 def open_store(
-    home: Path, genesis_raw: bytes, *, keep_versions: int, cache_bytes: int, store: KV | None
+    home: Path,
+    genesis_raw: bytes,
+    *,
+    keep_versions: int,
+    cache_bytes: int,
+    store: KV | None,
+    tell: Tell = tell_nobody,
 ) -> Opened:
     """Climb the ladder in `home`. Blocks; raises `StorageError` with its mend."""
     steps: list[str] = []
@@ -98,7 +109,7 @@ def open_store(
     try:
         if store is None and (step := adopt_prepared(home, log, chain_id)) is not None:
             steps.append(step)
-        ladder = _Ladder(genesis, chain_id, log, bundles, keep_versions, steps, home)
+        ladder = _Ladder(genesis, chain_id, log, bundles, keep_versions, steps, home, tell)
         opened_store, tip = ladder.climb(home, store, cache_bytes)
     except BaseException:
         log.close()
@@ -106,7 +117,14 @@ def open_store(
         raise
     bundles.height = tip.height
     steps.append(f"chain: height {tip.height}")
-    return Opened(genesis, chain_id, opened_store, log, bundles, tip, tuple(steps))
+    return Opened(genesis, chain_id, opened_store, log, bundles, ladder.pasts, tip, tuple(steps))
+
+
+def set_aside(home: Path) -> None:
+    """Move the database away, in place of one moved before: the next opening makes it again."""
+    shutil.rmtree(home / ASIDE_NAME, ignore_errors=True)
+    if (home / DB_NAME).exists():
+        (home / DB_NAME).rename(home / ASIDE_NAME)
 
 
 class _Ladder:
@@ -119,7 +137,9 @@ class _Ladder:
         keep_versions: int,
         steps: list[str],
         home: Path,
+        tell: Tell,
     ) -> None:
+        self._tell = tell
         self._genesis = genesis
         self._chain_id = chain_id
         self._log = log
@@ -128,6 +148,7 @@ class _Ladder:
         self._steps = steps
         self._snapshots = home / SNAPSHOTS_NAME
         self._footing = decode_footing(log.footing) if log.footing else None
+        self.pasts = PastBlocks(home / PASTS_NAME, self._footing and self._footing.header)
 
     def climb(self, home: Path, given: KV | None, cache_bytes: int) -> tuple[KV, Tip]:
         """The database at the block log's height, made again if it is damaged."""
@@ -148,10 +169,8 @@ class _Ladder:
             raise
 
     def _make_again(self, home: Path, error: Exception, cache_bytes: int) -> tuple[KV, Tip]:
-        aside = home / ASIDE_NAME
-        shutil.rmtree(aside, ignore_errors=True)
-        (home / DB_NAME).rename(aside)
-        self._steps.append(f"database: {error}; moved to {aside.name} and made again")
+        set_aside(home)
+        self._steps.append(f"database: {error}; moved to {ASIDE_NAME} and made again")
         store = LevelKV(home / DB_NAME, cache_bytes)
         try:
             return store, self._bring_up(store)
@@ -277,6 +296,7 @@ class _Ladder:
             if tip.height % REPLAY_BLOCKS_MAX == 0:
                 batch.write_to(store)
                 batch = Batch(store)
+                self._tell(tip.height, self._log.height)
         batch.write_to(store)
         return tip
 
@@ -285,14 +305,14 @@ class _Ladder:
             block = decode_block(record.block)
             certificate = decode_certificate(record.certificate)
             header = decode_header(block.header)
-            past = View(batch, tip, self._log, self._bundles)
+            past = View(batch, tip, self._log, self._bundles, self.pasts)
             parent = Parent(self._chain_id, self._genesis.app_version, batch, tip, past.find_past)
             check_header(parent, header)
             check_last_commit(parent, block, header)
             executed = execute_next(parent, self._bundles, NOTHING_KNOWN, block, header)
             if certificate.block_id != executed.block_id:
                 raise Invalid("certificate.block_id")
-        except (Invalid, MissingBodies) as error:
+        except (Invalid, MissingData) as error:
             raise StorageError(
                 f"block {record.height} of our own log cannot be replayed",
                 why=str(error),

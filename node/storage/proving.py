@@ -25,14 +25,14 @@ from node.storage.views import FoundReceipt, View
 def link_of(view: View, header: Header, trusted: int | None = None) -> bytes | None:
     """Why a block is agreed on: its certificate, or a path in the history of block `trusted`.
 
-    None when `trusted` is not a later block of this view.
+    None when `trusted` is not a later block of this view, or this one came before its snapshot.
     """
     if trusted is None:
         certificate = view.certificate(header.height)
         return None if certificate is None else encode_certificate(certificate)
     if trusted == header.height:
         return b""  # who trusts this very block needs no link
-    if not header.height < trusted <= view.height:
+    if not view.earliest <= header.height < trusted <= view.height:
         return None
     return history_link(view.get_header(trusted), view.history_path(header.height, trusted))
 

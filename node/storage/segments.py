@@ -295,3 +295,14 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_durably(path: Path, raw: bytes) -> None:
+    """A small file of its own: it is there whole or not at all. Its name is for the caller to
+    sync."""
+    making = path.with_name(path.name + ".new")
+    with making.open("wb") as file:
+        file.write(raw)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(making, path)

@@ -25,7 +25,7 @@ from consensus.validators import decode_validators, encode_validators
 from node.storage import footing as foot
 from node.storage import history, keyspace
 from node.storage.footing import Footing, verify_footing
-from node.storage.segments import sync_directory
+from node.storage.segments import sync_directory, write_durably
 from node.storage.views import View
 
 VERSION: Final = 1
@@ -297,7 +297,7 @@ def _write_state(
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Make the manifest durable, and every chunk beside it named."""
-    _write_durably(folder / MANIFEST_NAME, encode_manifest(manifest))
+    write_durably(folder / MANIFEST_NAME, encode_manifest(manifest))
     sync_directory(folder)
 
 
@@ -311,7 +311,7 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def write_chunk(folder: Path, index: int, raw: bytes) -> None:
     """Make one chunk durable: it is there whole or not at all."""
-    _write_durably(folder / _chunk_name(index), raw)
+    write_durably(folder / _chunk_name(index), raw)
 
 
 def read_chunk(folder: Path, index: int) -> bytes | None:
@@ -324,15 +324,6 @@ def read_chunk(folder: Path, index: int) -> bytes | None:
 
 def _chunk_name(index: int) -> str:
     return f"{index:05d}"
-
-
-def _write_durably(path: Path, raw: bytes) -> None:
-    making = path.with_name(path.name + ".new")
-    with making.open("wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(making, path)
 
 
 assert CHUNKS_MAX * 48 + foot.FOOTING_BYTES_MAX < MANIFEST_BYTES_MAX

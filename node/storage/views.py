@@ -11,8 +11,10 @@ What this file does not know: how a block came to be here.
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from consensus.attacks import Decided
 from consensus.certificate import Certificate, decode_certificate
 from consensus.header import Header, decode_header
+from consensus.pastblocks import PastBlock
 from consensus.primitives.encoding import U8, U16, U63, Bytes, ListOf, Record, decode, encode
 from consensus.skipping import LightBlock
 from consensus.validators import ValidatorSet, decode_validators
@@ -31,6 +33,7 @@ from node.storage import history, keyspace
 from node.storage.blocklog import BlockLog, BlockRecord
 from node.storage.bundlestore import BundleStore
 from node.storage.errors import FRESH_HOME, Damaged
+from node.storage.pasts import MissingPast, PastBlocks
 from node.storage.segments import decode_place
 from node.storage.store import Reader
 
@@ -130,11 +133,14 @@ def base_of(reader: Reader, height: int) -> Base:
 class View:
     """Everything that can be asked of the chain as of block `tip.height`. Any thread."""
 
-    def __init__(self, reader: Reader, tip: Tip, log: BlockLog, bundles: BundleStore) -> None:
+    def __init__(
+        self, reader: Reader, tip: Tip, log: BlockLog, bundles: BundleStore, pasts: PastBlocks
+    ) -> None:
         self.tip = tip
         self.reader = reader
         self._log = log
         self._bundles = bundles
+        self._pasts = pasts
         self.base = base_of(reader, tip.height)
 
     @property
@@ -169,6 +175,9 @@ class View:
         """The header of a height."""
         if self.tip.header is not None and height == self.tip.height:
             return self.tip.header
+        footing = self._pasts.footing
+        if footing is not None and height == footing.height:
+            return footing
         block = self.block(height)
         return None if block is None else decode_header(block.header)
 
@@ -213,13 +222,49 @@ class View:
         return None
 
     def find_past(self, height: int) -> PastHeight | None:
-        """What evidence of a height is judged by; None while the height is not decided."""
+        """What evidence of a height is judged by; None while the height is not decided.
+
+        None, too, for one before our snapshot when that is surely too old for any evidence: then
+        every node refuses it. Raises `MissingPast` for one that must be fetched first.
+        """
         if not 1 <= height <= self.tip.height:
             return None
+        if self._pasts.is_before(height):
+            if self.has_outlived_snapshot():
+                return None
+            past = self._pasts.find(height)
+            if past is None:
+                raise MissingPast((height,))
+            told = past.block  # its certificate is the one that the next block carries
+            carried = Decided(told.header, told.certificate, told.validators)
+            return PastHeight(height, told.header.time_ms, told.validators, carried)
         validators = self.validators(height)
         if validators is None:
             raise Damaged(f"the validators of height {height} are missing", mend=FRESH_HOME)
-        return PastHeight(height, self.get_header(height).time_ms, validators)
+        decided = self.find_decided(height) if height < self.tip.height else None
+        return PastHeight(height, self.get_header(height).time_ms, validators, decided)
+
+    def has_outlived_snapshot(self) -> bool:
+        """Whether no block to come may hold evidence from before the one our log stands on."""
+        footing = self._pasts.footing
+        if footing is None:
+            return True
+        return self.tip.time_ms > footing.time_ms + self.state().parameter("evidence_age_ms_max")
+
+    def find_decided(self, height: int) -> Decided | None:
+        """A block with the commit that the next block carries; None where it is not held.
+
+        Of the tip with the commit that this node holds: another may have gathered another.
+        """
+        header, validators = self.header(height), self.validators(height)
+        if header is None or validators is None:
+            return None
+        if height == self.tip.height:
+            assert self.tip.certificate is not None
+            return Decided(header, self.tip.certificate, validators)
+        following = self.block(height + 1)
+        assert following is not None, "what is held has no gap below the tip"
+        return Decided(header, decode_certificate(following.last_certificate), validators)
 
     def light_block(self, height: int) -> LightBlock | None:
         """What a light client needs of a height, or None where something of it is not held."""
@@ -228,6 +273,22 @@ class View:
         if header is None or certificate is None or validators is None or following is None:
             return None
         return LightBlock(header, certificate, validators, following)
+
+    def past_block(self, height: int, at: int) -> PastBlock | None:
+        """What proves block `height` and its judgement to whom trusts the header of `at` alone.
+
+        Both heights are at or above our snapshot's, and a block stands behind the first.
+        """
+        if not max(1, self.earliest - 1) <= height < at <= self.tip.height + 1:
+            return None
+        behind = self.block(height + 1)
+        validators, following = self.validators(height), self.validators(height + 1)
+        if behind is None or validators is None or following is None:
+            return None
+        certificate = decode_certificate(behind.last_certificate)
+        light = LightBlock(self.get_header(height), certificate, validators, following)
+        path = () if height + 1 == at else self.history_path(height + 1, at)
+        return PastBlock(light, decode_header(behind.header), path)
 
     def history_path(self, height: int, at: int) -> tuple[bytes, ...]:
         """The path of block `height` < `at` under `history_root` of the header of `at`.

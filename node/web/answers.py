@@ -140,7 +140,7 @@ class Accusation:
     """Evidence in a block: what was done at which height, and by whom."""
 
     evidence: Hex  # its SHA-256
-    offence: str  # "double_vote" or "double_proposal"
+    offence: str  # "double_vote", "double_proposal", "second_block" or "lunatic_header"
     height: int
     accused: tuple[Account, ...]
 
@@ -319,8 +319,8 @@ class ValidatorAnswer:
     power: int  # 0 for one that sits out
     proposer_next: bool
     this_node: bool
-    status: str  # "active", "jailed" or "tombstoned"
-    jailed_until_ms: int  # 0 while free; then it still takes an unjailing
+    status: str  # "active", "jailed", "frozen" or "tombstoned"
+    jailed_until_ms: int  # 0 while free or only frozen; then it still takes an unjailing
     bonded: Grains
 
 

@@ -5,16 +5,18 @@ What it does not know: HTTP, and what an offence costs.
 
 from typing import assert_never
 
-from consensus.evidence import (
-    DuplicateProposal,
-    DuplicateVote,
-    Evidence,
-    accused_members,
-    decode_evidence,
-    evidence_height,
-)
+from consensus.attacks import AttackKind, LightClientAttack
+from consensus.evidence import DuplicateProposal, DuplicateVote
 from consensus.primitives.digest import sha256
 from node.ledger import tables
+from node.ledger.accusations import (
+    Accusation,
+    Charge,
+    charge_of,
+    decode_accusation,
+    get_past,
+    past_heights,
+)
 from node.ledger.rules import staking
 from node.ledger.state import State
 from node.ledger.tables import ROLE_VALIDATOR
@@ -46,29 +48,34 @@ def _conduct(state: State, key: bytes) -> tables.Conduct:
 
 
 def _word(state: State, key: bytes) -> str:
-    if _conduct(state, key).tombstone:
+    conduct = _conduct(state, key)
+    if conduct.tombstone:
         return "tombstoned"
+    if conduct.frozen_ms:
+        return "frozen"
     return "jailed" if staking.is_jailed(state, ROLE_VALIDATOR, key) else "active"
 
 
 def accusation(view: View, raw: bytes) -> answers.Accusation:
-    """A piece of evidence of a block: whom it names, by the set of its height."""
-    evidence = decode_evidence(raw)
-    past = view.find_past(evidence_height(evidence))
-    assert past is not None, "a block holds evidence of decided heights only"
+    """A piece of evidence of a block: whom it names, by the sets and blocks of its heights."""
+    read = decode_accusation(raw)
+    charge = charge_of(read, get_past(read, view.find_past))
     return answers.Accusation(
         evidence=sha256(raw),
-        offence=_offence_word(evidence),
-        height=past.height,
-        accused=accused_members(evidence, past.validators),
+        offence=_offence_word(read, charge),
+        height=past_heights(read)[-1],
+        accused=charge.accused,
     )
 
 
-def _offence_word(evidence: Evidence) -> str:
-    match evidence:
+def _offence_word(read: Accusation, charge: Charge) -> str:
+    match read:
         case DuplicateVote():
             return "double_vote"
         case DuplicateProposal():
             return "double_proposal"
+        case LightClientAttack():
+            is_lunatic = charge.kind is AttackKind.LUNATIC
+            return "lunatic_header" if is_lunatic else "second_block"
         case _:
-            assert_never(evidence)
+            assert_never(read)

@@ -16,7 +16,9 @@ from node.ledger.genesis import devnet_genesis, encode_genesis
 from node.ledger.wire.transactions import Transfer, encode_body, sign_transaction
 from node.storage.ground import open_ground
 
-VALIDATOR, OLD, NEW = (party(name) for name in ("one validator", "old node", "new node"))
+VALIDATOR, OLD, NEW, NEXT = (
+    party(name) for name in ("one validator", "old node", "new node", "next node")
+)
 EVERY = 10
 GAP = 5
 ANY_PORT = ("/ip4/127.0.0.1/tcp/0",)
@@ -39,7 +41,7 @@ class Old:
         self.genesis, self.chain_id, self.nonce = encode_genesis(genesis), genesis.chain_id, 0
         seeds = {"validator": VALIDATOR.seed, "node": OLD.seed}
         self.home = folder / "old"
-        settings = settings_of(self, self.home, seeds, roles=("validator",))
+        settings = self.settings = settings_of(self, self.home, seeds, roles=("validator",))
         store = keystore_of(settings)
         keys = daemon.Keys(store.unlock("node", None), store.unlock("validator", None), None)
         ground = open_ground(self.home, self.home / "genesis", validator_key=VALIDATOR.key)
@@ -74,16 +76,11 @@ def settings_of(old: Old, home: Path, seeds: dict[str, bytes], **chosen: Any) ->
     return config.load(home, environment={})
 
 
-def newcomer(old: Old, folder: Path, who: Party) -> tuple[config.Settings, daemon.Keys]:
-    tip = old.node._chain.tip
+def newcomer(
+    old: Old, home: Path, who: Party, seeds: tuple[str, ...], **chosen: Any
+) -> tuple[config.Settings, daemon.Keys]:
     settings = settings_of(
-        old,
-        folder / "new",
-        {"node": who.seed},
-        roles=("auditor",),
-        p2p__bootstrap=tuple(old.node._network.addresses()),
-        chain__trusted_height=tip.height,
-        chain__trusted_id=tip.block_id.hex(),
+        old, home, {"node": who.seed}, roles=("auditor",), p2p__bootstrap=seeds, **chosen
     )
     return settings, daemon.Keys(keystore_of(settings).unlock("node", None), None, None)
 
@@ -91,6 +88,7 @@ def newcomer(old: Old, folder: Path, who: Party) -> tuple[config.Settings, daemo
 async def test_daemon_starts_from_a_snapshot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One by a block that its operator named; the next by its genesis, the first as a witness."""
     lives: list[daemon.Node] = []
 
     class Watched(daemon.Node):
@@ -99,14 +97,16 @@ async def test_daemon_starts_from_a_snapshot(
             lives.append(self)
 
     old = Old(tmp_path)
-    monkeypatch.setattr(daemon, "GAP_BLOCKS", GAP)
     monkeypatch.setattr(daemon, "Node", Watched)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(old.node.run)
-        await wait_until(lambda: bool(old.node._network.addresses()))
+        await wait_until(old.settings.socket_path.exists)  # it is ready
         await old.grow(2 * EVERY + 3)
         await wait_until(lambda: old.node._keeper.height == 2 * EVERY)
-        nursery.start_soon(daemon.run, *newcomer(old, tmp_path, NEW))
+        monkeypatch.setattr(daemon, "GAP_BLOCKS", GAP)  # the old node is not behind anybody
+        tip, seeds = old.node._chain.tip, tuple(old.node._network.addresses())
+        named = {"chain__trusted_height": tip.height, "chain__trusted_id": tip.block_id.hex()}
+        nursery.start_soon(daemon.run, *newcomer(old, tmp_path / "new", NEW, seeds, **named))
         await wait_until(lambda: len(lives) == 2, 60)
         chain = lives[1]._chain
         assert chain.view().earliest == 2 * EVERY + 1
@@ -114,6 +114,14 @@ async def test_daemon_starts_from_a_snapshot(
         await old.grow(3)
         await wait_until(lambda: chain.height >= 2 * EVERY + 6, 60)
         assert chain.state().account(PAYER.key) == old.node._chain.state().account(PAYER.key)
-        for life in (lives[1], old.node):
+        await old.grow(EVERY - 2)
+        await wait_until(lambda: lives[1]._keeper.height == 3 * EVERY, 60)
+        seeds += tuple(lives[1]._network.addresses())
+        nursery.start_soon(daemon.run, *newcomer(old, tmp_path / "next", NEXT, seeds))
+        await wait_until(lambda: len(lives) == 4, 60)
+        chain = lives[3]._chain
+        assert chain.view().earliest == 3 * EVERY + 1
+        await wait_until(lambda: chain.height == old.node._chain.height, 60)
+        for life in (lives[1], lives[3], old.node):
             life._stop.set()
     old.ground.close()

@@ -22,22 +22,26 @@ from simulation.disk import PowerLost, SeededKV
 from simulation.liars import Mouth
 from simulation.lying import LyingNetwork
 
+from consensus.attacks import LightClientAttack, Verdict, encode_attack
 from consensus.primitives.digest import signing_bytes
 from consensus.primitives.errors import Invalid
 from consensus.primitives.keys import sign
-from node.ledger.genesis import encode_genesis
+from node.ledger.genesis import encode_genesis, start
 from node.ledger.pool import BundlePool, TransactionPool
+from node.light import trust_options
 from node.peering.accusing import Accusing
+from node.peering.lightserver import LightServer
 from node.peering.pace import LAN
 from node.peering.proposer import Proposer
 from node.peering.replica import Replica, Settings
 from node.peering.snapshotting import SnapshotKeeper
 from node.peering.statesync import StateSync
+from node.peering.trusting import Named, Root, Trusting
 from node.peering.voter import Validator
-from node.peering.vouching import TrustedBlock
 from node.storage.adopting import take_in
 from node.storage.chain import Chain
 from node.storage.journal import open_journal
+from node.storage.lightfile import LightFile
 from node.storage.signer import create_signer
 from node.storage.snapshots import SnapshotStore
 from node.storage.views import Tip
@@ -79,13 +83,14 @@ class Node:
         self.voter = voter or self.identity
         self.peer = PeerId(self.identity.key)
         self.votes = votes
+        self.has_room = True  # what its disk guard says
         self.lies = tuple(lies)
         self.skew_ms = 0
         self.settings = SETTINGS
         self.run_blocking = at_once
         self.kv: SeededKV | None = SeededKV(cluster.disk, home)
         self.snapshot_every = 10_000
-        self.trusted: tuple[int, bytes, int] | None = None  # height, block id, gap in blocks
+        self.trusted: tuple[Root, int] | None = None  # what a snapshot is believed by, its gap
         self.sync_counters: Counter[str] = Counter()
         self.scope: trio.CancelScope | None = None
         self.ended = trio.Event()
@@ -116,8 +121,12 @@ class Node:
         self.kv = None
 
     def trust(self, other: Node, gap_blocks: int) -> None:
-        """Start from a snapshot at or below the other's newest block, if that is far above ours."""
-        self.trusted = other.chain.height, other.chain.tip.block_id, gap_blocks
+        """Start from a snapshot that the other's newest block vouches for, if far above ours."""
+        self.trusted = Named(other.chain.height, other.chain.tip.block_id), gap_blocks
+
+    def trust_genesis(self, gap_blocks: int) -> None:
+        """The same by what our genesis leads to."""
+        self.trusted = start(self.cluster.genesis).validators, gap_blocks
 
     # --- its life
 
@@ -158,6 +167,9 @@ class Node:
                     nursery.cancel_scope.cancel()
                     return True
                 nursery.start_soon(keeper.run)
+                LightServer(
+                    get_view=self.chain.view, take_attack=self._take_attack, run_blocking=at_once
+                ).serve(self.network)
                 await nursery.start(self.replica.run)
                 self.is_up = True
                 task_status.started()
@@ -222,6 +234,7 @@ class Node:
             on_commit=note_commit,
             on_accuse=accuse,
             judge_evidence=self.accusing.judge,
+            may_promise=lambda: self.has_room,
             run_blocking=self.run_blocking,
         )
 
@@ -234,22 +247,37 @@ class Node:
         return LyingNetwork(network, mouth, [node.peer for node in self.cluster.nodes])
 
     async def _sync_state(self, store: SnapshotStore) -> bool:
-        if self.trusted is None or self.trusted[0] - self.chain.height <= self.trusted[2]:
+        if self.trusted is None:
             return False
-        height, block_id, gap_blocks = self.trusted
-        trusted = TrustedBlock(network=self.network, height=height, block_id=block_id)
+        root, gap_blocks = self.trusted
+        if isinstance(root, Named) and root.height - self.chain.height <= gap_blocks:
+            return False
+        trusting = Trusting(
+            network=self.network,
+            chain_id=self.cluster.chain_id,
+            root=root,
+            options=trust_options(self.cluster.genesis),
+            file=LightFile(self.home, self.cluster.chain_id),
+            evidence=self.home / "evidence",
+            now_ms=self.now_ms,
+            run_blocking=at_once,
+        )
         sync = StateSync(
             network=self.network,
             store=store,
             get_height=lambda: self.chain.height,
-            verify_header=trusted.verify,
+            verify_header=trusting.verify,
             take_in=lambda manifest: take_in(self.home, store, manifest),
             gap_blocks=gap_blocks,
             run_blocking=at_once,
         )
         found = await sync.run()
-        self.sync_counters = sync.counters
+        self.sync_counters += sync.counters + trusting.counters
         return found is not None
+
+    async def _take_attack(self, attack: LightClientAttack, verdict: Verdict) -> None:
+        assert verdict.guilty
+        await self.replica.accuse(encode_attack(attack))
 
     async def fetch_bodies(self, names: Any, peers: Any) -> Any:
         await trio.lowlevel.checkpoint()

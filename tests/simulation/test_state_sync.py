@@ -10,6 +10,8 @@ import trio
 from network_kit import wait_until
 from simulation.cluster import Cluster, run_script
 
+from node.storage.lightfile import LightFile
+
 EVERY = 10
 GAP = 5
 
@@ -49,6 +51,19 @@ async def _join(cluster: Cluster) -> None:
     await cluster.start(newcomer)
     assert newcomer.sync_counters["chunks"] > 0
     assert newcomer.chain.height >= 10
+    await _follows(cluster)
+
+
+async def _join_by_genesis(cluster: Cluster) -> None:
+    """Nobody named a block: the set of the genesis leads to the snapshot's, others witness it."""
+    newcomer = cluster.nodes[4]
+    await _grow(cluster, 15)
+    newcomer.trust_genesis(gap_blocks=GAP)
+    await cluster.start(newcomer)
+    assert newcomer.sync_counters["verified"] == 1
+    assert newcomer.sync_counters["chunks"] > 0
+    assert LightFile(newcomer.home, cluster.chain_id).load()[-1].height == EVERY
+    newcomer.trusted = None
     await _follows(cluster)
 
 
@@ -95,7 +110,9 @@ async def _without_trust(cluster: Cluster) -> None:
     cluster.assert_agreed()
 
 
-@pytest.mark.parametrize("script", [_join, _join_killed, _far_behind, _without_trust])
+@pytest.mark.parametrize(
+    "script", [_join, _join_by_genesis, _join_killed, _far_behind, _without_trust]
+)
 def test_newcomer_joins(tmp_path: Path, script: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("node.storage.snapshots.CHUNK_BYTES_MAX", 1_000)
     run_script(_cluster(tmp_path, 11), 11, script)

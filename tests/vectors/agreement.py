@@ -4,7 +4,7 @@ from bundle_kit import Party, party
 from vectors import market
 from vectors.example import CHAIN, Example, h, signed_by
 
-from consensus import attacks, evidence, messages, skipping
+from consensus import attacks, evidence, messages, pastblocks, skipping
 from consensus import certificate as certificates
 from consensus.certificate import PRECOMMIT, PREVOTE, Certificate, make_certificate, vote_body
 from consensus.header import Header, decode_header, encode_header
@@ -148,13 +148,24 @@ def examples_of_light() -> dict[str, Example]:
     members = decode_validators(encode_validators(VALIDATORS))  # no priorities travel
     block = skipping.LightBlock(HEADER, COMMIT, members, members)
     attack = attacks.LightClientAttack(HEIGHT - 1, block)
+    behind = HEADER._replace(
+        height=HEIGHT + 1,
+        parent_id=BLOCK_ID,
+        last_commit_hash=sha256(certificates.encode_certificate(COMMIT)),
+    )
+    past = pastblocks.PastBlock(block, behind, (h("a sibling"), h("another")))
     return {
         "light_block": Example(
             block, skipping.encode_light_block(block), skipping.decode_light_block,
             skipping.encode_light_block, None, "block_id", BLOCK_ID,
         ),
+        "past_block": Example(
+            past, pastblocks.encode_past_block(past), pastblocks.decode_past_block,
+            pastblocks.encode_past_block,
+        ),
         "light_attack": Example(
-            attack, attacks.encode_attack(attack), attacks.decode_attack, attacks.encode_attack
+            attack, attacks.encode_attack(attack), attacks.decode_attack, attacks.encode_attack,
+            None, "evidence_id", attacks.attack_id(attack),
         ),
     }  # fmt: skip
 

@@ -6,26 +6,28 @@ would depend on how many pieces proposers care to bring, and a key with nothing 
 fill blocks with them. What came before a jail is answered by it; an offence that was earlier than
 the one it was for reaches only those who left in between.
 Why power counts together: one careless operator costs little, a third of the power is an attack.
+Why a lie to light clients freezes and slashes nothing: after a real fork it could name who honestly
+signed the lost branch, so what it costs is for people to decide (page 20 §5). A freeze answers for
+no slash, or signing such a lie would be the cheaper way out.
 What this file does not know: who found the evidence, where the past is kept, other roles' faults.
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple, assert_never
+from typing import Final, NamedTuple
 
-from consensus.evidence import (
-    DuplicateProposal,
-    DuplicateVote,
-    Evidence,
-    accused_members,
-    decode_evidence,
-    evidence_height,
-    verify_evidence,
-)
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node.ledger import purses, tables
+from node.ledger.accusations import (
+    Accusation,
+    Charge,
+    charge_of,
+    decode_accusation,
+    get_past,
+    verify_accusation,
+)
 from node.ledger.amounts import BPS, part_bps
-from node.ledger.context import Context, PastHeight
+from node.ledger.context import Context
 from node.ledger.rules.staking import collect, owners_name
 from node.ledger.state import State
 from node.ledger.tables import ROLE_VALIDATOR, UsedEvidence
@@ -41,79 +43,93 @@ class Offender(NamedTuple):
 
 
 class Offence(NamedTuple):
-    """Evidence that holds: when it happened, by the header of that height, and who did it."""
+    """Evidence that holds: when it happened, by a header's time, and who did it."""
 
-    evidence: Evidence
     time_ms: int
     offenders: tuple[Offender, ...]
+    freezes: bool
 
 
 # ---- judging
 
 
 def accept_evidence(state: State, context: Context, raw: bytes) -> Offence:
-    """Judge a piece of evidence and note it as used; raises `Invalid` `evidence.…`, `vote.…`.
+    """Judge a piece of evidence and note it as used; raises `Invalid`.
 
     All pieces of a block are accepted before the first is punished, so that those who offended
     together pay alike in whatever order they stand.
     """
-    evidence = decode_evidence(raw)
-    past = check_evidence(state, context, raw, evidence)
-    guilty = verify_evidence(evidence, past.validators, context.chain_id)
-    offenders = tuple(Offender(key, _answered_from(state, key, past.time_ms)) for key in guilty)
+    accusation = decode_accusation(raw)
+    charge = check_evidence(state, context, raw, accusation)
+    verify_accusation(accusation, charge, context.chain_id)
+    known = _used(state, charge.freezes)
+    offenders = tuple(
+        Offender(key, _answered_from(known, key, charge.time_ms)) for key in charge.accused
+    )
     name = sha256(raw)
-    powers = tuple((key, _power_bps(past, key)) for key in guilty)
-    used = UsedEvidence(past.time_ms, context.time_ms, powers)
+    powers = tuple((key, _power_bps(charge, key)) for key in charge.accused)
+    used = UsedEvidence(charge.time_ms, context.time_ms, powers, int(charge.freezes))
     state.put(tables.USED_EVIDENCE, (_USED + name,), used)
     # All that this jail answers for is too old then: nothing is ever punished twice.
     forgotten_ms = context.time_ms + state.parameter("evidence_age_ms_max") + 1
     state.add_due(forgotten_ms, tables.DUE_EVIDENCE, name)
-    return Offence(evidence, past.time_ms, offenders)
+    return Offence(charge.time_ms, offenders, charge.freezes)
 
 
-def check_evidence(state: State, context: Context, raw: bytes, evidence: Evidence) -> PastHeight:
-    """All that costs no signature, cheapest first; the height that it speaks of.
+def check_evidence(state: State, context: Context, raw: bytes, accusation: Accusation) -> Charge:
+    """All that costs no signature, cheapest first; whom it names, and of what.
 
-    Raises `Invalid` `evidence.used`, `.height`, `.too_old`, `.member` or `.punished`.
+    Raises `Invalid` `evidence.used`, `.height`, `.too_old`, `.punished`, or what `charge_of` does.
     """
     if state.has(tables.USED_EVIDENCE, _USED + sha256(raw)):
         raise Invalid("evidence.used")
-    height = evidence_height(evidence)
-    past = context.find_past(height)
-    if past is None:
-        raise Invalid("evidence.height", height=height)
-    if context.time_ms > past.time_ms + state.parameter("evidence_age_ms_max"):
-        raise Invalid("evidence.too_old", height=height, time_ms=past.time_ms)
-    accused = accused_members(evidence, past.validators)
-    if all(_is_answered(state, key, past.time_ms) for key in accused):
-        raise Invalid("evidence.punished", height=height)
-    return past
+    past = get_past(accusation, context.find_past)
+    dated = past[0]
+    if context.time_ms > dated.time_ms + state.parameter("evidence_age_ms_max"):
+        raise Invalid("evidence.too_old", height=dated.height, time_ms=dated.time_ms)
+    charge = charge_of(accusation, past)
+    if _is_answered(state, charge):
+        raise Invalid("evidence.punished", height=past[-1].height)
+    return charge
 
 
-def _power_bps(past: PastHeight, key: bytes) -> int:
-    return past.validators.power(key) * BPS // past.validators.total
+def _power_bps(charge: Charge, key: bytes) -> int:
+    return charge.validators.power(key) * BPS // charge.validators.total
 
 
-def _used(state: State) -> list[UsedEvidence]:
-    return [record for _, record in state.scan(tables.USED_EVIDENCE, _USED)]
+def _used(state: State, freezes: bool) -> list[UsedEvidence]:
+    """What was punished by a freeze, or what was by a slash: neither answers for the other."""
+    found = (record for _, record in state.scan(tables.USED_EVIDENCE, _USED))
+    return [record for record in found if record.frozen == freezes]
 
 
-def _answered_from(state: State, key: bytes, offence_ms: int) -> int | None:
+def _answered_from(known: Sequence[UsedEvidence], key: bytes, offence_ms: int) -> int | None:
     """The first offence for which `key` was jailed at or after `offence_ms`; None: it was not."""
     return min(
         (
             used.offence_ms
-            for used in _used(state)
+            for used in known
             if offence_ms <= used.punished_ms and key in dict(used.guilty)
         ),
         default=None,
     )
 
 
-def _is_answered(state: State, key: bytes, offence_ms: int) -> bool:
-    """Whether a jail stands for this offence already, and nobody left before it came."""
-    since_ms = _answered_from(state, key, offence_ms)
-    return since_ms is not None and not _leaving(state, key, offence_ms, since_ms)
+def _is_answered(state: State, charge: Charge) -> bool:
+    """Whether a jail of each stands for this offence already, and nobody left before it came.
+
+    One walk over what is on its way out, and only if all are jailed: no signature is checked yet.
+    """
+    known = _used(state, charge.freezes)
+    since = {}
+    for key in charge.accused:
+        since_ms = _answered_from(known, key, charge.time_ms)
+        if since_ms is None:
+            return False
+        since[key] = since_ms
+    return not any(
+        charge.time_ms <= gone.made_ms < since.get(gone.target, 0) for _, gone in leaving(state)
+    )
 
 
 def forget_evidence(state: State, context: Context, due_ms: int, reference: bytes) -> None:
@@ -127,18 +143,26 @@ def forget_evidence(state: State, context: Context, due_ms: int, reference: byte
 def punish_offences(state: State, context: Context, offences: Sequence[Offence]) -> None:
     """What each kind of accepted evidence costs the guilty; one function a kind."""
     for offence in offences:
-        match offence.evidence:
-            case DuplicateVote() | DuplicateProposal():
-                _punish_equivocation(state, context, offence)
-            case _:
-                assert_never(offence.evidence)
+        if offence.freezes:
+            _freeze(state, offence)
+        else:
+            _punish_equivocation(state, context, offence)
+
+
+def _freeze(state: State, offence: Offence) -> None:
+    """Who signed what no execution gives: out, and all that was at stake then waits."""
+    for key, _ in offence.offenders:
+        conduct = state.find(tables.CONDUCT, ROLE_VALIDATOR, key) or tables.Conduct()
+        since_ms = min(conduct.frozen_ms or offence.time_ms, offence.time_ms)
+        changed = conduct._replace(frozen_ms=since_ms)
+        state.put(tables.CONDUCT, (ROLE_VALIDATOR, key), changed)
 
 
 def _punish_equivocation(state: State, context: Context, offence: Offence) -> None:
     """Who said two things: their bonds, and what left since; then jail, or the key's end."""
-    bps = slash_bps(state, offence.time_ms)
+    bps, gone = slash_bps(state, offence.time_ms), leaving(state)
     for key, answered_ms in offence.offenders:
-        taken = slash_leaving(state, key, bps, offence.time_ms, answered_ms)
+        taken = slash_leaving(state, gone, key, bps, offence.time_ms, answered_ms)
         if answered_ms is None:
             taken += slash_bonds(state, ROLE_VALIDATOR, key, bps)
         share_proceeds(state, taken)
@@ -150,7 +174,7 @@ def slash_bps(state: State, offence_ms: int) -> int:
     """What an offence costs: more, the more power offended within a window around it."""
     window_ms = state.parameter("offence_window_ms")
     powers: dict[bytes, int] = {}
-    for used in _used(state):
+    for used in _used(state, freezes=False):
         if abs(used.offence_ms - offence_ms) <= window_ms:
             for key, power in used.guilty:
                 powers[key] = max(power, powers.get(key, 0))
@@ -190,28 +214,38 @@ def slash_bonds(state: State, role: int, target: bytes, bps: int) -> int:
     return taken
 
 
+Leaving = tuple[int, tables.Unbonding]  # with its number
+
+
+def leaving(state: State) -> list[Leaving]:
+    """All that is on its way out of validators' bonds."""
+    return [
+        (int.from_bytes(number, "big"), gone)
+        for (number,), gone in state.scan(tables.UNBONDING)
+        if gone.role == ROLE_VALIDATOR
+    ]
+
+
 def slash_leaving(
-    state: State, validator: bytes, bps: int, since_ms: int, before_ms: int | None
+    state: State,
+    gone: Sequence[Leaving],
+    validator: bytes,
+    bps: int,
+    since_ms: int,
+    before_ms: int | None,
 ) -> int:
     """The same of what was unbonded from a validator at or after `since_ms`, before `before_ms`."""
     taken = 0
-    for number in _leaving(state, validator, since_ms, before_ms):
+    for number, one in gone:
+        if one.target != validator or one.made_ms < since_ms:
+            continue
+        if before_ms is not None and before_ms <= one.made_ms:
+            continue
         purse = purses.unbonding(number)
         cut = part_bps(state.held(purse), bps)
         state.move(purse, purses.pool(tables.TREASURY), cut)
         taken += cut
     return taken
-
-
-def _leaving(state: State, validator: bytes, since_ms: int, before_ms: int | None) -> list[int]:
-    """Numbers of what is on its way out of a validator's bonds, unbonded within a time."""
-    return [
-        int.from_bytes(number, "big")
-        for (number,), leaving in state.scan(tables.UNBONDING)
-        if (leaving.role, leaving.target) == (ROLE_VALIDATOR, validator)
-        and since_ms <= leaving.made_ms
-        and (before_ms is None or leaving.made_ms < before_ms)
-    ]
 
 
 def share_proceeds(state: State, taken: int) -> None:

@@ -218,12 +218,23 @@ def collect(state: State, role: int, target: bytes, owner: bytes) -> None:
 
 
 def apply_unbonded(state: State, context: Context, due_ms: int, reference: bytes) -> None:
-    """Due: a bond on its way out has waited; pay its owner."""
+    """Due: a bond on its way out has waited; pay its owner, or ask again if it is frozen."""
     number = int.from_bytes(reference, "big")
     leaving = state.get(tables.UNBONDING, number)
+    if _is_frozen(state, leaving):
+        again_ms = context.time_ms + state.parameter("offence_window_ms")
+        state.put(tables.UNBONDING, (number,), leaving._replace(due_ms=again_ms))
+        state.add_due(again_ms, tables.DUE_UNBONDING, reference)
+        return
     state.move(purses.unbonding(number), purses.account(leaving.owner), leaving.amount)
     state.remove(tables.UNBONDING, number)
     count_leaving(state, leaving.role, leaving.target, leaving.owner, -1)
+
+
+def _is_frozen(state: State, leaving: tables.Unbonding) -> bool:
+    """Whether it was still bonded when the offence came that its target is frozen for."""
+    conduct = state.find(tables.CONDUCT, leaving.role, leaving.target)
+    return conduct is not None and 0 < conduct.frozen_ms <= leaving.made_ms
 
 
 # ---- what stakers earn
@@ -325,9 +336,11 @@ def advance_validators(state: State, context: Context) -> ValidatorSet:
 
 
 def is_jailed(state: State, role: int, account: bytes) -> bool:
-    """Whether an account may not act in a role: until it is unjailed, or for good."""
+    """Whether an account may not act in a role: until it is unjailed or decided on, or for good."""
     conduct = state.find(tables.CONDUCT, role, account)
-    return conduct is not None and bool(conduct.jailed_until_ms or conduct.tombstone)
+    if conduct is None:
+        return False
+    return bool(conduct.jailed_until_ms or conduct.tombstone or conduct.frozen_ms)
 
 
 def _without_jailed(state: State, validators: ValidatorSet) -> ValidatorSet:

@@ -1,21 +1,25 @@
 """Witnesses against our way: who agrees, who lies, what is proved before whose full nodes."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from light_kit import FOUR, LightChain, Powers, a_set, key_of, light_block, now_of
+from light_kit import FOUR, LightChain, Powers, a_set, certify, key_of, light_block, now_of
 
 from consensus.attacks import (
     AttackKind,
+    Decided,
     Examination,
     LightClientAttack,
     Verdict,
     attack_id,
+    check_attack,
     decode_attack,
     encode_attack,
+    nearest,
     verify_attack,
 )
 from consensus.evidence import decode_evidence
@@ -63,7 +67,7 @@ def examined(trace: tuple[LightBlock, ...], witness: LightChain) -> tuple[Examin
 def verdict_at(chain: LightChain, attack: LightClientAttack) -> Verdict:
     """What a full node of `chain` finds."""
     announced = a_set(chain.sets(attack.common_height + 1))
-    return verify_attack(attack, announced, chain.at(attack.block.height))
+    return verify_attack(attack, announced, chain.decided(attack.block.height))
 
 
 def keys(names: Iterable[str]) -> set[bytes]:
@@ -196,6 +200,56 @@ def test_guilty_hold_more_than_a_third_where_a_client_believed_it() -> None:
     assert announced.is_third(sum(announced.power(key) for key in verdict.guilty))
 
 
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(st.integers(1, 9), min_size=4, max_size=5),
+    st.sampled_from(("state_root", "params_hash")),
+    st.data(),
+)
+def test_guilty_hold_more_than_a_third_of_unequal_power(
+    weights: list[int], field: str, data: st.DataObject
+) -> None:
+    """Whichever quorums signed the two blocks, and whichever name each of them left out."""
+    powers = dict(zip("abcde", weights, strict=False))
+    total = sum(weights)
+    quorums = st.sets(st.sampled_from(sorted(powers))).filter(
+        lambda names: 3 * sum(powers[name] for name in names) > 2 * total
+    )
+    ours, theirs = data.draw(quorums), data.draw(quorums)
+    header = LightChain(3, lambda height: powers).at(3).header
+    own = light_block(header, powers, signers=ours)
+    lie = light_block(header._replace(**{field: b"\7" * 32}), powers, signers=theirs)
+    validators = a_set(powers)
+    decided = Decided(own.header, own.certificate, validators)
+    verdict = verify_attack(LightClientAttack(1, lie), validators, decided)
+    guilty = theirs if field == "params_hash" else ours & theirs
+    assert set(verdict.guilty) == keys(guilty)
+    assert validators.is_third(sum(validators.power(key) for key in verdict.guilty))
+
+
+def test_another_commit_of_our_block_decides_whether_the_round_is_the_same() -> None:
+    """Two rounds may commit one block: the chain's own is the one that the next block carries."""
+    lie = light_block(STILL.at(30).header._replace(state_root=b"\7" * 32), FOUR, round=1)
+    own = STILL.decided(30)
+    later = own._replace(certificate=certify(own.header, FOUR, "abc", round=1))
+    found = [
+        verify_attack(LightClientAttack(COMMON, lie), a_set(FOUR), one) for one in (own, later)
+    ]
+    assert [verdict.kind for verdict in found] == [AttackKind.AMNESIA, AttackKind.EQUIVOCATION]
+    assert set(found[1].guilty) == keys("abc")
+
+
+def test_second_block_is_told_from_the_block_before_it_and_proves_the_same() -> None:
+    second = light_block(STILL.at(30).header._replace(state_root=b"\7" * 32), FOUR)
+    lunatic = light_block(STILL.at(30).header._replace(params_hash=b"\7" * 32), FOUR)
+    for lie, common in ((second, 29), (lunatic, COMMON)):
+        attack = attack_on(STILL, lie)
+        verdict = verdict_at(STILL, attack)
+        told = nearest(attack, verdict)
+        assert told == LightClientAttack(common, lie)
+        assert verdict_at(STILL, told) == verdict
+
+
 # --- what is no attack
 
 
@@ -227,6 +281,16 @@ def test_too_few_signers_are_no_attack(signers: str) -> None:
     lie = light_block(STILL.at(30).header._replace(params_hash=b"\7" * 32), FOUR, signers=signers)
     with pytest.raises(Invalid):
         verdict_at(STILL, attack_on(STILL, lie))
+
+
+def test_signatures_are_asked_for_last() -> None:
+    """A forgery is found out by them alone; all else is known before."""
+    lie = light_block(STILL.at(30).header._replace(params_hash=b"\7" * 32), FOUR)
+    forged = replace(lie.certificate, signatures=bytes(len(lie.certificate.signatures)))
+    attack = LightClientAttack(COMMON, replace(lie, certificate=forged))
+    assert check_attack(attack, a_set(FOUR), STILL.decided(30)).kind is AttackKind.LUNATIC
+    with pytest.raises(Invalid, match=r"certificate\.signature"):
+        verdict_at(STILL, attack)
 
 
 def test_attack_on_another_chain_is_refused() -> None:

@@ -9,7 +9,7 @@ import trio
 
 from node import daemon
 from node.config import P2p, Serving
-from node.daemon import LAG_BLOCKS_MAX, is_behind
+from node.telling import LAG_BLOCKS_MAX, is_behind
 
 AT = 100
 NEAR, FAR = AT + LAG_BLOCKS_MAX, AT + LAG_BLOCKS_MAX + 1

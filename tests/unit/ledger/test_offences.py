@@ -398,7 +398,8 @@ def test_any_order_of_bonds_leaving_payouts_and_slashes_keeps_every_grain(seed) 
             staking.collect(state, ROLE, who.key, owner.key)
         elif kind == "slash":
             bps = chance.choice((1, 500, 3_333, 9_999, 10_000))
-            taken = offences.slash_leaving(state, who.key, bps, 0, None)
+            gone = offences.leaving(state)
+            taken = offences.slash_leaving(state, gone, who.key, bps, 0, None)
             taken += offences.slash_bonds(state, ROLE, who.key, bps)
             offences.share_proceeds(state, taken)
             burnt += taken // 2

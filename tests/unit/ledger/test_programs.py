@@ -21,8 +21,9 @@ from chain_kit import (
     golden_answer,
     rotation,
 )
-from evidence_kit import raw_double_vote
+from evidence_kit import raw_attack, raw_double_vote
 
+from consensus.attacks import Decided
 from node.ledger import tables, tree
 from node.ledger.execute import RULES_1
 from node.ledger.proposing import choose_payload
@@ -165,8 +166,21 @@ class Program:
             )
             for _ in range(2)
         ]
+        if past.decided is not None:
+            offered.append(self.attack(past.decided))
         context = chain.context(later_ms)
         return choose_payload(RULES_1, chain.state(), context, [], [], offered).payload.evidence
+
+    def attack(self, own: Decided) -> bytes:
+        """A block beside the chain's own, by some of its set, from any common block."""
+        chance, by_key = self.chance, {who.key: who for who in (*VALIDATORS, *PEOPLE)}
+        names = sorted(own.validators.powers())
+        count = chance.randrange(1, len(names) + 1)
+        signers = [by_key[name] for name in chance.sample(names, count)]
+        field = chance.choice(("state_root", "parent_id"))
+        common, round = chance.randrange(own.header.height), chance.choice((0, 0, 0, 1))
+        fields = {"round": round, field: bytes(32)}
+        return raw_attack(common, own.header, own.validators, signers, **fields)
 
     def block(self, number: int) -> tuple[list[bytes], tuple[int, ...], int]:
         """(transactions, their codes, pieces of evidence) of a block of chance."""

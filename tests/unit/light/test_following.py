@@ -45,6 +45,7 @@ class Told:
     late: int = 0
     asked: list[int] = field(default_factory=list)
     reports: list[bytes] = field(default_factory=list)
+    blamed: list[str] = field(default_factory=list)
 
     async def ask(self, height: int) -> LightBlock:
         self.asked.append(height)
@@ -58,6 +59,9 @@ class Told:
         if self.silent:
             raise Unanswered("silent")
         self.reports.append(evidence)
+
+    def blame(self, refusal: Invalid) -> None:
+        self.blamed.append(refusal.code)
 
 
 @dataclass
@@ -164,6 +168,30 @@ async def test_lying_primary_is_dropped_and_another_leads() -> None:
     assert found.dropped[0][0] == "one"
 
 
+async def test_who_lies_is_blamed_and_who_is_silent_or_behind_is_not() -> None:
+    liars = [Liar("one", CHAIN), Liar("two", CHAIN)]
+    innocent = [Told("x", CHAIN), Told("y", CHAIN, silent=True), Told("z", CHAIN, height=30)]
+    await followed([liars[0], *innocent, liars[1]])
+    assert [len(liar.blamed) for liar in liars] == [1, 1]
+    assert [source.blamed for source in innocent] == [[], [], []]
+
+
+async def test_clock_behind_the_chains_is_no_lie_of_its_teller() -> None:
+    source = Told("one", CHAIN)
+    with pytest.raises(NoSource, match="future"):
+        await followed([source], now_ms=CHAIN.at(20).header.time_ms)
+    assert source.blamed == []
+
+
+async def test_wanted_height_is_followed_and_none_above_it() -> None:
+    sources = [Told(name, CHAIN) for name in ("one", "two", "three")]
+    found = await follow(
+        FIRST, sources, options=OPTIONS, now_ms=lambda: NOW, pause=pause, target=30
+    )
+    assert found.blocks[-1].block_id == CHAIN.at(30).block_id
+    assert max(height for source in sources for height in source.asked) == 30
+
+
 async def test_lying_witness_is_dropped_and_no_attack() -> None:
     found = await followed([Told("one", CHAIN), Liar("two", CHAIN), Told("x", CHAIN)])
     assert (found.confirmed, found.attacks) == (("x",), ())
@@ -174,7 +202,7 @@ async def test_lying_witness_is_dropped_and_no_attack() -> None:
 def judged(raw: bytes, chain: LightChain) -> AttackKind:
     attack = decode_attack(raw)
     announced = a_set(chain.sets(attack.common_height + 1))
-    verdict = verify_attack(attack, announced, chain.at(attack.block.height))
+    verdict = verify_attack(attack, announced, chain.decided(attack.block.height))
     assert verdict.guilty
     return verdict.kind
 

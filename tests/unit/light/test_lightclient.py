@@ -11,7 +11,7 @@ from chain_kit import devnet
 from exchange_kit import at_once
 from stored_kit import Stored
 
-from consensus.attacks import decode_attack
+from consensus.attacks import LightClientAttack, Verdict, decode_attack
 from node.light import trust_options
 from node.lightclient import (
     CONTRADICTED,
@@ -35,6 +35,10 @@ from p2p.peers import peer_id_text
 GENESIS = devnet()
 KEYS = [PeerId(party(f"full node {i}").key) for i in range(3)]
 OPTIONS = trust_options(GENESIS)
+
+
+async def ignore(attack: LightClientAttack, verdict: Verdict) -> None:
+    """What a full node does with evidence is not asked here."""
 
 
 class World:
@@ -61,7 +65,7 @@ class World:
             network = hub.network(key, chain_id=GENESIS.chain_id)
             LightServer(
                 get_view=lambda made=made: made.chain.view(),
-                take_attack=lambda attack, verdict: None,
+                take_attack=ignore,
                 run_blocking=at_once,
             ).serve(network)
             servers.append(network)

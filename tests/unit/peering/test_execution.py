@@ -50,6 +50,7 @@ class Desk:
             proposer=None,  # type: ignore[arg-type]
             catchup=self,  # type: ignore[arg-type]
             fetch_bodies=None,  # type: ignore[arg-type]
+            fetch_past=None,  # type: ignore[arg-type]
             find_validators=lambda: list(PEERS),
         )
 

@@ -116,7 +116,7 @@ async def test_bodies_that_vanish_before_execution_are_no_verdict_either(
         await stage.puppets[0].say(stage.proposal(block), block)
         await trio.sleep(PROPOSE_S - 0.05)
         assert stage.puppets[0].votes() == []
-        assert stage.counters["bodies_missing"] >= 1
+        assert stage.counters["data_missing"] >= 1
         assert stage.counters.get("invalid_blocks", 0) == 0
 
 

@@ -10,6 +10,8 @@ import trio
 from bundle_kit import party
 from chain_kit import PAYER, devnet
 from exchange_kit import at_once
+from snapshot_kit import Snapped
+from stored_kit import GENESIS as GENESIS_RAW
 from stored_kit import Stored, Told
 
 from consensus.attacks import AttackKind, LightClientAttack, Verdict, encode_attack
@@ -25,6 +27,9 @@ from node.light import trust_genesis as trusted_by_genesis
 from node.light import verify_file
 from node.peering.lightserver import LightServer
 from node.peering.lightsource import LOOK_S, PeerSource
+from node.storage.adopting import take_in
+from node.storage.chain import Chain
+from node.storage.snapshots import SnapshotStore
 from node.storage.views import View
 from p2p.errors import Code, Refused
 from p2p.memory import Link, MemoryHub
@@ -45,9 +50,12 @@ class Server:
         self.attacks: list[tuple[LightClientAttack, Verdict]] = []
         LightServer(
             get_view=view,
-            take_attack=lambda attack, verdict: self.attacks.append((attack, verdict)),
+            take_attack=self._take,
             run_blocking=at_once,
         ).serve(self.network)
+
+    async def _take(self, attack: LightClientAttack, verdict: Verdict) -> None:
+        self.attacks.append((attack, verdict))
 
 
 @asynccontextmanager
@@ -165,6 +173,31 @@ async def test_history_path_proves_an_older_block(told: Told, autojump_clock: An
                 await source.ask_history(height, at)
     verify_history(newest, 3, block_id, path)
     assert block_id == view.get_header(3).block_id()
+
+
+async def test_node_on_a_snapshot_says_no_to_what_came_before_it(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    """An honest no with what it holds: to it, a missing block is not damage."""
+    snapped = Snapped(tmp_path / "snapped")
+    store, home = SnapshotStore(tmp_path / "home" / "snapshots"), tmp_path / "home"
+    snapped.put_part(store)
+    take_in(home, store, snapped.manifest)
+    chain = Chain.open(home, GENESIS_RAW)
+    chain.commit_many(snapped.made.decided[snapped.height :])
+    first, top = snapped.height + 1, chain.height
+    async with client_of([chain.view]) as (_, (source,)):
+        assert (await source.ask(first)).height == first
+        await source.ask_history(first, top)
+        for height in (1, snapped.height):
+            with pytest.raises(Unanswered, match="not_found"):
+                await source.ask(height)
+            with pytest.raises(Unanswered, match="not_found"):
+                await source.ask_history(height, top)
+        with pytest.raises(Refused) as refused:
+            await ask(source, 0, 1)
+    assert decode(refused.value.body, Record(U63, U63), 64, "held") == (first, top)
+    chain.close()
 
 
 async def ask(source: PeerSource, *question: Any) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import trio
+from evidence_kit import raw_double_vote
 from exchange_kit import at_once
 from replica_kit import Stage, id_of, playing
 
@@ -255,6 +256,34 @@ async def test_decided_block_that_we_fail_to_execute_ends_the_task(
     assert stage.node.replica.height == 0
 
 
+async def test_full_disk_silences_us_in_the_middle_of_a_height_and_room_lets_us_vote_again(
+    autojump_clock: object, stage: Stage
+) -> None:
+    async with playing(stage):
+        block = stage.block()
+        await offer(stage, block)
+        said = len(stage.puppets[0].votes())
+        assert said == 1
+        stage.node.has_room = False
+        stage.node.replica.wake()
+        await trio.sleep(0.1)
+        assert stage.state == "waiting"
+        await trio.sleep(20)
+        assert len(stage.puppets[0].votes()) == said, "timers run out, and it says nothing"
+        stage.puppets[0].serve_blocks(it=block)
+        await stage.all_vote(PRECOMMIT, id_of(block))
+        await trio.sleep(1)
+        assert stage.node.replica.height == 1, "it follows"
+        stage.node.has_room = True
+        stage.node.replica.wake()
+        await trio.sleep(0.1)
+        assert stage.state == "validating"
+        for puppet in stage.puppets:
+            await puppet.say(stage.vote(puppet.identity.key, PREVOTE, NIL, height=2))
+        await trio.sleep(5)
+        assert any(vote.height == 2 for vote in stage.puppets[0].votes())
+
+
 async def diverge(stage: Stage) -> None:
     """A quorum decides what execution refuses here."""
     bad = spoilt(stage.block())
@@ -383,3 +412,23 @@ async def test_height_begins_at_once_when_more_than_a_third_are_there(
         if not has_begun:
             await trio.sleep(26)
             assert stage.puppets[0].votes(), "the heartbeat begins it too"
+
+
+async def test_what_a_light_client_brings_is_told_on_once_and_only_if_it_holds(
+    autojump_clock: object, stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bytes] = []
+
+    async def note(kind: int, body: bytes) -> None:
+        told.append(body)
+
+    async with playing(stage):
+        chain, replica = stage.node.chain, stage.node.replica
+        who = stage.puppets[0].identity
+        monkeypatch.setattr(replica._sender, "publish", note)
+        good = raw_double_vote(who, chain.tip.validators, chain.chain_id, 1)
+        false = raw_double_vote(who, chain.tip.validators, b"o" * 32, 1)
+        for raw in (good, good, false, b"noise"):
+            await replica.accuse(raw)
+    assert told == [good]
+    assert len(stage.node.accusing) == 1

@@ -286,6 +286,16 @@ async def test_only_a_node_far_behind_is_synced(
         assert bool(world.asked) == is_used
 
 
+@pytest.mark.parametrize("gather_s", [statesync.GATHER_S, statesync.GATHER_UNSURE_S])
+async def test_snapshot_is_not_waited_for_longer_than_told(
+    snapped: Snapped, tmp_path: Path, autojump_clock: Any, gather_s: float
+) -> None:
+    async with world_of(snapped, tmp_path) as world:
+        begun_s = trio.current_time()
+        world.assert_nothing_used(await world.sync(gather_s=gather_s).run())
+        assert trio.current_time() - begun_s == pytest.approx(gather_s)
+
+
 async def test_sync_that_ran_out_of_sources_goes_on_where_it_was(
     snapped: Snapped, tmp_path: Path, autojump_clock: Any
 ) -> None:

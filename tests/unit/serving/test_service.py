@@ -233,6 +233,9 @@ async def test_an_adapter_an_engine_or_a_ledger_that_is_not_there_yet_asks_to_co
         world.has_engine = False
         frame = await refusal(world, make_start(channel))
         assert (frame.code, frame.retry_ms) == (10, 1_000)
+        world.has_room = False
+        frame = await refusal(world, make_start(channel))
+        assert (frame.code, frame.retry_ms) == (3, 1_000)
         world.is_current = False
         frame = await refusal(world, make_start(channel))
         assert (frame.code, frame.retry_ms) == (3, 1_000)

@@ -139,7 +139,7 @@ async def open_shop(folder: Path) -> AsyncIterator[tuple[Shop, Around]]:
         chain_id=CHAIN, provider=PROVIDER.key, peer_key=bytes(32), signer=lambda tag: PROVIDER.sign,
         get_state=lambda: state, offer_bundle=offer_bundle, note_change=around.note_change,
         addresses=lambda: tuple(f"/ip4/10.0.0.{i}/tcp/1" for i in range(12)),
-        is_current=lambda: True, now_ms=lambda: NOW_MS,
+        is_current=lambda: True, has_room=lambda: True, now_ms=lambda: NOW_MS,
     )  # fmt: skip
     there: Any = around
     shop = Shop(counter, there, there, folder / "receipts", 3, around.make_engine)

@@ -22,10 +22,19 @@ from vectors.small_chain import Story
 
 import consensus
 import node.ledger
-from consensus import attacks, certificate, evidence, header, messages, skipping, validators
+from consensus import (
+    attacks,
+    certificate,
+    evidence,
+    header,
+    messages,
+    pastblocks,
+    skipping,
+    validators,
+)
 from consensus.primitives.errors import Invalid
 from node import light
-from node.ledger import execute, genesis, proofs, tables
+from node.ledger import accusations, execute, genesis, proofs, tables
 from node.ledger.tables import Table
 from node.ledger.wire import (
     blocks,
@@ -105,8 +114,13 @@ PARSERS: dict[Callable[..., Any], Parser] = {
         evidence.decode_evidence, evidence.encode_evidence, names("evidence_")),
     skipping.decode_light_block: Parser(
         skipping.decode_light_block, skipping.encode_light_block, ("light_block",)),
+    pastblocks.decode_past_block: Parser(
+        pastblocks.decode_past_block, pastblocks.encode_past_block, ("past_block",)),
     attacks.decode_attack: Parser(
         attacks.decode_attack, attacks.encode_attack, ("light_attack",)),
+    accusations.decode_accusation: Parser(
+        accusations.decode_accusation, accusations.encode_accusation,
+        (*names("evidence_"), "light_attack")),
     validators.decode_validators: Parser(
         validators.decode_validators, validators.encode_validators, ("validators",)),
     header.decode_header: Parser(header.decode_header, header.encode_header, ("header",)),
@@ -231,8 +245,8 @@ def records() -> dict[str, list[bytes]]:
         (tables.UNBONDING, tables.Unbonding(0, owner, owner, 9, 1, 2)),
         (tables.SEAT, tables.Seat(1, 2)),
         (tables.PARAMETER, tables.Parameter((1, 2, 3))),
-        (tables.USED_EVIDENCE, tables.UsedEvidence(1, 2, ((owner, 2_500),))),
-        (tables.CONDUCT, tables.Conduct(7, 1, (1, 2), ((0, 1, 2, 3),), (1, 0))),
+        (tables.USED_EVIDENCE, tables.UsedEvidence(1, 2, ((owner, 2_500),), 1)),
+        (tables.CONDUCT, tables.Conduct(7, 1, 5, (1, 2), ((0, 1, 2, 3),), (1, 0))),
         (tables.FUND, tables.Fund(3, (1, 2), (0, 1), (4,), 5, 6)),
     ):
         found[table.name].append(table.encode(record))

@@ -77,6 +77,7 @@ def test_each_tag_and_no_other_is_signed_with() -> None:
         ("bundle_header", "bundle_hash"),
         ("index_header", "index_root"),
         ("evidence_votes", "evidence_id"),
+        ("light_attack", "evidence_id"),
         ("certificate", "last_commit_hash"),
     ],
 )

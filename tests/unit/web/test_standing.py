@@ -3,8 +3,9 @@
 from pathlib import Path
 
 import pytest
+from bundle_kit import Party
 from chain_kit import OPEN, VALIDATORS
-from evidence_kit import double_proposal, raw_double_vote
+from evidence_kit import double_proposal, raw_attack, raw_double_vote
 from stored_kit import Stored
 
 from consensus.evidence import encode_evidence
@@ -62,3 +63,30 @@ def test_key_that_lost_everything_is_told_as_tombstoned(made: Stored) -> None:
     rows = standing.list_validators(made.chain.view(), None)
     assert [row.status for row in rows] == ["active"] * 2 + ["tombstoned"] * 2
     assert [row.bonded for row in rows[2:]] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("field", "offence", "signers", "status", "bonded"),
+    [
+        ("params_hash", "lunatic_header", VALIDATORS, "frozen", 20 * OPEN),
+        ("state_root", "second_block", VALIDATORS[:3], "tombstoned", 0),
+    ],
+)
+def test_attack_on_light_clients_is_told_with_whom_it_names(
+    made: Stored, field: str, offence: str, signers: tuple[Party, ...], status: str, bonded: int
+) -> None:
+    """Of a second block: who signed it and the chain's own, of which one signer is left out."""
+    header, validators = made.chain.view().get_header(1), made.chain.tip.validators
+    raw = raw_attack(0, header, validators, signers, **{field: b"\7" * 32})
+    made.block(evidence=(raw,))
+    told = reading.find_block(made.chain.view(), 3)
+    assert told is not None
+    ((found),) = told.evidence
+    committed = {member.key for member in validators.members[:3]}
+    named = {who.key for who in signers}
+    named &= named if field == "params_hash" else committed
+    assert (found.evidence, found.offence, found.height) == (sha256(raw), offence, 1)
+    assert set(found.accused) == named
+    rows = standing.list_validators(made.chain.view(), None)
+    out = {row.key: (row.status, row.bonded) for row in rows if row.status != "active"}
+    assert out == dict.fromkeys(named, (status, bonded))

@@ -1,0 +1,108 @@
+"""`olnode db`: the files that the ledger lies in: check them, make the index again, their sizes.
+
+Why there is no repair: LevelDB's own left holes or wrong values nearly always. The database is an
+index of the block log and is made again from it; what the logs lost, peers have. Checking and
+rebuilding need the home to themselves: stop the node first.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import typer
+
+from node.cli.frame import DAMAGED, frame_of, new_noun, table
+
+app = new_noun("Check, rebuild and size up the files of the ledger.")
+
+TOLD_EVERY_S: Final = 10.0
+COUNTED: Final = ("blocks", "bundles", "keys", "snapshots", "bytes")
+FOLDERS: Final = ("blocks", "bundles", "db", "snapshots", "past", "blobs", "receipts", "journal")
+
+
+@app.command()
+def check(ctx: typer.Context) -> None:
+    """Read everything and compare it with its checksums, hashes and roots; changes nothing."""
+    from consensus.primitives.digest import sha256
+    from node.storage.checking import check_home
+    from node.storage.lock import lock_home
+
+    frame = frame_of(ctx)
+    settings = frame.initialised()
+    genesis = (settings.home / settings.config.chain.genesis).read_bytes()
+    with lock_home(settings.home):
+        checked = check_home(settings.home, sha256(genesis), _teller())
+    told = {"height": checked.height, **{name: checked.counts[name] for name in COUNTED}}
+    rows = [finding._asdict() for finding in checked.findings]
+    lines = [", ".join(f"{checked.counts[name]:,} {name}" for name in COUNTED) + " read"]
+    if rows:
+        lines += table(("part", "what", "mend"), [tuple(row.values()) for row in rows])
+    else:
+        lines.append("everything is as it was written")
+    frame.show("db.check/1", {**told, "findings": rows}, lines)
+    if rows:
+        raise typer.Exit(DAMAGED)
+
+
+@app.command()
+def rebuild(ctx: typer.Context) -> None:
+    """Make the database again from the block log; the old one stays as db.damaged."""
+    from node.storage.ground import open_ground
+    from node.storage.lock import lock_home
+    from node.storage.opening import ASIDE_NAME, set_aside
+
+    frame = frame_of(ctx)
+    settings = frame.initialised()
+    storage, tell = settings.config.storage, _teller()
+    with lock_home(settings.home):
+        set_aside(settings.home)
+    # An end here, or during the replay, leaves less of an index: the next opening goes on.
+    ground = open_ground(
+        settings.home,
+        settings.home / settings.config.chain.genesis,
+        keep_versions=storage.keep_versions,
+        cache_bytes=storage.cache_mb << 20,
+        tell=lambda height, last: tell(f"blocks up to {last:,}", height),
+    )
+    height, steps = ground.chain.height, ground.chain.steps
+    ground.close()
+    told = {"height": height, "aside": str(settings.home / ASIDE_NAME), "steps": steps}
+    frame.show("db.rebuild/1", told, [*steps, f"the old one lies in {told['aside']}"])
+
+
+@app.command()
+def size(ctx: typer.Context) -> None:
+    """Bytes and files by folder; the node may run."""
+    frame = frame_of(ctx)
+    home = frame.initialised().home
+    rows = [{"folder": name, **_measured(home / name)} for name in FOLDERS]
+    lines = table(
+        ("folder", "files", "bytes"), [(row["folder"], row["files"], row["bytes"]) for row in rows]
+    )
+    frame.show("db.size/1", {"folders": rows}, lines)
+
+
+def _measured(folder: Path) -> dict[str, int]:
+    sizes = []
+    for path in folder.rglob("*"):
+        try:
+            if path.is_file():
+                sizes.append(path.stat().st_size)
+        except FileNotFoundError:  # a running node drops and renames files
+            continue
+    return {"files": len(sizes), "bytes": sum(sizes)}
+
+
+def _teller() -> Callable[[str, int], None]:
+    """A line on stderr each ten seconds: what is being read, and how far it is."""
+    told_s = time.monotonic()
+
+    def tell(part: str, done: int) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= TOLD_EVERY_S:
+            told_s = time.monotonic()
+            sys.stderr.write(f"{part}: {done:,} read\n")
+
+    return tell

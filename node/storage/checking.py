@@ -1,0 +1,269 @@
+"""Reads everything that a home stores and tells what is not as it was written. Changes nothing.
+
+Why read what nobody asks for: a disk loses bytes without a word, and what is found while peers
+still have the rest is fetched again. Why the database is opened as a copy: opening LevelDB writes;
+its tables are never changed in place, so hard links to them cost nothing.
+Why so little is verified by signatures: each block names the one before it, so the certificate of
+the newest vouches for all.
+What this file does not know: how to mend; `opening.py` does, at the next start.
+"""
+
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from consensus.certificate import PRECOMMIT, decode_certificate
+from consensus.header import Header, decode_header
+from consensus.primitives.digest import sha256
+from consensus.primitives.errors import Invalid
+from node.ledger import tree
+from node.ledger.wire.blocks import decode_block
+from node.ledger.wire.bundles import check_bytes
+from node.storage import blocklog, bundlestore, keyspace
+from node.storage.adopting import DB_NAME
+from node.storage.errors import FRESH_HOME, Damaged, StorageError
+from node.storage.executing import NO_COMMIT
+from node.storage.footing import decode_footing
+from node.storage.frames import Frame, FrameFormat, read_all
+from node.storage.opening import BLOCKS_NAME, BUNDLES_NAME, SNAPSHOTS_NAME
+from node.storage.pasts import PASTS_NAME, read_past
+from node.storage.segments import NAME_DIGITS
+from node.storage.snapshots import SnapshotStore, check_chunk, verify_manifest
+from node.storage.store import LevelKV, Reader
+
+COPY_NAME: Final = "db.check"
+REBUILD: Final = "olnode db rebuild"
+FETCHED: Final = "nothing: the node fetches it from its peers when it is asked for"
+NEEDED: Final = "keep db/ as it is: making it again would need this height"
+TOLD_KEYS: Final = 100_000
+
+Tell = Callable[[str, int], None]  # what is being read, how many records so far
+
+
+class Finding(NamedTuple):
+    """Something that is not as it was written."""
+
+    part: str  # blocks, bundles, database, snapshots, past
+    what: str
+    mend: str
+
+
+@dataclass(slots=True)
+class Checked:
+    """What was read, and what was found."""
+
+    findings: list[Finding] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)  # blocks, bundles, keys, snapshots, bytes
+    height: int = 0
+    headers: dict[int, Header] = field(default_factory=dict)  # of the heights of snapshots
+    footing: Header | None = None  # of a log that does not begin with block 1
+
+    def add(self, part: str, what: str, mend: str) -> None:
+        """One more finding."""
+        self.findings.append(Finding(part, what, mend))
+
+
+def check_home(home: Path, chain_id: bytes, tell: Tell = lambda part, done: None) -> Checked:
+    """Read all of `home`, whose lock the caller holds. Blocks: 100 MB/s and 50,000 keys/s."""
+    checked, snapshots = Checked(), SnapshotStore(home / SNAPSHOTS_NAME)
+    wanted = {manifest.height for manifest in snapshots.manifests()}
+    for header in _check_blocks(home / BLOCKS_NAME, chain_id, checked, tell):
+        if header.height in wanted:
+            checked.headers[header.height] = header
+    _check_bundles(home / BUNDLES_NAME, checked, tell)
+    _check_database(home, checked, tell)
+    _check_snapshots(snapshots, checked, tell)
+    _check_pasts(home / PASTS_NAME, checked)
+    return checked
+
+
+# ---- the two logs
+
+
+def _frames(
+    directory: Path, log: FrameFormat, part: str, mend: str, checked: Checked
+) -> Iterator[Frame]:
+    """Every good frame; gaps and missing files become findings, a torn tail of the newest none."""
+    names = sorted(
+        name
+        for name in os.listdir(directory)
+        if len(name) == NAME_DIGITS and name.isascii() and name.isdigit()
+    )
+    if names and int(names[-1]) - int(names[0]) != len(names) - 1:
+        checked.add(part, f"a file between {names[0]} and {names[-1]} is missing", mend)
+    for name in names:
+        data = (directory / name).read_bytes()
+        frames, gaps, end = read_all(log, data)
+        checked.counts["bytes"] += len(data)
+        bounds = [(gap.start, gap.stop) for gap in gaps]
+        if end < len(data) and name != names[-1]:
+            bounds.append((end, len(data)))
+        for start, stop in bounds:
+            checked.add(part, f"bytes {start} to {stop} of {part}/{name} are damaged", mend)
+        yield from frames
+
+
+def _check_blocks(
+    directory: Path, chain_id: bytes, checked: Checked, tell: Tell
+) -> Iterator[Header]:
+    """The header of each good block, and of the one that the log stands on."""
+    before: Header | None = None
+    for frame in _frames(directory, blocklog.FORMAT, "blocks", FRESH_HOME, checked):
+        try:
+            before = _check_block(frame, before, chain_id)
+            if frame.kind == blocklog.KIND_FOOTING:
+                checked.footing = before
+            yield before
+        except Invalid as refusal:
+            checked.add("blocks", f"block {frame.height}: {refusal}", FRESH_HOME)
+            before = None
+        checked.counts["blocks"] += frame.kind != blocklog.KIND_FOOTING
+        checked.height = frame.height
+        tell("blocks", checked.counts["blocks"])
+
+
+def _check_block(frame: Frame, before: Header | None, chain_id: bytes) -> Header:
+    """Its header; raises Invalid unless it is decided, whole, and follows `before`."""
+    if frame.kind == blocklog.KIND_FOOTING:
+        return decode_footing(frame.payload).header
+    record = blocklog.decode_record(frame)
+    block, certificate = decode_block(record.block), decode_certificate(record.certificate)
+    header = decode_header(block.header)
+    last = sha256(block.last_certificate) if block.last_certificate else NO_COMMIT
+    parent_id = before.block_id() if before else chain_id
+    if header.height != frame.height or header.chain_id != chain_id:
+        raise Invalid("block.height", height=header.height)
+    if header.last_commit_hash != last:
+        raise Invalid("block.last_commit_hash")
+    if (before or header.height == 1) and header.parent_id != parent_id:
+        raise Invalid("block.parent_id")
+    if before and header.height != before.height + 1:
+        raise Invalid("block.height", height=header.height, before=before.height)
+    decided = (PRECOMMIT, header.height, header.block_id())
+    if (certificate.kind, certificate.height, certificate.block_id) != decided:
+        raise Invalid("certificate.block", height=certificate.height)
+    return header
+
+
+def _check_bundles(directory: Path, checked: Checked, tell: Tell) -> None:
+    for frame in _frames(directory, bundlestore.FORMAT, "bundles", FETCHED, checked):
+        try:
+            name, bundle = bundlestore.decode_record(frame)
+            check_bytes(bundle)
+            if bundle.hash != name:
+                raise Invalid("bundle.hash")
+        except Invalid as refusal:
+            checked.add("bundles", f"a bundle at byte {frame.offset}: {refusal}", FETCHED)
+        checked.counts["bundles"] += 1
+        tell("bundles", checked.counts["bundles"])
+
+
+# ---- the database
+
+
+def _check_database(home: Path, checked: Checked, tell: Tell) -> None:
+    if not (home / DB_NAME).is_dir():
+        checked.add("database", "there is none", REBUILD)
+        return
+    try:
+        with _copied(home) as store:
+            _check_keys(store, checked, tell)
+    except Damaged as error:
+        checked.add("database", error.told, REBUILD)
+
+
+@contextmanager
+def _copied(home: Path) -> Iterator[LevelKV]:
+    """The database over links to its tables and copies of the little that is rewritten."""
+    copy = home / COPY_NAME
+    shutil.rmtree(copy, ignore_errors=True)
+    copy.mkdir(mode=0o700)
+    try:
+        for path in sorted((home / DB_NAME).iterdir()):
+            if path.suffix in (".ldb", ".sst"):
+                os.link(path, copy / path.name)
+            elif path.name != "LOCK":
+                shutil.copyfile(path, copy / path.name)
+        store = LevelKV(copy)
+        try:
+            yield store
+        finally:
+            store.close()
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+
+
+def _check_keys(store: LevelKV, checked: Checked, tell: Tell) -> None:
+    """Every key by its checksum; the state's root made anew from every record of the state."""
+    height = keyspace.from_u64(store.get(keyspace.HEIGHT) or bytes(8))
+    builder = tree.Builder(height)
+    for key, value in store.scan(b"\x00", b"\xff"):
+        if key.startswith(keyspace.STATE):
+            builder.add(key[len(keyspace.STATE) :], value)
+        checked.counts["keys"] += 1
+        checked.counts["bytes"] += len(key) + len(value)
+        if checked.counts["keys"] % TOLD_KEYS == 0:
+            tell("keys", checked.counts["keys"])
+    for _ in builder.nodes():
+        pass  # only the root is wanted
+    assert builder.record is not None
+    told = store.get(keyspace.ROOT + keyspace.u64(height)) or b""
+    if not told or tree.root_hash(builder.record) != tree.root_hash(told):
+        checked.add("database", f"the state of height {height} is not its root's", REBUILD)
+    if height > checked.height:
+        checked.add("blocks", f"they end at {checked.height}, the database at {height}", FRESH_HOME)
+    _check_nodes(store, told, checked)
+
+
+def _check_nodes(reader: Reader, record: bytes, checked: Checked) -> None:
+    """Every record of the state is proved by the stored nodes, as a client will ask for it."""
+    root = tree.root_hash(record)
+    for key, value in reader.scan(keyspace.STATE, keyspace.after(keyspace.STATE)):
+        flat = key[len(keyspace.STATE) :]
+        try:
+            proof = tree.prove(lambda node: reader.get(keyspace.NODE + node), record, flat)
+            tree.verify(root, flat, value, proof)
+        except (Invalid, tree.MissingNode) as error:
+            checked.add("database", f"a record of the state is not in its tree: {error}", REBUILD)
+            return
+
+
+# ---- snapshots
+
+
+def _check_snapshots(store: SnapshotStore, checked: Checked, tell: Tell) -> None:
+    for manifest in store.manifests():
+        mend = f"rm -r {store.folder(manifest.height)}: the next one is made by itself"
+        header = checked.headers.get(manifest.height, manifest.footing.header)
+        try:
+            verify_manifest(manifest, header)
+            for index, mark in enumerate(manifest.chunks):
+                raw = store.chunk(manifest.height, index)
+                if raw is None:
+                    raise Invalid("snapshot.chunk_missing", index=index)
+                check_chunk(mark, raw)
+                checked.counts["bytes"] += len(raw)
+        except (Invalid, StorageError, OSError) as error:
+            checked.add("snapshots", f"of block {manifest.height}: {error}", mend)
+        checked.counts["snapshots"] += 1
+        tell("snapshots", checked.counts["snapshots"])
+
+
+# ---- what evidence needed from before the snapshot
+
+
+def _check_pasts(folder: Path, checked: Checked) -> None:
+    """Each proves itself under the block that the log stands on."""
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        try:
+            if checked.footing is None:
+                raise Invalid("past.footing")
+            read_past(path, checked.footing)
+        except (Invalid, OSError) as error:
+            checked.add("past", f"{path.name}: {error}", NEEDED)
+        checked.counts["bytes"] += path.stat().st_size

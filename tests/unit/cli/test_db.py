@@ -1,0 +1,89 @@
+"""`olnode db`: what is damaged is told with its mend, and only to who has the home to himself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stored_kit import GENESIS, Stored
+
+from node.cli.frame import DAMAGED, FAILED
+from node.cli.main import run
+from node.storage.lock import lock_home
+
+Capture = pytest.CaptureFixture[str]
+SCHEMAS = json.loads((Path(__file__).parents[2] / "vectors/cli/schemas.json").read_text())
+
+
+@pytest.fixture
+def home(tmp_path: Path, capsys: Capture) -> Path:
+    """A home of three blocks."""
+    (tmp_path / "genesis").write_bytes(GENESIS)
+    words = ["init", "--home", str(tmp_path / "home"), "--profile", "devnet"]
+    assert run([*words, "--genesis", str(tmp_path / "genesis")]) == 0
+    made = Stored(tmp_path / "home")
+    for _ in range(3):
+        made.block(made.pay())
+    made.chain.close()
+    capsys.readouterr()
+    return tmp_path / "home"
+
+
+def told(capsys: Capture, home: Path, *words: str, status: int = 0) -> dict[str, Any]:
+    assert run(["--home", str(home), "-o", "json", "db", *words]) == status
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert set(SCHEMAS[answer["schema"]]) <= answer.keys()
+    return answer
+
+
+def test_check_says_what_was_read_and_that_it_is_whole(home: Path, capsys: Capture) -> None:
+    answer = told(capsys, home, "check")
+    assert (answer["height"], answer["blocks"], answer["findings"]) == (3, 3, [])
+    assert run(["--home", str(home), "db", "check"]) == 0
+    assert "everything is as it was written" in capsys.readouterr().out
+
+
+def test_damage_is_an_exit_status_and_a_mend(home: Path, capsys: Capture) -> None:
+    path = home / "blocks/000001"
+    raw = bytearray(path.read_bytes())
+    raw[100] ^= 1
+    path.write_bytes(bytes(raw))
+    (finding,) = told(capsys, home, "check", status=DAMAGED)["findings"]
+    assert finding["part"] == "blocks"
+    assert "fresh home" in finding["mend"]
+
+
+def test_check_keeps_off_a_home_that_is_in_use(home: Path, capsys: Capture) -> None:
+    with lock_home(home):
+        assert run(["--home", str(home), "db", "check"]) == FAILED
+    assert "olnode stop" in capsys.readouterr().err
+
+
+def test_rebuild_makes_the_database_again_and_keeps_the_old_one(
+    home: Path, capsys: Capture
+) -> None:
+    table = home / "db" / "000005.ldb"
+    table.write_bytes(b"rotten")
+    answer = told(capsys, home, "rebuild")
+    assert answer["height"] == 3
+    assert answer["steps"][0] == "database: replayed blocks 1 to 3"
+    assert (home / "db.damaged" / table.name).read_bytes() == b"rotten"
+    assert told(capsys, home, "check")["findings"] == []
+    assert told(capsys, home, "rebuild")["height"] == 3, "also over one moved away before"
+
+
+def test_rebuild_keeps_off_a_home_that_is_in_use(home: Path, capsys: Capture) -> None:
+    with lock_home(home):
+        assert run(["--home", str(home), "db", "rebuild"]) == FAILED
+    assert "olnode stop" in capsys.readouterr().err
+    assert (home / "db").is_dir()
+
+
+def test_size_counts_files_and_bytes_of_each_folder(home: Path, capsys: Capture) -> None:
+    rows = {row["folder"]: row for row in told(capsys, home, "size")["folders"]}
+    assert rows["blocks"] == {
+        "folder": "blocks",
+        "files": 1,
+        "bytes": (home / "blocks/000001").stat().st_size,
+    }
+    assert rows["db"]["bytes"] > 0

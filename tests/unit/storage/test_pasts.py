@@ -1,0 +1,304 @@
+"""Evidence from before a snapshot is judged by a proved past: alike everywhere, or not at all."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from chain_kit import VALIDATORS
+from evidence_kit import raw_attack, raw_double_vote
+from snapshot_kit import Snapped, put_part
+from stored_kit import GENESIS
+
+from consensus.evidence import accused_members, decode_evidence
+from consensus.pastblocks import PastBlock
+from consensus.primitives.errors import Invalid
+from node.ledger.wire.blocks import decode_payload
+from node.storage import pasts
+from node.storage.adopting import take_in
+from node.storage.chain import Chain
+from node.storage.checking import check_home
+from node.storage.errors import StorageError
+from node.storage.executing import named_heights
+from node.storage.pasts import MissingPast, PastBlocks
+from node.storage.proving import payout_proofs
+from node.storage.snapshots import SnapshotStore
+from node.web.standing import accusation
+
+WHO, OTHER = VALIDATORS[2], VALIDATORS[3]
+HEIGHT = 3  # of the offence, long before the snapshot
+
+
+class Accused(Snapped):
+    """Behind its snapshot: a payment, a block with evidence from before it, a payment."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__(home, behind=1)
+        made = self.made
+        validators = made.chain.validators(HEIGHT)
+        assert validators is not None
+        self.evidence = raw_double_vote(WHO, validators, made.chain_id, HEIGHT)
+        made.block(evidence=(self.evidence,))
+        self.accused_at = made.chain.height
+        made.block(made.pay())
+        self.later = made.decided[self.height :]
+
+    def past(self, height: int = HEIGHT, at: int | None = None) -> PastBlock:
+        found = self.made.chain.view().past_block(height, at or self.height)
+        assert found is not None
+        return found
+
+    def newcomer(self, home: Path) -> Chain:
+        """A node that starts from the snapshot."""
+        store = SnapshotStore(home / "snapshots")
+        self.put_part(store)
+        take_in(home, store, self.manifest)
+        return Chain.open(home, GENESIS)
+
+
+@pytest.fixture(scope="module")
+def accused(tmp_path_factory: pytest.TempPathFactory) -> Accused:
+    return Accused(tmp_path_factory.mktemp("accused"))
+
+
+def test_block_with_old_evidence_waits_for_its_past_and_ends_in_the_same_state(
+    accused: Accused, tmp_path: Path
+) -> None:
+    chain = accused.newcomer(tmp_path)
+    with pytest.raises(MissingPast) as lacking:
+        chain.commit_many(accused.later)
+    assert lacking.value.heights == (HEIGHT,)
+    assert chain.height == accused.accused_at - 1, "what came before it is taken"
+    chain.pasts.add(accused.past(), HEIGHT)
+    chain.commit_many(accused.later[chain.height - accused.height :])
+    assert chain.tip == accused.made.chain.tip
+    assert chain.tip.validators.index(WHO.key) is None
+    assert accusation(chain.view(), accused.evidence).accused == (WHO.key,)
+    chain.close()
+
+
+@pytest.mark.parametrize("field", ["state_root", "params_hash"])
+def test_lie_to_light_clients_from_before_is_judged_by_the_commit_that_the_chain_carries(
+    tmp_path: Path, field: str
+) -> None:
+    """A second block of one round, or a header that no execution gives: two heights are needed."""
+    snapped = Snapped(tmp_path / "source", behind=0)
+    made, common, height = snapped.made, HEIGHT - 1, HEIGHT + 2
+    header, validators = made.chain.header(height), made.chain.validators(height)
+    assert header is not None
+    assert validators is not None
+    raw = raw_attack(common, header, validators, VALIDATORS[:3], round=0, **{field: b"\7" * 32})
+    made.block(evidence=(raw,))
+    store, home = SnapshotStore(tmp_path / "home" / "snapshots"), tmp_path / "home"
+    snapped.put_part(store)
+    take_in(home, store, snapped.manifest)
+    chain = Chain.open(home, GENESIS)
+    with pytest.raises(MissingPast) as lacking:
+        chain.commit_many(made.decided[snapped.height :])
+    assert lacking.value.heights == (common + 1, height)
+    for one in lacking.value.heights:
+        past = made.chain.view().past_block(one, snapped.height)
+        assert past is not None
+        chain.pasts.add(past, one)
+    chain.commit_many(made.decided[snapped.height :])
+    assert chain.tip == made.chain.tip
+    assert len(chain.tip.validators) < len(validators)
+    chain.close()
+
+
+def test_proposed_block_gets_no_verdict_before_its_past_is_known_and_then_it_is_durable(
+    accused: Accused, tmp_path: Path
+) -> None:
+    chain = accused.newcomer(tmp_path)
+    chain.commit_many(accused.later[:1])
+    block = accused.later[1][0]
+    assert chain.missing_past(block) == (HEIGHT,)
+    with pytest.raises(MissingPast):
+        chain.execute(block)
+    chain.pasts.add(accused.past(), HEIGHT)
+    assert chain.missing_past(block) == ()
+    assert not (tmp_path / "past").exists()
+    assert chain.execute(block).is_valid
+    assert (tmp_path / "past" / str(HEIGHT)).exists(), "before our vote"
+    chain.close()
+
+
+def test_database_made_again_judges_old_evidence_without_asking(
+    accused: Accused, tmp_path: Path
+) -> None:
+    chain = accused.newcomer(tmp_path)
+    chain.pasts.add(accused.past(), HEIGHT)
+    chain.commit_many(accused.later)
+    chain.close()
+    shutil.rmtree(tmp_path / "db")
+    again = Chain.open(tmp_path, GENESIS)
+    assert again.tip == accused.made.chain.tip
+    again.close()
+    file = tmp_path / "past" / str(HEIGHT)
+    raw = file.read_bytes()
+    file.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    shutil.rmtree(tmp_path / "db")
+    with pytest.raises(StorageError, match="cannot be replayed"):
+        Chain.open(tmp_path, GENESIS)
+
+
+def test_false_evidence_from_before_is_refused_as_everywhere_and_leaves_nothing(
+    accused: Accused, tmp_path: Path
+) -> None:
+    chain = accused.newcomer(tmp_path)
+    chain.pasts.add(accused.past(), HEIGHT)
+    validators = chain.pasts.find(HEIGHT).block.validators  # type: ignore[union-attr]
+    good = raw_double_vote(OTHER, validators, chain.chain_id, HEIGHT)
+    forged = good[:-1] + bytes([good[-1] ^ 1])
+    with pytest.raises(Invalid, match="signature"):
+        chain.build(
+            proposer=chain.tip.validators.turn,
+            time_ms=chain.tip.time_ms + 1,
+            payload=decode_payload(accused.later[1][0].payload)._replace(evidence=(forged,)),
+            last_certificate=chain.tip.certificate,
+        )
+    assert not (tmp_path / "past").exists()
+    chain.close()
+
+
+def test_all_that_is_asked_of_a_past_height_is_what_others_know_of_it(
+    accused: Accused, tmp_path: Path
+) -> None:
+    chain, whole = accused.newcomer(tmp_path), accused.made.chain.view()
+    for height in range(1, accused.height):
+        chain.pasts.add(accused.past(height), height)
+        ours, theirs = chain.view().find_past(height), whole.find_past(height)
+        assert ours is not None
+        assert theirs is not None
+        assert (ours.height, ours.time_ms) == (theirs.height, theirs.time_ms)
+        assert ours.validators.hash() == theirs.validators.hash()
+        assert ours.decided is not None
+        assert theirs.decided is not None
+        assert ours.decided[:2] == theirs.decided[:2]
+        assert accused_members(decode_evidence(accused.evidence), ours.validators) == (WHO.key,)
+    assert chain.view().find_past(0) is None
+    assert chain.view().find_past(accused.height + 1) is None
+    chain.commit_many(accused.later[:1])
+    assert chain.view().find_past(accused.height) == whole.find_past(accused.height)
+    chain.close()
+
+
+def test_node_on_a_snapshot_proves_what_stands_behind_it_and_the_block_itself(
+    accused: Accused, tmp_path: Path
+) -> None:
+    chain = accused.newcomer(tmp_path)
+    chain.pasts.add(accused.past(), HEIGHT)
+    chain.commit_many(accused.later)
+    view, top = chain.view(), chain.height
+    for height in range(accused.height, top):
+        assert view.past_block(height, top) == accused.past(height, top)
+    assert view.past_block(accused.height - 1, top) is None, "of that it has only a peer's proof"
+    assert view.past_block(top, top + 1) is None, "no block tells of it yet"
+    assert view.past_block(top - 1, top + 2) is None
+    assert payout_proofs(view, accused.height, [], trusted=top) is None, "no path leads there"
+    chain.close()
+
+
+@pytest.mark.parametrize(("age_ms", "is_missing"), [(0, True), (1, False)])
+def test_nothing_is_asked_for_once_the_snapshot_is_older_than_evidence_may_be(
+    accused: Accused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, age_ms: int, is_missing: bool
+) -> None:
+    """Then every node refuses such evidence, whatever that height was."""
+    chain = accused.newcomer(tmp_path)
+    chain.commit_many(accused.later[:1])
+    limit_ms = chain.state().parameter("evidence_age_ms_max")
+    aged = replace(chain.tip, time_ms=accused.header.time_ms + limit_ms + age_ms)
+    monkeypatch.setattr(chain.view(), "tip", aged)
+    block = accused.later[1][0]
+    assert chain.missing_past(block) == ((HEIGHT,) if is_missing else ())
+    if is_missing:
+        with pytest.raises(MissingPast):
+            chain.view().find_past(HEIGHT)
+    else:
+        assert chain.view().find_past(HEIGHT) is None
+    chain.close()
+
+
+def test_false_past_is_not_held(accused: Accused, tmp_path: Path) -> None:
+    chain = accused.newcomer(tmp_path)
+    for past in (accused.past(HEIGHT + 1), accused.past(at=accused.height - 1)):
+        with pytest.raises(Invalid):
+            chain.pasts.add(past, HEIGHT)
+    assert chain.pasts.find(HEIGHT) is None
+    chain.close()
+
+
+def test_check_of_the_home_reads_what_was_kept_and_finds_a_flipped_bit(
+    accused: Accused, tmp_path: Path
+) -> None:
+    chain = accused.newcomer(tmp_path)
+    chain.pasts.add(accused.past(), HEIGHT)
+    chain.commit_many(accused.later)
+    chain.close()
+    assert check_home(tmp_path, chain.chain_id).findings == []
+    file = tmp_path / "past" / str(HEIGHT)
+    raw = file.read_bytes()
+    for false in (raw[:-1] + bytes([raw[-1] ^ 1]), raw[:-1], b""):
+        file.write_bytes(false)
+        (found,) = check_home(tmp_path, chain.chain_id).findings
+        assert (found.part, found.what[:2]) == ("past", f"{HEIGHT}:")
+        assert file.exists(), "a check changes nothing"
+    file.write_bytes(raw)
+    file.rename(tmp_path / "past" / str(HEIGHT + 1))
+    (found,) = check_home(tmp_path, chain.chain_id).findings
+    assert "past.name" in found.what
+
+
+def test_kept_past_goes_with_the_block_that_proved_it(tmp_path: Path) -> None:
+    accused, home = Accused(tmp_path / "source"), tmp_path / "home"
+    chain = accused.newcomer(home)
+    chain.pasts.add(accused.past(), HEIGHT)
+    chain.commit_many(accused.later)
+    chain.close()
+    accused.made.block(accused.made.pay())  # above all that the newcomer has
+    newer, snapshots = SnapshotStore(tmp_path / "newer"), SnapshotStore(home / "snapshots")
+    manifest = newer.make(accused.made.chain.view())
+    assert manifest is not None
+    put_part(snapshots, manifest, lambda index: newer.chunk(manifest.height, index))
+    take_in(home, snapshots, manifest)
+    assert (home / "past" / str(HEIGHT)).exists()
+    chain = Chain.open(home, GENESIS)
+    assert chain.pasts.footing == manifest.footing.header
+    assert not (home / "past").exists()
+    chain.close()
+
+
+def test_file_that_proves_itself_under_another_block_is_as_none(
+    accused: Accused, tmp_path: Path
+) -> None:
+    """As a crash may leave it: its path ends elsewhere, so it is fetched again."""
+    header = accused.made.chain.header(accused.height - 1)
+    older = PastBlocks(tmp_path / "past", header)
+    older.add(accused.past(at=accused.height - 1), HEIGHT)
+    older.keep([HEIGHT])
+    assert PastBlocks(tmp_path / "past", header).find(HEIGHT) is not None
+    newer = PastBlocks(tmp_path / "past", accused.header)
+    assert newer.missing([HEIGHT]) == (HEIGHT,)
+    newer.add(accused.past(), HEIGHT)
+    newer.keep([HEIGHT])
+    assert PastBlocks(tmp_path / "past", accused.header).find(HEIGHT) == accused.past()
+
+
+def test_only_heights_before_the_snapshot_are_ever_missing(
+    accused: Accused, tmp_path: Path
+) -> None:
+    known = PastBlocks(tmp_path / "past", accused.header)
+    heights = (0, 1, accused.height - 1, accused.height, accused.height + 1)
+    assert known.missing(heights) == (1, accused.height - 1)
+    assert PastBlocks(tmp_path / "past", None).missing(heights) == ()
+    assert named_heights([accused.evidence, accused.evidence]) == [HEIGHT]
+
+
+def test_what_is_held_in_memory_is_bounded(
+    accused: Accused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pasts, "HELD_MAX", 2)
+    known = PastBlocks(tmp_path / "past", accused.header)
+    for height in (1, 2, 3):
+        known.add(accused.past(height), height)
+    assert known.missing((1, 2, 3)) == (1,)

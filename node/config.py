@@ -114,6 +114,7 @@ class Serving(Section, frozen=True):
     auto_load: bool = True
     min_provider_fee: Grains = "0"  # grains an order
     max_payers: Positive = 256
+    account: str = ""  # that the node key signs for since it was rotated; empty: its own
 
 
 class Attribution(Section, frozen=True):

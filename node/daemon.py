@@ -21,9 +21,10 @@ from consensus.attacks import LightClientAttack, Verdict, encode_attack
 from consensus.primitives.errors import Invalid
 from node.attribution.attribute import Version
 from node.attribution.index import Index
-from node.config import ConfigError, P2p, Settings, grains_of
+from node.config import ConfigError, P2p, Serving, Settings, grains_of
 from node.diskguard import DiskGuard
 from node.holdings import Holdings, check_identity
+from node.ledger.addresses import account_of
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.receipts import COMPLETE, Receipt, receipt_id
 from node.light import trust_options
@@ -87,6 +88,7 @@ async def run(settings: Settings, keys: Keys) -> None:
     Raises `HomeInUse`, `StorageError`, `ConfigError` or p2p's `ListenError`, each with its mend.
     """
     check_addresses(settings.config.p2p)
+    rotated_account(settings.config.serving)
     while await _live(settings, keys):
         log.info("opening again on a snapshot")
 
@@ -106,6 +108,18 @@ def check_addresses(p2p: P2p) -> None:
         except ValueError as error:
             mend = f"{key} under [p2p] in config.toml"
             raise ConfigError(f"[p2p] {key}: {error}", mend=mend) from None
+
+
+def rotated_account(serving: Serving) -> bytes | None:
+    """The account that was rotated to this node's key and that it serves as; None: the key's own.
+    Raises ConfigError."""
+    if not serving.account:
+        return None
+    try:
+        return account_of(serving.account)
+    except Invalid as error:
+        mend = "account under [serving] in config.toml"
+        raise ConfigError(f"[serving] account: {error}", mend=mend) from None
 
 
 async def _live(settings: Settings, keys: Keys) -> bool:
@@ -162,6 +176,7 @@ class Node:
     def __init__(self, settings: Settings, keys: Keys, ground: Ground) -> None:
         self._settings, self._config, self._keys = settings, settings.config, keys
         self._ground, self._chain = ground, ground.chain
+        self._provider = rotated_account(self._config.serving) or keys.node.public_key
         self._stop = trio.Event()
         floor_bytes = self._config.storage.min_free_gb << 30
         self._disk = DiskGuard(settings.home, floor_bytes, on_change=self._wake)
@@ -329,7 +344,7 @@ class Node:
         node, chain_id = self._keys.node, self._chain.chain_id
         counter = Counter(
             chain_id=chain_id,
-            provider=node.public_key,
+            provider=self._provider,
             peer_key=node.public_key,
             signer=lambda tag: node.message_signer(tag, chain_id),
             get_state=self._chain.state,
@@ -373,7 +388,7 @@ class Node:
             profile=self._config.profile,
             name=self._config.name,
             roles=self._config.roles,
-            account=self._keys.node.public_key,
+            account=self._provider,
             ground=self._ground,
             network=self._network,
             replica=self._replica,

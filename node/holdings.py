@@ -20,7 +20,7 @@ from consensus.primitives.errors import Invalid
 from node.attribution.attribute import Version
 from node.attribution.index import Index
 from node.ledger import tables
-from node.ledger.rules.models import is_servable
+from node.ledger.rules.models import has_ended, is_servable
 from node.ledger.state import State
 from node.observe import get_log
 from node.peering.blobs import ADAPTER, BASE, CONTENT, INDEX, Blobs, BlobStore
@@ -119,11 +119,12 @@ class Holdings:
             await trio.sleep(LOOK_S)
 
     def _let_go(self) -> None:
-        """Forget versions superseded for so long that nothing of them settles any more (B3)."""
+        """Forget versions that ended so long ago that nothing of them settles any more (B3)."""
         state, now_ms = self._get_state(), self._now_ms()
         for which, held in list(self._held.items()):
-            is_superseded = state.get(tables.VERSION, *which).status == tables.VERSION_SUPERSEDED
-            if is_superseded and not is_servable(state, which, now_ms):
+            is_over = state.get(tables.VERSION, *which).status == tables.VERSION_SUPERSEDED
+            is_over |= has_ended(state, which, now_ms)
+            if is_over and not is_servable(state, which, now_ms):
                 del self._held[which]
                 self.counters["let_go"] += 1
                 log.info("holds no longer", model=held.label)
@@ -171,6 +172,8 @@ class Holdings:
         which = find_current(self._get_state(), name)
         if which is None or which in self._held:
             return
+        if has_ended(self._get_state(), which, self._now_ms()):
+            return
         record = self._get_state().get(tables.VERSION, *which)
         manifest_folder = await self.fetch(CONTENT, record.manifest)
         raw = await self._run_blocking((manifest_folder / "content").read_bytes)
@@ -198,12 +201,13 @@ class Holdings:
 
 
 def find_current(state: State, name: str) -> tuple[int, int] | None:
-    """(model, version) of the current release of a model name, or None."""
+    """(model, version) of the current release of a model name; None if it has none, or ended."""
     number = state.find(tables.MODEL_NAME, name.encode())
     if number is None:
         return None
-    current = state.get(tables.MODEL, number.number).current
-    return (number.number, current) if current else None
+    model = state.get(tables.MODEL, number.number)
+    is_served = model.current and model.status != tables.MODEL_RETIRED
+    return (number.number, model.current) if is_served else None
 
 
 def check_identity(kind: int, identity: bytes, folder: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Final
 import trio
 
 from node.holdings import HeldModel, Holdings
+from node.ledger.rules.models import has_ended
 from node.ledger.state import State
 from node.ledger.wire.bundles import Bundle
 from node.ledger.wire.orders import OFFER_MODELS_MAX, Load, Offer, OfferedModel
@@ -190,7 +191,12 @@ class Shop:
 
     def make_offer(self, seq: int, expires_ms: int) -> Offer | None:
         """What to tell the network, or None while nothing is ready."""
-        ready = [held for held in self._holdings.all() if held.is_ready]
+        state, now_ms = self._counter.get_state(), self._counter.now_ms()
+        ready = [
+            held
+            for held in self._holdings.all()
+            if held.is_ready and not has_ended(state, (held.model, held.version), now_ms)
+        ]
         if not ready or self.engine_word != "ready":
             return None
         models = _choose_offered([(held.model, held.version) for held in ready])

@@ -39,7 +39,7 @@ class Telling:
     profile: str
     name: str
     roles: tuple[str, ...]
-    account: bytes  # the node key, which is a provider's account
+    account: bytes  # that a provider serves as
     ground: Ground
     network: Network
     replica: Replica

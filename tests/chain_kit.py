@@ -95,15 +95,18 @@ class TinyChain:
             tuple(self.past),
         )
 
-    def tx(self, who: Party, payload: Any, ahead: int = 0, **fields: Any) -> bytes:
-        """Signed wire bytes; `ahead`: how many of the sender's stand before it in the block."""
+    def tx(
+        self, who: Party, payload: Any, ahead: int = 0, signer: Party | None = None, **fields: Any
+    ) -> bytes:
+        """Wire bytes signed by the sender, or by `signer`; `ahead`: how many of the sender's stand
+        before it in the block."""
         values = {
             "nonce": self.state().account(who.key).nonce + ahead,
             "max_fee": OPEN,
             "valid_until_ms": self.time_ms + 3_600_000,
         } | fields
         body = wire.encode_body(who.key, payload=payload, **values)
-        return wire.sign_transaction(self.chain_id, who.seed, body)
+        return wire.sign_transaction(self.chain_id, (signer or who).seed, body)
 
     def execute(
         self,
@@ -164,7 +167,8 @@ class TinyChain:
     def certify(self, height: int, block_id: bytes, signers: int = 3, round: int = 0) -> bytes:
         body = vote_body(PRECOMMIT, height, round, block_id)
         message = signing_bytes(b"vote", self.chain_id, body)
-        seeds = {who.key: who for who in (*VALIDATORS, FAUCET)}
+        people = (*VALIDATORS, FAUCET, STEWARD, CREATOR, PAYER, *CONTRIBUTORS)
+        seeds = {who.key: who for who in people}
         members = self.validators.members[:signers]
         signed = {i: seeds[member.key].sign(message) for i, member in enumerate(members)}
         made = make_certificate(PRECOMMIT, height, round, block_id, signed, len(self.validators))
@@ -172,12 +176,12 @@ class TinyChain:
 
     # ---- the story of a Datanet, a model, a paid answer
 
-    def tell_story(self) -> None:
+    def tell_story(self, terms: tables.Terms = TERMS) -> None:
         """Provider, Datanet with three contributions, model 1 with version 1."""
         register = wire.RegisterProvider(PROVIDER.key, PROVIDER.key)
         bond = wire.Bond(tables.ROLE_PROVIDER, PROVIDER.key, 2 * OPEN)
         self.block(self.tx(PROVIDER, register), self.tx(PROVIDER, bond, 1))
-        self.block(self.tx(STEWARD, wire.CreateDatanet(b"facts", TERMS)))
+        self.block(self.tx(STEWARD, wire.CreateDatanet(b"facts", terms)))
         given = [
             self.tx(who, wire.Contribute(1, 0, sha256(who.key), sha256(who.seed), 10, 9, 1, 0, b""))
             for who in CONTRIBUTORS
@@ -209,6 +213,20 @@ class TinyChain:
             parts=[session.cut(from_hold)],
             sign=PROVIDER.sign,
         )
+
+
+def rotation(chain_id: bytes, account: bytes, nonce: int, key: Party) -> wire.RotateKey:
+    """What takes `account` over to `key` in its transaction of `nonce`."""
+    message = signing_bytes(wire.ROTATE_TAG, chain_id, wire.rotation_body(account, nonce))
+    return wire.RotateKey(key.key, key.sign(message))
+
+
+def coop_close(
+    chain_id: bytes, channel: bytes, paid: int, payer: Party, provider: Party
+) -> wire.CoopClose:
+    """Signed by both for what is paid."""
+    message = signing_bytes(wire.COOP_TAG, chain_id, wire.coop_body(channel, paid))
+    return wire.CoopClose(channel, payer.sign(message), provider.sign(message))
 
 
 def golden_answer(session: LaneSession, credits: tuple[tuple[int, int], ...]) -> bytes:

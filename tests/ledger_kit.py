@@ -105,8 +105,8 @@ def open_channel(state: State, cap: int = 10 * OPEN, nonce: int = 0, **fields: A
         PAYER.key, PROVIDER.key, PAYER.key, 0, 0, 0, tables.CHANNEL_OPEN, NOW_MS, 0
     )
     state.put(tables.CHANNEL, (channel,), record._replace(**fields))
-    pair = b"pair/" + PAYER.key + PROVIDER.key
-    state.set_counter(pair, state.counter(pair) + 1)
+    for name in (b"pair/" + PAYER.key + PROVIDER.key, b"served/" + PROVIDER.key):
+        state.set_counter(name, state.counter(name) + 1)
     state.move(purses.account(PAYER.key), purses.channel(channel), cap)
     return channel
 

@@ -43,7 +43,7 @@ COMMON_OPTIONS: Final = frozenset({"--home", "--profile", "--instance", "-o", "-
 SHARED: Final = {  # noun -> flags and options that all its sub-commands take
     "tx": (
         frozenset({"--dry-run", "--no-wait"}),
-        frozenset({"--from", "--max-fee", "--offline", "--password-file"}),
+        frozenset({"--from", "--account", "--max-fee", "--offline", "--password-file"}),
     ),
 }
 EXITS: Final = (

@@ -25,6 +25,26 @@ def account(ctx: typer.Context, account: str) -> None:
 
 
 @app.command()
+def channel(
+    ctx: typer.Context, channel: Annotated[str, typer.Argument(help="64 hex digits")]
+) -> None:
+    """A payment channel: whose it is, what it holds, what is paid."""
+    frame = frame_of(ctx)
+    told = frame.daemon().get(f"/ledger/channels/{hash_in(channel, 'CHANNEL').hex()}")
+    amounts = {name: open_text(told[name]) for name in ("cap", "paid")}
+    frame.show("query.channel/1", told, pairs({**told, **amounts}.items()))
+
+
+@app.command()
+def provider(ctx: typer.Context, account: str) -> None:
+    """A provider: where it is reached and paid, its bond, its channels."""
+    account_in(account, "ACCOUNT")
+    frame = frame_of(ctx)
+    told = frame.daemon().get(f"/ledger/providers/{account}")
+    frame.show("query.provider/1", told, _lines({**told, "bonded": open_text(told["bonded"])}))
+
+
+@app.command()
 def block(ctx: typer.Context, height: Annotated[str, typer.Argument()] = "latest") -> None:
     """A block: header, signers, transactions, bundles, payouts, evidence."""
     frame = frame_of(ctx)
@@ -79,14 +99,18 @@ def receipt(ctx: typer.Context, receipt: str) -> None:
 
 @app.command()
 def models(ctx: typer.Context, after: After = 0) -> None:
-    """Models with their current version, prices and fund."""
+    """Models with their current version, the prices in force, and fund."""
     frame = frame_of(ctx)
     told = frame.daemon().get(f"/ledger/models?after={after}")
-    head = ("number", "model", "datanet", "records", "providers", "in/1M", "out/1M", "call", "fund")
+    head = (
+        *("number", "model", "status", "datanet", "records", "providers"),
+        *("in/1M", "out/1M", "call", "fund"),
+    )
     rows = [
         [
             m["number"],
             f"{m['name']}@{m['version']}",
+            m["status"],
             m["datanet"],
             m["records"],
             m["providers"],

@@ -9,11 +9,13 @@ back.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from node.cli.arguments import account_in
 from node.cli.frame import (
     FAILED,
     FUNDS,
@@ -30,7 +32,7 @@ from node.cli.passwords import read_password
 
 if TYPE_CHECKING:
     from node.ledger.wire.transactions import Payload
-    from node.wallet.keystore import KeyFile, Role
+    from node.wallet.keystore import Key, KeyFile, Role
     from node.web.ask import Node, Unreachable
 
 VALID_S: Final = 600
@@ -44,6 +46,7 @@ GRAINS: Final = frozenset(  # fields that people read as OPEN
     | {"deposit", "cost", "fee", "max_fee"}
 )
 TEXTS: Final = frozenset({"name"})
+SIGNATURES: Final = frozenset({"signature", "payer_signature", "provider_signature"})
 
 Told = dict[str, Any]
 Made = Callable[[], Mapping[str, int | str]]
@@ -54,6 +57,7 @@ class Options:
     """What every transaction takes beside its payload."""
 
     sender: str | None
+    account: str | None
     max_fee: str | None
     dry_run: bool
     no_wait: bool
@@ -71,8 +75,9 @@ def options_of(ctx: typer.Context) -> Options:
 class Desk:
     """One call of a sub-command: the running node, its parameters, the key that will sign.
 
-    The key is that of --from, else the home's first of `roles`. Raises CommandError where there is
-    none, or where an option cannot be meant; Unreachable where no node runs.
+    The key is that of --from, else the home's first of `roles`; it signs for its own account, or
+    for that of --account. Raises CommandError where there is no key, or where an option cannot be
+    meant; Unreachable where no node runs.
     """
 
     def __init__(self, ctx: typer.Context, *roles: "Role") -> None:
@@ -80,13 +85,21 @@ class Desk:
 
         self.frame, self.options = frame_of(ctx), options_of(ctx)
         self.key = _key_file(self.frame, self.options.sender, roles or ("operator", "node"))
-        self.account = account_text(self.key.public_key)
+        named = self.options.account
+        self.sender = self.key.public_key if named is None else account_in(named, "--account")
+        self.account = account_text(self.sender)
         given, target = self.options.max_fee, self.options.offline
         self._max_fee = None if given is None else grains_of_open(given, "--max-fee")
         if target is not None and target.exists():
             usage(f"{target} exists")
         self.node = self.frame.daemon(timeout_s=ANSWER_S)
         self._params = self.node.get("/ledger/params")
+        self._unlocked: dict[str, Key] = {}
+
+    @property
+    def chain_id(self) -> bytes:
+        """Of the chain that the node is on."""
+        return bytes.fromhex(self._params["chain_id"])
 
     def parameter(self, name: str) -> int:
         """A number that the ledger rules by."""
@@ -96,6 +109,27 @@ class Desk:
         """The home's first key of a role."""
         key: KeyFile | None = _keystore(self.frame).find(role)
         return key
+
+    def find_signer(self, account: str) -> "KeyFile | None":
+        """The home's key that is this account's own."""
+        from node.ledger.addresses import account_text
+
+        keys: list[KeyFile] = _keystore(self.frame).list()
+        return next((key for key in keys if account_text(key.public_key) == account), None)
+
+    def get_key(self, name: str) -> "KeyFile":
+        """The home's key of that name; raises KeystoreError where there is none."""
+        key: KeyFile = _keystore(self.frame).get(name)
+        return key
+
+    def sign(self, key: "KeyFile", tag: bytes, body: bytes) -> bytes:
+        """The signature of `body` on this chain, by a key that is unlocked once a call."""
+        if key.name not in self._unlocked:
+            options = self.options
+            question = f"password of {key.name}"
+            password = read_password(options.password_file, question) if key.is_sealed else None
+            self._unlocked[key.name] = _keystore(self.frame).unlock(key.name, password)
+        return self._unlocked[key.name].sign(tag, self.chain_id, body)
 
     def do(
         self, payload: "Payload", *, deposit: int = 0, cost: int = 0, made: Made | None = None
@@ -120,7 +154,7 @@ class Desk:
         raw = self._sign(payload, limit)
         if self.options.offline is None:
             return send(self.frame, raw, self.options.no_wait)
-        _write_new(self.options.offline, raw)
+        write_new(self.options.offline, raw)
         told = {**shown, "file": str(self.options.offline)}
         self.frame.show("tx.offline/1", told, _lines(shown))
         note(f"next: olnode tx send {self.options.offline}")
@@ -142,24 +176,22 @@ class Desk:
 
     def _sign(self, payload: "Payload", limit: int) -> bytes:
         """The wire bytes, signed by the unlocked key."""
-        from node.ledger.wire.transactions import encode_body, encode_transaction
+        from node.ledger.wire.transactions import TAG, encode_body, encode_transaction
 
-        nonce = self._nonce()
-        options = self.options
-        question = f"password of {self.key.name}"
-        sealed = self.key.is_sealed
-        password = read_password(options.password_file, question) if sealed else None
-        unlocked = _keystore(self.frame).unlock(self.key.name, password)
+        nonce = self.nonce
         valid_until_ms = time.time_ns() // 10**6 + VALID_S * 1_000
-        body = encode_body(unlocked.public_key, nonce, limit, valid_until_ms, payload)
-        chain_id = bytes.fromhex(self._params["chain_id"])
-        return encode_transaction(body, unlocked.sign(b"tx", chain_id, body))
+        body = encode_body(self.sender, nonce, limit, valid_until_ms, payload)
+        return encode_transaction(body, self.sign(self.key, TAG, body))
 
-    def _nonce(self) -> int:
+    @cached_property
+    def nonce(self) -> int:
+        """What this call's transaction carries. Raises CommandError for an account that owns
+        nothing, or that another key signs for: no password is asked for in vain."""
+        from node.ledger.addresses import account_text
         from node.web.ask import Refusal
 
         try:
-            return int(self.node.get(f"/ledger/accounts/{self.account}")["next_nonce"])
+            told = self.node.get(f"/ledger/accounts/{self.account}")
         except Refusal as error:
             if error.status != 404:
                 raise
@@ -169,6 +201,12 @@ class Desk:
                 mend=f"olnode tx transfer {self.account} AMOUNT --from KEY",
                 code=error.code,
             ) from None
+        if told["key"] != account_text(self.key.public_key):
+            raise CommandError(
+                f"{told['key']} signs for {self.account}, not the key {self.key.name}",
+                mend="olnode keys list, then --from KEY --account ACCOUNT",
+            )
+        return int(told["next_nonce"])
 
 
 def send(frame: Frame, raw: bytes, no_wait: bool) -> Told:
@@ -263,7 +301,8 @@ def _key_file(frame: Frame, name: str | None, roles: tuple["Role", ...]) -> "Key
     return key
 
 
-def _write_new(path: Path, raw: bytes) -> None:
+def write_new(path: Path, raw: bytes) -> None:
+    """Write a file that was not there; raises CommandError."""
     try:
         with path.open("xb") as file:
             file.write(raw)
@@ -273,10 +312,16 @@ def _write_new(path: Path, raw: bytes) -> None:
 
 def _plain_fields(record: Any) -> Told:
     """The fields of a payload for JSON; those of a record inside it stand beside them."""
+    from node.ledger.addresses import account_text
+
     fields: Told = {}
     for name, value in record._asdict().items():
+        if name in SIGNATURES:
+            continue
         if hasattr(value, "_asdict"):
             fields |= _plain_fields(value)
+        elif name == "payments":
+            fields[name] = [[account_text(to), str(amount)] for to, amount in value]
         elif name in TEXTS:
             fields[name] = value.decode("ascii")
         elif name in GRAINS:
@@ -293,6 +338,10 @@ def _plain(value: Any) -> Any:
 
 
 def _lines(shown: Told) -> list[str]:
-    return pairs(
-        (name, open_text(value) if name in GRAINS else value) for name, value in shown.items()
-    )
+    rows: list[tuple[str, str]] = []
+    for name, value in shown.items():
+        if name == "payments":
+            rows += [(name, f"{to} {open_text(amount)}") for to, amount in value]
+        else:
+            rows.append((name, open_text(value) if name in GRAINS else value))
+    return pairs(rows)

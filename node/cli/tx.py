@@ -15,24 +15,54 @@ from node.cli.arguments import hash_in, read_file
 from node.cli.frame import frame_of, new_noun, pairs
 from node.cli.signing import Options, options_of, tell
 from node.cli.signing import send as send_bytes
-from node.cli.tx_accounts import bond, close_channel, open_channel, register_provider, transfer
-from node.cli.tx_datanets import contribute, create_datanet, curate, snapshot
-from node.cli.tx_models import fund_maintenance, publish_version, register_model
+from node.cli.tx_accounts import (
+    bond,
+    multi_transfer,
+    register_provider,
+    rotate_key,
+    transfer,
+    unbond,
+    update_provider,
+)
+from node.cli.tx_channels import close_channel, coop_close, open_channel, top_up_channel
+from node.cli.tx_datanets import (
+    contribute,
+    create_datanet,
+    curate,
+    snapshot,
+    withdraw_contribution,
+)
+from node.cli.tx_models import (
+    fund_maintenance,
+    publish_version,
+    register_model,
+    retire_model,
+    set_price,
+)
 
 app = new_noun("Make, sign and send transactions.")
 
 COMMANDS: Final[dict[str, Callable[..., None]]] = {  # page 30 §11, in its order
     "transfer": transfer,
+    "multi-transfer": multi_transfer,
+    "rotate-key": rotate_key,
     "open-channel": open_channel,
+    "top-up-channel": top_up_channel,
     "close-channel": close_channel,
+    "coop-close": coop_close,
     "register-provider": register_provider,
+    "update-provider": update_provider,
     "bond": bond,
+    "unbond": unbond,
     "create-datanet": create_datanet,
     "contribute": contribute,
     "curate": curate,
+    "withdraw-contribution": withdraw_contribution,
     "snapshot": snapshot,
     "register-model": register_model,
     "publish-version": publish_version,
+    "set-price": set_price,
+    "retire-model": retire_model,
     "fund-maintenance": fund_maintenance,
 }
 TRANSACTION_BYTES_MAX: Final = 65_536  # page 30 §1
@@ -43,6 +73,9 @@ def options(
     ctx: typer.Context,
     sender: Annotated[
         str | None, typer.Option("--from", help="name of the key; else the operator's")
+    ] = None,
+    account: Annotated[
+        str | None, typer.Option(help="whose key that is after rotate-key; else the key's own")
     ] = None,
     max_fee: Annotated[
         str | None, typer.Option(help="at most, in OPEN; else twice today's fee")
@@ -57,7 +90,7 @@ def options(
     ] = None,
 ) -> None:
     """Make, sign and send transactions. These options may follow the sub-command too."""
-    ctx.obj = Options(sender, max_fee, dry_run, no_wait, offline, password_file)
+    ctx.obj = Options(sender, account, max_fee, dry_run, no_wait, offline, password_file)
 
 
 for _name, _function in COMMANDS.items():

@@ -1,4 +1,4 @@
-"""`olnode tx` for balances, channels, and those who serve: transfers, bonds, providers.
+"""`olnode tx` for accounts and those who serve: transfers, keys, providers, bonds.
 
 What it does not know: how a transaction is priced, signed and sent (signing.py).
 """
@@ -7,12 +7,15 @@ from typing import Annotated, Final
 
 import typer
 
-from node.cli.arguments import account_in, hash_in, word_in
+from node.cli.arguments import account_in, word_in
 from node.cli.frame import note, open_text, usage
 from node.cli.money import grains_of_open
 from node.cli.signing import Desk
 
 ROLES: Final = ("validator", "provider")  # as the ledger counts them: 0, 1
+STATUSES: Final = ("active", "paused")  # 1, 2
+SIGNATURE_BYTES: Final = 64
+DAY_MS: Final = 86_400_000
 
 
 def transfer(
@@ -31,42 +34,50 @@ def transfer(
     Desk(ctx).do(payload)
 
 
-def open_channel(
+def multi_transfer(
     ctx: typer.Context,
-    provider: str,
-    cap: Annotated[str, typer.Argument(help="OPEN set aside for PROVIDER alone")],
-    spender: Annotated[
-        str | None, typer.Option(help="account that signs vouchers; else the one that pays")
-    ] = None,
+    payments: Annotated[list[str], typer.Argument(help="ACCOUNT=AMOUNT; at most 256")],
 ) -> None:
-    """Set CAP of OPEN aside for what PROVIDER will answer; the rest comes back when it closes.
+    """Send OPEN to many accounts at once: all of the payments, or none."""
+    from node.ledger.wire.transactions import PAYEES_MAX, MultiTransfer
 
-    Signed by the operator's key, else by the spending key. A wallet opens its own channels: this
-    is for programs that sign their own vouchers.
-    """
-    from node.ledger.wire.transactions import OpenChannel
+    paid: dict[bytes, int] = {}
+    for text in payments:
+        account, equals, amount = text.partition("=")
+        if not equals:
+            usage(f"{text[:80]!r} is not ACCOUNT=AMOUNT")
+        to = account_in(account, "ACCOUNT")
+        if to in paid:
+            usage(f"{account} is there twice", "one payment an account")
+        paid[to] = grains_of_open(amount, "AMOUNT")
+    if len(paid) > PAYEES_MAX:
+        usage(f"{len(paid)} payments, at most {PAYEES_MAX}")
+    Desk(ctx, "operator").do(MultiTransfer(tuple(sorted(paid.items()))))
 
-    to, grains = account_in(provider, "PROVIDER"), grains_of_open(cap, "CAP")
-    given = None if spender is None else account_in(spender, "--spender")
-    desk = Desk(ctx, "operator", "spending")
-    least = desk.parameter("channel_cap_min")
-    if grains < least:
-        usage(f"CAP {cap} is less than a channel must hold", f"{open_text(least)} or more")
-    desk.do(OpenChannel(to, given or desk.key.public_key, grains, 0))
 
-
-def close_channel(
+def rotate_key(
     ctx: typer.Context,
-    channel: Annotated[str, typer.Argument(help="64 hex digits")],
+    new: Annotated[str, typer.Argument(help="name of the key that is to sign from now on")],
 ) -> None:
-    """Close a payment channel; what is left comes back after the closing time.
+    """Give an account another key: NEW, a key of this home, alone signs for it from then on.
 
-    Signed by the spending key, whose wallet opens channels; else by the operator's or the node's.
+    The account stays what it is, with all it owns. Not for a validator in the set, nor for a
+    provider with channels that are not closed.
     """
-    from node.ledger.wire.transactions import CloseChannel
+    from node.ledger.wire.transactions import ROTATE_TAG, RotateKey, rotation_body
 
-    payload = CloseChannel(hash_in(channel, "CHANNEL"))
-    Desk(ctx, "spending", "operator", "node").do(payload)
+    desk = Desk(ctx)
+    key = desk.get_key(new)
+    if key.role != desk.key.role:
+        usage(f"{new} is of the role {key.role}, {desk.key.name} of {desk.key.role}")
+    signature = bytes(SIGNATURE_BYTES)
+    if not desk.options.dry_run:
+        signature = desk.sign(key, ROTATE_TAG, rotation_body(desk.sender, desk.nonce))
+    desk.do(RotateKey(key.public_key, signature))
+    note(f"once that is done: olnode tx … --from {new} --account {desk.account}")
+    if key.role == "node":
+        line = f'account = "{desk.account}" under [serving] in config.toml'
+        note(f"a provider serves from a home whose node key is {new}, with {line}")
 
 
 def register_provider(
@@ -96,6 +107,34 @@ def register_provider(
     note(f"it serves once it is bonded: {command} --from {desk.key.name}")
 
 
+def update_provider(
+    ctx: typer.Context,
+    status: Annotated[
+        str | None, typer.Option(help="active, or paused: it takes no new channels then")
+    ] = None,
+    reward: Annotated[str | None, typer.Option(help="account that is paid from now on")] = None,
+    peer: Annotated[
+        str | None, typer.Option(help="name of the node key in this home that serves from now on")
+    ] = None,
+) -> None:
+    """Change what the ledger has of a provider, signed by its node key; the rest stays as it is."""
+    from node.ledger.addresses import account_of
+    from node.ledger.wire.transactions import UpdateProvider
+
+    if status is None and reward is None and peer is None:
+        usage("nothing to change", "--status, --reward or --peer")
+    number = None if status is None else word_in(status, "--status", STATUSES)
+    paid = None if reward is None else account_in(reward, "--reward")
+    desk = Desk(ctx, "node")
+    row = desk.node.get(f"/ledger/providers/{desk.account}")
+    payload = UpdateProvider(
+        account_of(row["peer_key"]) if peer is None else desk.get_key(peer).public_key,
+        account_of(row["reward_account"]) if paid is None else paid,
+        (STATUSES.index(row["status"]) if number is None else number) + 1,
+    )
+    desk.do(payload)
+
+
 def bond(
     ctx: typer.Context,
     target: Annotated[str, typer.Argument(help="account of the validator or provider")],
@@ -108,3 +147,24 @@ def bond(
     number = word_in(role, "--role", ROLES)
     payload = Bond(number, account_in(target, "TARGET"), grains_of_open(amount, "AMOUNT"))
     Desk(ctx).do(payload)
+
+
+def unbond(
+    ctx: typer.Context,
+    target: Annotated[str, typer.Argument(help="account of the validator or provider")],
+    amount: Annotated[str, typer.Argument(help="OPEN; 0 only collects what it has earned")],
+    role: Annotated[str, typer.Option(help="validator or provider")] = "validator",
+) -> None:
+    """Take AMOUNT of OPEN out of a bond; it is paid after the unbonding time.
+
+    Until then it can be slashed for what was done before. What is left of a delegation is nothing,
+    or at least the smallest delegation.
+    """
+    from node.ledger.wire.transactions import Unbond
+
+    number = word_in(role, "--role", ROLES)
+    payload = Unbond(number, account_in(target, "TARGET"), grains_of_open(amount, "AMOUNT"))
+    desk = Desk(ctx)
+    desk.do(payload)
+    if payload.amount:
+        note(f"it is paid {desk.parameter('unbonding_ms') / DAY_MS:g} days after its block")

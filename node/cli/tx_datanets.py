@@ -154,6 +154,20 @@ def curate(
     Desk(ctx).do(payload)
 
 
+def withdraw_contribution(
+    ctx: typer.Context, contribution: Annotated[int, typer.Argument(min=1)]
+) -> None:
+    """Take one's own contribution back, for good: it earns nothing more from its block on.
+
+    A pending one goes until somebody has voted on it. What is left of its bond comes back after
+    the challenge window. Who has a copy keeps it; versions trained on it stay, unless the Datanet's
+    charter retires them: then they end after `withdrawn_version_ms`.
+    """
+    from node.ledger.wire.transactions import WithdrawContribution
+
+    Desk(ctx, "operator").do(WithdrawContribution(contribution))
+
+
 def snapshot(
     ctx: typer.Context,
     datanet: Annotated[str, typer.Argument(help="name or number")],

@@ -110,6 +110,66 @@ def publish_version(
     )
 
 
+def set_price(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="name or number")],
+    price_in: Annotated[
+        str | None, typer.Option(help="OPEN per million tokens of a question")
+    ] = None,
+    price_out: Annotated[
+        str | None, typer.Option(help="OPEN per million tokens of an answer")
+    ] = None,
+    price_call: Annotated[str | None, typer.Option(help="OPEN per answer")] = None,
+    version: Annotated[
+        int | None, typer.Option(min=1, help="else the current one; another takes all prices")
+    ] = None,
+) -> None:
+    """Set the prices of a version of MODEL, as its creator; what is not named stays.
+
+    They hold after a notice (`price_notice_ms`), and are set once per `price_interval_ms`.
+    """
+    from node.ledger.wire.transactions import SetPrice
+
+    given = {"price_in": price_in, "price_out": price_out, "price_call": price_call}
+    named = {
+        name: grains_of_open(text, f"--{name.replace('_', '-')}")
+        for name, text in given.items()
+        if text is not None
+    }
+    if not named:
+        usage("nothing to change", "--price-in, --price-out or --price-call")
+    desk = Desk(ctx, "operator")
+    row = find_row(desk.node, "models", model)
+    number = row["version"] if version is None else version
+    if number != row["version"] and len(named) < len(given):
+        usage(f"all three prices, for {number} is not the current version of {row['name']}")
+    prices = [named.get(name, int(row[name])) for name in given]
+    least = desk.parameter("platform_fee")
+    if prices[-1] < least:
+        usage(f"a price per call is at least the platform's fee of {least} grains")
+    desk.do(SetPrice(row["number"], number, *prices))
+
+
+def retire_model(
+    ctx: typer.Context,
+    model: Annotated[str, typer.Argument(help="name or number")],
+    successor: Annotated[
+        str | None, typer.Option(help="model that names this one among its parts: gets its fund")
+    ] = None,
+) -> None:
+    """End MODEL after a notice (`retire_notice_ms`), as its creator. It cannot be taken back.
+
+    Until then all goes on; what was started before still settles. Its fund goes to the successor,
+    else to the commons, never back; the deposit comes back `model_deposit_ms` after the end.
+    """
+    from node.ledger.wire.transactions import RetireModel
+
+    desk = Desk(ctx, "operator")
+    number = find_row(desk.node, "models", model)["number"]
+    heir = 0 if successor is None else find_row(desk.node, "models", successor)["number"]
+    desk.do(RetireModel(number, heir))
+
+
 def fund_maintenance(
     ctx: typer.Context,
     model: Annotated[str, typer.Argument(help="name or number")],

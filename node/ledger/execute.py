@@ -19,7 +19,16 @@ from node.ledger import purses, tables, tree
 from node.ledger.admission import Admitted, admit_bundle, is_still_good
 from node.ledger.context import Context
 from node.ledger.genesis import APP_VERSION, params_hash
-from node.ledger.rules import accounts, channels, models, offences, payout, registry, staking
+from node.ledger.rules import (
+    accounts,
+    channels,
+    models,
+    offences,
+    payout,
+    registry,
+    rotation,
+    staking,
+)
 from node.ledger.rules.channels import BundleFees
 from node.ledger.state import State
 from node.ledger.wire import transactions as wire
@@ -305,16 +314,25 @@ RULES_1: Final = Rules(
     app_version=1,
     transactions={
         wire.Transfer: accounts.apply_transfer,
+        wire.MultiTransfer: accounts.apply_multi_transfer,
+        wire.RotateKey: rotation.apply_rotate_key,
         wire.OpenChannel: channels.apply_open_channel,
+        wire.TopUpChannel: channels.apply_top_up,
         wire.CloseChannel: channels.apply_close_channel,
+        wire.CoopClose: channels.apply_coop_close,
         wire.RegisterProvider: staking.apply_register,
+        wire.UpdateProvider: staking.apply_update,
         wire.Bond: staking.apply_bond,
+        wire.Unbond: staking.apply_unbond,
         wire.CreateDatanet: registry.apply_create_datanet,
         wire.Contribute: registry.apply_contribute,
         wire.Curate: registry.apply_curate,
+        wire.WithdrawContribution: registry.apply_withdraw,
         wire.Snapshot: registry.apply_snapshot,
         wire.RegisterModel: models.apply_register_model,
         wire.PublishVersion: models.apply_publish,
+        wire.SetPrice: models.apply_set_price,
+        wire.RetireModel: models.apply_retire,
         wire.FundMaintenance: models.apply_fund,
     },
     due={
@@ -325,7 +343,10 @@ RULES_1: Final = Rules(
         tables.DUE_REVIEW: registry.apply_review_end,
         tables.DUE_STAKE: registry.apply_stake_release,
         tables.DUE_VERSION_DEPOSIT: models.apply_version_deposit,
+        tables.DUE_MODEL_DEPOSIT: models.apply_model_deposit,
         tables.DUE_EVIDENCE: offences.forget_evidence,
+        tables.DUE_RETIREMENT: models.apply_retirement,
+        tables.DUE_WITHDRAWAL: registry.apply_withdrawn_stake,
     },
 )
 

@@ -67,6 +67,7 @@ DEFAULTS: Final[dict[str, int | tuple[int, ...]]] = {
     "review_ms_min": DAY_MS,
     "review_ms_max": 30 * DAY_MS,
     "snapshot_interval_ms": DAY_MS,
+    "withdrawn_version_ms": 180 * DAY_MS,
     "curation_bps_max": 1_000,
     # models, page 40 §4, §8
     "model_deposit": 100 * _OPEN,
@@ -78,6 +79,9 @@ DEFAULTS: Final[dict[str, int | tuple[int, ...]]] = {
     "version_deposit_ms": 90 * DAY_MS,
     "superseded_ms": DAY_MS,
     "price_notice_ms": HOUR_MS,
+    "price_interval_ms": DAY_MS,
+    "retire_notice_ms": 30 * DAY_MS,
+    "model_deposit_ms": 30 * DAY_MS,  # after its end
     "royalty_bps_max": 5_000,
     # consensus, page 20
     "payload_bytes_max": 1 << 20,
@@ -97,6 +101,8 @@ _DEVNET_MINUTES: Final = {
     "challenge_window_ms": 1, "channel_close_ms": 1, "channel_forget_ms": 5, "stake_hold_ms": 5,
     "review_ms_min": 1, "snapshot_interval_ms": 0, "superseded_ms": 10,
     "version_deposit_ms": 10, "validator_set_ms": 1, "price_notice_ms": 1,
+    "withdrawn_version_ms": 10, "price_interval_ms": 2, "retire_notice_ms": 10,
+    "model_deposit_ms": 10,
 }  # fmt: skip
 DEVNET_DIVISOR: Final = 1_000  # bonds and deposits; nothing else but windows differs (page 40 §4)
 

@@ -134,9 +134,10 @@ class _Lines(Generic[E]):
 
 @dataclass(frozen=True, slots=True)
 class _Waiting:
-    """A transaction in line."""
+    """A transaction in line, and the key that it was verified with."""
 
     tx: Transaction
+    key: bytes
     name: bytes
     rate: int
 
@@ -216,7 +217,7 @@ class TransactionPool:
         if before is not None:
             self._lines.remove(before)
         rate = (tx.max_fee << RATE_SHIFT) // tx.weight
-        self._lines.add(_Waiting(tx, tx_id, rate))
+        self._lines.add(_Waiting(tx, accounts.current_key(state, tx.sender), tx_id, rate))
         if tx_id not in self._lines:
             raise Invalid("pool.full")
         return tx
@@ -241,12 +242,14 @@ class TransactionPool:
         return chosen
 
     def review(self, state: State, now_ms: int) -> None:
-        """After a block: drop what is done, expired, or no longer payable."""
+        """After a block: drop what is done, expired, no longer payable, or signed by a key that
+        was given up."""
 
         def is_stale(entry: _Waiting) -> bool:
             sender, tx = state.account(entry.tx.sender), entry.tx
             is_late = tx.nonce < sender.nonce or tx.valid_until_ms <= now_ms
-            return is_late or sender.balance < tx.max_fee
+            is_signed = accounts.current_key(state, tx.sender) == entry.key
+            return is_late or sender.balance < tx.max_fee or not is_signed
 
         self._lines.drop_if(is_stale)
 

@@ -245,7 +245,11 @@ class Snapshot(NamedTuple):
 
 
 class Model(NamedTuple):
-    """0f. Status: 1 active, 2 dormant, 3 retiring, 4 retired. `current` 0: no version yet."""
+    """0f. Status: 1 active, 2 dormant, 3 retiring, 4 retired. `current` 0: no version yet.
+
+    `retired_ms`: when the notice ends, or ended. `successor`: as named; once retired, whose fund
+    has this one's money, 0 for none.
+    """
 
     creator: bytes
     name: bytes
@@ -440,6 +444,7 @@ POOL: Final = Table(0x1A, (1,), Pool, Record(U63, U63, U63))
 DUE: Final = Table(0x1B, (8, 1, ANY), Due, Record())
 TOTALS: Final = Table(0x1C, (ANY,), Totals, Record(*(U63,) * 13))
 COUNTER: Final = Table(0x1C, (ANY,), Counter, _NUMBER)
+TAKEN: Final = Table(0x1C, (6, 8, 8, 8), Counter, _NUMBER)  # taken/, Datanet, newest first, number
 MEMBERS: Final = Table(0x1C, (ANY,), Members, Record(H, ListOf(H, 100)))
 USED_EVIDENCE: Final = Table(0x1C, (ANY,), UsedEvidence, Record(
     U63, U63, ListOf(Record(H, U16), 100, 1), U8))
@@ -464,7 +469,7 @@ KIND_FUND, KIND_TREASURY, KIND_BURN = 5, 6, 7
 DUE_PARAMETER, DUE_UNLOCK, DUE_MATURING = 1, 2, 3
 DUE_CHANNEL_CLOSE, DUE_CHANNEL_FORGET, DUE_UNBONDING = 4, 5, 6
 DUE_REVIEW, DUE_STAKE, DUE_VERSION_DEPOSIT, DUE_MODEL_DEPOSIT = 7, 8, 9, 10
-DUE_EVIDENCE = 11
+DUE_EVIDENCE, DUE_RETIREMENT, DUE_WITHDRAWAL = 11, 12, 13
 
 CHANNEL_OPEN, CHANNEL_CLOSING, CHANNEL_CLOSED = 1, 2, 3
 PROVIDER_ACTIVE, PROVIDER_PAUSED = 1, 2

@@ -12,6 +12,7 @@ from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node.ledger import tables
 from node.ledger.amounts import price
+from node.ledger.rules.models import has_ended, prices_at
 from node.ledger.state import State
 from node.ledger.wire import exchange
 from node.ledger.wire.exchange import Start, unpack_ids
@@ -35,6 +36,7 @@ from node.serving.engine import Sampling
 VOUCHER_LEFT_MS: Final = 20 * 60_000
 DEADLINE_AHEAD_MS_MAX: Final = 3_600_000
 RETRY_MS: Final = 1_000
+END_MARGIN_MS: Final = 10_000  # one receipt started after its version's end would sink a bundle
 
 
 class OrderRefused(Exception):
@@ -110,6 +112,8 @@ def verify_order(
     model = find_model(order.model, order.model_version)
     if model is None:
         raise OrderRefused(exchange.NOT_SERVED, "model")
+    if has_ended(state, (order.model, order.model_version), now_ms + END_MARGIN_MS):
+        raise OrderRefused(exchange.NOT_SERVED, "the version ends")
     if not model.is_ready:
         raise OrderRefused(exchange.ADAPTER_LOADING, "adapter", RETRY_MS)
     lane = book.lane(voucher.channel, voucher.lane)
@@ -205,7 +209,7 @@ def prices_now(state: State, model: int, version: int, now_ms: int) -> tuple[int
     found = state.find(tables.PRICE, model, version)
     if found is None:
         raise OrderRefused(exchange.NOT_SERVED, "version")
-    return found[3:6] if now_ms < found.changed_ms else found[:3]
+    return prices_at(found, now_ms)
 
 
 def engine_sampling(sampling: OrderSampling) -> Sampling:

@@ -43,7 +43,7 @@ _BONDS: Final = frozenset({1, 3, 22, 23, 24})
 _NODE_TYPES: Final = frozenset({1, 3, 12, *range(20, 25), 51, 52, 53, 60, 61, 62})
 _ALL_TYPES: Final = frozenset(range(256))
 _TAGS: Final[Mapping[Role, frozenset[bytes]]] = {
-    "operator": frozenset({b"tx", b"rotate"}),
+    "operator": frozenset({b"tx", b"rotate", b"coop"}),  # it opens channels too
     "node": frozenset({b"address", b"offer", b"receipt", b"bundle", b"audit", b"coop", b"rotate"})
     | {b"tx"},
     "validator": frozenset({b"peer", b"rotate", b"tx"}),

@@ -22,6 +22,7 @@ from consensus.primitives.errors import Invalid
 from node.ledger import tables
 from node.ledger.amounts import GRAINS_PER_OPEN, price
 from node.ledger.rules.channels import find_provider_key
+from node.ledger.rules.models import prices_at
 from node.ledger.rules.staking import is_active_provider
 from node.ledger.state import State
 from node.ledger.wire import exchange
@@ -330,8 +331,7 @@ class Payer:
         found = self._get_state().find(tables.PRICE, ask.model, ask.version)
         if found is None:
             raise PaymentFailed("payer.no_provider", model=ask.model, version=ask.version)
-        new, old = found[:3], found[3:6]
-        return old if self._now_ms() < found.changed_ms else new
+        return prices_at(found, self._now_ms())
 
     def _within_limits(self, ask: Ask, prices: tuple[int, int, int]) -> int:
         """The whole price, if the caller and the operator let us pay it."""

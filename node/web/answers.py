@@ -64,6 +64,36 @@ class AccountAnswer:
     nonce: int  # as of the newest block
     next_nonce: int  # to sign with: behind what waits in this node's pool
     maturing: Grains  # paid, but inside the challenge window
+    key: Account  # that signs for it: its own, until it was rotated
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelAnswer:
+    """The keys are those that sign for payer and provider now."""
+
+    channel: Hex
+    payer: Account
+    payer_key: Account
+    provider: Account
+    provider_key: Account
+    spender: Account
+    cap: Grains
+    paid: Grains
+    state: str  # "open", "closing", "closed"
+    opened_ms: int
+    close_at_ms: int  # 0 while open
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderAnswer:
+    provider: Account
+    key: Account  # that its bundles and offers are signed with
+    peer_key: Account
+    reward_account: Account
+    status: str  # "active", "paused"
+    takes_channels: bool  # active, and bonded with enough
+    bonded: Grains
+    channels: int  # to it that are not closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +263,8 @@ class ModelAnswer:
     price_call: Grains
     fund: Grains
     providers: int  # with a live offer
+    status: str  # "active", "dormant", "retiring", "retired"
+    ends_ms: int  # what of the version is started from then on does not settle; 0: no end is set
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,6 +46,8 @@ class Ledger:
     """
 
     find_account: Callable[[bytes], Awaitable[answers.AccountAnswer | None]]
+    find_channel: Callable[[bytes], Awaitable[answers.ChannelAnswer | None]]
+    find_provider: Callable[[bytes], Awaitable[answers.ProviderAnswer | None]]
     find_earnings: Callable[[bytes, EarningsQuery], Awaitable[answers.Earnings | None]]
     find_block: Callable[[int], Awaitable[answers.BlockAnswer | None]]
     latest_height: Callable[[], int]
@@ -70,6 +72,14 @@ def routes(ledger: Ledger) -> list[Route]:
     async def account(request: Request) -> Response:
         check_parameters(request)
         return shown(await ledger.find_account(account_in_path(request)), "account")
+
+    async def channel(request: Request) -> Response:
+        check_parameters(request)
+        return shown(await ledger.find_channel(hash_in_path(request)), "channel")
+
+    async def provider(request: Request) -> Response:
+        check_parameters(request)
+        return shown(await ledger.find_provider(account_in_path(request)), "provider")
 
     async def earnings(request: Request) -> Response:
         query = earnings_query(request)
@@ -136,6 +146,8 @@ def routes(ledger: Ledger) -> list[Route]:
         route("GET", "/ledger/accounts/{account}", account),
         route("GET", "/ledger/accounts/{account}/earnings", earnings),
         route("GET", "/ledger/accounts/{account}/proof", account_proof),
+        route("GET", "/ledger/channels/{id}", channel),
+        route("GET", "/ledger/providers/{account}", provider),
         route("GET", "/ledger/blocks/{height}", block),
         route("GET", "/ledger/transactions/{id}", transaction),
         route("POST", "/ledger/transactions", submit),

@@ -10,11 +10,15 @@ from typing import Final, TypeVar
 
 import trio
 
+from consensus.primitives.encoding import INT_MAX
 from consensus.skipping import encode_light_block
 from node.ledger import tables
 from node.ledger.amounts import part_bps, split
-from node.ledger.rules.accounts import BASE_PRICE_NAME
+from node.ledger.rules.accounts import BASE_PRICE_NAME, current_key
+from node.ledger.rules.channels import served_channels
+from node.ledger.rules.models import ends_ms, prices_at
 from node.ledger.rules.registry import CONTRIBUTIONS_NAME, LICENCES, terms_of
+from node.ledger.rules.staking import bonded, is_active_provider
 from node.ledger.state import State
 from node.ledger.wire.bundles import decode_header
 from node.ledger.wire.codes import code_name
@@ -88,6 +92,8 @@ def make_ledger(
 
     return Ledger(
         find_account=read_account,
+        find_channel=lambda channel: read(lambda view: find_channel(view, channel)),
+        find_provider=lambda account: read(lambda view: find_provider(view, account)),
         find_earnings=lambda account, query: read(lambda view: find_earnings(view, account, query)),
         find_block=lambda height: read(lambda view: find_block(view, height)),
         latest_height=lambda: reading.take_view().tip.height,
@@ -142,7 +148,54 @@ def find_account(view: View, account: bytes, next_nonce: int) -> answers.Account
     if found is None and not maturing:
         return None
     found = found or tables.Account()
-    return answers.AccountAnswer(account, found.balance, found.nonce, next_nonce, maturing)
+    key = found.key or account
+    return answers.AccountAnswer(account, found.balance, found.nonce, next_nonce, maturing, key)
+
+
+CHANNEL_STATES: Final = {
+    tables.CHANNEL_OPEN: "open",
+    tables.CHANNEL_CLOSING: "closing",
+    tables.CHANNEL_CLOSED: "closed",
+}
+
+
+def find_channel(view: View, channel: bytes) -> answers.ChannelAnswer | None:
+    """A channel until it is forgotten, some days after its end."""
+    state = view.state()
+    found = state.find(tables.CHANNEL, channel)
+    if found is None:
+        return None
+    return answers.ChannelAnswer(
+        channel=channel,
+        payer=found.payer,
+        payer_key=current_key(state, found.payer),
+        provider=found.provider,
+        provider_key=current_key(state, found.provider),
+        spender=found.spender,
+        cap=found.cap,
+        paid=found.paid,
+        state=CHANNEL_STATES[found.state],
+        opened_ms=found.opened_ms,
+        close_at_ms=found.close_at_ms,
+    )
+
+
+def find_provider(view: View, account: bytes) -> answers.ProviderAnswer | None:
+    """A registered provider."""
+    state = view.state()
+    found = state.find(tables.PROVIDER, account)
+    if found is None:
+        return None
+    return answers.ProviderAnswer(
+        provider=account,
+        key=current_key(state, account),
+        peer_key=found.peer_key,
+        reward_account=found.reward_account,
+        status="active" if found.status == tables.PROVIDER_ACTIVE else "paused",
+        takes_channels=is_active_provider(state, account),
+        bonded=bonded(state, tables.ROLE_PROVIDER, account),
+        channels=served_channels(state, account),
+    )
 
 
 def _maturing_of(state: State, account: bytes) -> dict[tuple[int, bytes], int]:
@@ -277,16 +330,20 @@ def list_models(
     numbers = range(after + 1, after + 1 + limit)
     found = ((number, state.find(tables.MODEL, number)) for number in numbers)
     return tuple(
-        _model(state, number, model, providers.get((number, model.current), 0))
+        _model(state, number, model, providers.get((number, model.current), 0), view.tip.time_ms)
         for number, model in found
         if model is not None
     )
 
 
-def _model(state: State, number: int, model: tables.Model, providers: int) -> answers.ModelAnswer:
+def _model(
+    state: State, number: int, model: tables.Model, providers: int, now_ms: int
+) -> answers.ModelAnswer:
     version = state.find(tables.VERSION, number, model.current)
     price = state.find(tables.PRICE, number, model.current)
     snapshot = state.find(tables.SNAPSHOT, version.snapshot) if version else None
+    end_ms = ends_ms(state, (number, model.current))
+    prices = prices_at(price, now_ms) if price else (0, 0, 0)
     fund = state.find(tables.FUND, number)
     return answers.ModelAnswer(
         number=number,
@@ -297,11 +354,13 @@ def _model(state: State, number: int, model: tables.Model, providers: int) -> an
         adapter=version.adapter if version else b"",
         datanet=datanet_name(state, snapshot.datanet) if snapshot else "",
         records=snapshot.records if snapshot else 0,
-        price_in=price.p_in if price else 0,
-        price_out=price.p_out if price else 0,
-        price_call=price.p_call if price else 0,
+        price_in=prices[0],
+        price_out=prices[1],
+        price_call=prices[2],
         fund=fund.balance if fund else 0,
         providers=providers,
+        status=MODEL_STATUS[model.status],
+        ends_ms=0 if end_ms == INT_MAX else end_ms,
     )
 
 
@@ -341,6 +400,12 @@ def list_datanets(view: View, after: int, limit: int) -> tuple[answers.DatanetAn
     return tuple(told)
 
 
+MODEL_STATUS: Final = {
+    tables.MODEL_ACTIVE: "active",
+    tables.MODEL_DORMANT: "dormant",
+    tables.MODEL_RETIRING: "retiring",
+    tables.MODEL_RETIRED: "retired",
+}
 DATANET_MODES: Final = ("open", "permissioned")
 CONTRIBUTION_STATUS: Final = ("pending", "accepted", "returned", "rejected", "slashed", "withdrawn")
 

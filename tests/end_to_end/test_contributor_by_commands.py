@@ -1,4 +1,5 @@
-"""From an empty ledger to a registered model by commands alone, as four people would type them.
+"""By commands alone, as people would type them: from an empty ledger to a registered model and its
+end; and money, keys and channels between two.
 
 One lone validator and one follower, each a real `olnode start`; every act and every look is a
 process of `olnode`.
@@ -21,8 +22,10 @@ from node.attribution.datanets import contribution_root, make_record, snapshot_r
 from node.devnet.children import Child, stop_all, wait_answering
 from node.devnet.ports import free_ports
 from node.home import make_home
+from node.ledger.addresses import account_of
 from node.ledger.amounts import GRAINS_PER_OPEN
 from node.ledger.genesis import devnet_genesis, encode_genesis
+from node.ledger.wire.orders import channel_id
 from p2p.peers import peer_id_text
 
 OPEN = GRAINS_PER_OPEN
@@ -140,6 +143,74 @@ async def test_data_becomes_a_model_by_commands_alone(tmp_path: Path) -> None:
         assert (model["name"], model["creator"]) == ("laws-1", people["maker"])
 
         await check_same_chain(land, int(made["height"]))
+        await end_it_all(node)
+
+
+async def end_it_all(node: Child) -> None:
+    """Publish, sell dearer, take the data back, retire the model."""
+    release = ("tx", "publish-version", "laws-1", "--manifest", "cd" * 32, "--from", "maker")
+    await olnode(node, *release, "--price-in", "20", "--price-out", "60")
+    await olnode(node, "tx", "set-price", "laws-1", "--price-in", "21", "--from", "maker")
+    early = ("tx", "set-price", "laws-1", "--price-in", "22", "--from", "maker")
+    assert (await olnode(node, *early, status=1))["code"] == "tx.too_early_or_late"
+    await olnode(node, "tx", "withdraw-contribution", "1", "--from", "giver")
+    await olnode(node, "tx", "retire-model", "laws-1", "--from", "maker")
+    (row,) = (await olnode(node, "query", "contributions", "laws"))["contributions"]
+    (model,) = (await olnode(node, "query", "models"))["models"]
+    assert (row["status"], model["status"]) == ("withdrawn", "retiring")
+    assert model["price_in"] == str(20 * OPEN), "the new price holds after its notice"
+
+
+async def test_money_keys_and_channels_by_commands_alone(tmp_path: Path) -> None:
+    async with running(tmp_path) as land:
+        node = land.validator
+        payer, other, third = [
+            await enlist(land, name, amount)
+            for name, amount in (("payer", "20"), ("other", "5"), ("third", "0.1"))
+        ]
+        both = (f"{other}=2", f"{third}=0.9")
+        await olnode(node, "tx", "multi-transfer", *both, "--from", "payer")
+        balances = [
+            (await olnode(node, "query", "account", to))["balance"] for to in (other, third)
+        ]
+        assert balances == [str(7 * OPEN), str(OPEN)]
+
+        new = (await olnode(node, "keys", "add", "new"))["account"]
+        await olnode(node, "tx", "rotate-key", "new", "--from", "payer")
+        assert (await olnode(node, "query", "account", payer))["key"] == new
+        pay = ("tx", "transfer", other, "1", "--from")
+        assert "signs for" in (await olnode(node, *pay, "payer", status=1))["what"]
+        by_new = ("--from", "new", "--account", payer)
+        await olnode(node, *pay[:-1], *by_new)
+
+        await olnode(node, "tx", "register-provider")
+        provider = (await olnode(node, "keys", "show", "node"))["account"]
+        bond = ("--role", "provider", "--from", "node")
+        await olnode(node, "tx", "bond", provider, "1.5", *bond)
+        channel = await open_channel(node, payer, provider, by_new)
+        await olnode(node, "tx", "top-up-channel", channel, "0.5", *by_new)
+        row = await olnode(node, "query", "channel", channel)
+        assert (row["state"], row["cap"], row["payer_key"]) == ("open", str(OPEN * 3 // 2), new)
+
+        consent = str(tmp_path / "consent")
+        await olnode(node, "tx", "coop-close", channel, "--sign-only", consent)
+        await olnode(node, "tx", "coop-close", channel, "--with", consent, "--from", "other")
+        assert (await olnode(node, "query", "channel", channel))["state"] == "closed"
+
+        await olnode(node, "tx", "update-provider", "--status", "paused")
+        opening = ("tx", "open-channel", provider, "1", *by_new)
+        assert (await olnode(node, *opening, status=1))["code"] == "tx.wrong_state"
+        await olnode(node, "tx", "unbond", provider, "1.5", *bond)
+        told = await olnode(node, "query", "provider", provider)
+        assert (told["status"], told["bonded"], told["channels"]) == ("paused", "0", 0)
+
+
+async def open_channel(node: Child, payer: str, provider: str, signed: tuple[str, ...]) -> str:
+    """Of 1 OPEN; its id follows from who opens it with which transaction."""
+    nonce = (await olnode(node, "query", "account", payer))["next_nonce"]
+    await olnode(node, "tx", "open-channel", provider, "1", *signed)
+    chain_id = bytes.fromhex((await olnode(node, "query", "params"))["chain_id"])
+    return channel_id(chain_id, account_of(payer), account_of(provider), nonce).hex()
 
 
 async def check_same_chain(land: Land, height: int) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from bundle_kit import Party, party
+from chain_kit import coop_close, rotation
 from vectors.example import CHAIN, Example, h, signed_by
 
 from consensus.primitives import merkle
@@ -203,21 +204,31 @@ def examples_of_answers() -> dict[str, Example]:
 
 TERMS = (h("charter"), (1, 7), 0, 2, 10_000_000, 500, 1_209_600_000, 1)
 PARTS_OF = ((1, 1, 1_000), (2, 5, 2_500))
+
 TRANSACTIONS = (
     wire.Transfer(PROVIDER.key, 125_000_000, b"thank you"),
+    wire.MultiTransfer(tuple(sorted(((PROVIDER.key, 1), (PAYER.key, 2**63 - 1))))),
+    rotation(CHAIN, CREATOR.key, 5, party("new key")),
     wire.OpenChannel(PROVIDER.key, PAYER.key, 10**10, 0),
+    wire.TopUpChannel(CHANNEL, 10**9),
     wire.CloseChannel(CHANNEL),
+    coop_close(CHAIN, CHANNEL, 27_309_200, PAYER, PROVIDER),
     wire.RegisterProvider(party("peer").key, PROVIDER.key),
+    wire.UpdateProvider(party("new peer").key, PAYER.key, 2),
     wire.Bond(1, PROVIDER.key, 10**12),
+    wire.Unbond(1, PROVIDER.key, 10**12),
     wire.CreateDatanet(b"stews-2", TERMS),
     wire.Contribute(1, 0, h("root"), h("content"), 65_536, 9_000_000, 7, 0, b""),
     wire.Curate(1, 1, h("reason")),
+    wire.WithdrawContribution(2**63 - 1),
     wire.Snapshot(1, h("snapshot"), 3, 36),
     wire.RegisterModel(b"stews", h("base"), 7, 1, 1_000),
     wire.PublishVersion(
         3, h("adapter"), 1, h("index"), h("manifest"), b"", 21_200_000_000, 63_600_000_000,
         1_000_000, PARTS_OF,
     ),
+    wire.SetPrice(3, 2, 10**15, 0, 1_000_000),
+    wire.RetireModel(3, 4),
     wire.FundMaintenance(3, 10**9),
 )  # fmt: skip
 

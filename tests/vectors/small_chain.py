@@ -9,7 +9,7 @@ import random
 from typing import Any
 
 from bundle_kit import LaneSession, Party, party
-from chain_kit import START_MS, TinyChain
+from chain_kit import START_MS, TinyChain, coop_close, rotation
 
 from consensus.primitives.digest import sha256
 from node.ledger import genesis as genesis_file
@@ -23,10 +23,11 @@ from node.ledger.wire.orders import channel_id
 VALIDATORS = tuple(party(f"validator {number}") for number in range(4))
 PROVIDER, NEWCOMER = VALIDATORS[0], party("faucet")
 STEWARD, CREATOR, PAYER = party("steward"), party("creator"), party("payer")
+ANA, ANAS_NEW = party("ana"), party("ana's new key")
 GIVERS = tuple(party(f"giver {number}") for number in range(3))
 TERMS = (sha256(b"charter"), (1, 7), 0, 1, 100_000, 500, 600_000, 0)
 PRICES = (21_200_000_000, 63_600_000_000, 1_000_000)
-MINUTE_MS = 60_000
+MINUTE_MS, DAY_MS = 60_000, 86_400_000
 ANSWER_FEE = 27_309_200  # 812 tokens in, 143 out
 
 
@@ -53,7 +54,12 @@ class Story:
         self.gather()
         self.publish()
         self.sell()
+        self.agree()
         self.join()
+        self.rotate()
+        self.leave()
+        self.withdraw()
+        self.retire()
         self.wait()
 
     def block(self, *said: tuple[Party, Any], later_ms: int = 1_000, **given: Any) -> Outcome:
@@ -72,8 +78,8 @@ class Story:
             (PROVIDER, wire.RegisterProvider(PROVIDER.key, PROVIDER.key)),
             (PROVIDER, wire.Bond(tables.ROLE_PROVIDER, PROVIDER.key, 2 * OPEN)),
             (PROVIDER, wire.RegisterProvider(PROVIDER.key, PROVIDER.key)),  # 24: exists
-            (PAYER, wire.Transfer(party("ana").key, 5 * OPEN, b"first")),
-            (PAYER, wire.Transfer(party("ana").key, 10**18, b"")),  # 20: insufficient
+            (PAYER, wire.Transfer(ANA.key, 5 * OPEN, b"first")),
+            (PAYER, wire.Transfer(ANA.key, 10**18, b"")),  # 20: insufficient
             (PAYER, wire.Transfer(bytes(32), 1, b"")),  # 26: no point of the curve
         )
 
@@ -123,6 +129,20 @@ class Story:
         answer(lanes[1], 1, ((2, 10_000),))
         self.settle(lanes[1:2])
 
+    def agree(self) -> None:
+        nonce = self.chain.state().account(PAYER.key).nonce
+        self.block((PAYER, wire.OpenChannel(PROVIDER.key, PAYER.key, OPEN, 0)))
+        channel, chain_id = self.lane(nonce, 0).channel, self.chain.chain_id
+        both = coop_close(chain_id, channel, 0, PAYER, PROVIDER)
+        self.block(
+            (PAYER, wire.TopUpChannel(channel, OPEN)),
+            (CREATOR, wire.TopUpChannel(channel, OPEN)),  # 22
+            (CREATOR, coop_close(chain_id, channel, 1, PAYER, PROVIDER)),  # 28: not what is paid
+            (CREATOR, both),
+            (CREATOR, both),  # 23
+            (PAYER, wire.TopUpChannel(channel, OPEN)),  # 23
+        )
+
     def lane(self, nonce: int, number: int) -> LaneSession:
         channel = channel_id(self.chain.chain_id, PAYER.key, PROVIDER.key, nonce)
         return LaneSession(channel, number, PAYER, PROVIDER, random.Random(0), self.chain.chain_id)
@@ -148,11 +168,61 @@ class Story:
         collected = wire.Bond(tables.ROLE_VALIDATOR, VALIDATORS[1].key, 0)
         self.block((PAYER, collected), (CREATOR, release(1)))
 
+    def withdraw(self) -> None:
+        self.block(
+            (GIVERS[2], wire.WithdrawContribution(3)),
+            (GIVERS[2], wire.WithdrawContribution(3)),  # 23
+            (GIVERS[2], wire.WithdrawContribution(1)),  # 22
+            (GIVERS[2], wire.WithdrawContribution(9)),  # 21
+            (STEWARD, wire.Snapshot(1, sha256(b"fewer"), 2, 20)),
+        )
+
+    def retire(self) -> None:
+        """Model 1 ends and model 2, which names it, has its fund; then model 2 ends too."""
+        dearer = wire.SetPrice(1, 1, *PRICES[:2], 2_000_000)
+        self.block(
+            (CREATOR, dearer),
+            (CREATOR, dearer),  # 27: once a day
+            (STEWARD, dearer),  # 22
+            (CREATOR, dearer._replace(p_call=1)),  # 26
+            (CREATOR, wire.RetireModel(1, 2)),
+            (CREATOR, wire.RetireModel(1, 0)),  # 23
+            later_ms=4 * MINUTE_MS,
+        )
+        self.block((STEWARD, wire.RetireModel(2, 1)), later_ms=MINUTE_MS)
+
+    def leave(self) -> None:
+        """A part, then all, and what cannot be taken; paid at the end of the story."""
+        target = VALIDATORS[1].key
+        self.block(
+            (PAYER, wire.Unbond(tables.ROLE_VALIDATOR, target, OPEN)),
+            (PAYER, wire.Unbond(tables.ROLE_VALIDATOR, target, 2 * OPEN - 1)),  # 25: one is left
+            (PAYER, wire.Unbond(tables.ROLE_VALIDATOR, target, 2 * OPEN + 1)),  # 20
+            (PAYER, wire.Unbond(tables.ROLE_VALIDATOR, target, 2 * OPEN)),
+            (PAYER, wire.Unbond(tables.ROLE_VALIDATOR, target, 1)),  # 21
+            (PROVIDER, wire.UpdateProvider(PROVIDER.key, STEWARD.key, tables.PROVIDER_PAUSED)),
+            (PROVIDER, wire.UpdateProvider(PROVIDER.key, STEWARD.key, 3)),  # 26
+        )
+
+    def rotate(self) -> None:
+        taken = rotation(self.chain.chain_id, ANA.key, 0, ANAS_NEW)
+        payments = tuple((key, 1) for key in sorted((ANA.key, PAYER.key)))
+        self.block(
+            (ANA, taken),
+            (PROVIDER, rotation(self.chain.chain_id, PROVIDER.key, 3, NEWCOMER)),  # 23: in the set
+            (GIVERS[0], wire.MultiTransfer(payments)),
+            (GIVERS[1], wire.MultiTransfer(())),  # 26
+        )
+        spent = self.chain.tx(ANA, wire.Transfer(PAYER.key, OPEN, b""), signer=ANAS_NEW)
+        self.transactions.append(spent)
+        assert self.chain.block(spent).codes == (0,)
+
     def wait(self) -> None:
         self.block(later_ms=MINUTE_MS)  # the closing channel ends
         self.block(later_ms=5 * MINUTE_MS)  # closed channels are forgotten, held stakes released
         self.block((GIVERS[2], wire.Transfer(GIVERS[1].key, 1, bytes(64))), later_ms=4 * MINUTE_MS)
         self.block(later_ms=10 * MINUTE_MS)  # the superseded version's deposit returns
+        self.block(later_ms=21 * DAY_MS)  # what was unbonded is paid
 
     def told(self) -> dict[str, Any]:
         """The vector: what every node must agree on, by height."""

@@ -1,9 +1,11 @@
-"""Accounts: who signs for one, what a transaction costs, and the transfer.
+"""Accounts: who signs for one, what a transaction costs, and transfers.
 
 Why the envelope is judged apart: a transaction that fails here must never stand in a block, so a
 proposer who puts it there makes an invalid payload; one that fails later has paid for its place.
 What this file does not know: what the other types do.
 """
+
+from itertools import pairwise
 
 from consensus.primitives.digest import signing_bytes
 from consensus.primitives.errors import Invalid
@@ -12,7 +14,14 @@ from node.ledger import purses, tables
 from node.ledger.amounts import checked, part_bps
 from node.ledger.context import Context
 from node.ledger.state import State
-from node.ledger.wire.transactions import TAG, VALID_MS_MAX, Transaction, Transfer
+from node.ledger.wire.transactions import (
+    PAYEES_MAX,
+    TAG,
+    VALID_MS_MAX,
+    MultiTransfer,
+    Transaction,
+    Transfer,
+)
 
 BASE_PRICE_NAME = b"base_price"
 
@@ -81,3 +90,27 @@ def apply_transfer(state: State, context: Context, tx: Transaction, payload: Tra
         raise Invalid("tx.bad_value", why="amount 0")
     check_key(state, payload.to)
     state.move(purses.account(tx.sender), purses.account(payload.to), payload.amount)
+
+
+def apply_multi_transfer(
+    state: State, context: Context, tx: Transaction, payload: MultiTransfer
+) -> None:
+    """Type 2: all of the payments or none.
+
+    Raises Invalid: 20 the balance is below their sum, 25 too many, 26 none, a payment of 0, payees
+    out of order or twice, a new key that is no point.
+    """
+    payments = payload.payments
+    if len(payments) > PAYEES_MAX:
+        raise Invalid("tx.limit", payees=len(payments))
+    if not payments or any(amount == 0 for _, amount in payments):
+        raise Invalid("tx.bad_value", why="amount 0")
+    if any(a >= b for (a, _), (b, _) in pairwise(payments)):
+        raise Invalid("tx.bad_value", why="payees out of order")
+    source = purses.account(tx.sender)
+    total, held = sum(amount for _, amount in payments), state.held(source)
+    if held < total:
+        raise Invalid("tx.insufficient", needed=total, held=held)
+    for to, amount in payments:
+        check_key(state, to)
+        state.move(source, purses.account(to), amount)

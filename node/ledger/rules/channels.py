@@ -5,23 +5,35 @@ payer's close waits: bundles under way still settle; a provider's own close give
 not settled, so it needs no waiting (page 30 §7).
 Why a bundle settles whole or not at all: each receipt is paid at most once and in order, since a
 lane continues exactly where the ledger left it (B1 to B4 of page 30 §8).
-What this file does not know: signatures (checked in `wire/bundles.py`), and how fees are split.
+What this file does not know: a bundle's signatures (`wire/bundles.py`), and how fees are split.
 """
 
 from typing import Final, NamedTuple
 
+from consensus.primitives.digest import signing_bytes
+from consensus.primitives.encoding import INT_MAX
 from consensus.primitives.errors import Invalid
+from consensus.primitives.keys import verify_signature
 from node.ledger import purses, tables
 from node.ledger.amounts import checked, part_bps, price
 from node.ledger.context import Context
 from node.ledger.rules.accounts import check_key, current_key
+from node.ledger.rules.models import ends_ms
 from node.ledger.rules.staking import is_active_provider
 from node.ledger.state import State
 from node.ledger.tables import Channel, Lane
 from node.ledger.wire.bundles import CheckedBundle, CheckedSection
 from node.ledger.wire.orders import LANES, channel_id
 from node.ledger.wire.receipts import BPS, Receipt, accumulate, accumulator_start
-from node.ledger.wire.transactions import CloseChannel, OpenChannel, Transaction
+from node.ledger.wire.transactions import (
+    COOP_TAG,
+    CloseChannel,
+    CoopClose,
+    OpenChannel,
+    TopUpChannel,
+    Transaction,
+    coop_body,
+)
 
 CHANNELS_PER_PAIR_MAX: Final = 64
 CREDITED_KINDS: Final = (0, 1)  # data and corrections; sealed records are never trained on
@@ -76,6 +88,7 @@ def apply_open_channel(
         raise Invalid("tx.limit", channels=count)
     channel = channel_id(context.chain_id, sender, payload.provider, tx.nonce)
     state.set_counter(pair, count + 1)
+    _count_served(state, payload.provider, 1)
     record = Channel(
         payer=sender,
         provider=payload.provider,
@@ -89,6 +102,21 @@ def apply_open_channel(
     )
     state.put(tables.CHANNEL, (channel,), record)
     state.move(purses.account(sender), purses.channel(channel), payload.cap)
+
+
+def apply_top_up(state: State, context: Context, tx: Transaction, payload: TopUpChannel) -> None:
+    """Type 11. Raise the cap of an open channel.
+
+    Raises Invalid: 20 balance, 21 unknown, 22 not the payer, 23 closing or closed.
+    """
+    record = state.find(tables.CHANNEL, payload.channel)
+    if record is None:
+        raise Invalid("tx.not_found", channel=payload.channel)
+    if tx.sender != record.payer:
+        raise Invalid("tx.not_yours", channel=payload.channel)
+    if record.state != tables.CHANNEL_OPEN:
+        raise Invalid("tx.wrong_state", state=record.state)
+    state.move(purses.account(tx.sender), purses.channel(payload.channel), payload.amount)
 
 
 def apply_close_channel(
@@ -115,6 +143,26 @@ def apply_close_channel(
     state.add_due(close_at_ms, tables.DUE_CHANNEL_CLOSE, channel)
 
 
+def apply_coop_close(state: State, context: Context, tx: Transaction, payload: CoopClose) -> None:
+    """Type 13. Both sides have signed what is paid: the rest returns at once, whoever sends it.
+
+    Raises Invalid: 21 unknown, 23 closed, 28 a signature that is not theirs, or of another sum.
+    """
+    channel = payload.channel
+    record = state.find(tables.CHANNEL, channel)
+    if record is None:
+        raise Invalid("tx.not_found", channel=channel)
+    if record.state == tables.CHANNEL_CLOSED:
+        raise Invalid("tx.wrong_state", state=record.state)
+    message = signing_bytes(COOP_TAG, context.chain_id, coop_body(channel, record.paid))
+    for account, signature in (
+        (record.payer, payload.payer_signature),
+        (record.provider, payload.provider_signature),
+    ):
+        verify_signature(current_key(state, account), message, signature, "tx.bad_proof")
+    _finish_close(state, channel, context.time_ms)
+
+
 def apply_due_close(state: State, context: Context, due_ms: int, channel: bytes) -> None:
     """The waiting time is over: what was never paid returns to the payer."""
     record = state.find(tables.CHANNEL, channel)
@@ -137,8 +185,18 @@ def _finish_close(state: State, channel: bytes, now_ms: int) -> None:
     state.put(tables.CHANNEL, (channel,), closed)
     pair = _pair_counter(record.payer, record.provider)
     state.set_counter(pair, state.counter(pair) - 1)
+    _count_served(state, record.provider, -1)
     forget_ms = checked(now_ms + state.parameter("channel_forget_ms"))
     state.add_due(forget_ms, tables.DUE_CHANNEL_FORGET, channel)
+
+
+def served_channels(state: State, provider: bytes) -> int:
+    """How many channels to a provider are not closed, of all payers."""
+    return state.counter(b"served/" + provider)
+
+
+def _count_served(state: State, provider: bytes, by: int) -> None:
+    state.set_counter(b"served/" + provider, served_channels(state, provider) + by)
 
 
 def _pair_counter(payer: bytes, provider: bytes) -> bytes:
@@ -274,6 +332,7 @@ class _Versions:
         self._prices: dict[tuple[int, int], tuple[tuple[int, int, int], ...]] = {}
         self._snapshots: dict[tuple[int, int], tuple[tables.Snapshot, ...]] = {}
         self._credited: set[tuple[int, int, int]] = set()
+        self._ended: dict[tuple[int, int], int] = {}  # of versions that have ended by now
         self.base = b""
 
     def check_receipt(self, receipt: Receipt, credits: tuple[tuple[int, int], ...]) -> None:
@@ -281,6 +340,8 @@ class _Versions:
         which = (receipt.model, receipt.model_version)
         if which not in self._prices:
             self._prices[which] = self._admit(which)
+        if self._ended and receipt.started_ms >= self._ended.get(which, INT_MAX):
+            raise Invalid("bundle.price", why="started after the version's end")
         ceiling = max(price(receipt.tokens_in, receipt.tokens_out, *p) for p in self._prices[which])
         if receipt.fee > ceiling:
             raise Invalid("bundle.price", why="fee above the price", ceiling=ceiling)
@@ -298,8 +359,11 @@ class _Versions:
             raise Invalid("bundle.price", why="unknown version")
         if self.base not in (b"", model.base):
             raise Invalid("bundle.price", why="two bases in one bundle")
-        if model.status == tables.MODEL_RETIRED:
-            raise Invalid("bundle.price", why="model retired")
+        end_ms = ends_ms(state, which)
+        if now_ms >= end_ms:
+            if now_ms >= end_ms + state.parameter("superseded_ms"):
+                raise Invalid("bundle.price", why="ended")
+            self._ended[which] = end_ms
         if version.status == tables.VERSION_SUPERSEDED:
             if now_ms >= version.superseded_ms + state.parameter("superseded_ms"):
                 raise Invalid("bundle.price", why="superseded")

@@ -16,6 +16,7 @@ from node.ledger.amounts import BPS, part_bps, split
 from node.ledger.context import Context
 from node.ledger.purses import Purse
 from node.ledger.rules.channels import BundleFees, maturing_bucket
+from node.ledger.rules.models import fund_of
 from node.ledger.rules.staking import pay_stakers
 from node.ledger.state import State
 from node.ledger.wire.payouts import TOTAL, PayoutLeaf, encode_payout
@@ -202,7 +203,7 @@ def _mature(state: State, source: Purse, amount: int) -> None:
     elif kind == tables.KIND_STAKERS:
         pay_stakers(state, source, amount)
     elif kind == tables.KIND_FUND:
-        state.move(source, purses.fund(int.from_bytes(payee, "big")), amount)
+        state.move(source, fund_of(state, int.from_bytes(payee, "big")), amount)
     else:
         assert kind == tables.KIND_TREASURY
         state.move(source, purses.pool(tables.TREASURY), amount)

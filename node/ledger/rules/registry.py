@@ -14,6 +14,7 @@ from node.ledger import purses, tables
 from node.ledger.amounts import checked, part_bps
 from node.ledger.context import Context
 from node.ledger.purses import Purse
+from node.ledger.rules.lasting import note_snapshot, note_withdrawal
 from node.ledger.state import State
 from node.ledger.tables import Terms
 from node.ledger.wire.transactions import (
@@ -22,6 +23,7 @@ from node.ledger.wire.transactions import (
     Curate,
     Snapshot,
     Transaction,
+    WithdrawContribution,
     check_name,
 )
 
@@ -236,7 +238,8 @@ def _finish_review(state: State, number: int, decision: int, now_ms: int) -> Non
         state.move(stake, home, state.held(stake))
         status = {RETURN: tables.RETURNED, REJECT: tables.REJECTED, SLASH: tables.SLASHED}[decision]
         accepted_ms = 0
-        _forget_content(state, found, decision)
+        if decision == RETURN:
+            _free_content(state, found)
     found = state.get(tables.CONTRIBUTION, number)
     done = found._replace(status=status, accepted_ms=accepted_ms)
     state.put(tables.CONTRIBUTION, (number,), done)
@@ -248,11 +251,10 @@ def _take(state: State, stake: Purse, amount: int) -> None:
     state.move(stake, purses.pool(tables.TREASURY), amount // 2)
 
 
-def _forget_content(state: State, found: tables.Contribution, decision: int) -> None:
-    """What was returned without fault may be brought again."""
-    if decision == RETURN:
-        seen = b"content/" + found.datanet.to_bytes(8, "big") + found.content_hash
-        state.set_counter(seen, 0)
+def _free_content(state: State, found: tables.Contribution) -> None:
+    """What went back without fault may be brought again."""
+    seen = b"content/" + found.datanet.to_bytes(8, "big") + found.content_hash
+    state.set_counter(seen, 0)
 
 
 def apply_review_end(state: State, context: Context, due_ms: int, reference: bytes) -> None:
@@ -269,6 +271,47 @@ def apply_stake_release(state: State, context: Context, due_ms: int, reference: 
     if found.status == tables.ACCEPTED:
         stake = purses.deposit("contribution", number)
         state.move(stake, purses.account(found.contributor), found.stake)
+
+
+# ---- withdrawals
+
+
+def apply_withdraw(
+    state: State, context: Context, tx: Transaction, payload: WithdrawContribution
+) -> None:
+    """Type 33: from this block on what it earns is the model's fund's, and no snapshot takes it.
+
+    A pending one may go too until somebody has voted: whoever brings junk must not get away before
+    the outcome. Raises Invalid: 21 unknown, 22 another's, 23 judged, being judged, or withdrawn.
+    """
+    number = payload.contribution
+    found = state.find(tables.CONTRIBUTION, number)
+    if found is None:
+        raise Invalid("tx.not_found", contribution=number)
+    if found.contributor != tx.sender:
+        raise Invalid("tx.not_yours", contribution=number)
+    is_pending = found.status == tables.PENDING and not state.scan(tables.REVIEW, number)
+    if found.status != tables.ACCEPTED and not is_pending:
+        raise Invalid("tx.wrong_state", status=found.status)
+    if is_pending:
+        _free_content(state, found)
+    else:
+        datanet = state.get(tables.DATANET, found.datanet)
+        fewer = datanet._replace(withdrawn=datanet.withdrawn + found.records)
+        state.put(tables.DATANET, (found.datanet,), fewer)
+        note_withdrawal(state, number, found, context.time_ms)
+    gone = found._replace(status=tables.WITHDRAWN, withdrawn_ms=context.time_ms)
+    state.put(tables.CONTRIBUTION, (number,), gone)
+    due_ms = checked(context.time_ms + state.parameter("challenge_window_ms"))
+    state.add_due(due_ms, tables.DUE_WITHDRAWAL, number.to_bytes(8, "big"))
+
+
+def apply_withdrawn_stake(state: State, context: Context, due_ms: int, reference: bytes) -> None:
+    """Due: nobody has shown a fault in time; what was left of the bond comes back."""
+    number = int.from_bytes(reference, "big")
+    stake = purses.deposit("contribution", number)
+    home = purses.account(state.get(tables.CONTRIBUTION, number).contributor)
+    state.move(stake, home, state.held(stake))
 
 
 # ---- snapshots
@@ -303,4 +346,5 @@ def apply_snapshot(state: State, context: Context, tx: Transaction, payload: Sna
         made_ms=context.time_ms,
     )
     state.put(tables.SNAPSHOT, (number,), record)
+    note_snapshot(state, number, record)
     _note_steward(state, payload.datanet, context.time_ms)

@@ -11,19 +11,28 @@ from typing import Final
 from consensus.primitives.errors import Invalid
 from consensus.validators import Member, ValidatorSet
 from node.ledger import purses, tables
-from node.ledger.amounts import GRAINS_PER_OPEN, part_bps, split
+from node.ledger.amounts import GRAINS_PER_OPEN, checked, part_bps, split
 from node.ledger.context import Context
 from node.ledger.purses import Purse
-from node.ledger.rules.accounts import check_key
+from node.ledger.rules.accounts import check_key, current_key
 from node.ledger.state import State
 from node.ledger.tables import ROLE_AUDITOR, ROLE_PROVIDER, ROLE_VALIDATOR
-from node.ledger.wire.transactions import Bond, RegisterProvider, Transaction
+from node.ledger.wire.transactions import (
+    Bond,
+    RegisterProvider,
+    Transaction,
+    Unbond,
+    UpdateProvider,
+)
 
 INDEX_SHIFT: Final = 64
 GRAINS_PER_POWER: Final = GRAINS_PER_OPEN
 OWNERS_MAX: Final = 1_000  # bonds of one target, so that a slash can walk them
+LEAVING_MAX: Final = 7  # parts of one bond on their way out, for the same reason
 SIGNED_STRETCH: Final = 10_000  # heights over which signatures are counted
 VALIDATORS_NAME: Final = b"validators"
+ROLES: Final = (ROLE_VALIDATOR, ROLE_PROVIDER, ROLE_AUDITOR)
+_UNBONDINGS_NAME: Final = b"unbondings"
 _PERIOD_NAME: Final = b"validators_period"
 _QUEUED_NAME: Final = b"validators_queued"
 
@@ -50,6 +59,28 @@ def apply_register(
     state.put(tables.PROVIDER, (tx.sender,), record)
     deposit = state.parameter("provider_deposit")
     state.move(purses.account(tx.sender), purses.deposit("provider", tx.sender), deposit)
+
+
+def apply_update(state: State, context: Context, tx: Transaction, payload: UpdateProvider) -> None:
+    """Type 21: where it is reached and paid from now on, and whether it takes new channels.
+
+    Raises Invalid: 21 not registered, 23 jailed, 26 no such status, or a key that is no point.
+    """
+    record = state.find(tables.PROVIDER, tx.sender)
+    if record is None:
+        raise Invalid("tx.not_found", provider=tx.sender)
+    if is_jailed(state, ROLE_PROVIDER, tx.sender):
+        raise Invalid("tx.wrong_state", why="jailed")
+    if payload.status not in (tables.PROVIDER_ACTIVE, tables.PROVIDER_PAUSED):
+        raise Invalid("tx.bad_value", why="status", status=payload.status)
+    check_key(state, payload.peer_key)
+    check_key(state, payload.reward_account)
+    changed = record._replace(
+        peer_key=payload.peer_key,
+        reward_account=payload.reward_account,
+        status=payload.status,
+    )
+    state.put(tables.PROVIDER, (tx.sender,), changed)
 
 
 def is_active_provider(state: State, account: bytes) -> bool:
@@ -86,7 +117,7 @@ def apply_bond(state: State, context: Context, tx: Transaction, payload: Bond) -
 
 def _check_bond(state: State, payload: Bond, owner: bytes) -> None:
     role, target, amount = payload.role, payload.target, payload.amount
-    if role not in (ROLE_VALIDATOR, ROLE_PROVIDER, ROLE_AUDITOR):
+    if role not in ROLES:
         raise Invalid("tx.bad_value", why="role", role=role)
     if amount == 0 and (role != ROLE_VALIDATOR or not state.has(tables.BOND, role, target, owner)):
         raise Invalid("tx.bad_value", why="amount 0")
@@ -127,6 +158,54 @@ def add_bond(
     state.put(tables.BOND, (role, target, owner), changed)
 
 
+def apply_unbond(state: State, context: Context, tx: Transaction, payload: Unbond) -> None:
+    """Type 23: take a bond out, or a part of it; it can still be slashed until it is paid.
+
+    Amount 0 only collects. Raises Invalid: 20 more than is bonded, 21 no such bond, 25 too many on
+    their way, or what is left of a delegation is below the smallest.
+    """
+    role, target, owner, amount = payload.role, payload.target, tx.sender, payload.amount
+    bond = state.find(tables.BOND, role, target, owner) if role in ROLES else None
+    if bond is None:
+        raise Invalid("tx.not_found", role=role, target=target)
+    left = bond.amount - amount
+    if left < 0:
+        raise Invalid("tx.insufficient", needed=amount, held=bond.amount)
+    is_delegation = role == ROLE_VALIDATOR and target != owner
+    if amount and is_delegation and 0 < left < state.parameter("delegation_min"):
+        raise Invalid("tx.limit", why="below the smallest delegation", left=left)
+    collect(state, role, target, owner)
+    if amount:
+        _start_unbonding(state, context, payload, owner)
+
+
+def _start_unbonding(state: State, context: Context, payload: Unbond, owner: bytes) -> None:
+    """Move a part of a bond onto its way out; one with nothing left gives its place free."""
+    role, target, amount = payload.role, payload.target, payload.amount
+    count_leaving(state, role, target, owner, 1)
+    number = state.next_number(_UNBONDINGS_NAME)
+    due_ms = checked(context.time_ms + state.parameter("unbonding_ms"))
+    leaving = tables.Unbonding(role, target, owner, 0, context.time_ms, due_ms)
+    state.put(tables.UNBONDING, (number,), leaving)
+    state.add_due(due_ms, tables.DUE_UNBONDING, number.to_bytes(8, "big"))
+    state.move(purses.bond(role, target, owner), purses.unbonding(number), amount)
+    stake = state.get(tables.STAKE, role, target)
+    state.put(tables.STAKE, (role, target), stake._replace(bonded=stake.bonded - amount))
+    if state.get(tables.BOND, role, target, owner).amount == 0:
+        state.remove(tables.BOND, role, target, owner)
+        name = owners_name(role, target)
+        state.set_counter(name, state.counter(name) - 1)
+
+
+def count_leaving(state: State, role: int, target: bytes, owner: bytes, by: int) -> None:
+    """How much of one bond is on its way out: a slash walks all of it, so it is bounded."""
+    name = b"leaving/" + bytes([role]) + target + owner
+    leaving = state.counter(name)
+    if by > 0 and leaving >= LEAVING_MAX:
+        raise Invalid("tx.limit", leaving=leaving)
+    state.set_counter(name, leaving + by)
+
+
 def collect(state: State, role: int, target: bytes, owner: bytes) -> None:
     """Pay the owner what the index rose since the bond was last touched."""
     bond = state.find(tables.BOND, role, target, owner)
@@ -149,6 +228,7 @@ def apply_unbonded(state: State, context: Context, due_ms: int, reference: bytes
         return
     state.move(purses.unbonding(number), purses.account(leaving.owner), leaving.amount)
     state.remove(tables.UNBONDING, number)
+    count_leaving(state, leaving.role, leaving.target, leaving.owner, -1)
 
 
 def _is_frozen(state: State, leaving: tables.Unbonding) -> bool:
@@ -272,12 +352,15 @@ def _without_jailed(state: State, validators: ValidatorSet) -> ValidatorSet:
 
 
 def candidates(state: State) -> dict[bytes, int]:
-    """Key → power of the largest free candidates, ties to the smaller key (page 40 §6)."""
+    """Key → power of the largest free candidates, ties to the smaller key (page 40 §6).
+
+    An account whose key was rotated does not stand: the set would name the key that was given up.
+    """
     own_min = state.parameter("validator_bond_min")
     standing = []
     for (key,), _ in state.scan(tables.VALIDATOR):
         own = state.find(tables.BOND, ROLE_VALIDATOR, key, key)
-        if own is None or own.amount < own_min:
+        if own is None or own.amount < own_min or current_key(state, key) != key:
             continue
         if not is_jailed(state, ROLE_VALIDATOR, key):
             standing.append((-bonded(state, ROLE_VALIDATOR, key), key))

@@ -29,8 +29,11 @@ from consensus.primitives.keys import sign
 
 VERSION: Final = 1
 TAG: Final = b"tx"
+ROTATE_TAG: Final = b"rotate"
+COOP_TAG: Final = b"coop"
 TRANSACTION_BYTES_MAX: Final = 65_536
 MEMO_BYTES_MAX: Final = 64
+PAYEES_MAX: Final = 256
 LICENCES_MAX: Final = 8
 PARTS_MAX: Final = 4  # as published; flattened to at most 8
 VALID_MS_MAX: Final = 86_400_000
@@ -54,6 +57,17 @@ class Transfer(NamedTuple):
     memo: bytes
 
 
+class MultiTransfer(NamedTuple):
+    payments: tuple[tuple[bytes, int], ...]  # (to, amount), by account
+
+
+class RotateKey(NamedTuple):
+    """`signature`: of `rotation_body` by the new key."""
+
+    key: bytes
+    signature: bytes
+
+
 class OpenChannel(NamedTuple):
     provider: bytes
     spender: bytes
@@ -61,8 +75,21 @@ class OpenChannel(NamedTuple):
     allowance: int
 
 
+class TopUpChannel(NamedTuple):
+    channel: bytes
+    amount: int
+
+
 class CloseChannel(NamedTuple):
     channel: bytes
+
+
+class CoopClose(NamedTuple):
+    """Both signatures: of `coop_body`."""
+
+    channel: bytes
+    payer_signature: bytes
+    provider_signature: bytes
 
 
 class RegisterProvider(NamedTuple):
@@ -70,7 +97,19 @@ class RegisterProvider(NamedTuple):
     reward_account: bytes
 
 
+class UpdateProvider(NamedTuple):
+    peer_key: bytes
+    reward_account: bytes
+    status: int
+
+
 class Bond(NamedTuple):
+    role: int
+    target: bytes
+    amount: int
+
+
+class Unbond(NamedTuple):
     role: int
     target: bytes
     amount: int
@@ -97,6 +136,10 @@ class Curate(NamedTuple):
     contribution: int
     decision: int
     reason_hash: bytes
+
+
+class WithdrawContribution(NamedTuple):
+    contribution: int
 
 
 class Snapshot(NamedTuple):
@@ -127,6 +170,19 @@ class PublishVersion(NamedTuple):
     parts: tuple[tuple[int, int, int], ...]
 
 
+class SetPrice(NamedTuple):
+    model: int
+    version: int
+    p_in: int
+    p_out: int
+    p_call: int
+
+
+class RetireModel(NamedTuple):
+    model: int
+    successor: int
+
+
 class FundMaintenance(NamedTuple):
     model: int
     amount: int
@@ -134,22 +190,32 @@ class FundMaintenance(NamedTuple):
 
 Payload = (
     Transfer
+    | MultiTransfer
+    | RotateKey
     | OpenChannel
+    | TopUpChannel
     | CloseChannel
+    | CoopClose
     | RegisterProvider
+    | UpdateProvider
     | Bond
+    | Unbond
     | CreateDatanet
     | Contribute
     | Curate
+    | WithdrawContribution
     | Snapshot
     | RegisterModel
     | PublishVersion
+    | SetPrice
+    | RetireModel
     | FundMaintenance
 )
 
 
 class Type(NamedTuple):
-    """A row of page 30 §11: `keys` written at most, for the weight."""
+    """A row of page 30 §11: `keys` written at most, for the weight; for a MultiTransfer beside
+    those of its payees, or two payments would weigh as much as 256."""
 
     number: int
     make: type[Any]
@@ -162,49 +228,51 @@ _NONE_OR_H: Final = Either(0, HASH_BYTES)
 _TEXT: Final = Bytes(32)
 _TERMS: Final = Record(H, ListOf(U8, LICENCES_MAX), U8, U8, U63, U16, U63, U8)
 _PARTS: Final = ListOf(Record(U63, U32, U16), PARTS_MAX)
+# As many as there is room for: more than PAYEES_MAX is a refusal with a code, and pays its fee.
+_PAYMENTS: Final = ListOf(Record(H, U63), TRANSACTION_BYTES_MAX // HASH_BYTES)
 
 # fmt: off
 TYPES: Final = (
     Type(1, Transfer, Record(H, U63, Bytes(MEMO_BYTES_MAX)), 2),
-    Type(10, OpenChannel, Record(H, H, U63, U63), 3),
-    Type(12, CloseChannel, Record(H), 4),
+    Type(2, MultiTransfer, Record(_PAYMENTS), 1),
+    Type(3, RotateKey, Record(H, SIG), 1, 2),
+    Type(10, OpenChannel, Record(H, H, U63, U63), 4),
+    Type(11, TopUpChannel, Record(H, U63), 2),
+    Type(12, CloseChannel, Record(H), 6),
+    Type(13, CoopClose, Record(H, SIG, SIG), 6, 3),
     Type(20, RegisterProvider, Record(H, H), 2),
+    Type(21, UpdateProvider, Record(H, H, U8), 2),
     Type(22, Bond, Record(U8, H, U63), 4),
+    Type(23, Unbond, Record(U8, H, U63), 8),
     Type(30, CreateDatanet, Record(_TEXT, _TERMS), 5),
     Type(31, Contribute, Record(U63, U8, H, H, U32, U63, U8, U63, _NONE_OR_H), 5),
     Type(32, Curate, Record(U63, U8, H), 6),
-    Type(34, Snapshot, Record(U63, H, U63, U63), 3),
+    Type(33, WithdrawContribution, Record(U63), 5),
+    Type(34, Snapshot, Record(U63, H, U63, U63), 6),
     Type(40, RegisterModel, Record(_TEXT, H, U8, U63, U16), 6),
     Type(41, PublishVersion, Record(
         U63, _NONE_OR_H, U63, _NONE_OR_H, H, _NONE_OR_H, U63, U63, U63, _PARTS), 7),
+    Type(42, SetPrice, Record(U63, U32, U63, U63, U63), 2),
+    Type(43, RetireModel, Record(U63, U63), 3),
     Type(50, FundMaintenance, Record(U63, U63), 2),
 )
 # fmt: on
 
 # Types of page 30 that this app_version refuses as unknown (code 4), and what brings them.
 LATER: Final = {
-    2: ("MultiTransfer", "wallet"),
-    3: ("RotateKey", "wallet"),
     4: ("ClaimVested", "unlocks"),
-    11: ("TopUpChannel", "channels"),
-    13: ("CoopClose", "channels"),
     14: ("GrantAllowance", "allowances"),
     15: ("RevokeAllowance", "allowances"),
-    21: ("UpdateProvider", "staking"),
-    23: ("Unbond", "staking"),
     24: ("Unjail", "evidence"),
-    33: ("WithdrawContribution", "open review"),
     35: ("AmendDatanet", "open review"),
     36: ("Appoint", "open review"),
     37: ("OpenSealed", "upkeep"),
-    42: ("SetPrice", "models"),
-    43: ("RetireModel", "models"),
     51: ("OpenUpkeep", "upkeep"),
     52: ("SubmitUpkeep", "upkeep"),
     53: ("AttestUpkeep", "upkeep"),
     60: ("FraudProof", "disputes"),
     61: ("Verdict", "disputes"),
-    62: ("Evidence", "evidence"),
+    62: ("Evidence", "disputes"),  # of two receipts; a payload's own is of votes and proposals
     70: ("Propose", "governance"),
     71: ("Vote", "governance"),
 }
@@ -237,12 +305,27 @@ class Transaction(NamedTuple):
     def weight(self) -> int:
         """bytes + 500 × signatures + 200 × keys written (page 30 §6); known before it runs."""
         row = _BY_NUMBER[_NUMBER_OF[type(self.payload)]]
-        return len(self.raw) + WEIGHT_PER_SIGNATURE * row.signatures + WEIGHT_PER_KEY * row.keys
+        keys = row.keys
+        if isinstance(self.payload, MultiTransfer):
+            keys += len(self.payload.payments)
+        return len(self.raw) + WEIGHT_PER_SIGNATURE * row.signatures + WEIGHT_PER_KEY * keys
 
     @property
     def type_name(self) -> str:
         """`Transfer`, `OpenChannel`, …"""
         return type(self.payload).__name__
+
+
+def rotation_body(account: bytes, nonce: int) -> bytes:
+    """What a new key signs, with tag `rotate`, to take over `account` by its transaction of
+    `nonce`: that somebody holds it."""
+    return account + nonce.to_bytes(8, "big")
+
+
+def coop_body(channel: bytes, paid: int) -> bytes:
+    """What payer and provider sign, with tag `coop`, to close `channel` with `paid` settled: once
+    more has settled it is good no more."""
+    return channel + paid.to_bytes(8, "big")
 
 
 def encode_body(

@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 import trio
+from bundle_kit import Party, party
 from unit.web.behind import ALICE, ID, Behind, served
 
+from consensus.primitives.digest import signing_bytes
 from consensus.primitives.keys import public_key
 from node.cli.main import run
+from node.ledger.addresses import account_of
 from node.ledger.genesis import encode_genesis, make_genesis
 from node.ledger.parameters import DAY_MS
+from node.ledger.wire.transactions import Payload, coop_body, decode_transaction
 from node.web import answers
 
 SEED = b"\7" * 32
@@ -34,7 +38,18 @@ DATANET = answers.DatanetAnswer(
 )
 ACCEPTED = answers.ContributionAnswer(1, ALICE, ID, 3, "accepted", 0)
 SNAPSHOT = answers.SnapshotAnswer(1, "facts", ID, 1, 3, 1)
-MODEL = answers.ModelAnswer(1, "facts-1", 1, ALICE, ID, ID, "facts", 3, 1, 1, 1, 0, 0)
+MODEL = answers.ModelAnswer(
+    1, "facts-1", 1, ALICE, ID, ID, "facts", 3, 10, 20, 10**6, 0, 0, "active", 0
+)
+
+PAYER, PROVIDER = party("payer"), party("provider")
+PAID = 7 * 10**9
+CHANNEL = answers.ChannelAnswer(
+    bytes.fromhex(HASH), PAYER.key, PAYER.key, PROVIDER.key, PROVIDER.key, PAYER.key,
+    10**10, PAID, "open", 1, 0,
+)  # fmt: skip
+
+SERVER = answers.ProviderAnswer(ALICE, ALICE, ALICE, ALICE, "active", True, 10**9, 1)
 
 Capture = pytest.CaptureFixture[str]
 
@@ -60,8 +75,15 @@ async def asked(
 def ledger_of(*accounts: bytes, **parts: Any) -> Behind:
     """A node whose ledger has one of each thing, and money on these accounts."""
     rows = {"datanets": (DATANET,), "contributions": (ACCEPTED,)}
-    more = {"snapshots": (SNAPSHOT,), "models": (MODEL,)}
+    more = {"snapshots": (SNAPSHOT,), "models": (MODEL,), "channel": CHANNEL, "provider": SERVER}
     return Behind(**{**rows, **more, "accounts": {ALICE, *accounts}, **parts})
+
+
+def consent_of(side: str, who: Party, paid: int = PAID) -> bytes:
+    """What `coop-close --sign-only` writes for a side of CHANNEL."""
+    message = signing_bytes(b"coop", ID, coop_body(CHANNEL.channel, paid))
+    told = {"channel": HASH, "paid": str(paid), "side": side}
+    return json.dumps({**told, "signature": who.sign(message).hex()}).encode()
 
 
 def sent(behind: Behind) -> list[bytes]:
@@ -72,3 +94,17 @@ def sent(behind: Behind) -> list[bytes]:
 def offered(behind: Behind) -> list[tuple[int, bytes, Path]]:
     """What the node was asked to serve to peers."""
     return [one for one in behind.asked if isinstance(one, tuple) and isinstance(one[-1], Path)]
+
+
+async def signed(capsys: Capture, home: Path, *words: str) -> tuple[Payload, bytes]:
+    """(what the wire decodes, who signed) of a call that may sign with any key of the home."""
+    keys = [account_of(key["account"]) for key in told(capsys, home, "keys", "list")["keys"]]
+    asked_of = ledger_of(*keys)
+    await asked(capsys, asked_of, home, "tx", *words)
+    (raw,) = sent(asked_of)
+    tx = decode_transaction(raw)
+    return tx.payload, tx.sender
+
+
+def key_of(capsys: Capture, home: Path, name: str) -> bytes:
+    return account_of(told(capsys, home, "keys", "show", name)["account"])

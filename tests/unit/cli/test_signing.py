@@ -6,7 +6,20 @@ from typing import Any
 
 import pytest
 import trio
-from unit.cli.calls import GENESIS, HASH, RECORDS, Capture, asked, ledger_of, offered, sent, told
+from unit.cli.calls import (
+    GENESIS,
+    HASH,
+    PAYER,
+    PROVIDER,
+    RECORDS,
+    Capture,
+    asked,
+    consent_of,
+    ledger_of,
+    offered,
+    sent,
+    told,
+)
 from unit.web.behind import ALICE, ID, served
 
 from node.cli.main import run
@@ -16,28 +29,40 @@ from node.ledger.addresses import account_of, account_text
 from node.ledger.wire.transactions import TYPES, decode_transaction
 from node.web.ask import Node, Unreachable
 
-WORDS = {  # a good call of each sub-command; FILE is a file of records
+WORDS = {  # a good call of each sub-command; FILE is a file of records, FILE.… of consent
     "transfer": [account_text(ALICE), "1.5"],
+    "multi-transfer": [f"{account_text(ALICE)}=1.5"],
+    "rotate-key": ["spare"],
     "open-channel": [account_text(ALICE), "5"],
+    "top-up-channel": [HASH, "5"],
     "close-channel": [HASH],
+    "coop-close": [HASH, "--with", "FILE.payer", "--with", "FILE.provider"],
     "register-provider": [],
+    "update-provider": ["--status", "paused"],
     "bond": [account_text(ALICE), "10"],
+    "unbond": [account_text(ALICE), "10"],
     "create-datanet": ["cases", "--charter", "For the law.", "--licence", "CC0-1.0"],
     "contribute": ["facts", "FILE", "--licence", "CC0-1.0"],
     "curate": ["2", "accept"],
+    "withdraw-contribution": ["2"],
     "snapshot": ["facts"],
     "register-model": ["law-1", "--base", HASH, "--licence", "MIT"],
     "publish-version": ["facts-1", "--manifest", HASH, "--price-in", "20", "--price-out", "60"],
+    "set-price": ["facts-1", "--price-in", "20"],
+    "retire-model": ["facts-1"],
     "fund-maintenance": ["facts-1", "10"],
 }
 
 
 @pytest.fixture
-def words(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
+def words(request: pytest.FixtureRequest, tmp_path: Path, home: Path, capsys: Capture) -> list[str]:
     """The call of the sub-command that the test was given."""
-    (tmp_path / "records").write_bytes(RECORDS)
+    (tmp_path / "FILE").write_bytes(RECORDS)
+    (tmp_path / "FILE.payer").write_bytes(consent_of("payer", PAYER))
+    (tmp_path / "FILE.provider").write_bytes(consent_of("provider", PROVIDER))
+    told(capsys, home, "keys", "add", "spare")
     name: str = request.param
-    return ["tx", name, *(str(tmp_path / "records") if w == "FILE" else w for w in WORDS[name])]
+    return ["tx", name, *(str(tmp_path / w) if "FILE" in w else w for w in WORDS[name])]
 
 
 def files(home: Path) -> list[Path]:

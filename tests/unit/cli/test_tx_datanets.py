@@ -34,6 +34,7 @@ from node.ledger.wire.transactions import (
     Curate,
     Payload,
     Snapshot,
+    WithdrawContribution,
     decode_transaction,
 )
 from node.peering import blobs
@@ -340,6 +341,20 @@ async def test_decision_is_a_number_and_its_reason_a_hash(
 ) -> None:
     made = await payload(capsys, home, alice, "curate", "3", word, "--reason", "clear")
     assert made == Curate(3, number, sha256(b"clear"))
+
+
+async def test_contribution_is_withdrawn_by_its_number(
+    home: Path, alice: bytes, capsys: Capture
+) -> None:
+    made = await payload(capsys, home, alice, "withdraw-contribution", "3")
+    assert made == WithdrawContribution(3)
+
+
+@pytest.mark.parametrize("number", ["0", "x", "-1"])
+def test_withdrawal_of_no_number_ends_with_two(
+    home: Path, alice: bytes, capsys: Capture, number: str
+) -> None:
+    assert told(capsys, home, "tx", "withdraw-contribution", number, status=2)["exit"] == 2
 
 
 async def test_snapshot_is_over_what_is_accepted_on_all_pages(

@@ -12,6 +12,8 @@ from node.ledger.wire.transactions import (
     Payload,
     PublishVersion,
     RegisterModel,
+    RetireModel,
+    SetPrice,
     decode_transaction,
 )
 
@@ -97,6 +99,44 @@ async def test_cost_of_a_version_grows_with_its_records(
     assert int(indexed["cost"]) == 3 * OPEN + 3 * 100_000
 
 
+async def test_price_that_is_not_named_stays(home: Path, alice: bytes, capsys: Capture) -> None:
+    for words, prices in (
+        (["--price-in", "0.5"], (OPEN // 2, 20, 10**6)),
+        (["--price-out", "0.5", "--price-call", "1"], (10, OPEN // 2, OPEN)),
+    ):
+        made = await payload(capsys, home, alice, "set-price", "law-1", *words)
+        assert made == SetPrice(2, 3, *prices)
+
+
+async def test_price_of_an_older_version_takes_all_three(
+    home: Path, alice: bytes, capsys: Capture
+) -> None:
+    words = ["set-price", "law-1", "--version", "2", "--price-in", "1", "--price-out", "2"]
+    made = await payload(capsys, home, alice, *words, "--price-call", "3")
+    assert made == SetPrice(2, 2, OPEN, 2 * OPEN, 3 * OPEN)
+    asked_of = ledger_of(alice, models=MODELS)
+    answer = await asked(capsys, asked_of, home, "tx", *words, status=2)
+    assert answer["what"] == "all three prices, for 2 is not the current version of law-1"
+    assert sent(asked_of) == []
+
+
+async def test_price_of_a_call_below_the_least_is_not_charged_for(
+    home: Path, alice: bytes, capsys: Capture
+) -> None:
+    asked_of = ledger_of(alice, models=MODELS)
+    words = ["tx", "set-price", "law-1", "--price-call", "0.000999999"]
+    await asked(capsys, asked_of, home, *words, status=2)
+    assert sent(asked_of) == []
+
+
+async def test_model_is_retired_with_or_without_a_successor(
+    home: Path, alice: bytes, capsys: Capture
+) -> None:
+    assert await payload(capsys, home, alice, "retire-model", "law-1") == RetireModel(2, 0)
+    words = ["retire-model", "law-1", "--successor", "facts-1"]
+    assert await payload(capsys, home, alice, *words) == RetireModel(2, 1)
+
+
 async def test_model_is_funded_by_name_or_number(home: Path, alice: bytes, capsys: Capture) -> None:
     for called in ("law-1", "2"):
         made = await payload(capsys, home, alice, "fund-maintenance", called, "1.5")
@@ -107,6 +147,9 @@ async def test_model_is_funded_by_name_or_number(home: Path, alice: bytes, capsy
     ("words", "code"),
     [
         (["fund-maintenance", "none", "1"], "model.not_found"),
+        (["set-price", "none", "--price-in", "1"], "model.not_found"),
+        (["retire-model", "none"], "model.not_found"),
+        (["retire-model", "law-1", "--successor", "none"], "model.not_found"),
         (["publish-version", "3", *PUBLISH[2:]], "model.not_found"),
         ([*PUBLISH, "--part", "none:1"], "model.not_found"),
         (
@@ -142,6 +185,9 @@ async def test_what_the_ledger_does_not_have_is_told_before_signing(
         [*PUBLISH, "--snapshot", "1", "--index-root", HASH],
         [*PUBLISH, "--price-call", "x"],
         ["fund-maintenance", "law-1", "x"],
+        ["set-price", "law-1"],
+        ["set-price", "law-1", "--price-in", "x"],
+        ["set-price", "law-1", "--price-in", "1", "--version", "0"],
     ],
 )
 def test_bad_word_ends_with_two_and_asks_nobody(

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from node.config import ConfigError, P2p
-from node.daemon import check_addresses
+from node.config import ConfigError, P2p, Serving
+from node.daemon import check_addresses, rotated_account
+from node.ledger.addresses import account_text
 
 PEER = "12D3KooWBYTaKHQpei9huCYh4uwaMDCBTFryrJK7iVYH7ep2mp52"
 GOOD = f"/ip4/127.0.0.1/tcp/7017/p2p/{PEER}"
@@ -33,3 +34,15 @@ def test_address_that_is_none_is_a_fault_of_the_config(key: str, text: str) -> N
 def test_good_addresses_and_the_defaults_pass() -> None:
     check_addresses(P2p())
     check_addresses(P2p(bootstrap=(GOOD,), reserved=(GOOD,), deny=("10.0.0.0/8", PEER)))
+
+
+def test_node_serves_as_its_own_account_or_as_the_one_rotated_to_its_key() -> None:
+    other = b"\2" * 32
+    assert rotated_account(Serving()) is None
+    assert rotated_account(Serving(account=account_text(other))) == other
+
+
+def test_account_that_is_none_is_a_fault_of_the_config() -> None:
+    with pytest.raises(ConfigError, match=r"^\[serving\] account: ") as fault:
+        rotated_account(Serving(account="open1x"))
+    assert (fault.value.exit_status, "account" in fault.value.mend) == (78, True)

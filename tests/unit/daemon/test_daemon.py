@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from node import daemon
-from node.config import P2p
+from node.config import P2p, Serving
 from node.telling import LAG_BLOCKS_MAX, is_behind
 
 AT = 100
@@ -65,7 +65,7 @@ async def test_files_of_the_parts_are_closed_before_the_ground_they_stand_on(
     monkeypatch.setattr(daemon, "Node", Node)
     storage = SimpleNamespace(keep_versions=1, cache_mb=1)
     chain = SimpleNamespace(genesis="genesis")
-    config = SimpleNamespace(chain=chain, storage=storage, p2p=P2p())
+    config = SimpleNamespace(chain=chain, storage=storage, p2p=P2p(), serving=Serving())
     settings: Any = SimpleNamespace(home=tmp_path, config=config)
     keys = daemon.Keys(node=None, validator=None, spending=None)
     with suppress(OSError):

@@ -127,6 +127,35 @@ async def test_version_superseded_for_longer_than_its_grace_is_let_go(
         assert at.holdings.counters["let_go"] == 1
 
 
+async def test_retired_model_is_let_go_and_not_fetched_again(tmp_path, autojump_clock) -> None:
+    async with town(tmp_path) as at:
+        await at.look()
+        record = at.state.get(tables.MODEL, 1)
+        at.state.put(tables.MODEL, (1,), record._replace(status=tables.MODEL_RETIRED))
+        old = at.state.get(tables.VERSION, 1, 1)
+        superseded = {"status": tables.VERSION_SUPERSEDED, "superseded_ms": 0}
+        at.state.put(tables.VERSION, (1, 1), old._replace(**superseded))
+        await at.look(3)
+        assert find_current(at.state, NAME) is None
+        assert at.holdings.all() == ()
+        assert at.holdings.counters["let_go"] == 1
+
+
+async def test_version_that_ended_by_its_data_is_let_go_and_not_fetched_again(
+    tmp_path, autojump_clock
+) -> None:
+    async with town(tmp_path) as at:
+        await at.look()
+        snapshot = at.state.get(tables.VERSION, 1, 1).snapshot
+        name = b"lasts/" + snapshot.to_bytes(8, "big")
+        grace_ms = at.state.parameter("superseded_ms")
+        for since_ms, held in ((grace_ms - 1, 1), (grace_ms, 0)):
+            at.state.set_counter(name, NOW_MS - since_ms)
+            await at.look(3)
+            assert len(at.holdings.all()) == held
+        assert at.holdings.counters["let_go"] == 1
+
+
 async def test_what_is_noted_as_ready_is_ready(tmp_path, autojump_clock) -> None:
     async with town(tmp_path) as at:
         await at.look()

@@ -11,7 +11,12 @@ from node.ledger import tables
 from node.ledger.rules import accounts
 from node.ledger.state import State
 from node.ledger.wire import transactions as wire
-from node.ledger.wire.transactions import VALID_MS_MAX, Transaction, Transfer
+from node.ledger.wire.transactions import (
+    VALID_MS_MAX,
+    MultiTransfer,
+    Transaction,
+    Transfer,
+)
 
 BEN, NEW = party("ben"), party("a new key")
 LOW_ORDER = bytes([1]) + bytes(31)  # a point that signs everything
@@ -162,6 +167,77 @@ def test_nothing_is_no_amount_and_a_bad_point_no_payee() -> None:
     assert refusal_of(apply, state, BEN.key, 0) == "tx.bad_value"
     assert refusal_of(apply, state, LOW_ORDER, 1) == "tx.bad_value"
     assert not state.has(tables.ACCOUNT, LOW_ORDER)
+
+
+# ---- many payments at once
+
+
+def pay_all(state: State, *payments: tuple[bytes, int]) -> None:
+    accounts.apply_multi_transfer(state, context(), sent(), MultiTransfer(payments))
+
+
+def payees(count: int) -> list[bytes]:
+    return sorted(party(f"payee {i}").key for i in range(count))
+
+
+def test_all_are_paid_in_one_transaction() -> None:
+    state, to = state_at(), payees(3)
+    pay_all(state, *zip(to, (1, 2, BALANCE - 3), strict=True))
+    assert [state.account(key).balance for key in to] == [1, 2, BALANCE - 3]
+    assert state.account(PAYER.key).balance == 0
+    assert supply_is_whole(state)
+
+
+def test_the_sender_may_be_among_the_paid() -> None:
+    state = state_at()
+    pay_all(state, *((key, 5) for key in sorted((PAYER.key, BEN.key))))
+    assert state.account(PAYER.key).balance == BALANCE - 5
+
+
+def test_256_are_paid_and_one_more_is_refused() -> None:
+    state, to = state_at(), payees(257)
+    assert refusal_of(pay_all, state, *((key, 1) for key in to)) == "tx.limit"
+    pay_all(state, *((key, 1) for key in to[:256]))
+    assert state.account(PAYER.key).balance == BALANCE - 256
+    assert supply_is_whole(state)
+
+
+A, B = payees(2)
+
+
+@pytest.mark.parametrize(
+    ("desc", "payments", "code"),
+    [
+        ("nobody", (), "tx.bad_value"),
+        ("a payment of nothing", ((A, 1), (B, 0)), "tx.bad_value"),
+        ("out of order", ((B, 1), (A, 1)), "tx.bad_value"),
+        ("one twice", ((A, 1), (A, 1)), "tx.bad_value"),
+        ("a key that is no point", ((LOW_ORDER, 1), (A, 1)), "tx.bad_value"),
+        ("a grain more than there is", ((A, 1), (B, BALANCE)), "tx.insufficient"),
+        ("a sum that no amount can be", ((A, 2**63 - 1), (B, 2**63 - 1)), "tx.insufficient"),
+    ],
+)
+def test_payments_are_refused_as_a_whole(
+    desc: str, payments: tuple[tuple[bytes, int], ...], code: str
+) -> None:
+    state = state_at()
+    with pytest.raises(Invalid) as refusal, state.trial():
+        pay_all(state, *payments)
+    assert refusal.value.code == code, desc
+    assert not state.has(tables.ACCOUNT, A)
+    assert state.account(PAYER.key).balance == BALANCE
+
+
+def test_each_payee_weighs_as_a_key_that_is_written() -> None:
+    def weight(count: int) -> tuple[int, int]:
+        payload = MultiTransfer(tuple((key, 1) for key in payees(count)))
+        body = wire.encode_body(PAYER.key, 0, 1, 1, payload)
+        tx = wire.decode_transaction(wire.sign_transaction(CHAIN, PAYER.seed, body))
+        return tx.weight, len(tx.raw)
+
+    (two, two_bytes), (three, three_bytes) = weight(2), weight(3)
+    assert two == two_bytes + 500 + 3 * 200
+    assert three - two == 200 + three_bytes - two_bytes
 
 
 # ---- the base price

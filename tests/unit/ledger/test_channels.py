@@ -4,6 +4,7 @@ import random
 
 import pytest
 from bundle_kit import CHAIN, EXPIRES_MS, party
+from chain_kit import coop_close
 from ledger_kit import (
     BALANCE,
     BASE,
@@ -32,7 +33,11 @@ from node.ledger.parameters import DAY_MS, HOUR_MS
 from node.ledger.rules import channels
 from node.ledger.wire.codes import find_code
 from node.ledger.wire.orders import channel_id
-from node.ledger.wire.transactions import CloseChannel, OpenChannel
+from node.ledger.wire.transactions import (
+    CloseChannel,
+    OpenChannel,
+    TopUpChannel,
+)
 
 OPENING = OpenChannel(PROVIDER.key, PAYER.key, 10 * OPEN, 0)
 
@@ -46,6 +51,151 @@ def code_of(call, *args) -> int | None:
     with pytest.raises(Invalid) as refusal:
         call(*args)
     return find_code(refusal.value)
+
+
+def standing_channel(state, standing):
+    """A channel that is open, closing or closed."""
+    channel = open_channel(state)
+    record = state.get(tables.CHANNEL, channel)
+    state.put(tables.CHANNEL, (channel,), record._replace(state=standing))
+    return channel
+
+
+# topping up
+
+
+def topped_up(state, channel, amount=OPEN, who=PAYER):
+    payload = TopUpChannel(channel, amount)
+    channels.apply_top_up(state, context(), transaction(who, payload), payload)
+    return state.get(tables.CHANNEL, channel)
+
+
+def test_topping_up_raises_the_cap_out_of_the_balance() -> None:
+    state = new_state()
+    channel = open_channel(state)
+    assert topped_up(state, channel).cap == 11 * OPEN
+    assert state.account(PAYER.key).balance == BALANCE - 11 * OPEN
+    topped_up(state, channel, BALANCE - 11 * OPEN)
+    assert state.account(PAYER.key).balance == 0
+    assert supply_is_whole(state)
+
+
+def test_a_bundle_above_the_old_cap_settles_after_a_top_up() -> None:
+    state, fee = new_state(), fee_of(800, 100)
+    channel = open_channel(state, cap=3 * fee - 1)
+    part = one_section(state, channel)
+    topped_up(state, channel, 1)
+    settle(state, [part])
+    assert state.get(tables.CHANNEL, channel).paid == 3 * fee
+
+
+@pytest.mark.parametrize(
+    ("desc", "standing", "who", "amount", "code"),
+    [
+        ("unknown", None, PAYER, 1, 21),
+        ("another's", tables.CHANNEL_OPEN, CREATOR, 1, 22),
+        ("the provider's", tables.CHANNEL_OPEN, PROVIDER, 1, 22),
+        ("closing", tables.CHANNEL_CLOSING, PAYER, 1, 23),
+        ("closed", tables.CHANNEL_CLOSED, PAYER, 1, 23),
+        ("above the balance", tables.CHANNEL_OPEN, PAYER, BALANCE - 10 * OPEN + 1, 20),
+    ],
+)
+def test_top_ups_are_refused_by_code(desc, standing, who, amount, code) -> None:
+    state = new_state()
+    channel = bytes(32) if standing is None else standing_channel(state, standing)
+    assert code_of(topped_up, state, channel, amount, who) == code, desc
+
+
+# closing by both
+
+
+def agreed(channel, paid=0, payer=PAYER, provider=PROVIDER, chain_id=CHAIN):
+    return coop_close(chain_id, channel, paid, payer, provider)
+
+
+def close_by_both(state, payload, who=PAYER, at_ms=NOW_MS):
+    channels.apply_coop_close(state, context(at_ms), transaction(who, payload), payload)
+
+
+@pytest.mark.parametrize("who", [PAYER, PROVIDER, CREATOR])
+@pytest.mark.parametrize("standing", [tables.CHANNEL_OPEN, tables.CHANNEL_CLOSING])
+def test_both_close_at_once_whoever_sends_it(who, standing) -> None:
+    state = new_state()
+    channel = standing_channel(state, standing)
+    settle(state, [one_section(state, channel)])
+    paid = state.get(tables.CHANNEL, channel).paid
+    close_by_both(state, agreed(channel, paid), who)
+    record = state.get(tables.CHANNEL, channel)
+    assert (record.state, record.cap) == (tables.CHANNEL_CLOSED, paid)
+    assert state.account(PAYER.key).balance == BALANCE - paid
+    assert channels.served_channels(state, PROVIDER.key) == 0
+    assert supply_is_whole(state)
+
+
+def test_nothing_settles_or_is_added_after_both_have_closed() -> None:
+    state = new_state()
+    channel = open_channel(state)
+    part = one_section(state, channel)
+    close_by_both(state, agreed(channel))
+    assert code_of(settle, state, [part]) == 45
+    assert code_of(topped_up, state, channel) == 23
+    assert code_of(close_by_both, state, agreed(channel)) == 23
+    closing = CloseChannel(channel)
+    for who in (PAYER, PROVIDER):
+        tx = transaction(who, closing)
+        assert code_of(channels.apply_close_channel, state, context(), tx, closing) == 23
+
+
+def test_a_closing_that_both_have_ended_ends_once() -> None:
+    """Its waiting time is still due, and its rest has gone already."""
+    state = new_state()
+    channel, _ = open_channel(state), open_channel(state, nonce=1)
+    closing = CloseChannel(channel)
+    channels.apply_close_channel(state, context(), transaction(PAYER, closing), closing)
+    close_by_both(state, agreed(channel))
+    balance = state.account(PAYER.key).balance
+    channels.apply_due_close(state, context(), NOW_MS + DAY_MS, channel)
+    assert state.account(PAYER.key).balance == balance
+    assert channels.served_channels(state, PROVIDER.key) == 1  # the other one
+    channels.apply_due_forget(state, context(), NOW_MS + 8 * DAY_MS, channel)
+    assert code_of(close_by_both, state, agreed(channel)) == 21
+
+
+@pytest.mark.parametrize(
+    ("desc", "fields"),
+    [
+        ("another payer", {"payer": CREATOR}),
+        ("another provider", {"provider": CREATOR}),
+        ("the two exchanged", {"payer": PROVIDER, "provider": PAYER}),
+        ("another sum", {"paid": 1}),
+        ("another chain", {"chain_id": bytes(32)}),
+    ],
+)
+def test_both_must_have_signed_this_very_closing(desc, fields) -> None:
+    state = new_state()
+    channel = open_channel(state)
+    assert code_of(close_by_both, state, agreed(channel, **fields)) == 28, desc
+    other = agreed(open_channel(state, nonce=1))
+    assert code_of(close_by_both, state, other._replace(channel=channel)) == 28
+
+
+def test_what_was_signed_before_more_settled_is_void() -> None:
+    """Else a payer could keep an early consent, and close after the answers it was served."""
+    state = new_state()
+    channel = open_channel(state)
+    early = agreed(channel)
+    settle(state, [one_section(state, channel)])
+    assert code_of(close_by_both, state, early) == 28
+
+
+def test_each_side_signs_with_the_key_it_has_now() -> None:
+    state = new_state()
+    channel = open_channel(state)
+    new = party("the payer's new key")
+    account = state.account(PAYER.key)
+    state.put(tables.ACCOUNT, (PAYER.key,), account._replace(key=new.key))
+    assert code_of(close_by_both, state, agreed(channel)) == 28
+    close_by_both(state, agreed(channel, payer=new))
 
 
 # opening

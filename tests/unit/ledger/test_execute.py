@@ -1,9 +1,5 @@
 """Blocks: the order of things, what refuses a payload, what only costs its fee, exact supply."""
 
-import random
-import subprocess
-import sys
-
 import pytest
 from bundle_kit import party
 from chain_kit import (
@@ -14,18 +10,15 @@ from chain_kit import (
     PAYER,
     PROVIDER,
     STEWARD,
-    TERMS,
     VALIDATORS,
     TinyChain,
     devnet,
     golden_answer,
 )
-from evidence_kit import raw_attack, raw_double_vote
 
-from consensus.attacks import Decided
 from consensus.primitives import merkle
 from consensus.primitives.errors import Invalid
-from node.ledger import tables, tree
+from node.ledger import tables
 from node.ledger.admission import admit_bundle
 from node.ledger.execute import RULES_1, execute_block, rules_for
 from node.ledger.proposing import choose_payload
@@ -286,118 +279,6 @@ def test_a_rehearsal_leaves_out_what_does_not_fit() -> None:
     assert [code for _, code in choice.refused_transactions] == ["tx.nonce"]
     assert [code for _, code in choice.refused_bundles] == ["bundle.channel"]
     assert run(chain, choice.payload).codes == (0,)
-
-
-# ---- random programs
-
-
-def some_payload(chance: random.Random, chain: TinyChain) -> wire.Payload:
-    people = [who.key for who in (FAUCET, STEWARD, CREATOR, PAYER, PROVIDER, *CONTRIBUTORS)]
-    number, who = chance.randrange(1, 4), chance.choice(people)
-    some = chance.randbytes(32)
-    amount = chance.choice((0, 1, chance.randrange(10**10), 10**17))
-    prices = (chance.randrange(10**10), chance.randrange(10**10), 10**6)
-    return chance.choice(
-        (
-            wire.Transfer(who, amount, b""),
-            wire.OpenChannel(who, who, amount, 0),
-            wire.CloseChannel(some),
-            wire.RegisterProvider(some, who),
-            wire.Bond(chance.randrange(3), who, amount),
-            wire.CreateDatanet(chance.choice((b"facts", b"more", b"x")), TERMS),
-            wire.Contribute(number, 0, some, some, chance.randrange(20), 9, 1, 0, b""),
-            wire.Curate(chance.randrange(6), chance.randrange(6), some),
-            wire.Snapshot(number, some, chance.randrange(6), chance.randrange(60)),
-            wire.RegisterModel(chance.choice((b"facts-1", b"m-2")), some, 7, number, 1_000),
-            wire.PublishVersion(number, some, number, some, some, b"", *prices, ()),
-            wire.FundMaintenance(number, amount),
-        )
-    )
-
-
-def some_evidence(chance: random.Random, chain: TinyChain, later_ms: int) -> tuple[bytes, ...]:
-    """Of members and others at some height; what a proposer's rehearsal leaves of it."""
-    past = chance.choice(chain.past)
-    offered = [
-        raw_double_vote(chance.choice(VALIDATORS), past.validators, chain.chain_id, past.height)
-        for _ in range(2)
-    ]
-    if past.decided is not None:
-        offered.append(some_attack(chance, past.decided))
-    context = chain.context(later_ms)
-    return choose_payload(RULES_1, chain.state(), context, [], [], offered).payload.evidence
-
-
-def some_attack(chance: random.Random, own: Decided) -> bytes:
-    """A block beside the chain's own, by some of its set, from any common block."""
-    by_key = {who.key: who for who in (*VALIDATORS, FAUCET)}
-    names = sorted(own.validators.powers())
-    signers = [by_key[name] for name in chance.sample(names, chance.randrange(1, len(names) + 1))]
-    field = chance.choice(("state_root", "parent_id"))
-    common, round = chance.randrange(own.header.height), chance.choice((0, 0, 0, 1))
-    fields = {"round": round, field: bytes(32)}
-    return raw_attack(common, own.header, own.validators, signers, **fields)
-
-
-def run_program(seed: int, blocks: int) -> list[bytes]:
-    """Roots of random blocks over all types; every one keeps the supply (asserted at its end)."""
-    chance, chain = random.Random(seed), TinyChain()
-    chain.tell_story()
-    session = chain.open_channel()
-    roots, seen, punished = [], set(), 0
-    for number in range(blocks):
-        people = [FAUCET, STEWARD, CREATOR, PAYER, PROVIDER, *CONTRIBUTORS]
-        chance.shuffle(people)
-        raws = [chain.tx(who, some_payload(chance, chain)) for who in people[:4]]
-        bundles = ()
-        is_sold = chain.state().get(tables.VERSION, 1, 1).status == tables.VERSION_CURRENT
-        if is_sold and chance.random() < 0.4:
-            share = chance.randrange(1, 10_000)
-            golden_answer(session, chance.choice(((), ((1, share), (3, 10_000 - share)))))
-            bundles = (chain.bundle(session, number + 1, chance.random() < 0.3),)
-        before, later_ms = chain.state().supply(), chance.choice((1_000, 30_000))
-        accused = some_evidence(chance, chain, later_ms) if chance.random() < 0.1 else ()
-        outcome = chain.block(*raws, bundles=bundles, later_ms=later_ms, evidence=accused)
-        punished += len(accused)
-        assert outcome.supply <= before
-        seen |= set(outcome.codes)
-        roots.append(outcome.state_root)
-        roots.append(outcome.next_validators.hash())
-    assert ({0, 20, 21, 22, 24, 26} <= seen and punished > 1) or blocks < 60
-    return roots
-
-
-def test_random_programs_keep_the_supply_and_replay_equal() -> None:
-    assert run_program(7, 100) == run_program(7, 100)
-
-
-def test_roots_do_not_depend_on_the_hash_seed() -> None:
-    """Sets and dicts of bytes are ordered by a salt that differs between processes."""
-    code = (
-        "import sys; sys.path[:0] = ['tests', 'tests/unit/ledger']; import test_execute as t; "
-        "print(b''.join(t.run_program(11, 25)).hex())"
-    )
-    printed = []
-    for salt in ("1", "2"):
-        done = subprocess.run(
-            [sys.executable, "-c", code],
-            env={"PYTHONHASHSEED": salt},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        printed.append(done.stdout)
-    assert printed[0] == printed[1]
-    assert len(printed[0]) > 1_000
-
-
-def test_the_tree_of_a_long_program_equals_a_rebuild() -> None:
-    chance, chain = random.Random(3), TinyChain()
-    chain.tell_story()
-    for _ in range(20):
-        chain.block(chain.tx(FAUCET, some_payload(chance, chain)), later_ms=60_000)
-    rebuilt = tree.update(lambda _: None, b"", 0, sorted(chain.flat.items()))
-    assert rebuilt.root == chain.headers[-1].state_root
 
 
 def test_a_fault_in_the_totals_stops_the_node(chain) -> None:

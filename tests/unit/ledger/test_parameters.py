@@ -58,6 +58,11 @@ def test_every_default_may_stand_in_a_genesis(name: str) -> None:
         ("contribution_bond", OPEN),
         ("version_deposit", 10 * OPEN),
         ("version_fee", 3 * OPEN),
+        ("withdrawn_version_ms", 180 * DAY_MS),
+        ("price_notice_ms", HOUR_MS),
+        ("price_interval_ms", DAY_MS),
+        ("retire_notice_ms", 30 * DAY_MS),
+        ("model_deposit_ms", 30 * DAY_MS),
     ],
 )
 def test_defaults_are_those_of_the_design(name: str, value: int) -> None:

@@ -1,11 +1,28 @@
 """Datanets, contributions, reviews and snapshots: who may, when, and where the bond goes."""
 
 import pytest
-from chain_kit import CONTRIBUTORS, FAUCET, OPEN, STEWARD, TERMS, TinyChain, devnet
+from chain_kit import (
+    CONTRIBUTORS,
+    FAUCET,
+    OPEN,
+    STEWARD,
+    TERMS,
+    TinyChain,
+    devnet,
+    golden_answer,
+)
 
 from node.ledger import purses, tables
 from node.ledger.genesis import decode_genesis, encode_genesis
-from node.ledger.wire.transactions import Contribute, CreateDatanet, Curate, Snapshot
+from node.ledger.wire.payouts import decode_payout
+from node.ledger.wire.transactions import (
+    Contribute,
+    CreateDatanet,
+    Curate,
+    Snapshot,
+    WithdrawContribution,
+    decode_transaction,
+)
 
 GIVER = CONTRIBUTORS[0]
 GIVEN = Contribute(1, 0, b"\1" * 32, b"\2" * 32, 10, 99, 1, 0, b"")
@@ -211,6 +228,127 @@ def test_idle_curators_cost_a_contributor_nothing(chain) -> None:
     chain.block(later_ms=1)
     assert chain.state().get(tables.CONTRIBUTION, 1).status == tables.RETURNED
     assert balance(chain, GIVER) - before == BOND
+
+
+# ---- withdrawals
+
+WINDOW_MS = 60_000  # a devnet's challenge window
+BACK = WithdrawContribution(1)
+
+
+def status(chain: TinyChain, number: int = 1) -> int:
+    return chain.state().get(tables.CONTRIBUTION, number).status
+
+
+def test_an_accepted_contribution_is_withdrawn_and_its_bond_comes_back_later(chain) -> None:
+    accepted(chain)
+    before = balance(chain, GIVER)
+    raw = chain.tx(GIVER, BACK)
+    charge = decode_transaction(raw).weight * 100
+    assert chain.block(raw).codes == (0,)
+    record, datanet = (
+        chain.state().get(table, 1) for table in (tables.CONTRIBUTION, tables.DATANET)
+    )
+    assert (record.status, record.withdrawn_ms) == (tables.WITHDRAWN, chain.time_ms)
+    assert (datanet.accepted, datanet.withdrawn) == (10, 10)
+    chain.block(later_ms=WINDOW_MS - 1)
+    assert balance(chain, GIVER) == before - charge
+    chain.block(later_ms=1)
+    assert balance(chain, GIVER) == before - charge + BOND // 2
+    assert chain.state().get(tables.CONTRIBUTION, 1).stake == 0
+
+
+def test_a_bond_that_is_due_within_the_window_waits_for_its_end(chain) -> None:
+    """The second half would come five minutes after the acceptance, fault or not."""
+    accepted(chain)
+    assert code(chain, GIVER, BACK, later_ms=5 * 60_000 - 2_000) == 0
+    before = balance(chain, GIVER)
+    chain.block(later_ms=WINDOW_MS - 1)
+    assert balance(chain, GIVER) == before
+    chain.block(later_ms=1)
+    assert balance(chain, GIVER) == before + BOND // 2
+
+
+def test_withdrawn_after_its_bond_came_back_returns_nothing_more(chain) -> None:
+    accepted(chain)
+    chain.block(later_ms=5 * 60_000)
+    assert code(chain, GIVER, BACK) == 0
+    before = balance(chain, GIVER)
+    chain.block(later_ms=WINDOW_MS)
+    assert balance(chain, GIVER) == before
+
+
+def test_a_pending_one_goes_whole_and_its_content_may_come_again(chain) -> None:
+    given(chain)
+    assert code(chain, GIVER, BACK) == 0
+    assert status(chain) == tables.WITHDRAWN
+    before = balance(chain, GIVER)
+    chain.block(later_ms=WINDOW_MS)
+    assert balance(chain, GIVER) == before + BOND
+    assert chain.state().get(tables.DATANET, 1).withdrawn == 0
+    assert code(chain, GIVER, GIVEN) == 0
+    chain.block(later_ms=TERMS.review_ms)  # the end of a review that is over changes nothing
+    assert status(chain) == tables.WITHDRAWN
+
+
+def test_what_is_being_judged_stays_to_be_judged(chain) -> None:
+    given(chain)
+    assert code(chain, STEWARD, Curate(1, 4, REASON)) == 0  # a lone slash decides nothing
+    assert code(chain, GIVER, BACK) == 23
+    assert status(chain) == tables.PENDING
+
+
+def test_content_once_accepted_is_nobodys_to_bring_again(chain) -> None:
+    accepted(chain)
+    assert code(chain, GIVER, BACK) == 0
+    assert code(chain, CONTRIBUTORS[1], GIVEN) == 24
+
+
+def test_withdrawals_are_refused_by_code(chain) -> None:
+    accepted(chain)
+    assert code(chain, GIVER, WithdrawContribution(9)) == 21
+    assert code(chain, STEWARD, BACK) == 22
+    assert code(chain, GIVER, BACK) == 0
+    assert code(chain, GIVER, BACK) == 23
+
+
+@pytest.mark.parametrize("decision", [2, 3])
+def test_what_was_returned_or_rejected_is_not_withdrawn(chain, decision) -> None:
+    given(chain)
+    assert code(chain, STEWARD, Curate(1, decision, REASON)) == 0
+    assert code(chain, GIVER, BACK) == 23
+
+
+def test_later_snapshots_leave_it_out(chain) -> None:
+    accepted(chain)
+    other = GIVEN._replace(content_hash=b"\3" * 32, records=7)
+    assert code(chain, CONTRIBUTORS[1], other) == 0
+    assert code(chain, STEWARD, Curate(2, 1, REASON)) == 0
+    assert code(chain, CONTRIBUTORS[1], WithdrawContribution(2)) == 0
+    assert code(chain, STEWARD, Snapshot(1, REASON, 2, 10)) == 26  # it ends no snapshot
+    assert code(chain, STEWARD, Snapshot(1, REASON, 1, 17)) == 26
+    assert code(chain, STEWARD, Snapshot(1, REASON, 1, 10)) == 0
+
+
+def test_what_it_earned_before_is_paid_and_later_weight_is_the_funds() -> None:
+    chain = TinyChain()
+    chain.tell_story()
+    session = chain.open_channel()
+    golden_answer(session, ((1, 10_000),))
+    chain.block(bundles=(chain.bundle(session),))
+    assert code(chain, GIVER, BACK) == 0
+    golden_answer(session, ((1, 10_000),))
+    outcome = chain.block(bundles=(chain.bundle(session, 2),))
+    data = [decode_payout(raw) for raw in outcome.payout_leaves]
+    assert [(leaf.payee, leaf.amount) for leaf in data if leaf.kind == tables.KIND_DATA] == [
+        (b"", 10_923_680)
+    ]
+    before = balance(chain, GIVER)
+    fund = chain.state().held(purses.fund(1))
+    chain.block(later_ms=3 * WINDOW_MS)
+    stake = BOND // 2  # comes back in the same block
+    assert balance(chain, GIVER) - before == 10_923_680 - 546_184 + stake
+    assert chain.state().held(purses.fund(1)) - fund == 2 * 2_730_920 + 10_923_680
 
 
 # ---- snapshots

@@ -4,12 +4,22 @@ import random
 
 import pytest
 from bundle_kit import party
-from chain_kit import FAUCET, OPEN, PROVIDER, STEWARD, VALIDATORS, TinyChain
+from chain_kit import FAUCET, OPEN, PROVIDER, STEWARD, VALIDATORS, TinyChain, golden_answer
+from evidence_kit import raw_double_vote
+from ledger_kit import transaction
 
 from consensus.primitives.errors import Invalid
 from node.ledger import purses, tables
 from node.ledger.rules import staking
-from node.ledger.wire.transactions import Bond, RegisterProvider, Transfer
+from node.ledger.wire.payouts import decode_payout
+from node.ledger.wire.transactions import (
+    Bond,
+    OpenChannel,
+    RegisterProvider,
+    Transfer,
+    Unbond,
+    UpdateProvider,
+)
 
 ROLE_0, ROLE_1, ROLE_2 = 0, 1, 2
 FIRST = VALIDATORS[0]
@@ -62,6 +72,64 @@ def test_nobody_registers_twice(chain) -> None:
     assert code(chain, PROVIDER, RegisterProvider(PROVIDER.key, PROVIDER.key)) == 24
 
 
+# ---- what a provider changes
+
+
+SERVING = UpdateProvider(PROVIDER.key, STEWARD.key, tables.PROVIDER_ACTIVE)
+
+
+def test_a_provider_changes_where_it_is_reached_and_paid(chain) -> None:
+    registered(chain)
+    before = chain.state().get(tables.PROVIDER, PROVIDER.key)
+    assert code(chain, PROVIDER, SERVING._replace(peer_key=NEW.key)) == 0
+    record = chain.state().get(tables.PROVIDER, PROVIDER.key)
+    assert record == before._replace(peer_key=NEW.key, reward_account=STEWARD.key)
+
+
+def test_a_paused_provider_takes_no_new_channels_and_may_come_back(chain) -> None:
+    registered(chain)
+    least = chain.state().parameter("provider_bond_min")
+    opening = OpenChannel(PROVIDER.key, NEW.key, OPEN, 0)
+    paused = SERVING._replace(status=tables.PROVIDER_PAUSED)
+    assert code(chain, PROVIDER, Bond(ROLE_1, PROVIDER.key, least)) == 0
+    for payload, expected in ((paused, 23), (SERVING, 0)):
+        assert code(chain, PROVIDER, payload) == 0
+        assert code(chain, NEW, opening) == expected
+
+
+@pytest.mark.parametrize(
+    ("who", "change", "expected"),
+    [
+        (NEW, {}, 21),
+        (PROVIDER, {"status": 0}, 26),
+        (PROVIDER, {"status": 3}, 26),
+        (PROVIDER, {"peer_key": bytes(32)}, 26),
+        (PROVIDER, {"reward_account": bytes(32)}, 26),
+    ],
+)
+def test_changes_of_a_provider_are_refused_by_code(chain, who, change, expected) -> None:
+    assert code(registered(chain), who, SERVING._replace(**change)) == expected
+
+
+def test_a_jailed_provider_changes_nothing(chain) -> None:
+    state = registered(chain).state()
+    state.put(tables.CONDUCT, (ROLE_1, PROVIDER.key), tables.Conduct(jailed_until_ms=1))
+    with pytest.raises(Invalid, match=r"tx\.wrong_state"):
+        staking.apply_update(state, chain.context(), transaction(PROVIDER, SERVING), SERVING)
+
+
+def test_answers_settled_after_a_change_are_paid_to_the_new_account() -> None:
+    chain = TinyChain()
+    chain.tell_story()
+    session = chain.open_channel()
+    golden_answer(session, ())
+    assert code(chain, PROVIDER, SERVING._replace(reward_account=NEW.key)) == 0
+    outcome = chain.block(bundles=(chain.bundle(session),))
+    payees = [decode_payout(raw).payee for raw in outcome.payout_leaves]
+    assert NEW.key in payees
+    assert PROVIDER.key not in payees
+
+
 # ---- bonds
 
 
@@ -91,6 +159,139 @@ def test_a_target_has_at_most_1000_owners(chain) -> None:
     staking._count_owner(state, ROLE_0, FIRST.key)
     with pytest.raises(Invalid, match=r"tx\.limit"):
         staking._count_owner(state, ROLE_0, FIRST.key)
+
+
+# ---- taking a bond out
+
+
+UNBONDING_MS = 21 * 86_400_000
+
+
+def bonded_by_new(chain: TinyChain, amount: int = 3 * OPEN) -> TinyChain:
+    """A delegation to the first validator."""
+    assert code(chain, NEW, Bond(ROLE_0, FIRST.key, amount)) == 0
+    return chain
+
+
+def leaving(chain: TinyChain) -> list[tables.Unbonding]:
+    return [record for _, record in chain.state().scan(tables.UNBONDING)]
+
+
+def test_a_part_leaves_its_bond_and_is_paid_after_the_unbonding_time(chain) -> None:
+    bonded_by_new(chain)
+    assert code(chain, NEW, Unbond(ROLE_0, FIRST.key, OPEN)) == 0
+    due_ms = chain.time_ms + UNBONDING_MS
+    (part,) = leaving(chain)
+    assert part == tables.Unbonding(ROLE_0, FIRST.key, NEW.key, OPEN, chain.time_ms, due_ms)
+    state = chain.state()
+    assert state.get(tables.BOND, ROLE_0, FIRST.key, NEW.key).amount == 2 * OPEN
+    assert staking.bonded(state, ROLE_0, FIRST.key) == 22 * OPEN
+    before = state.account(NEW.key).balance
+    chain.block(later_ms=UNBONDING_MS - 1)
+    assert len(leaving(chain)) == 1
+    chain.block(later_ms=1)
+    assert leaving(chain) == []
+    assert chain.state().account(NEW.key).balance == before + OPEN
+
+
+def test_a_bond_taken_out_whole_gives_its_place_free(chain) -> None:
+    owners = staking.owners_name(ROLE_0, FIRST.key)
+    before = chain.state().counter(owners)
+    bonded_by_new(chain)
+    assert chain.state().counter(owners) == before + 1
+    assert code(chain, NEW, Unbond(ROLE_0, FIRST.key, 3 * OPEN)) == 0
+    assert chain.state().counter(owners) == before
+    assert not chain.state().has(tables.BOND, ROLE_0, FIRST.key, NEW.key)
+    assert code(chain, NEW, Unbond(ROLE_0, FIRST.key, 1)) == 21
+    bonded_by_new(chain)
+
+
+@pytest.mark.parametrize(
+    ("desc", "payload", "expected"),
+    [
+        ("all", Unbond(ROLE_0, FIRST.key, 3 * OPEN), 0),
+        ("a grain more", Unbond(ROLE_0, FIRST.key, 3 * OPEN + 1), 20),
+        ("the smallest delegation is left", Unbond(ROLE_0, FIRST.key, 3 * OPEN - OPEN // 10), 0),
+        ("a grain less is left", Unbond(ROLE_0, FIRST.key, 3 * OPEN - OPEN // 10 + 1), 25),
+        ("collect only", Unbond(ROLE_0, FIRST.key, 0), 0),
+        ("another's validator", Unbond(ROLE_0, VALIDATORS[1].key, 1), 21),
+        ("another role", Unbond(ROLE_1, FIRST.key, 1), 21),
+        ("no role", Unbond(9, FIRST.key, 1), 21),
+    ],
+)
+def test_unbonding_is_taken_or_refused_by_code(chain, desc, payload, expected) -> None:
+    assert code(bonded_by_new(chain), NEW, payload) == expected, desc
+    assert sum(chain.state().totals()) == chain.state().supply()
+
+
+def test_amount_0_starts_nothing(chain) -> None:
+    assert code(bonded_by_new(chain), NEW, Unbond(ROLE_0, FIRST.key, 0)) == 0
+    assert leaving(chain) == []
+
+
+@pytest.mark.parametrize(("role", "target"), [(ROLE_1, PROVIDER), (ROLE_2, None)])
+def test_bonds_of_every_role_are_taken_out_to_the_last_grain(chain, role, target) -> None:
+    name = bytes(32) if target is None else target.key
+    owner = target or NEW
+    registered(chain)
+    assert code(chain, owner, Bond(role, name, 5)) == 0
+    assert code(chain, owner, Unbond(role, name, 4)) == 0
+    assert code(chain, owner, Unbond(role, name, 1)) == 0
+    assert [part.amount for part in leaving(chain)] == [4, 1]
+
+
+def test_seven_parts_of_a_bond_leave_at_once_and_no_eighth(chain) -> None:
+    bonded_by_new(chain)
+    for _ in range(staking.LEAVING_MAX):
+        assert code(chain, NEW, Unbond(ROLE_0, FIRST.key, 1)) == 0
+    assert code(chain, NEW, Unbond(ROLE_0, FIRST.key, 1)) == 25
+    assert code(chain, NEW, Unbond(ROLE_0, FIRST.key, 0)) == 0
+    chain.block(later_ms=UNBONDING_MS)
+    assert code(chain, NEW, Unbond(ROLE_0, FIRST.key, 1)) == 0
+
+
+def test_what_a_bond_has_earned_is_paid_before_it_leaves(chain) -> None:
+    state = bonded_by_new(chain).state()
+    staking.pay_stakers(state, purses.account(STEWARD.key), 9_200)
+    before = state.account(NEW.key).balance
+    payload = Unbond(ROLE_0, FIRST.key, 3 * OPEN)
+    staking.apply_unbond(state, chain.context(), transaction(NEW, payload), payload)
+    earned = state.account(NEW.key).balance - before
+    assert 0 < earned <= 9_200
+    staking.pay_stakers(state, purses.account(STEWARD.key), 9_200)
+    staking.collect(state, ROLE_0, FIRST.key, NEW.key)
+    assert state.account(NEW.key).balance == before + earned
+    assert sum(state.totals()) == state.supply()
+
+
+def test_what_leaves_is_slashed_for_what_came_before(chain) -> None:
+    bonded_by_new(chain)
+    assert code(chain, NEW, Unbond(ROLE_0, FIRST.key, 2 * OPEN)) == 0
+    raw = raw_double_vote(FIRST, chain.past[0].validators, chain.chain_id, 1)
+    chain.block(evidence=(raw,))
+    (part,) = leaving(chain)
+    state = chain.state()
+    left = state.get(tables.BOND, ROLE_0, FIRST.key, NEW.key).amount
+    assert part.amount == 2 * left < 2 * OPEN
+    before = state.account(NEW.key).balance
+    chain.block(later_ms=UNBONDING_MS)
+    assert chain.state().account(NEW.key).balance == before + part.amount
+
+
+def test_a_validator_whose_own_bond_falls_short_leaves_the_set(chain) -> None:
+    assert code(chain, FIRST, Unbond(ROLE_0, FIRST.key, 10 * OPEN + 1)) == 0
+    assert chain.validators.index(FIRST.key) is not None  # until the next period
+    for _ in range(2):
+        chain.block(later_ms=60_000)
+    assert chain.validators.index(FIRST.key) is None
+
+
+def test_a_provider_below_the_least_bond_takes_no_new_channels(chain) -> None:
+    least = registered(chain).state().parameter("provider_bond_min")
+    assert code(chain, PROVIDER, Bond(ROLE_1, PROVIDER.key, least)) == 0
+    assert staking.is_active_provider(chain.state(), PROVIDER.key)
+    assert code(chain, PROVIDER, Unbond(ROLE_1, PROVIDER.key, 1)) == 0
+    assert not staking.is_active_provider(chain.state(), PROVIDER.key)
 
 
 # ---- what stakers earn
@@ -226,18 +427,6 @@ def test_signatures_are_counted_over_a_stretch(chain) -> None:
     staking.count_signers(state, again)
     fresh = {who.key: state.get(tables.VALIDATOR, who.key).signed for who in VALIDATORS}
     assert sum(fresh.values()) == fresh[signers[0]] == 1
-
-
-def test_a_bond_that_has_waited_is_paid_out(chain) -> None:
-    state = chain.state()
-    leaving = tables.Unbonding(ROLE_0, FIRST.key, NEW.key, 0, 1, 2)
-    state.put(tables.UNBONDING, (1,), leaving)
-    state.move(purses.account(STEWARD.key), purses.unbonding(1), 500)
-    before = state.account(NEW.key).balance
-    staking.apply_unbonded(state, chain.context(), 2, (1).to_bytes(8, "big"))
-    assert state.account(NEW.key).balance - before == 500
-    assert not state.has(tables.UNBONDING, 1)
-    assert sum(state.totals()) == state.supply()
 
 
 def test_a_transfer_to_a_bad_point_is_refused_a_known_account_is_not(chain) -> None:

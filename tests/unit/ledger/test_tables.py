@@ -28,10 +28,10 @@ def test_each_table_has_its_byte(prefix: int, name: str) -> None:
 
 
 def test_only_the_singletons_share_a_byte() -> None:
-    """`totals`, `validators`, counters and used evidence: each under a kind of name of its own."""
+    """`totals`, `validators`, counters, evidence, snapshots taken: each has names of its own."""
     prefixes = [table.prefix for table in ALL.values()]
     shared = {name for name, table in ALL.items() if prefixes.count(table.prefix) > 1}
-    assert shared == {"TOTALS", "COUNTER", "MEMBERS", "USED_EVIDENCE"}
+    assert shared == {"TOTALS", "COUNTER", "MEMBERS", "TAKEN", "USED_EVIDENCE"}
     assert {ALL[name].prefix for name in shared} == {b"\x1c"}
 
 

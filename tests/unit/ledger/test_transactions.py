@@ -16,16 +16,25 @@ H1, H2 = b"\1" * 32, b"\2" * 32
 TERMS = (H1, (1, 2), 0, 1, 10**7, 500, 86_400_000, 0)
 PAYLOADS = [
     wire.Transfer(BEN.key, 5, b"thanks"),
+    wire.MultiTransfer(((BEN.key, 5),)),
+    wire.RotateKey(H1, bytes(64)),
     wire.OpenChannel(BEN.key, ANA.key, 10**9, 0),
+    wire.TopUpChannel(H1, 10**9),
     wire.CloseChannel(H1),
+    wire.CoopClose(H1, bytes(64), bytes(64)),
     wire.RegisterProvider(H1, BEN.key),
+    wire.UpdateProvider(H1, BEN.key, 2),
     wire.Bond(1, ANA.key, 10**9),
+    wire.Unbond(1, ANA.key, 10**9),
     wire.CreateDatanet(b"facts", TERMS),
     wire.Contribute(1, 0, H1, H2, 12, 345, 1, 0, b""),
     wire.Curate(1, 1, H1),
+    wire.WithdrawContribution(1),
     wire.Snapshot(1, H1, 3, 36),
     wire.RegisterModel(b"facts-1", H1, 7, 1, 1_000),
     wire.PublishVersion(1, H1, 1, H2, H1, b"", 1, 2, 10**6, ((2, 1, 500),)),
+    wire.SetPrice(1, 1, 1, 2, 10**6),
+    wire.RetireModel(1, 2),
     wire.FundMaintenance(1, 10**9),
 ]
 

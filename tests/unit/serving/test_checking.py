@@ -18,6 +18,7 @@ from node.ledger.wire.orders import PAYER_SEEDED, order_hash, seed_commit
 from node.serving.book import UNSETTLED_MAX, ReceiptBook
 from node.serving.checking import (
     DEADLINE_AHEAD_MS_MAX,
+    END_MARGIN_MS,
     VOUCHER_LEFT_MS,
     Job,
     OrderRefused,
@@ -117,6 +118,19 @@ def test_model_is_served_and_loaded(door: Door) -> None:
     door.model = READY._replace(is_ready=False)
     refused = door.refusal(door.start())
     assert (refused.code, refused.retry_ms > 0) == (exchange.ADAPTER_LOADING, True)
+
+
+def test_model_that_ends_is_served_until_just_before(door: Door) -> None:
+    """A receipt that is started at its end or later would sink its whole bundle."""
+    record = door.state.get(tables.MODEL, 1)._replace(status=tables.MODEL_RETIRING)
+    for left_ms, is_served in ((END_MARGIN_MS + 1, True), (END_MARGIN_MS, False)):
+        ending = record._replace(retired_ms=NOW_MS + left_ms)
+        door.state.put(tables.MODEL, (1,), ending)
+        if is_served:
+            door.check(door.start())
+        else:
+            refused = door.refusal(door.start())
+            assert (refused.code, refused.why) == (exchange.NOT_SERVED, "the version ends")
 
 
 def test_version_without_a_price_on_the_ledger_is_not_served(door: Door) -> None:

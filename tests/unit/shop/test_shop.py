@@ -13,6 +13,8 @@ from ledger_kit import NOW_MS, PROVIDER, new_state
 from structlog.testing import capture_logs
 
 from node.holdings import HeldModel
+from node.ledger import tables
+from node.ledger.state import State
 from node.ledger.wire.orders import OFFER_MODELS_MAX, decode_offer, encode_offer
 from node.serving.bundling import Bundler
 from node.serving.engine import AdapterRef, BadAdapter, EngineError, EngineLost, Unsupported
@@ -87,6 +89,7 @@ class Around:
 
     engine: Engine
     models: dict[tuple[int, int], HeldModel] = field(default_factory=dict)
+    state: State = field(default_factory=new_state)
     changes: int = 0
     protocols: list[str] = field(default_factory=list)
     settings: Any = None
@@ -130,7 +133,8 @@ async def offer_bundle(bundle: Any) -> None:
 
 @asynccontextmanager
 async def open_shop(folder: Path) -> AsyncIterator[tuple[Shop, Around]]:
-    state, around = new_state(), Around(Engine())
+    around = Around(Engine())
+    state = around.state
     counter = Counter(
         chain_id=CHAIN, provider=PROVIDER.key, peer_key=bytes(32), signer=lambda tag: PROVIDER.sign,
         get_state=lambda: state, offer_bundle=offer_bundle, note_change=around.note_change,
@@ -242,6 +246,16 @@ async def test_offer_tells_no_more_than_it_may_and_newest_versions_first(
         assert (len(offer.models), shop.left_out) == (OFFER_MODELS_MAX, left_out)
         decode_offer(encode_offer(offer))
         assert ((1, 1) in [(m.model, m.model_version) for m in offer.models]) == (not left_out)
+
+
+async def test_model_that_has_ended_is_offered_no_more(tmp_path, autojump_clock) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        around.engine.may_start.set()
+        around.hold(held(1), held(2))
+        await look()
+        record = around.state.get(tables.MODEL, 1)
+        around.state.put(tables.MODEL, (1,), record._replace(retired_ms=NOW_MS))
+        assert [m.model for m in shop.make_offer(1, NOW_MS).models] == [2]
 
 
 async def test_nothing_is_offered_before_engine_and_adapters_are_ready(

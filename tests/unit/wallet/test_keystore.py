@@ -17,7 +17,7 @@ SEED = b"\7" * 32
 TAGS = b"voucher receipt bundle tx vote proposal offer peer address audit rotate coop".split()
 # Page 80 §5, written out once more: who may sign what.
 TAGS_OF = {
-    "operator": b"tx rotate",
+    "operator": b"tx rotate coop",  # coop beside the page: it opens channels by default
     "node": b"address offer receipt bundle audit coop rotate tx",
     "validator": b"peer rotate tx",
     "spending": b"voucher coop tx",

@@ -102,7 +102,10 @@ class Behind:
     stopped: bool = False
     ready: bool = True
     accounts: set[bytes] = field(default_factory=lambda: {ALICE})
+    keys: dict[bytes, bytes] = field(default_factory=dict)  # of accounts that rotated theirs
     next_nonce: int = 3
+    channel: answers.ChannelAnswer | None = None
+    provider: answers.ProviderAnswer | None = None
     settled_code: int = 0
     earned: answers.Earnings | None = None
     asked: list[Any] = field(default_factory=list)
@@ -147,7 +150,14 @@ class Behind:
     def find_account(self, account: bytes) -> answers.AccountAnswer | None:
         if account not in self.accounts:
             return None
-        return answers.AccountAnswer(account, BIG, 3, self.next_nonce, 0)
+        key = self.keys.get(account, account)
+        return answers.AccountAnswer(account, BIG, 3, self.next_nonce, 0, key)
+
+    def find_channel(self, channel: bytes) -> answers.ChannelAnswer | None:
+        return self.channel if self.channel and self.channel.channel == channel else None
+
+    def find_provider(self, account: bytes) -> answers.ProviderAnswer | None:
+        return self.provider and replace(self.provider, provider=account)
 
     def find_transaction(self, tx_id: bytes) -> answers.TransactionAnswer | None:
         if tx_id != ID:
@@ -202,6 +212,8 @@ class Behind:
     def backend(self) -> Backend:
         ledger = Ledger(
             find_account=later(self.find_account),
+            find_channel=later(self.find_channel),
+            find_provider=later(self.find_provider),
             find_earnings=later(self.find_earnings),
             find_block=later(self.find_block),
             latest_height=lambda: 7,

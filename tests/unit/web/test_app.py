@@ -57,7 +57,14 @@ async def test_amounts_are_decimal_text_and_accounts_are_open1(tmp_path: Path) -
         account = await ask(path, lambda daemon: daemon.get(f"/ledger/accounts/{address}"))
     assert (status["supply"], status["chain_id"], status["height"]) == (str(BIG), ID.hex(), 7)
     assert status["node_account"] == address
-    told = {"account": address, "balance": str(BIG), "nonce": 3, "next_nonce": 5, "maturing": "0"}
+    told = {
+        "account": address,
+        "balance": str(BIG),
+        "nonce": 3,
+        "next_nonce": 5,
+        "maturing": "0",
+        "key": address,
+    }
     assert account == told
 
 

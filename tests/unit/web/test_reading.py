@@ -8,13 +8,18 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from bundle_kit import Party
-from chain_kit import CONTRIBUTORS, CREATOR, OPEN, PAYER, PROVIDER, TERMS
+from bundle_kit import Party, party
+from chain_kit import CONTRIBUTORS, CREATOR, OPEN, PAYER, PROVIDER, TERMS, rotation
 from stored_kit import CREDITS, Stored, Told
 
 from node.ledger.addresses import account_text
 from node.ledger.rules.registry import LICENCES
-from node.ledger.wire.transactions import Transfer, decode_transaction
+from node.ledger.wire.transactions import (
+    RetireModel,
+    SetPrice,
+    Transfer,
+    decode_transaction,
+)
 from node.light import examine, trust_genesis
 from node.web import answers, proving, reading, standing
 from node.web.answers import as_json
@@ -74,6 +79,37 @@ def test_what_an_account_waits_for_is_told_beside_its_balance(told: Told) -> Non
     assert account.next_nonce == 9
     assert account.maturing == by(CONTRIBUTORS[2], told).maturing > 0
     assert reading.find_account(told.view(), b"\xee" * 32, 0) is None
+
+
+def test_account_names_the_key_that_signs_for_it(tmp_path: Path) -> None:
+    made, new = Stored(tmp_path), party("a new key")
+    made.block(made.tx(PAYER, rotation(made.chain_id, PAYER.key, 0, new)))
+    for who, key in ((PAYER, new), (CREATOR, CREATOR)):
+        account = reading.find_account(made.chain.view(), who.key, 0)
+        assert account is not None
+        assert account.key == key.key
+    made.chain.close()
+
+
+def test_channel_tells_whose_it_is_and_what_it_holds(told: Told) -> None:
+    receipt = reading.find_receipt(told.view(), told.receipt)
+    assert receipt is not None
+    found = reading.find_channel(told.view(), receipt.channel)
+    assert found is not None
+    assert (found.payer, found.payer_key, found.spender) == (PAYER.key,) * 3
+    assert (found.provider, found.provider_key) == (PROVIDER.key,) * 2
+    assert (found.state, found.paid, found.close_at_ms) == ("open", FEE, 0)
+    assert as_json(found)["cap"] == str(found.cap)
+    assert reading.find_channel(told.view(), bytes(32)) is None
+
+
+def test_provider_tells_where_it_is_paid_and_whether_it_takes_channels(told: Told) -> None:
+    found = reading.find_provider(told.view(), PROVIDER.key)
+    assert found is not None
+    assert (found.key, found.reward_account) == (PROVIDER.key,) * 2
+    assert (found.status, found.takes_channels, found.channels) == ("active", True, 1)
+    assert found.bonded > 0
+    assert reading.find_provider(told.view(), CREATOR.key) is None
 
 
 def test_earnings_mature_with_their_bucket(tmp_path: Path) -> None:
@@ -145,6 +181,25 @@ def test_lists_tell_numbers_names_and_counts(told: Told) -> None:
     params = as_json(reading.get_params(view))
     assert params["values"]["challenge_window_ms"] == [60_000]
     assert int(params["base_price"]) > 0
+
+
+def test_prices_are_those_in_force_and_an_end_is_told(tmp_path: Path) -> None:
+    made = Told(tmp_path).made
+    before = reading.list_models(made.chain.view(), 0, 1, {})[0]
+    assert (before.status, before.ends_ms) == ("active", 0)
+    made.block(
+        made.tx(CREATOR, SetPrice(1, 1, 7, 8, 10**6)), made.tx(CREATOR, RetireModel(1, 0), 1)
+    )
+    end_ms = made.time_ms + 600_000
+    for later_ms, price_in, status in (
+        (1_000, before.price_in, "retiring"),
+        (59_000, 7, "retiring"),
+        (540_000, 7, "retired"),
+    ):
+        made.block(later_ms=later_ms)
+        (model,) = reading.list_models(made.chain.view(), 0, 1, {})
+        assert (model.price_in, model.status, model.ends_ms) == (price_in, status, end_ms)
+    made.chain.close()
 
 
 def numbers(page: answers.ContributionPage) -> list[int]:

@@ -45,7 +45,7 @@ class Stored(TinyChain):
             proposer=chain.tip.validators.turn,
             time_ms=chain.tip.time_ms + later_ms,
             payload=Payload(transactions, tuple(bundle.hash for bundle in bundles), evidence),
-            last_certificate=chain.certificate(chain.height),
+            last_certificate=chain.tip.certificate,
         )
 
     def decide(self, block: Block) -> Certificate:

@@ -33,6 +33,8 @@ NOUNS: Final = {  # noun -> module of node.cli, help
     "query": ("query", "accounts, blocks, receipts, models, peers"),
     "keys": ("keys", "add, list, show, export, import keys"),
     "snapshot": ("snapshot", "make, list, export, import snapshots"),
+    "backup": ("backup", "copy the ledger's state and the settings, never a key"),
+    "restore": ("restore", "take the ledger of a backup into this home"),
     "db": ("db", "check, rebuild and size up the files of the ledger"),
     "bench": ("bench", "figures that this machine reaches, beside their budgets"),
     "config": ("config", "show and validate the settings"),

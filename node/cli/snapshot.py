@@ -25,7 +25,7 @@ app = new_noun("Make, list, export, import snapshots of the ledger's state.")
 def create(ctx: typer.Context) -> None:
     """Make a snapshot of the newest block; the node is stopped."""
     frame = frame_of(ctx)
-    with _opened(frame) as (chain, store):
+    with opened(frame) as (chain, store):
         if not chain.height:
             usage("there is no block yet", "olnode start")
         made = store.make(chain.view()) or store.find(chain.height)
@@ -37,14 +37,14 @@ def create(ctx: typer.Context) -> None:
 def list_snapshots(ctx: typer.Context) -> None:
     """The snapshots of this home, newest first."""
     frame = frame_of(ctx)
-    _show(frame, "snapshot.list/1", _store(frame).manifests())
+    _show(frame, "snapshot.list/1", store_of(frame).manifests())
 
 
 @app.command()
 def export(ctx: typer.Context, height: int, folder: Path) -> None:
     """Copy the snapshot of block HEIGHT into FOLDER, which does not exist yet."""
     frame = frame_of(ctx)
-    store = _store(frame)
+    store = store_of(frame)
     manifest = store.find(height)
     if manifest is None:
         usage(f"there is no snapshot of block {height}", "olnode snapshot list")
@@ -61,14 +61,22 @@ def import_snapshot(
     trusted_id: Annotated[str, typer.Option(help="id of its block, 64 hex digits")],
 ) -> None:
     """Start this home from the snapshot in FOLDER, if its block is the one you trust."""
-    from consensus.primitives.errors import Invalid
-    from node.storage.adopting import take_in
-    from node.storage.snapshots import read_manifest, verify_manifest
+    from node.storage.snapshots import read_manifest
 
     frame = frame_of(ctx)
     manifest = read_manifest(folder)
     if manifest is None:
         usage(f"{folder} holds no snapshot")
+    take_in_folder(frame, folder, manifest, trusted_id)
+    _show(frame, "snapshot.import/1", [manifest])
+
+
+def take_in_folder(frame: Frame, folder: Path, manifest: "Manifest", trusted_id: str) -> None:
+    """Start the home from a snapshot in `folder`, whose manifest was read; CommandError if not."""
+    from consensus.primitives.errors import Invalid
+    from node.storage.adopting import take_in
+    from node.storage.snapshots import verify_manifest
+
     header = manifest.footing.header
     if header.block_id().hex() != trusted_id.lower():
         raise CommandError(
@@ -76,7 +84,7 @@ def import_snapshot(
             status=NOT_VERIFIED,
             mend="ask the source of your trust for the id at this height, or get another snapshot",
         )
-    with _opened(frame) as (chain, store):
+    with opened(frame) as (chain, store):
         if header.chain_id != chain.chain_id:
             raise CommandError("the snapshot is of another chain", status=NOT_VERIFIED)
         if header.height <= chain.height:
@@ -93,12 +101,12 @@ def import_snapshot(
                 code=refusal.code,
                 mend="get another copy",
             ) from refusal
-    with _opened(frame) as (chain, _):
+    with opened(frame) as (chain, _):
         assert chain.height == header.height
-    _show(frame, "snapshot.import/1", [manifest])
 
 
-def _store(frame: Frame) -> "SnapshotStore":
+def store_of(frame: Frame) -> "SnapshotStore":
+    """The snapshots of the home; whoever runs."""
     from node.storage.opening import SNAPSHOTS_NAME
     from node.storage.snapshots import SnapshotStore
 
@@ -107,7 +115,7 @@ def _store(frame: Frame) -> "SnapshotStore":
 
 
 @contextmanager
-def _opened(frame: Frame) -> Iterator[tuple["Chain", "SnapshotStore"]]:
+def opened(frame: Frame) -> Iterator[tuple["Chain", "SnapshotStore"]]:
     """The home's chain and snapshots, for this process alone."""
     from node.storage.ground import open_ground
 
@@ -120,7 +128,7 @@ def _opened(frame: Frame) -> Iterator[tuple["Chain", "SnapshotStore"]]:
         cache_bytes=storage.cache_mb << 20,
     )
     try:
-        yield ground.chain, _store(frame)
+        yield ground.chain, store_of(frame)
     finally:
         ground.close()
 

@@ -59,7 +59,7 @@ class Source(Protocol):
         ...
 
     async def report(self, evidence: bytes) -> None:
-        """Hand over an encoded attack; raises `Unanswered`."""
+        """Hand over an encoded attack; raises `Unanswered` and nothing else, whatever it says."""
         ...
 
     def blame(self, refusal: Invalid) -> None:

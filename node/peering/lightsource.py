@@ -62,8 +62,15 @@ class PeerSource:
         return decode_past_block(raw)
 
     async def report(self, evidence: bytes) -> None:
-        """Hand over an encoded attack; raises `Unanswered`, also when the peer refuses it."""
-        await self._request(encode((EVIDENCE, evidence)), LIMITS.reply_max)
+        """Hand over an encoded attack; raises `Unanswered`, also when the peer refuses it.
+
+        A reply that is none costs the peer points and is as none: it must not hide the attack.
+        """
+        try:
+            await self._request(encode((EVIDENCE, evidence)), LIMITS.reply_max)
+        except Invalid as refusal:
+            self.blame(refusal)
+            raise Unanswered(str(refusal)) from None
 
     def blame(self, refusal: Invalid) -> None:
         """What it told cannot be true."""

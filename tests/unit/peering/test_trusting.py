@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,24 @@ async def test_two_chains_of_one_set_are_kept_as_evidence_and_neither_is_believe
         assert world.servers[1].reports > 0
         assert world.file.load() == ()
         world.assert_blamed()
+
+
+async def test_attack_is_kept_though_its_author_answers_the_report_with_too_much(
+    tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Rude(Server):
+        async def answer(self, peer: PeerId, body: bytes) -> bytes:
+            return bytes(300_000) if body[1] == EVIDENCE else await super().answer(peer, body)
+
+    its_own = replace(PROTOCOLS["light"], reply_max=1 << 20)
+    monkeypatch.setitem(globals(), "PROTOCOLS", {**PROTOCOLS, "light": its_own})
+    async with world_of(tmp_path, Server(), Rude(FORK), Server()) as world:
+        trust = world.trusting()
+        with pytest.raises(Invalid, match=r"trust\.attacked"):
+            await trust.verify(HEIGHT)
+        assert trust.counters["attacks"] == 1
+        assert len(list((tmp_path / "evidence").iterdir())) == 2
+        world.assert_blamed(1)
 
 
 async def test_nothing_is_believed_that_one_peer_alone_tells(

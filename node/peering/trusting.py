@@ -35,6 +35,7 @@ from node.following import (
 from node.observe import get_log
 from node.peering.lightsource import PeerSource
 from node.storage.attackfiles import keep_attack
+from node.storage.errors import REFUSALS, Damaged
 from node.storage.lightfile import LightFile
 from node.storage.views import Tip
 from p2p.errors import Unreachable
@@ -165,7 +166,7 @@ class Trusting:
 
     async def _begin(self, height: int) -> dict[int, LightBlock]:
         """What is trusted before the first look: the root, and what was kept with it."""
-        kept = {block.height: block for block in await self._run_blocking(self._file.load)}
+        kept = await self._find_kept()
         root = self._root
         if isinstance(root, ValidatorSet):
             found = kept.get(1) or await self._ask_first(height, root)
@@ -250,20 +251,55 @@ class Trusting:
         self._known |= {block.height: block for block in followed.blocks}
         await self._keep()
 
+    async def _find_kept(self) -> dict[int, LightBlock]:
+        """What the file holds, by height; nothing where it cannot be read: we can verify anew."""
+        try:
+            return await self._load()
+        except OSError as error:
+            self._tell_unkept("what this home trusts cannot be read", error)
+            return {}
+
+    async def _load(self) -> dict[int, LightBlock]:
+        """The file, by height; a damaged one is as none, and the next header replaces it."""
+        try:
+            return {block.height: block for block in await self._run_blocking(self._file.load)}
+        except Damaged as damage:
+            self.counters["file_damaged"] += 1
+            log.warning(
+                "what this home trusts is damaged: it is not used",
+                why=damage.told,
+                mend="none is needed: it is written anew with the next header that is verified",
+            )
+            return {}
+
     async def _keep(self) -> None:
-        """Into the file, beside what else this home trusts; no two blocks of one height."""
-        kept = {block.height: block for block in await self._run_blocking(self._file.load)}
-        for height, block in self._known.items():
-            if kept.get(height, block).block_id != block.block_id:
-                self._tell_contradiction(height)
-        await self._run_blocking(self._file.save, (kept | self._known).values())
+        """Into the file, beside what else this home trusts; no two blocks of one height.
+
+        Where the disk refuses, what was verified holds for this process alone.
+        """
+        try:
+            kept = await self._load()
+            for height, block in self._known.items():
+                if kept.get(height, block).block_id != block.block_id:
+                    self._tell_contradiction(height)
+            await self._run_blocking(self._file.save, (kept | self._known).values())
+        except OSError as error:
+            self._tell_unkept("what was verified could not be kept", error)
+
+    def _tell_unkept(self, what: str, error: OSError) -> None:
+        self.counters["file_refused"] += 1
+        mend = REFUSALS.get(error.errno or 0, f"see that {self._file.path} can be read and written")
+        log.warning(what, why=str(error), mend=mend)
 
     async def _note(self, attack: Attack) -> None:
         """Two believable chains: keep both proofs and believe nothing any more."""
         self._is_attacked = True
         self.counters["attacks"] += 1
-        for proof in attack.proofs:
-            await self._run_blocking(keep_attack, self._evidence, proof)
+        try:
+            for proof in attack.proofs:
+                await self._run_blocking(keep_attack, self._evidence, proof)
+        except OSError as error:
+            self._tell_unkept("a proof of two chains could not be kept", error)
         log.error(
             "two peers prove two chains: no snapshot is used",
             primary=attack.primary,

@@ -1,5 +1,6 @@
 """A snapshot's header is believed as a light client believes: by bisection, and never alone."""
 
+import errno
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -290,6 +291,62 @@ async def test_ended_process_goes_on_from_what_was_verified(
             server.asked.clear()
         assert await world.trusting().verify(HEIGHT) == CHAIN.at(HEIGHT).header
         assert world.questions() == 0
+
+
+async def test_damaged_file_is_as_none_and_the_next_header_replaces_it(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    """It is only what spares us questions: a start must not end for it."""
+    async with world_of(tmp_path, Server(), Server()) as world:
+        world.file.path.write_bytes(b"rotten")
+        trust = world.trusting()
+        assert await trust.verify(HEIGHT) == CHAIN.at(HEIGHT).header
+        assert trust.counters["file_damaged"] > 0
+        assert world.file.load()[-1].block_id == CHAIN.at(HEIGHT).block_id
+
+
+async def test_file_damaged_while_headers_are_verified_is_written_anew(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    async with world_of(tmp_path, Server(), Server()) as world:
+        trust = world.trusting()
+        await trust.verify(20)
+        world.file.path.write_bytes(b"rotten")
+        assert await trust.verify(HEIGHT) == CHAIN.at(HEIGHT).header
+        assert world.file.load()[0].height == 1
+
+
+@pytest.mark.parametrize("what", ["load", "save"])
+async def test_header_is_verified_though_the_disk_refuses(
+    tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """And what could not be read is not written over."""
+
+    def refuse(*blocks: Any) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    async with world_of(tmp_path, Server(), Server()) as world:
+        world.file.save([CHAIN.at(1), CHAIN.at(20)])
+        before = world.file.path.read_bytes()
+        trust = world.trusting()
+        monkeypatch.setattr(world.file, what, refuse)
+        assert await trust.verify(HEIGHT) == CHAIN.at(HEIGHT).header
+        assert trust.counters["file_refused"] > 0
+        assert world.file.path.read_bytes() == before
+
+
+async def test_attack_is_told_though_its_proof_cannot_be_kept(
+    tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*parts: Any) -> None:
+        raise OSError(errno.EROFS, "read-only")
+
+    monkeypatch.setattr(trusting, "keep_attack", refuse)
+    async with world_of(tmp_path, Server(), Server(FORK), Server()) as world:
+        trust = world.trusting()
+        with pytest.raises(Invalid, match=r"trust\.attacked"):
+            await trust.verify(HEIGHT)
+        assert trust.counters["file_refused"] == 1
 
 
 async def test_expired_trust_is_told_and_leads_nowhere(tmp_path: Path, autojump_clock: Any) -> None:

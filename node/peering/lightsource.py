@@ -30,12 +30,13 @@ _PATH: Final = Record(H, ListOf(H, PATH_MAX))
 
 
 class PeerSource:
-    """A peer as a source of light blocks (`node.following.Source`)."""
+    """A peer as a source of light blocks (`node.following.Source`); `look_s` bounds one look."""
 
-    def __init__(self, network: Network, peer: PeerId) -> None:
+    def __init__(self, network: Network, peer: PeerId, *, look_s: float = LOOK_S) -> None:
         self.peer = peer
         self.name = peer_id_text(peer)
         self._network = network
+        self._look_s = look_s
         self._spent_s = 0.0
 
     def begin_look(self) -> None:
@@ -77,8 +78,8 @@ class PeerSource:
         self._network.penalise(self.peer, PENALTIES["forged"], "forged")
 
     async def _request(self, body: bytes, bytes_max: int) -> bytes:
-        if self._spent_s > LOOK_S:
-            raise Unanswered(f"took more than {LOOK_S:.0f} s")
+        if self._spent_s >= self._look_s:
+            raise Unanswered(f"took more than {self._look_s:.0f} s")
         began_s = trio.current_time()
         try:
             return await self._request_patiently(body, bytes_max)

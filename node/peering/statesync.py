@@ -4,7 +4,8 @@
 
 Why the header is verified first: a manifest is only somebody's word, and its header must be one
 that a light client would believe (`trusting.py`) before a byte is fetched. Why nothing else runs
-meanwhile: the state is about to be replaced whole.
+meanwhile: the state is about to be replaced whole. So whoever is slow must not hold us: a height
+is tried once, and only a peer that comes new to it is a reason to try it again.
 What this file does not know: how a header is verified, and how a database is made.
 """
 
@@ -86,6 +87,7 @@ class StateSync:
         self._gap_blocks = gap_blocks
         self._gather_s = gather_s
         self._run_blocking = run_blocking
+        self._doubted: dict[int, frozenset[PeerId]] = {}  # height → who had it when none vouched
         self.counters: Counter[str] = Counter()
 
     async def run(self) -> Manifest | None:
@@ -105,24 +107,36 @@ class StateSync:
     # -- what there is
 
     async def _gather(self) -> list[_Offer]:
-        """Offers far enough above us, the newest first."""
+        """Offers far enough above us: those told by most first, of these the newest."""
         with trio.move_on_after(self._gather_s):
             while not self._find_sources():  # noqa: ASYNC110  # peers come; no event tells of it
                 await trio.sleep(LOOK_EVERY_S)
             await trio.sleep(SETTLE_S)
         offers: dict[bytes, _Offer] = {}
-        for view in self._find_sources():
-            for manifest in await self._ask_manifests(view.peer):
+        for peer, manifests in (await self._ask_all()).items():
+            for manifest in manifests:
                 if manifest.height > self._get_height() + self._gap_blocks:
                     offer = offers.setdefault(manifest.content_id(), _Offer(manifest.height))
-                    offer.told[view.peer] = manifest
-        return sorted(offers.values(), key=lambda offer: (-offer.height, -len(offer.told)))
+                    offer.told[peer] = manifest
+        return sorted(offers.values(), key=lambda offer: (-len(offer.told), -offer.height))
 
     def _find_sources(self) -> list[PeerView]:
         """Peers that let us believe in a useful snapshot: a claim that only makes us ask."""
         floor = self._get_height() + self._gap_blocks
         views = [view for view in self._network.peers() if view.admitted]
         return [view for view in views if view.facts.snapshot_height > floor][:PEERS_ASKED_MAX]
+
+    async def _ask_all(self) -> dict[PeerId, list[Manifest]]:
+        """What each source tells. At once, so that many slow ones take no longer than one."""
+        told: dict[PeerId, list[Manifest]] = {}
+
+        async def ask(peer: PeerId) -> None:
+            told[peer] = await self._ask_manifests(peer)
+
+        async with trio.open_nursery() as nursery:
+            for view in self._find_sources():
+                nursery.start_soon(ask, view.peer)
+        return told
 
     async def _ask_manifests(self, peer: PeerId) -> list[Manifest]:
         try:
@@ -145,11 +159,8 @@ class StateSync:
     # -- one of them
 
     async def _try(self, offer: _Offer) -> Manifest | None:
-        try:
-            header = await self._verify_header(offer.height)
-        except (Invalid, NetworkError) as error:
-            self.counters["not_vouched"] += 1
-            log.info("nobody vouches for a snapshot", height=offer.height, why=str(error))
+        header = await self._find_header(offer.height)
+        if header is None:
             return None
         true = await self._without_liars(offer, header)
         if not true:
@@ -178,6 +189,24 @@ class StateSync:
             return None
         log.info("state synced", height=manifest.height, bytes=manifest.total_bytes())
         return manifest
+
+    async def _find_header(self, height: int) -> Header | None:
+        """The verified header; a height that nobody vouched for waits for a peer that is new."""
+        having = self._find_having(height)
+        if height in self._doubted and having <= self._doubted[height]:
+            return None
+        try:
+            return await self._verify_header(height)
+        except (Invalid, NetworkError) as error:
+            self._doubted[height] = having
+            self.counters["not_vouched"] += 1
+            log.info("nobody vouches for a snapshot", height=height, why=str(error))
+            return None
+
+    def _find_having(self, height: int) -> frozenset[PeerId]:
+        """Who says that it has a block of this height."""
+        views = [view for view in self._network.peers() if view.admitted]
+        return frozenset(view.peer for view in views if view.facts.height >= height)
 
     async def _without_liars(self, offer: _Offer, header: Header) -> dict[PeerId, Manifest]:
         """Who told a manifest that belongs to the verified header."""

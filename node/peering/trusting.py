@@ -6,6 +6,8 @@
 Why witnesses: whoever signs a header that a light client believes can sign a second one for us
 alone. Nothing is believed that no other peer confirms; where two peers prove two headers, both
 proofs are kept and neither is believed. Going back needs neither witness nor signature.
+Why one limit of time for all headers, and a share of it for each peer: whoever claims a height may
+answer slowly without end, and nothing else of a node runs meanwhile.
 Why it is kept in the light client's file: an ended process goes on from there, and what this home
 trusts is one thing.
 What this file does not know: what a verified header is used for.
@@ -39,11 +41,15 @@ from node.storage.errors import REFUSALS, Damaged
 from node.storage.lightfile import LightFile
 from node.storage.views import Tip
 from p2p.errors import Unreachable
+from p2p.limits import PENALTIES
 from p2p.network import Network, PeerId
 
 SOURCES_MAX: Final = 8  # peers asked for one header: one leads, the others bear witness
 WITNESSES_MIN: Final = 1
-VERIFY_S: Final = 600.0  # for one header, all questions together
+VERIFY_S: Final = 60.0  # for all headers of one start, all questions together
+VERIFY_NAMED_S: Final = 600.0  # the same where the operator named a block: the way may be long
+SHARES: Final = 6  # one peer takes at most this part of it, however often it is asked
+SLOW_S: Final = 2.0  # an answer that takes as long costs its peer a little
 PAUSE_S: Final = 1.0  # before a witness is asked again
 PROGRESS_HEADERS: Final = 16  # between two lines that tell how far we are
 BLOCK_MS_MIN: Final = 250  # between two blocks, by the shortest interval that we ship
@@ -95,10 +101,15 @@ def _root_of(tip: Tip) -> Root:
 
 
 class _Asked(PeerSource):
-    """A peer whose answers are counted, so that a long way shows that it goes on."""
+    """A peer whose answers are counted, so that a long way shows that it goes on; slow ones cost.
 
-    def __init__(self, network: Network, peer: PeerId, counters: Counter[str]) -> None:
-        super().__init__(network, peer)
+    It lives as long as the start: what it has taken of our time is not forgotten.
+    """
+
+    def __init__(
+        self, network: Network, peer: PeerId, counters: Counter[str], look_s: float
+    ) -> None:
+        super().__init__(network, peer, look_s=look_s)
         self._counters = counters
 
     async def ask(self, height: int) -> LightBlock:
@@ -109,9 +120,20 @@ class _Asked(PeerSource):
             log.info("verifying", headers=self._counters["headers"], newest=block.height)
         return block
 
+    async def _request_once(self, body: bytes, bytes_max: int) -> bytes:
+        began_s = trio.current_time()
+        raw = await super()._request_once(body, bytes_max)
+        if trio.current_time() - began_s >= SLOW_S:  # no answer at all costs the same, in p2p
+            self._counters["slow"] += 1
+            self._network.penalise(self.peer, PENALTIES["timeout"], "timeout")
+        return raw
+
 
 class Trusting:
-    """Verifies headers from one root of trust. `file` and the folder `evidence` are the home's."""
+    """Verifies headers from one root of trust, for one start of a node.
+
+    `file` and the folder `evidence` are the home's.
+    """
 
     def __init__(
         self,
@@ -135,14 +157,24 @@ class Trusting:
         self._run_blocking = run_blocking
         self._known: dict[int, LightBlock] = {}  # trusted, by height; empty before the first look
         self._is_attacked = False
+        self._asked: dict[PeerId, _Asked] = {}
+        self._verify_s = VERIFY_NAMED_S if isinstance(root, Named) else VERIFY_S
+        self._spent_s = 0.0
         self.counters: Counter[str] = Counter()
 
     async def verify(self, height: int) -> Header:
         """The header of `height`. Raises `Invalid` `trust.…` when it cannot be believed, and a
-        NetworkError when no peer shows the way to it. A cancel leaves what was verified before."""
-        with trio.move_on_after(VERIFY_S):
-            return await self._verify(height)
-        raise Unreachable(f"header {height} was not verified within {VERIFY_S:.0f} s")
+        NetworkError when no peer shows the way to it, or none within half of the time that is
+        left for all headers. A cancel leaves what was verified before."""
+        limit_s = (self._verify_s - self._spent_s) / 2
+        began_s = trio.current_time()
+        try:
+            with trio.move_on_after(limit_s):
+                return await self._verify(height)
+        finally:
+            self._spent_s += trio.current_time() - began_s
+        self.counters["too_slow"] += 1
+        raise Unreachable(f"header {height} was not verified within {limit_s:.0f} s")
 
     async def _verify(self, height: int) -> Header:
         if self._is_attacked:
@@ -157,10 +189,20 @@ class Trusting:
         return await self._go_on(self._known[max(self._known)], height)
 
     def _sources(self, height: int) -> list[_Asked]:
-        """Peers that let us believe in a block of `height`: a claim that only makes us ask."""
+        """Peers that let us believe in a block of `height`: a claim that only makes us ask.
+
+        The least guilty first, so that who was slow or lied does not lead again.
+        """
         views = [view for view in self._network.peers() if view.admitted]
-        peers = [view.peer for view in views if view.facts.height >= height]
-        return [_Asked(self._network, peer, self.counters) for peer in peers[:SOURCES_MAX]]
+        views = [view for view in views if view.facts.height >= height]
+        views.sort(key=lambda view: view.score)
+        return [self._source(view.peer) for view in views[:SOURCES_MAX]]
+
+    def _source(self, peer: PeerId) -> _Asked:
+        if peer not in self._asked:
+            share_s = self._verify_s / SHARES
+            self._asked[peer] = _Asked(self._network, peer, self.counters, share_s)
+        return self._asked[peer]
 
     # -- the first block
 

@@ -114,7 +114,9 @@ class World:
             store=store, get_view=self.snapped.made.chain.view, run_blocking=at_once
         )
         network = self.hub.network(
-            key, chain_id=CHAIN_ID, facts=lambda: StatusFacts(snapshot_height=keeper.height)
+            key,
+            chain_id=CHAIN_ID,
+            facts=lambda: StatusFacts(height=keeper.height, snapshot_height=keeper.height),
         )
         answer = twist(keeper.answer)
 
@@ -270,8 +272,60 @@ async def test_header_that_nobody_vouches_for_leads_to_nothing(
         sync = world.sync(verify_header=refuse)
         world.assert_nothing_used(await sync.run())
         assert world.asked == []
-        assert sync.counters["not_vouched"] == statesync.ROUNDS_MAX
+        assert sync.counters["not_vouched"] == 1, "not again in each round"
         assert world.score(KEYS[0]) == 0, "it may be right"
+
+
+async def test_doubted_height_is_tried_again_when_another_peer_has_it(
+    snapped: Snapped, tmp_path: Path, autojump_clock: Any
+) -> None:
+    """It may be the witness that was lacking."""
+    async with world_of(snapped, tmp_path, honest) as world, trio.open_nursery() as more:
+
+        async def vouch_late(height: int) -> Header:
+            header = await world.vouch(height)
+            if len(world.network.peers()) == 2:
+                return header
+            await more.start(world.server(KEYS[1], honest).run)
+            raise Invalid("trust.no_witness", height=height)
+
+        world.assert_synced(await world.sync(verify_header=vouch_late).run())
+        assert world.heights == [snapped.height] * 2
+        more.cancel_scope.cancel()
+
+
+def invented(manifest: Manifest, height: int) -> Manifest:
+    footing = manifest.footing
+    header = footing.header._replace(height=height)
+    return manifest._replace(height=height, footing=footing._replace(header=header))
+
+
+async def test_what_most_peers_tell_is_tried_before_what_is_newest(
+    snapped: Snapped, tmp_path: Path, autojump_clock: Any
+) -> None:
+    far = telling(invented(snapped.manifest, 10**12))
+    async with world_of(snapped, tmp_path, far, honest, honest) as world:
+        world.assert_synced(await world.sync().run())
+        assert world.heights == [snapped.height]
+
+
+def silent(answer: Answer) -> Answer:
+    async def stall(peer: PeerId, body: bytes) -> bytes:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    return stall
+
+
+async def test_many_silent_sources_hold_us_no_longer_than_one(
+    snapped: Snapped, tmp_path: Path, autojump_clock: Any
+) -> None:
+    async with world_of(snapped, tmp_path, *[silent] * 5, honest) as world:
+        begun_s = trio.current_time()
+        world.assert_synced(await world.sync().run())
+        limit_s = PROTOCOLS["snapshot"].timeout_s + statesync.SETTLE_S + 1
+        assert trio.current_time() - begun_s < limit_s
+        assert all(world.score(key) > 0 for key in KEYS[:5])
 
 
 @pytest.mark.parametrize(("gap_blocks", "is_used"), [(-1, True), (0, False)])

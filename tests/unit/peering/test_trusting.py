@@ -11,16 +11,18 @@ import pytest
 import trio
 from bundle_kit import party
 from exchange_kit import at_once
-from light_kit import CHAIN_ID, LightChain, Powers, a_set, light_block, now_of
+from light_kit import CHAIN_ID, FOUR, LightChain, Powers, a_set, light_block, now_of
 
 from consensus.primitives import merkle
 from consensus.primitives.encoding import U8, U63, Record, decode, encode
 from consensus.primitives.errors import Invalid
 from consensus.skipping import LightBlock, TrustOptions, encode_light_block
 from node.peering import trusting
-from node.peering.statesync import GAP_BLOCKS
+from node.peering.statesync import GAP_BLOCKS, StateSync
 from node.peering.trusting import BLOCK_MS_MIN, VERIFY_S, Named, Root, Trusting, find_root
+from node.storage.footing import Footing
 from node.storage.lightfile import LightFile
+from node.storage.snapshots import ChunkMark, Manifest, SnapshotStore, encode_manifest
 from node.storage.views import Tip
 from p2p.errors import Code, Refused, Unreachable
 from p2p.limits import PENALTIES, PROTOCOLS
@@ -84,8 +86,8 @@ class Server:
 class World:
     """A newcomer and the servers that it has met; each `trusting` is a start of its process."""
 
-    def __init__(self, home: Path, network: Any, servers: list[Server]) -> None:
-        self.home, self.network, self.servers = home, network, servers
+    def __init__(self, home: Path, network: Any, servers: list[Server], theirs: list[Any]) -> None:
+        self.home, self.network, self.servers, self.theirs = home, network, servers, theirs
         self.now_ms = now_of(CHAIN.at(HEIGHT))
         self.file = LightFile(home, CHAIN_ID)
 
@@ -117,16 +119,22 @@ class World:
 async def world_of(home: Path, *servers: Server) -> AsyncIterator[World]:
     hub = MemoryHub(seed=6)
     network = hub.network(NEWCOMER, chain_id=CHAIN_ID)
+    theirs = []
     async with trio.open_nursery() as nursery:
         for key, server in zip(KEYS, servers, strict=False):
             there = hub.network(
-                key, chain_id=CHAIN_ID, facts=lambda top=server.top: StatusFacts(height=top)
+                key,
+                chain_id=CHAIN_ID,
+                facts=lambda top=server.top: StatusFacts(
+                    height=top, snapshot_height=top if top == FAR else 0
+                ),
             )
+            theirs.append(there)
             there.serve("light", server.answer, PROTOCOLS["light"])
             await nursery.start(there.run)
         await nursery.start(network.run)
         await trio.sleep(3)
-        yield World(home, network, list(servers))
+        yield World(home, network, list(servers), theirs)
         nursery.cancel_scope.cancel()
 
 
@@ -263,13 +271,90 @@ async def test_nobody_answering_ends_within_the_limit(tmp_path: Path, autojump_c
         assert world.questions() == 0, "it does not say that it has that height"
 
 
-async def test_one_header_has_a_limit_of_time(
+async def test_all_headers_of_a_start_have_one_limit_of_time(
     tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trusting, "VERIFY_S", 1.0)
-    async with world_of(tmp_path, Server(is_silent=True)) as world:
-        with pytest.raises(Unreachable, match="within 1 s"):
-            await world.trusting().verify(HEIGHT)
+    """However many heights liars claim; the first takes half of it and leaves time for others."""
+    monkeypatch.setattr(trusting, "SHARES", 1)
+    async with world_of(tmp_path, *[Server(is_silent=True) for _ in range(4)]) as world:
+        trust = world.trusting()
+        begun_s = trio.current_time()
+        for height in range(HEIGHT, 1, -1):
+            with pytest.raises(Unreachable):
+                await trust.verify(height)
+        assert trust.counters["too_slow"] > 0
+        assert trio.current_time() - begun_s <= VERIFY_S
+
+
+FAR = 10**12  # a height that only liars claim
+
+
+def invented(height: int) -> LightBlock:
+    """Consistent in itself, signed by strangers; a bisection towards it ends only in block 2."""
+    time_ms = CHAIN.at(1).header.time_ms + 1 + height * 30_000 // FAR
+    header = CHAIN.at(HEIGHT).header._replace(height=height, time_ms=time_ms)
+    return light_block(header, FOUR, FOUR)
+
+
+class SlowLiar(Server):
+    """Answers just in time, with the true block 1 and with what it invents."""
+
+    def __init__(self) -> None:
+        super().__init__(top=FAR)
+
+    async def answer(self, peer: PeerId, body: bytes) -> bytes:
+        _, height = decode(body, Record(U8, U63), 64, "test")
+        if height == 1:
+            return encode_light_block(CHAIN.at(1))
+        await trio.sleep(4.8)
+        self.asked.append((BLOCK, height))
+        return encode_light_block(invented(height))
+
+
+@pytest.mark.parametrize("liars", [1, 2])
+async def test_slow_liars_take_their_share_of_the_time_and_the_true_header_is_verified(
+    tmp_path: Path, autojump_clock: Any, liars: int
+) -> None:
+    slow = [SlowLiar() for _ in range(liars)]
+    async with world_of(tmp_path, *slow, *[Server() for _ in range(4 - liars)]) as world:
+        trust = world.trusting()
+        begun_s = trio.current_time()
+        for height in (FAR, FAR - 1, FAR - 2):
+            with pytest.raises(Unreachable):
+                await trust.verify(height)
+        assert trio.current_time() - begun_s < liars * (VERIFY_S / trusting.SHARES + 5)
+        assert await trust.verify(HEIGHT) == CHAIN.at(HEIGHT).header
+        assert all(score > 0 for score in world.scores()[:liars])
+        assert all(score == 0 for score in world.scores()[liars:])
+
+
+async def test_state_sync_is_not_held_up_by_one_slow_liar(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    async def tell(peer: PeerId, body: bytes) -> bytes:
+        blocks = [invented(height) for height in (FAR, FAR - 1)]
+        footings = [Footing(one.header, one.certificate, one.validators, ()) for one in blocks]
+        marks = (ChunkMark(bytes(32), 5),)
+        return encode([encode_manifest(manifest_of(footing, marks)) for footing in footings])
+
+    def manifest_of(footing: Footing, marks: tuple[ChunkMark, ...]) -> Manifest:
+        return Manifest(CHAIN_ID, footing.height, footing.header.state_root, marks, footing)
+
+    async with world_of(tmp_path, SlowLiar(), Server(), Server(), Server()) as world:
+        world.theirs[0].serve("snapshot", tell, PROTOCOLS["snapshot"])
+        sync = StateSync(
+            network=world.network,
+            store=SnapshotStore(tmp_path / "snapshots"),
+            get_height=lambda: HEIGHT,
+            verify_header=world.trusting().verify,
+            take_in=lambda manifest: None,
+            run_blocking=at_once,
+        )
+        begun_s = trio.current_time()
+        assert await sync.run() is None
+        assert trio.current_time() - begun_s < 30
+        assert sync.counters["not_vouched"] == 2
+        assert world.scores()[0] > 0
 
 
 async def test_ended_process_goes_on_from_what_was_verified(
@@ -401,10 +486,10 @@ OURS = Tip(
     TIP.next_validators,
 )  # fmt: skip
 NEW = Tip(0, CHAIN_ID, TIP.header.time_ms, None, None, None, GENESIS_SET)
-FAR, NEAR = Named(9 + GAP_BLOCKS + 1, bytes(32)), Named(9 + GAP_BLOCKS, bytes(32))
+FARTHER, NEAR = Named(9 + GAP_BLOCKS + 1, bytes(32)), Named(9 + GAP_BLOCKS, bytes(32))
 OLD_MS = GAP_BLOCKS * BLOCK_MS_MIN
 CHOICES = [
-    ("a block named far above us, always", OURS, FAR, 0, FAR),
+    ("a block named far above us, always", OURS, FARTHER, 0, FARTHER),
     ("nothing while we cannot be far behind", OURS, NEAR, OLD_MS - 1, None),
     ("our own block", OURS, None, OLD_MS, TIP),
     ("our own block, though one is named near us", OURS, NEAR, OPTIONS.period_ms - 1, TIP),

@@ -65,11 +65,7 @@ class PastBlocks:
         """The block of a height before our snapshot, if it is here and proves itself."""
         with self._lock:
             past = self._held.get(height)
-        if past is None:
-            past = self._read(height)
-            if past is not None:
-                self._hold(past)
-        return past
+        return self._read(height) if past is None else past
 
     def add(self, past: PastBlock, height: int) -> None:
         """Hold what a peer told of `height`. Raises `Invalid` unless it is true."""
@@ -78,14 +74,18 @@ class PastBlocks:
         self._hold(past)
 
     def keep(self, heights: Iterable[int]) -> None:
-        """Make these durable: a block that needs them will be voted for. Blocks for fsyncs."""
+        """Make these durable: a block that needs them will be voted for. Blocks for fsyncs.
+
+        Raises `MissingPast` for one that is held no more: others came since it was looked at.
+        """
         for height in heights:
-            path = self._path(height)
-            past = self.find(height) if self.is_before(height) else None
-            if past is None or path.exists():
+            if not self.is_before(height) or self._read(height) is not None:
                 continue
+            past = self.find(height)
+            if past is None:
+                raise MissingPast((height,))
             self._folder.mkdir(mode=0o700, exist_ok=True)
-            write_durably(path, encode_past_block(past))
+            write_durably(self._path(height), encode_past_block(past))
             sync_directory(self._folder)
             sync_directory(self._folder.parent)
 
@@ -97,10 +97,12 @@ class PastBlocks:
 
     def _read(self, height: int) -> PastBlock | None:
         path = self._path(height)
-        if self.footing is None or not path.exists():
+        if self.footing is None:
             return None
         try:
             return read_past(path, self.footing)
+        except FileNotFoundError:
+            return None
         except Invalid:
             path.unlink(missing_ok=True)
             return None

@@ -3,6 +3,7 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chain_kit import VALIDATORS
@@ -11,10 +12,11 @@ from snapshot_kit import Snapped, put_part
 from stored_kit import GENESIS
 
 from consensus.evidence import accused_members, decode_evidence
+from consensus.header import decode_header
 from consensus.pastblocks import PastBlock
 from consensus.primitives.errors import Invalid
 from node.ledger.wire.blocks import decode_payload
-from node.storage import pasts
+from node.storage import chain, executing, pasts
 from node.storage.adopting import take_in
 from node.storage.chain import Chain
 from node.storage.checking import check_home
@@ -121,6 +123,46 @@ def test_proposed_block_gets_no_verdict_before_its_past_is_known_and_then_it_is_
     assert chain.execute(block).is_valid
     assert (tmp_path / "past" / str(HEIGHT)).exists(), "before our vote"
     chain.close()
+
+
+def test_past_that_others_push_out_while_a_block_is_executed_is_asked_for_again(
+    accused: Accused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No vote without its proof on the disk: a start could not judge that block again."""
+    monkeypatch.setattr(pasts, "HELD_MAX", 1)
+    execute = executing.execute_next
+
+    def slowly(*parts: Any) -> executing.Executed:
+        executed = execute(*parts)
+        home.pasts.add(accused.past(HEIGHT + 1), HEIGHT + 1)  # for another proposal
+        return executed
+
+    home = accused.newcomer(tmp_path)
+    home.commit_many(accused.later[:1])
+    block = accused.later[1][0]
+    home.pasts.add(accused.past(), HEIGHT)
+    with monkeypatch.context() as patch:
+        patch.setattr(chain, "execute_next", slowly)
+        with pytest.raises(MissingPast) as lacking:
+            home.execute(block)
+    assert lacking.value.heights == (HEIGHT,)
+    assert home.executed_block(decode_header(block.header).block_id()) is None
+    home.pasts.add(accused.past(), HEIGHT)
+    assert home.execute(block).is_valid
+    home.close()
+
+
+def test_reading_what_was_kept_pushes_nothing_out(
+    accused: Accused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Peers may ask for any of it, at any time."""
+    monkeypatch.setattr(pasts, "HELD_MAX", 1)
+    known = PastBlocks(tmp_path / "past", accused.header)
+    known.add(accused.past(1), 1)
+    known.keep([1])
+    known.add(accused.past(2), 2)
+    assert known.find(1) is not None
+    assert known.missing([1, 2]) == ()
 
 
 def test_database_made_again_judges_old_evidence_without_asking(

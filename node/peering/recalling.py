@@ -2,7 +2,8 @@
 
 Why only then: evidence is rare and names a height, while all that it may name is millions of
 headers. Why a block waits for it: whether evidence holds must be judged alike everywhere, so a node
-that lacks the height neither votes for the block nor takes it; it asks again.
+that lacks the height neither votes for the block nor takes it; it asks again. Why everybody is
+asked: who began with a snapshot, too, keeps and shows the heights that blocks have spoken of.
 What this file does not know: evidence, and what a past block is judged for.
 """
 
@@ -66,9 +67,17 @@ class Recalling:
                 return
 
     def _peers(self, height: int) -> list[PeerId]:
-        """Who says it has the block behind `height`, another one first each time."""
+        """Who says it has the block behind `height`, and others, another one first each time.
+
+        Others, too, may have kept it: blocks spoke of it since their own snapshots.
+        """
         views = [view for view in self._network.peers() if view.admitted]
-        peers = [view.peer for view in views if view.facts.earliest <= height + 1]
+        having = self._turned([view.peer for view in views if view.facts.earliest <= height + 1])
+        others = self._turned([view.peer for view in views if view.facts.earliest > height + 1])
         self._turn += 1
+        half = max(SOURCES_MAX // 2, SOURCES_MAX - len(others))
+        return (having[:half] + others)[:SOURCES_MAX]
+
+    def _turned(self, peers: list[PeerId]) -> list[PeerId]:
         turn = self._turn % max(1, len(peers))
-        return (peers[turn:] + peers[:turn])[:SOURCES_MAX]
+        return peers[turn:] + peers[:turn]

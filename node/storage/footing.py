@@ -53,11 +53,9 @@ class Footing(NamedTuple):
         """The block's height."""
         return self.header.height
 
-    def frontier(self) -> Frontier:
-        """The edge of the history with this block in it."""
-        frontier = Frontier(self.header.height - 1, self.history)
-        frontier.append(self.header.block_id())
-        return frontier
+    def edge(self) -> Frontier:
+        """The edge of the history before this block."""
+        return Frontier(self.header.height - 1, self.history)
 
 
 def encode_footing(footing: Footing) -> bytes:
@@ -87,7 +85,7 @@ def verify_footing(footing: Footing, trusted: Header) -> None:
         raise Invalid("footing.header", height=header.height, trusted=trusted.height)
     if len(footing.history) != (header.height - 1).bit_count():
         raise Invalid("footing.history", peaks=len(footing.history))
-    if Frontier(header.height - 1, footing.history).root() != header.history_root:
+    if footing.edge().root() != header.history_root:
         raise Invalid("footing.history")
     if footing.signers.hash() != header.validators_hash:
         raise Invalid("footing.signers")

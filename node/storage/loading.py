@@ -72,7 +72,7 @@ def _last_puts(store: KV, footing: Footing) -> Iterator[tuple[bytes, bytes]]:
     if header.validators_hash != header.next_validators_hash:
         following = validator_set(State(base_of(store, height)))
         yield keyspace.VALIDATORS + keyspace.falling(height + 1), encode_validators(following)
-    yield from history.seeded(footing.frontier())
+    yield from history.seeded(footing.edge(), header.block_id())
     yield keyspace.FORMAT, keyspace.u64(keyspace.FORMAT_VERSION)
     yield keyspace.CHAIN_ID, header.chain_id
     yield keyspace.FOOTING, encode_footing(footing)

@@ -227,17 +227,20 @@ class View:
         None, too, for one before our snapshot when that is surely too old for any evidence: then
         every node refuses it. Raises `MissingPast` for one that must be fetched first.
         """
+        if self._pasts.is_before(height) and self.has_outlived_snapshot():
+            return None
+        past = self.recall_past(height)
+        if past is None and self._pasts.is_before(height):
+            raise MissingPast((height,))
+        return past
+
+    def recall_past(self, height: int) -> PastHeight | None:
+        """The same for telling of evidence that was judged long ago; None where it is not held."""
         if not 1 <= height <= self.tip.height:
             return None
         if self._pasts.is_before(height):
-            if self.has_outlived_snapshot():
-                return None
             past = self._pasts.find(height)
-            if past is None:
-                raise MissingPast((height,))
-            told = past.block  # its certificate is the one that the next block carries
-            carried = Decided(told.header, told.certificate, told.validators)
-            return PastHeight(height, told.header.time_ms, told.validators, carried)
+            return None if past is None else _past_height(past)
         validators = self.validators(height)
         if validators is None:
             raise Damaged(f"the validators of height {height} are missing", mend=FRESH_HOME)
@@ -277,10 +280,13 @@ class View:
     def past_block(self, height: int, at: int) -> PastBlock | None:
         """What proves block `height` and its judgement to whom trusts the header of `at` alone.
 
-        Both heights are at or above our snapshot's, and a block stands behind the first.
+        A block stands behind the first. Of heights before our snapshot only what evidence made us
+        keep, for an `at` from the block that our log stands on.
         """
-        if not max(1, self.earliest - 1) <= height < at <= self.tip.height + 1:
+        if not 1 <= height < at <= self.tip.height + 1:
             return None
+        if self._pasts.is_before(height):
+            return self._kept_past(height, at)
         behind = self.block(height + 1)
         validators, following = self.validators(height), self.validators(height + 1)
         if behind is None or validators is None or following is None:
@@ -289,6 +295,15 @@ class View:
         light = LightBlock(self.get_header(height), certificate, validators, following)
         path = () if height + 1 == at else self.history_path(height + 1, at)
         return PastBlock(light, decode_header(behind.header), path)
+
+    def _kept_past(self, height: int, at: int) -> PastBlock | None:
+        footing, past = self._pasts.footing, self._pasts.find(height)
+        if past is None or footing is None or at < footing.height:
+            return None
+        if at == footing.height:
+            return past
+        path = history.extended(self.reader, past.path, height, footing.height - 1, at - 1)
+        return None if path is None else past._replace(path=path)
 
     def history_path(self, height: int, at: int) -> tuple[bytes, ...]:
         """The path of block `height` < `at` under `history_root` of the header of `at`.
@@ -373,6 +388,13 @@ class View:
         if header is None:
             raise Damaged(f"block {height} is missing", mend=FRESH_HOME)
         return header
+
+
+def _past_height(past: PastBlock) -> PastHeight:
+    """Its certificate is the one that the next block carries, as `find_decided` gives it."""
+    told = past.block
+    decided = Decided(told.header, told.certificate, told.validators)
+    return PastHeight(told.height, told.header.time_ms, told.validators, decided)
 
 
 assert PAYLOAD_BYTES_MAX < OUTCOME_BYTES_MAX

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -145,9 +146,31 @@ async def test_nobody_having_it_is_told_within_the_limit(
         assert world.counters["past_asked"] <= 15
 
 
-async def test_nobody_is_asked_who_says_it_has_only_later_blocks(
+async def test_who_says_it_has_only_later_blocks_is_asked_too(
     snapped: Snapped, tmp_path: Path, autojump_clock: Any
 ) -> None:
-    async with world_of(snapped, tmp_path, honest, earliest=3) as world:
-        assert await world.recalling.fetch((1, 2)) == (1,)
-        assert world.counters["past_asked"] == 1
+    """It may have begun with a snapshot and kept what a block spoke of since."""
+    async with world_of(snapped, tmp_path, honest, earliest=99) as world:
+        assert await world.recalling.fetch((1, 2)) == ()
+        assert world.counters["past_asked"] == 2
+
+
+@pytest.mark.parametrize(
+    ("having", "others", "first", "later"),
+    [(3, 3, 3, 3), (9, 9, 4, 4), (9, 1, 7, 1), (1, 9, 1, 7), (0, 9, 0, 8), (9, 0, 8, 0)],
+)
+def test_who_says_it_has_the_height_is_asked_first_and_leaves_room_for_others(
+    tmp_path: Path, having: int, others: int, first: int, later: int
+) -> None:
+    facts = [StatusFacts(earliest=1)] * having + [StatusFacts(earliest=99)] * others
+    views = [SimpleNamespace(peer=n, admitted=True, facts=one) for n, one in enumerate(facts)]
+    network: Any = SimpleNamespace(peers=lambda: views)
+    recalling = Recalling(
+        network=network, pasts=PastBlocks(tmp_path / "past", None), counters=Counter()
+    )
+    asked: set[int] = set()
+    for _ in range(len(views)):
+        peers: list[Any] = list(recalling._peers(5))
+        assert [peer < having for peer in peers] == [True] * first + [False] * later
+        asked |= set(peers)
+    assert len(asked) == len(views), "in turn"

@@ -13,7 +13,7 @@ from stored_kit import GENESIS
 
 from consensus.evidence import accused_members, decode_evidence
 from consensus.header import decode_header
-from consensus.pastblocks import PastBlock
+from consensus.pastblocks import PastBlock, verify_past_block
 from consensus.primitives.errors import Invalid
 from node.ledger.wire.blocks import decode_payload
 from node.storage import chain, executing, pasts
@@ -163,6 +163,38 @@ def test_reading_what_was_kept_pushes_nothing_out(
     known.add(accused.past(2), 2)
     assert known.find(1) is not None
     assert known.missing([1, 2]) == ()
+
+
+def test_what_was_kept_is_shown_to_nodes_of_this_snapshot_and_of_later_ones(
+    accused: Accused, tmp_path: Path
+) -> None:
+    """Else all who began with one snapshot could wait for ever for what one of them holds."""
+    before, source = accused.height - 1, accused.made.chain.view()
+    one = accused.newcomer(tmp_path / "one")
+    one.pasts.add(accused.past(), HEIGHT)
+    one.commit_many(accused.later)
+    for height in (1, before - 1, before):
+        one.pasts.add(accused.past(height), height)
+    one.pasts.keep([1, before - 1, before])
+    one.close()
+    one = Chain.open(tmp_path / "one", GENESIS)
+    for height in (1, HEIGHT, before - 1, before):
+        for at in range(accused.height, one.height + 2):
+            past = one.view().past_block(height, at)
+            assert past == source.past_block(height, at)
+            if past is not None and at <= one.height:
+                verify_past_block(past, height, source.get_header(at))
+    assert one.view().past_block(2, accused.height) is None, "no block spoke of it"
+    assert one.view().past_block(1, accused.height - 1) is None, "its proof ends later"
+    assert one.view().past_block(1, one.height + 2) is None
+    two = accused.newcomer(tmp_path / "two")
+    shown = one.view().past_block(HEIGHT, accused.height)
+    assert shown is not None
+    two.pasts.add(shown, HEIGHT)
+    two.commit_many(accused.later)
+    assert two.tip == one.tip
+    one.close()
+    two.close()
 
 
 def test_database_made_again_judges_old_evidence_without_asking(

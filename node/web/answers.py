@@ -140,9 +140,9 @@ class Accusation:
     """Evidence in a block: what was done at which height, and by whom."""
 
     evidence: Hex  # its SHA-256
-    offence: str  # "double_vote", "double_proposal", "second_block" or "lunatic_header"
+    offence: str  # "double_vote", "double_proposal", "second_block", "lunatic_header" or "unknown"
     height: int
-    accused: tuple[Account, ...]
+    accused: tuple[Account, ...]  # none where this node no longer holds that height
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,6 @@ from node.ledger.accusations import (
     Charge,
     charge_of,
     decode_accusation,
-    get_past,
     past_heights,
 )
 from node.ledger.rules import staking
@@ -57,24 +56,35 @@ def _word(state: State, key: bytes) -> str:
 
 
 def accusation(view: View, raw: bytes) -> answers.Accusation:
-    """A piece of evidence of a block: whom it names, by the sets and blocks of its heights."""
+    """A piece of evidence of a block: whom it names, by the sets and blocks of its heights.
+
+    Nobody, where this home no longer holds those heights: the block was judged all the same.
+    """
     read = decode_accusation(raw)
-    charge = charge_of(read, get_past(read, view.find_past))
+    charge = _find_charge(view, read)
     return answers.Accusation(
         evidence=sha256(raw),
         offence=_offence_word(read, charge),
         height=past_heights(read)[-1],
-        accused=charge.accused,
+        accused=() if charge is None else charge.accused,
     )
 
 
-def _offence_word(read: Accusation, charge: Charge) -> str:
+def _find_charge(view: View, read: Accusation) -> Charge | None:
+    past = [view.recall_past(height) for height in past_heights(read)]
+    held = [known for known in past if known is not None]
+    return charge_of(read, held) if len(held) == len(past) else None
+
+
+def _offence_word(read: Accusation, charge: Charge | None) -> str:
     match read:
         case DuplicateVote():
             return "double_vote"
         case DuplicateProposal():
             return "double_proposal"
         case LightClientAttack():
+            if charge is None:
+                return "unknown"
             is_lunatic = charge.kind is AttackKind.LUNATIC
             return "lunatic_header" if is_lunatic else "second_block"
         case _:

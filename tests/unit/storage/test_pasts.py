@@ -105,6 +105,12 @@ def test_lie_to_light_clients_from_before_is_judged_by_the_commit_that_the_chain
     chain.commit_many(made.decided[snapped.height :])
     assert chain.tip == made.chain.tip
     assert len(chain.tip.validators) < len(validators)
+    assert accusation(chain.view(), raw).offence != "unknown"
+    chain.close()
+    shutil.rmtree(home / "past")
+    chain = Chain.open(home, GENESIS)
+    told = accusation(chain.view(), raw)
+    assert (told.offence, told.height, told.accused) == ("unknown", height, ())
     chain.close()
 
 
@@ -195,6 +201,27 @@ def test_what_was_kept_is_shown_to_nodes_of_this_snapshot_and_of_later_ones(
     assert two.tip == one.tip
     one.close()
     two.close()
+
+
+def test_block_with_old_evidence_is_told_of_when_the_snapshot_has_outlived_it(
+    accused: Accused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what was kept; without it, what the evidence itself says."""
+    home = accused.newcomer(tmp_path)
+    home.pasts.add(accused.past(), HEIGHT)
+    home.commit_many(accused.later)
+    home.close()
+    for is_held in (True, False):
+        if not is_held:
+            shutil.rmtree(tmp_path / "past")
+        home = Chain.open(tmp_path, GENESIS)
+        for age_ms in (0, home.state().parameter("evidence_age_ms_max") + 1):
+            aged = replace(home.tip, time_ms=accused.header.time_ms + age_ms)
+            monkeypatch.setattr(home.view(), "tip", aged)
+            told = accusation(home.view(), accused.evidence)
+            assert (told.offence, told.height) == ("double_vote", HEIGHT)
+            assert told.accused == ((WHO.key,) if is_held else ())
+        home.close()
 
 
 def test_database_made_again_judges_old_evidence_without_asking(

@@ -1,0 +1,21 @@
+"""The benches of the ledger still run; their figures are for a quiet machine."""
+
+import json
+from pathlib import Path
+
+from bench import state
+
+SCHEMAS = json.loads((Path(__file__).parents[1] / "vectors/cli/schemas.json").read_text())
+SHELL = {"budgets", "machine", "versions", "load"}  # added by `olnode bench`
+
+
+def promised(bench: str) -> set[str]:
+    return set(SCHEMAS[f"olnode.bench.{bench}/1"]) - SHELL
+
+
+def test_the_states_tree_is_measured() -> None:
+    figures = state.measure(keys=10_000, blocks=1, proofs=50)
+    assert promised("state") <= figures.keys()
+    assert figures["keys"] == 10_000
+    assert min(figures.values()) > 0
+    assert {budget.key for budget in state.BUDGETS} <= figures.keys()

@@ -122,7 +122,8 @@ def examine(raw: bytes, trust: Trust) -> Report:
     try:
         proofs = decode_proofs(raw)
         steps.append(Step("the file is well-formed", f"{len(raw)} bytes, {len(proofs)} proofs"))
-        checked.extend(_check_proof(proof, trust, steps) for proof in proofs)
+        for proof in proofs:
+            checked.append(_check_proof(proof, trust, checked, steps))
         _check_across(checked, steps)
     except Invalid as error:
         refusal = error
@@ -137,15 +138,25 @@ def verify_file(raw: bytes, trust: Trust) -> Report:
     return report
 
 
-def _check_proof(proof: ProofFile, trust: Trust, steps: list[Step]) -> Checked:
+def _check_proof(
+    proof: ProofFile, trust: Trust, before: Sequence[Checked], steps: list[Step]
+) -> Checked:
     shown = verify_body(proof)
     steps.append(Step(*_told(shown)))
     block_id = block_id_of(proof)
     told = f"height {proof.height}, block {block_id.hex()[:16]}…"
     steps.append(Step("its root is a field of a header", told))
-    how = verify_link(proof, block_id, trust)
-    steps.append(Step("the header was agreed on", LINKS[how]))
+    steps.append(Step("the header was agreed on", _agreed_on(proof, block_id, trust, before)))
     return Checked(proof.height, block_id, shown)
+
+
+def _agreed_on(proof: ProofFile, block_id: bytes, trust: Trust, before: Sequence[Checked]) -> str:
+    """Why the block is believed; without a link of its own, by that of an earlier proof of it."""
+    is_known = any((known.height, known.block_id) == (proof.height, block_id) for known in before)
+    if proof.link or not is_known:
+        return LINKS[verify_link(proof, block_id, trust)]
+    verify_link(proof, block_id, trust._replace(blocks={proof.height: block_id}))
+    return "it is the block of a proof before it"
 
 
 def _told(shown: Shown) -> tuple[str, str]:

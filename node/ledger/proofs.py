@@ -4,8 +4,9 @@
 
 The field is a root in the header; `body` shows something under that root; `link` shows that the
 header was agreed on: a certificate, or a path through the history of one later header, or nothing
-when the reader trusts this very block. Page 30 §10. Verification is ≤ 30 hashes and a quorum's
-signatures; nothing in a file is believed that does not lead to one of the two.
+when the reader trusts this very block or an earlier proof of the file is of it. Page 30 §10.
+Verification is ≤ 30 hashes and a quorum's signatures; nothing in a file is believed that does not
+lead to one of the two.
 What this file does not know: where proofs are read from, and how a result is shown.
 """
 

@@ -2,8 +2,8 @@
 
 Why a receipt comes with payouts: who holds the file should see, from one trusted block, that the
 answer was settled and that its credits were paid. The largest credits come first, as many as one
-file holds. Each proof is linked by the certificate of its own block, or through the history
-of a later one that the reader trusts.
+file holds. The receipt is linked by the certificate of its block, or through the history of a
+later one that the reader trusts; payouts are of the same block and need no link of their own.
 What it does not know: who asks, and whom they trust.
 """
 
@@ -33,9 +33,9 @@ def receipt_file(view: View, receipt_id: bytes, trusted: int | None = None) -> b
     payouts = _payout_proofs(view, found, trusted)
     if proof is None or payouts is None:
         return None
-    proofs = [proof, *payouts]
+    proofs = [proof, *(payout._replace(link=b"") for payout in payouts)]
     while len(raw := encode_proofs(proofs)) > FILE_BYTES_MAX:
-        proofs.pop()  # with many validators the certificates fill the file: least credits go first
+        proofs.pop()  # the least credits go first
     return raw
 
 

@@ -229,8 +229,26 @@ def test_a_payout_of_no_receipt_in_the_file_is_refused(story) -> None:
     assert refusal_of(raw, story.trust) == "proof.across"
 
 
+def test_a_proof_of_a_block_that_the_file_showed_needs_no_link(story) -> None:
+    """A receipt and its payout in 2,500 bytes: the certificate once."""
+    receipt, payout = story.receipt(), story.payout(story.data_index())._replace(link=b"")
+    report = light.verify_file(proofs.encode_proofs([receipt, payout]), story.trust)
+    assert report.steps[-2].detail == "it is the block of a proof before it"
+    assert len(report.proofs) == 2
+    for files, code in (
+        ([payout, receipt], "proof.unlinked"),  # only what was shown before
+        ([receipt, payout._replace(chain_id=bytes(32))], "proof.chain"),
+        ([receipt, payout._replace(height=story.paid + 1)], "proof.unlinked"),
+        ([receipt, payout._replace(field_path=receipt.field_path)], "proof.unlinked"),
+        ([receipt, payout._replace(link=receipt.link[:-1])], "certificate.malformed"),
+    ):
+        assert refusal_of(proofs.encode_proofs(files), story.trust) == code
+
+
 def test_steps_so_far_are_told_when_one_fails(story) -> None:
-    raw = proofs.encode_proofs([story.receipt(), story.payout(0)._replace(link=b"")])
+    account = tables.ACCOUNT.flat_key((PROVIDER.key,))
+    later = story.state(story.chain.height, account)._replace(link=b"")
+    raw = proofs.encode_proofs([story.receipt(), later])
     report = light.examine(raw, story.trust)
     assert report.refusal.code == "proof.unlinked"
     assert [step.what for step in report.steps][1].startswith("the receipt stands")

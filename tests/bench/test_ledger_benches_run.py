@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from bench import state
+from bench import proofs, state
 
 SCHEMAS = json.loads((Path(__file__).parents[1] / "vectors/cli/schemas.json").read_text())
 SHELL = {"budgets", "machine", "versions", "load"}  # added by `olnode bench`
@@ -19,3 +19,10 @@ def test_the_states_tree_is_measured() -> None:
     assert figures["keys"] == 10_000
     assert min(figures.values()) > 0
     assert {budget.key for budget in state.BUDGETS} <= figures.keys()
+
+
+def test_the_proofs_of_an_answer_are_measured() -> None:
+    """Its bytes are the same on every machine: no larger than promised."""
+    figures = proofs.measure(rounds=3)
+    assert promised("proofs") <= figures.keys()
+    assert figures["proof_bytes_7_validators"] <= proofs.BUDGETS[0].limit

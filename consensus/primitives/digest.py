@@ -13,10 +13,7 @@ HASH_BYTES: Final = 32
 
 def sha256(*parts: bytes) -> bytes:
     """SHA-256 of the concatenated parts, 32 bytes."""
-    digest = _sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.digest()
+    return _sha256(b"".join(parts)).digest()  # one part is not copied; three updates cost more
 
 
 def domain_hash(word: bytes, *parts: bytes) -> bytes:

@@ -3,7 +3,10 @@
 Why so strict: a hash or a signature is of bytes, so each value has exactly one encoding. A
 message is believed only when its own re-encoding equals it. Size and array limits come before
 decoding, since 10 MB of empty arrays would otherwise become 650 MB of objects.
-Shapes are data, one per wire object; there are no hand-written decoders.
+Shapes are data, one per wire object; there are no hand-written decoders. A record of integers and
+byte strings only is tried by one expression made of its fields: a call for each field took two
+thirds of a receipt's decoding. What does not pass is looked at again, field by field, for the
+reason.
 What this file does not know: what any object means.
 """
 
@@ -22,13 +25,17 @@ Checker = Callable[[Any], str | None]  # None when the value fits, else what is 
 
 
 class Shape:
-    """What a decoded value must look like; `check` returns what is wrong with it, or None."""
+    """What a decoded value must look like; `check` returns what is wrong with it, or None.
 
-    __slots__ = ("check", "items_max")
+    `test` says the same of an integer or a byte string as an expression over `{0}`; "" for others.
+    """
 
-    def __init__(self, check: Checker, items_max: int = 0) -> None:
+    __slots__ = ("check", "items_max", "test")
+
+    def __init__(self, check: Checker, items_max: int = 0, test: str = "") -> None:
         self.check = check
         self.items_max = items_max  # the longest array anywhere inside
+        self.test = test
 
 
 def _integer(top: int) -> Shape:
@@ -38,7 +45,7 @@ def _integer(top: int) -> Shape:
             return "not an integer"
         return None if 0 <= value <= top else "integer out of range"
 
-    return Shape(check)
+    return Shape(check, test=f"type({{0}}) is int and 0 <= {{0}} <= {top}")
 
 
 def Bytes(max: int, min: int = 0) -> Shape:
@@ -49,7 +56,7 @@ def Bytes(max: int, min: int = 0) -> Shape:
             return "not bytes"
         return None if min <= len(value) <= max else "length out of range"
 
-    return Shape(check)
+    return Shape(check, test=f"type({{0}}) is bytes and {min} <= len({{0}}) <= {max}")
 
 
 def Fixed(size: int) -> Shape:
@@ -65,7 +72,7 @@ def Either(*sizes: int) -> Shape:
             return "not bytes"
         return None if len(value) in sizes else "length out of range"
 
-    return Shape(check)
+    return Shape(check, test=f"type({{0}}) is bytes and len({{0}}) in {sizes}")
 
 
 def ListOf(item: Shape, max: int, min: int = 0) -> Shape:
@@ -90,8 +97,11 @@ def Record(*fields: Shape) -> Shape:
     """A positional array with exactly one value per field."""
     checks = tuple(field.check for field in fields)
     arity = len(checks)
+    passes = _one_test(fields)
 
     def check(value: Any) -> str | None:
+        if passes is not None and type(value) is tuple and len(value) == arity and passes(*value):
+            return None
         if type(value) is not tuple:
             return "not an array"
         if len(value) != arity:
@@ -103,6 +113,18 @@ def Record(*fields: Shape) -> Shape:
         return None
 
     return Shape(check, _longest(arity, *fields))
+
+
+def _one_test(fields: tuple[Shape, ...]) -> Callable[..., bool] | None:
+    """Whether values fit these fields, as one expression; None if a field is an array."""
+    if not all(field.test for field in fields):
+        return None
+    names = [f"v{place}" for place in range(len(fields))]
+    tests = [field.test.format(name) for field, name in zip(fields, names, strict=True)]
+    passes: Callable[..., bool] = eval(
+        f"lambda {', '.join(names)}: {' and '.join(tests) or True}"  # our own words only
+    )
+    return passes
 
 
 def _longest(own: int, *inner: Shape) -> int:

@@ -122,6 +122,19 @@ def test_other_types_are_refused(value: object) -> None:
     assert refusal(raw, ListOf(U63, 2)) == "x.malformed"
 
 
+@given(st.integers(-1, 2**64) | st.binary(max_size=70) | st.booleans() | st.tuples(), st.data())
+def test_a_record_passes_exactly_when_each_field_does(one: object, data: st.DataObject) -> None:
+    """It is tried by one expression first."""
+    fields = (U8, U16, U32, U63, H, SIG, Bytes(8, 1), Either(0, 64))
+    good = (255, 2**16 - 1, 2**32 - 1, INT_MAX, bytes(32), bytes(64), b"12345678", b"")
+    place = data.draw(st.integers(0, len(fields) - 1))
+    value = (*good[:place], one, *good[place + 1 :])
+    assert Record(*fields).check(good) is None
+    assert Record(*fields).check(value) == fields[place].check(one)
+    assert Record(*fields).check(good[:-1]) == "wrong number of fields"
+    assert Record().check(()) is None
+
+
 def test_true_is_not_one() -> None:
     """To isinstance it is; its bytes are others."""
     assert refusal(b"\xc3", U8) == "x.malformed"

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from bench import proofs, state
+from bench import proofs, settle, state
 
 SCHEMAS = json.loads((Path(__file__).parents[1] / "vectors/cli/schemas.json").read_text())
 SHELL = {"budgets", "machine", "versions", "load"}  # added by `olnode bench`
@@ -26,3 +26,9 @@ def test_the_proofs_of_an_answer_are_measured() -> None:
     figures = proofs.measure(rounds=3)
     assert promised("proofs") <= figures.keys()
     assert figures["proof_bytes_7_validators"] <= proofs.BUDGETS[0].limit
+
+
+def test_a_bundles_check_is_measured_and_leaves_the_state_alone() -> None:
+    figures = settle.measure(sections=4, rounds=2, naive=2)
+    assert promised("settle") <= figures.keys()
+    assert min(figures.values()) > 0

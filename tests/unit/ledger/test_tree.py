@@ -61,6 +61,86 @@ def test_root_depends_only_on_keys_and_values() -> None:
     assert rebuilt_root(model) == nodes.apply({})
 
 
+class Pruned(Nodes):
+    """Keeps the last `kept` versions, as storage does: what a version made stale goes later."""
+
+    def __init__(self, kept: int) -> None:
+        super().__init__()
+        self._kept = kept
+        self._stale: dict[int, list[bytes]] = {}
+        self.roots: dict[int, tuple[bytes, bytes, dict[bytes, bytes]]] = {}
+
+    def change(self, changes: dict[bytes, bytes | None], model: dict[bytes, bytes]) -> None:
+        """`model`: all keys afterwards."""
+        self.version += 1
+        done = tree.update(self.nodes.get, self.record, self.version, changes.items())
+        self.record = done.record
+        self.nodes.update(done.nodes)
+        self._stale[self.version] = done.stale
+        self.roots[self.version] = (done.root, done.record, model)
+        self.prune(self.version - self._kept)
+
+    def prune(self, last: int) -> None:
+        """Versions up to `last` can no longer be asked."""
+        for version in [each for each in self._stale if each <= last + 1]:
+            for key in self._stale.pop(version):
+                del self.nodes[key]
+        for version in [each for each in self.roots if each <= last]:
+            del self.roots[version]
+
+
+def forgeries(
+    chance: Random, proof: tree.Proof, key: bytes, value: bytes | None, other: tree.Proof
+) -> list[tuple[bytes | None, tree.Proof]]:
+    """Claims about `key` that are false, from a true proof of it and one of another key."""
+    siblings, made = list(proof.siblings), []
+    own = tree.Leaf(sha256(key).digest(), sha256(b"lie").digest())
+    made += [(b"lie", proof), (b"lie", proof._replace(leaf=own))]
+    made += [(b"lie", proof._replace(siblings=tuple(siblings[:n]), leaf=own)) for n in range(3)]
+    if value is not None:
+        made += [(None, proof), (None, proof._replace(leaf=None)), (None, other)]
+        made += [(None, proof._replace(leaf=other.leaf))]
+        made += [(None, tree.Proof(None, tuple(siblings[:n]))) for n in range(len(siblings))]
+    for place, sibling in enumerate(siblings):
+        flipped = bytearray(sibling)
+        flipped[chance.randrange(32)] ^= 1 << chance.randrange(8)
+        changed = [*siblings[:place], bytes(flipped), *siblings[place + 1 :]]
+        made.append((value, proof._replace(siblings=tuple(changed))))
+        made.append((value, proof._replace(siblings=(*siblings[:place], *siblings[place + 1 :]))))
+        made.append((value, proof._replace(siblings=(*siblings[:place], *siblings[place:][::-1]))))
+    made.append((value, proof._replace(siblings=(*siblings, tree.EMPTY_ROOT))))
+    return [(said, forgery) for said, forgery in made if (said, forgery) != (value, proof)]
+
+
+def test_kept_versions_prove_and_no_forgery_does() -> None:
+    """160 versions with deletions, the last 20 kept: inclusion and exclusion, and every lie."""
+    chance, nodes, model, lies = Random(4), Pruned(20), dict[bytes, bytes](), 0
+    for _ in range(160):
+        changes: dict[bytes, bytes | None] = {}
+        for _ in range(chance.randrange(1, 40)):
+            key = b"%d" % chance.randrange(300)
+            changes[key] = None if chance.random() < 0.45 else chance.randbytes(20)
+        merged = {**model, **changes}
+        model = {key: value for key, value in merged.items() if value is not None}
+        nodes.change(changes, model)
+        root, record, held = nodes.roots[chance.choice(list(nodes.roots))]
+        assert root == rebuilt_root(held)
+        for _ in range(3):
+            key, another = (b"%d" % number for number in chance.sample(range(400), 2))
+            proof = tree.prove(nodes.nodes.get, record, key)
+            other = tree.prove(nodes.nodes.get, record, another)
+            assert refusal(root, key, held.get(key), proof) is None
+            for said, forgery in forgeries(chance, proof, key, held.get(key), other):
+                assert refusal(root, key, said, forgery) is not None, (said, forgery)
+                lies += 1
+    assert len(nodes.roots) == 20
+    assert lies > 5_000
+    nodes.prune(nodes.version - 1)
+    whole = Nodes()
+    whole.apply(dict(model))
+    assert len(nodes.nodes) == len(whole.nodes), "nothing stays that no version needs"
+
+
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 17, 300, 5_000])
 def test_tree_built_at_once_is_the_tree_of_one_update(count: int) -> None:
     """A node that began from a snapshot must go on exactly as all others."""

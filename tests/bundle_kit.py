@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 from consensus.primitives.digest import sha256
@@ -22,6 +23,9 @@ CHAIN = sha256(b"bundle kit")
 EXPIRES_MS = 4_000_000_000_000
 
 
+_key_of = cache(public_key)  # a derivation costs as much as a signature
+
+
 class Party(NamedTuple):
     """A key pair that signs."""
 
@@ -29,7 +33,7 @@ class Party(NamedTuple):
 
     @property
     def key(self) -> bytes:
-        return public_key(self.seed)
+        return _key_of(self.seed)
 
     def sign(self, message: bytes) -> bytes:
         return sign(self.seed, message)

@@ -139,7 +139,7 @@ def verify(root: bytes, flat_key: bytes, value: bytes | None, proof: Proof) -> N
     key, depth = sha256(flat_key), len(proof.siblings)
     if depth > SIBLINGS_MAX:
         raise Invalid("tree.depth", siblings=depth)
-    if any(len(sibling) != HASH_BYTES for sibling in proof.siblings):
+    if set(map(len, proof.siblings)) - {HASH_BYTES}:
         raise Invalid("tree.sibling")
     leaf = proof.leaf
     bits = int.from_bytes(key, "big")
@@ -155,10 +155,11 @@ def verify(root: bytes, flat_key: bytes, value: bytes | None, proof: Proof) -> N
         if met >> KEY_BITS - depth != bits >> KEY_BITS - depth:
             raise Invalid("tree.other_path")
     here = EMPTY_ROOT if leaf is None else leaf_hash(leaf)
-    for level in range(depth - 1, -1, -1):
-        sibling = proof.siblings[level]
-        right = bits >> KEY_BITS - 1 - level & 1
-        here = inner_hash(sibling, here) if right else inner_hash(here, sibling)
+    path = bits >> KEY_BITS - depth
+    for sibling in reversed(proof.siblings):
+        pair = sibling + here if path & 1 else here + sibling
+        here = _sha256(_INNER + pair).digest()
+        path >>= 1
     if here != root:
         raise Invalid("tree.root")
 

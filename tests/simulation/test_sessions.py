@@ -7,7 +7,7 @@ from simulation.sessions import VILLAINS, Exposed, Sessions
 
 from node.storage.segments import SegmentLog
 
-SESSIONS = {"payer": 7_200, "provider": 6_000, "wire": 7_200}
+SESSIONS = {"payer": 8_000, "provider": 4_000, "wire": 8_000}
 ONE_PAIR = 400  # sessions, then the next begins with empty books
 
 

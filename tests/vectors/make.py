@@ -2,11 +2,12 @@
 
     wire.json          every wire object: its encoding, what is signed, signature, hash
     chain.json         a small chain: genesis, ids and roots by height
+    money.json         state roots of ten thousand transactions of chance
     ARCHITECTURE.md    the worked proof of section 7
 
-Deterministic: keys are SHA-256 of a name, nothing is drawn. A change of these files is a change
-of what nodes agree on: it belongs in the commit that means it, and in CHANGELOG.md.
-`--print wire|chain|proof` writes one to stdout instead.
+Deterministic: keys are SHA-256 of a name, what is drawn is drawn from a seed. A change of these
+files is a change of what nodes agree on: it belongs in the commit that means it, and in
+CHANGELOG.md. `--print wire|chain|money|proof` writes one to stdout instead.
 """
 
 import json
@@ -41,6 +42,18 @@ def chain_text() -> str:
     return f'{{{head},\n"blocks": [\n{blocks}\n]}}\n'
 
 
+def money_text() -> str:
+    """money.json: the state root of every tenth block, a block a line."""
+    from money_kit import BLOCKS, PER_BLOCK, SEED, run_money
+
+    program = run_money(SEED, BLOCKS, PER_BLOCK)
+    headers = program.chain.headers[-BLOCKS:][9::10]
+    roots = ",\n".join(json.dumps([h.height, h.state_root.hex(), h.supply]) for h in headers)
+    codes = json.dumps(dict(sorted(program.codes.items())))
+    head = f'"seed": {SEED},\n"transactions": {program.count},\n"codes": {codes}'
+    return f'{{{head},\n"roots": [\n{roots}\n]}}\n'
+
+
 def proof_text() -> str:
     """The lines of the worked proof."""
     from vectors.worked_proof import lines
@@ -57,7 +70,7 @@ def document_text(document: str) -> tuple[str, str, str]:
     return before + fence, worked, close + behind
 
 
-MAKERS = {"wire": wire_text, "chain": chain_text, "proof": proof_text}
+MAKERS = {"wire": wire_text, "chain": chain_text, "money": money_text, "proof": proof_text}
 
 
 def main(words: list[str]) -> None:
@@ -66,7 +79,7 @@ def main(words: list[str]) -> None:
         _, name = words
         sys.stdout.write(MAKERS[name]())
         return
-    for name in ("wire", "chain"):
+    for name in ("wire", "chain", "money"):
         (HERE / f"{name}.json").write_text(MAKERS[name](), encoding="utf-8")
     before, _, behind = document_text(DOCUMENT.read_text(encoding="utf-8"))
     DOCUMENT.write_text(before + proof_text() + behind, encoding="utf-8")

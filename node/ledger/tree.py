@@ -321,6 +321,13 @@ def _node_hash(children: Sequence[tuple[int, Child]]) -> bytes:
 
     Each leaf is hashed once, and pairs without a child are never looked at.
     """
+    if len(children) == 1 << _NIBBLE_BITS:  # as the upper ones of a large tree: all are pairs
+        full = [_child_hash(child) for _, child in children]
+        while len(full) > 1:
+            full = [
+                _sha256(_INNER + full[i] + full[i + 1]).digest() for i in range(0, len(full), 2)
+            ]
+        return full[0]
     row = [(place, _child_hash(child), len(child) == _LEAF_BYTES) for place, child in children]
     for _ in range(_NIBBLE_BITS):
         below, row, at = row, [], 0

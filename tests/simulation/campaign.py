@@ -175,3 +175,8 @@ RUNS: Final[dict[str, Callable[[int], Outcome]]] = {
     "engine": engine_run,
     "whole": whole_run,
 }
+
+
+def play_one(kind: str, seed: int) -> Outcome:
+    """One run of a kind, for a process of its own."""
+    return RUNS[kind](seed)

@@ -4,6 +4,7 @@ Why one integer: whatever a run draws comes from its seed, so that a failure fou
 a million is looked at alone, as often as needed.
 """
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 OK: Final = "OK"
@@ -21,6 +22,9 @@ class Outcome(NamedTuple):
     end: str
     trace: bytes
     why: str = ""
+
+
+Play = Callable[[str, range], dict[int, Outcome]]  # (kind, seeds) → how each run ended
 
 
 class Violation(Exception):

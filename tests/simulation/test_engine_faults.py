@@ -6,7 +6,7 @@ import pytest
 from simulation.faults import World, engine_run
 from simulation.hosts import Host, sign_as
 from simulation.liars import LIES, Mouth
-from simulation.outcomes import BROKEN, Violation, failures
+from simulation.outcomes import BROKEN, Play, Violation, failures
 
 from consensus.messages import Vote
 
@@ -15,10 +15,10 @@ BATCHES = 4
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))
-def test_faults_never_fork_and_never_stick(batch: int) -> None:
+def test_faults_never_fork_and_never_stick(play: Play, batch: int) -> None:
     size = RUNS // BATCHES
     seeds = range(batch * size, (batch + 1) * size)
-    assert failures("engine", {seed: engine_run(seed) for seed in seeds}) == []
+    assert failures("engine", play("engine", seeds)) == []
 
 
 def test_same_seed_gives_the_same_trace() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 from simulation.engines import SIGNATURE, Cluster
-from simulation.outcomes import failures
+from simulation.outcomes import Play, failures
 from simulation.twins import PROFILES, Profile, run_twins, twins_run
 
 from consensus.messages import Vote
@@ -15,10 +15,10 @@ TWO_OF_FOUR: Profile = ((1, 1, 1, 1), (0, 1))
 
 
 @pytest.mark.parametrize("batch", range(BATCHES))
-def test_twins_neither_fork_nor_stick(batch: int) -> None:
+def test_twins_neither_fork_nor_stick(play: Play, batch: int) -> None:
     size = SCENARIOS // BATCHES
     seeds = range(batch * size, (batch + 1) * size)
-    assert failures("twins", {seed: twins_run(seed) for seed in seeds}) == []
+    assert failures("twins", play("twins", seeds)) == []
 
 
 def test_twins_hold_at_most_a_third() -> None:

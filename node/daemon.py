@@ -28,7 +28,7 @@ from node.ledger.addresses import account_of
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.receipts import COMPLETE, Receipt, receipt_id
 from node.light import trust_options
-from node.observe import get_log
+from node.observe import get_log, seldom
 from node.peering import pace
 from node.peering.accusing import Accusing
 from node.peering.auditing import IndexAuditor
@@ -63,7 +63,6 @@ from p2p.addresses import addresses_of
 from p2p.network import Libp2pNetwork, PeerId, StatusFacts, denied_of
 
 ROLE_BITS: Final = {"validator": 1, "provider": 2, "auditor": 32}
-REPLAY_TOLD_S: Final = 10.0
 
 log = get_log("daemon")
 
@@ -135,7 +134,7 @@ async def _live(settings: Settings, keys: Keys) -> bool:
             validator_key=own,
             keep_versions=config.storage.keep_versions,
             cache_bytes=config.storage.cache_mb << 20,
-            tell=_replay_teller(),
+            tell=_tell_replay,
         )
     )
     try:
@@ -157,17 +156,9 @@ async def _live(settings: Settings, keys: Keys) -> bool:
             await trio.to_thread.run_sync(ground.close)
 
 
-def _replay_teller() -> Callable[[int, int], None]:
-    """A line each REPLAY_TOLD_S, for who waits while a database is made again."""
-    told_s = time.monotonic()
-
-    def tell(height: int, last: int) -> None:
-        nonlocal told_s
-        if time.monotonic() - told_s >= REPLAY_TOLD_S:
-            told_s = time.monotonic()
-            log.info("replaying blocks", height=height, last=last)
-
-    return tell
+@seldom
+def _tell_replay(height: int, last: int) -> None:
+    log.info("replaying blocks", height=height, last=last)
 
 
 class Node:

@@ -8,12 +8,16 @@ What it does not know: any part's meaning; a part gives its name and gets its lo
 
 import logging
 import sys
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, ParamSpec
 
 import structlog
 
+P = ParamSpec("P")
+
+TOLD_EVERY_S: Final = 10.0  # of a long job
 Format = Literal["auto", "text", "json"]
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
@@ -57,6 +61,19 @@ def set_up(level: str, format: Format, levels: Mapping[str, str]) -> None:
     )
     # Libraries speak through logging; what they warn of is shown beside our own events.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, force=True)
+
+
+def seldom(tell: Callable[P, None]) -> Callable[P, None]:
+    """`tell`, but only each TOLD_EVERY_S: for who waits for a long job."""
+    told_s = time.monotonic()
+
+    def tell_seldom(*args: P.args, **kwargs: P.kwargs) -> None:
+        nonlocal told_s
+        if time.monotonic() - told_s >= TOLD_EVERY_S:
+            told_s = time.monotonic()
+            tell(*args, **kwargs)
+
+    return tell_seldom
 
 
 def get_log(part: str) -> Any:

@@ -6,8 +6,6 @@ rebuilding need the home to themselves: stop the node first.
 """
 
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +15,6 @@ from node.cli.frame import DAMAGED, frame_of, new_noun, table
 
 app = new_noun("Check, rebuild and size up the files of the ledger.")
 
-TOLD_EVERY_S: Final = 10.0
 COUNTED: Final = ("blocks", "bundles", "keys", "snapshots", "bytes")
 FOLDERS: Final = ("blocks", "bundles", "db", "snapshots", "past", "blobs", "receipts", "journal")
 
@@ -26,6 +23,7 @@ FOLDERS: Final = ("blocks", "bundles", "db", "snapshots", "past", "blobs", "rece
 def check(ctx: typer.Context) -> None:
     """Read everything and compare it with its checksums, hashes and roots; changes nothing."""
     from consensus.primitives.digest import sha256
+    from node.observe import seldom
     from node.storage.checking import check_home
     from node.storage.lock import lock_home
 
@@ -33,7 +31,7 @@ def check(ctx: typer.Context) -> None:
     settings = frame.initialised()
     genesis = (settings.home / settings.config.chain.genesis).read_bytes()
     with lock_home(settings.home):
-        checked = check_home(settings.home, sha256(genesis), _teller())
+        checked = check_home(settings.home, sha256(genesis), seldom(_tell_read))
     told = {"height": checked.height, **{name: checked.counts[name] for name in COUNTED}}
     rows = [finding._asdict() for finding in checked.findings]
     lines = [", ".join(f"{checked.counts[name]:,} {name}" for name in COUNTED) + " read"]
@@ -49,13 +47,14 @@ def check(ctx: typer.Context) -> None:
 @app.command()
 def rebuild(ctx: typer.Context) -> None:
     """Make the database again from the block log; the old one stays as db.damaged."""
+    from node.observe import seldom
     from node.storage.ground import open_ground
     from node.storage.lock import lock_home
     from node.storage.opening import ASIDE_NAME, set_aside
 
     frame = frame_of(ctx)
     settings = frame.initialised()
-    storage, tell = settings.config.storage, _teller()
+    storage, tell = settings.config.storage, seldom(_tell_read)
     with lock_home(settings.home):
         set_aside(settings.home)
     # An end here, or during the replay, leaves less of an index: the next opening goes on.
@@ -95,14 +94,5 @@ def _measured(folder: Path) -> dict[str, int]:
     return {"files": len(sizes), "bytes": sum(sizes)}
 
 
-def _teller() -> Callable[[str, int], None]:
-    """A line on stderr each ten seconds: what is being read, and how far it is."""
-    told_s = time.monotonic()
-
-    def tell(part: str, done: int) -> None:
-        nonlocal told_s
-        if time.monotonic() - told_s >= TOLD_EVERY_S:
-            told_s = time.monotonic()
-            sys.stderr.write(f"{part}: {done:,} read\n")
-
-    return tell
+def _tell_read(part: str, done: int) -> None:
+    sys.stderr.write(f"{part}: {done:,} read\n")

@@ -32,7 +32,7 @@ from node.storage.footing import decode_footing
 from node.storage.frames import Frame, FrameFormat, read_all
 from node.storage.opening import BLOCKS_NAME, BUNDLES_NAME, SNAPSHOTS_NAME
 from node.storage.pasts import PASTS_NAME, read_past
-from node.storage.segments import NAME_DIGITS
+from node.storage.segments import segment_names
 from node.storage.snapshots import SnapshotStore, check_chunk, verify_manifest
 from node.storage.store import LevelKV, Reader
 
@@ -70,7 +70,7 @@ class Checked:
 
 def check_home(home: Path, chain_id: bytes, tell: Tell = lambda part, done: None) -> Checked:
     """Read all of `home`, whose lock the caller holds. Blocks: 100 MB/s and 50,000 keys/s."""
-    if not (home / DB_NAME / "CURRENT").exists() and not any((home / BLOCKS_NAME).glob("0*")):
+    if not (home / DB_NAME / "CURRENT").exists() and not segment_names(home / BLOCKS_NAME):
         raise StorageError(f"{home} has no ledger yet", mend="olnode start")
     checked, snapshots = Checked(), SnapshotStore(home / SNAPSHOTS_NAME)
     wanted = {manifest.height for manifest in snapshots.manifests()}
@@ -91,11 +91,7 @@ def _frames(
     directory: Path, log: FrameFormat, part: str, mend: str, checked: Checked
 ) -> Iterator[Frame]:
     """Every good frame; gaps and missing files become findings, a torn tail of the newest none."""
-    names = sorted(
-        name
-        for name in (os.listdir(directory) if directory.is_dir() else ())
-        if len(name) == NAME_DIGITS and name.isascii() and name.isdigit()
-    )
+    names = segment_names(directory)
     if names and int(names[-1]) - int(names[0]) != len(names) - 1:
         checked.add(part, f"a file between {names[0]} and {names[-1]} is missing", mend)
     for name in names:

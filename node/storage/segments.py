@@ -74,11 +74,7 @@ class SegmentLog:
     # -- opening
 
     def _list_segments(self) -> list[int]:
-        found = sorted(
-            int(name)
-            for name in os.listdir(self.directory)
-            if len(name) == NAME_DIGITS and name.isascii() and name.isdigit()
-        )
+        found = [int(name) for name in segment_names(self.directory)]
         if found and found != list(range(found[0], found[0] + len(found))):
             raise Damaged(
                 f"a segment is missing in {self.directory}",
@@ -266,6 +262,14 @@ class SegmentLog:
             why=error.strerror or "",
             mend="free space on the disk, then restart olnode",
         )
+
+
+def segment_names(directory: Path) -> list[str]:
+    """The segment files of a directory, oldest first; there may be none, or no directory."""
+    names = os.listdir(directory) if directory.is_dir() else []
+    return sorted(
+        name for name in names if len(name) == NAME_DIGITS and name.isascii() and name.isdigit()
+    )
 
 
 def read_file(descriptor: int) -> bytes:

@@ -68,3 +68,15 @@ async def test_cancel_passes_through_containment() -> None:
         await observe.contained("there", trio.sleep, 1.0)
     assert scope.cancelled_caught
     assert "there" not in observe.statistics()
+
+
+def test_a_long_job_is_told_of_each_ten_seconds_and_not_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s, told = 100.0, []
+    monkeypatch.setattr("time.monotonic", lambda: now_s)
+    tell = observe.seldom(lambda done, of: told.append((done, of)))
+    for second in range(25):
+        now_s = 100.0 + second
+        tell(second, of=25)
+    assert told == [(10, 25), (20, 25)]

@@ -57,6 +57,13 @@ class Accused(Snapped):
         take_in(home, store, self.manifest)
         return Chain.open(home, GENESIS)
 
+    def caught_up(self, home: Path) -> Chain:
+        """A newcomer that was shown the height, and took every block since."""
+        chain = self.newcomer(home)
+        chain.pasts.add(self.past(), HEIGHT)
+        chain.commit_many(self.later)
+        return chain
+
 
 @pytest.fixture(scope="module")
 def accused(tmp_path_factory: pytest.TempPathFactory) -> Accused:
@@ -207,9 +214,7 @@ def test_block_with_old_evidence_is_told_of_when_the_snapshot_has_outlived_it(
     accused: Accused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By what was kept; without it, what the evidence itself says."""
-    home = accused.newcomer(tmp_path)
-    home.pasts.add(accused.past(), HEIGHT)
-    home.commit_many(accused.later)
+    home = accused.caught_up(tmp_path)
     home.close()
     for is_held in (True, False):
         if not is_held:
@@ -227,9 +232,7 @@ def test_block_with_old_evidence_is_told_of_when_the_snapshot_has_outlived_it(
 def test_database_made_again_judges_old_evidence_without_asking(
     accused: Accused, tmp_path: Path
 ) -> None:
-    chain = accused.newcomer(tmp_path)
-    chain.pasts.add(accused.past(), HEIGHT)
-    chain.commit_many(accused.later)
+    chain = accused.caught_up(tmp_path)
     chain.close()
     shutil.rmtree(tmp_path / "db")
     again = Chain.open(tmp_path, GENESIS)
@@ -287,9 +290,7 @@ def test_all_that_is_asked_of_a_past_height_is_what_others_know_of_it(
 def test_node_on_a_snapshot_proves_what_stands_behind_it_and_the_block_itself(
     accused: Accused, tmp_path: Path
 ) -> None:
-    chain = accused.newcomer(tmp_path)
-    chain.pasts.add(accused.past(), HEIGHT)
-    chain.commit_many(accused.later)
+    chain = accused.caught_up(tmp_path)
     view, top = chain.view(), chain.height
     for height in range(accused.height, top):
         assert view.past_block(height, top) == accused.past(height, top)
@@ -332,9 +333,7 @@ def test_false_past_is_not_held(accused: Accused, tmp_path: Path) -> None:
 def test_check_of_the_home_reads_what_was_kept_and_finds_a_flipped_bit(
     accused: Accused, tmp_path: Path
 ) -> None:
-    chain = accused.newcomer(tmp_path)
-    chain.pasts.add(accused.past(), HEIGHT)
-    chain.commit_many(accused.later)
+    chain = accused.caught_up(tmp_path)
     chain.close()
     assert check_home(tmp_path, chain.chain_id).findings == []
     file = tmp_path / "past" / str(HEIGHT)

@@ -1,12 +1,10 @@
 """A small chain gives the promised roots at every height, whatever the salt of the process."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-from vectors.make import COMMAND, HERE, ROOT
+from salt_kit import printed
+from vectors.make import COMMAND, HERE
 from vectors.small_chain import Story
 
 from node.ledger import tables, tree
@@ -35,15 +33,7 @@ def test_every_height_has_the_promised_roots(story: Story) -> None:
 @pytest.mark.parametrize("salt", ["1", "2"])
 def test_roots_do_not_depend_on_the_salt_of_hashes(salt: str) -> None:
     """Sets and dicts of bytes are ordered by PYTHONHASHSEED, which differs between processes."""
-    done = subprocess.run(
-        [sys.executable, str(HERE / "make.py"), "--print", "chain"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONHASHSEED": salt},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert done.stdout == TEXT, CHANGED
+    assert printed("chain", salt) == TEXT, CHANGED
 
 
 def test_the_promised_genesis_begins_the_chain(story: Story) -> None:

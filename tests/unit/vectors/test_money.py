@@ -1,13 +1,11 @@
 """Ten thousand transactions of chance: as a plain model foretells, with the roots we promised."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 from money_kit import MoneyProgram
-from vectors.make import COMMAND, HERE, ROOT
+from salt_kit import printed
+from vectors.make import COMMAND, HERE
 
 from node.ledger import purses
 
@@ -19,16 +17,7 @@ CHANGED = f"other roots? if they are meant: `{COMMAND}`, and tell it in CHANGELO
 @pytest.mark.parametrize("salt", ["1", "2"])
 def test_the_ledger_is_the_models_whatever_the_salt_of_hashes(salt: str) -> None:
     """Codes, balances, channels and the supply are compared after each block of both runs."""
-    done = subprocess.run(
-        [sys.executable, str(HERE / "make.py"), "--print", "money"],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONHASHSEED": salt},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2_000:]
-    assert done.stdout == TEXT, CHANGED
+    assert printed("money", salt) == TEXT, CHANGED
 
 
 def test_the_program_is_long_and_meets_refusals() -> None:

@@ -4,10 +4,13 @@ Why it ends: what one engine does depends only on what it was given, so its step
 once and remembered; a state of all is a tuple of small numbers. A message once said may arrive at
 any time, in any order, or never, which is loss and reordering in one. A liar is no engine: whatever
 its key could sign may arrive at any time, which holds every twin, and more.
+Why the last engine stands in bits: what the others may hear of it depends only on what it has said,
+so all its states that have said the same take one step of another engine together.
 What it does not know: signatures, invalid blocks, a third round.
 """
 
 import copy
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
@@ -20,26 +23,28 @@ from consensus.header import Header
 from consensus.inputs import Input, PayloadBuilt, Received, Started, Step, TimedOut
 from consensus.messages import Message, Proposal, Vote
 from consensus.records import NO_ROUND
+from consensus.votes import Tally
 
 STATES_MAX: Final = 2_000_000  # beyond it the exploration has failed, not the engine
-NUMBER_BITS: Final = 20
-LOCALS_MAX: Final = 1 << NUMBER_BITS
+LOCALS_MAX: Final = 1_000_000  # of one engine
 
 Timer = tuple[int, Step]
 Action = int | Timer  # the number of a message, or a timer that runs out
+Others = tuple[int, ...]  # the numbers of the local states of all engines but the last
+Bits = int  # a set of numbers of local states of the last engine
 
 
 class Local(NamedTuple):
     """One engine as far as it matters, and where each step from here leads."""
 
-    number: int
+    number: int  # among those of its place
     place: int
     engine: Engine
     timers: frozenset[Timer]
     said: frozenset[int]
     decided: bytes | None
     steps: dict[Action, int]  # action → number of the next local state
-    moves: dict[frozenset[int], tuple[int, ...]]  # what may arrive → differences of numbers
+    moves: dict[frozenset[int], list[int]]  # what may arrive → numbers of the next local states
 
 
 class Explored(NamedTuple):
@@ -59,56 +64,78 @@ class Explorer:
         self.round_max = round_max
         self.liar = liar
         honest = [place for place in range(len(powers)) if place != liar]
-        self._slots = [(place, NUMBER_BITS * slot) for slot, place in enumerate(honest)]
-        self._locals: list[Local] = []
+        *self._first, self._last = honest
+        self._locals: dict[int, list[Local]] = {place: [] for place in honest}
         self._numbers: dict[object, int] = {}
         self._messages: list[Message] = []
         self._message_numbers: dict[object, int] = {}
         self._all_heard: dict[tuple[frozenset[int], ...], frozenset[int]] = {}
+        self._said_alike: dict[frozenset[int], Bits] = defaultdict(int)  # of the last engine
         self._own = {} if liar is None else self._liar_blocks(liar)
 
     def run(self) -> Explored:
         """Explore to the end. Raises AssertionError beyond STATES_MAX."""
-        start = sum(self._begin(place) << at for place, at in self._slots)
-        seen, front = {start}, {start}
+        start = tuple(self._begin(place) for place in self._first)
+        seen: dict[Others, Bits] = defaultdict(int)
+        front = {start: 1 << self._begin(self._last)}
         while front:
-            new: set[int] = set()
-            for state in front:
-                new.update(self._after(state))
-            front = new - seen
-            seen |= front
-            assert len(seen) <= STATES_MAX, "too many states to explore"
-        decisions = [[local.decided for _, local in self._split(state)] for state in seen]
-        return Explored(
-            states=len(seen),
-            locals=len(self._locals),
-            forks=sum(len(set(each) - {None}) > 1 for each in decisions),
-            decided=sum(None not in each for each in decisions),
-        )
+            new: dict[Others, Bits] = defaultdict(int)
+            for others, bits in front.items():
+                seen[others] |= bits
+                self._go_on(others, bits, new)
+            front = {others: bits & ~seen[others] for others, bits in new.items()}
+            front = {others: bits for others, bits in front.items() if bits}
+        states = sum(bits.bit_count() for bits in seen.values())
+        assert states <= STATES_MAX, "too many states to explore"
+        return Explored(states, sum(map(len, self._locals.values())), *self._decisions(seen))
 
-    # --- one step of all; a state is the numbers of all local states in one integer
+    def _decisions(self, seen: dict[Others, Bits]) -> tuple[int, int]:
+        """In how many states two decided differently, and in how many all decided."""
+        alike: dict[bytes | None, Bits] = defaultdict(int)
+        for local in self._locals[self._last]:
+            alike[local.decided] |= 1 << local.number
+        forks = decided = 0
+        for others, bits in seen.items():
+            firsts = [local.decided for local in self._others(others)]
+            for last, mask in alike.items():
+                count = (bits & mask).bit_count()
+                forks += count * (len({*firsts, last} - {None}) > 1)
+                decided += count * (None not in (*firsts, last))
+        return forks, decided
 
-    def _split(self, state: int) -> list[tuple[int, Local]]:
-        return [(at, self._locals[state >> at & LOCALS_MAX - 1]) for _, at in self._slots]
+    # --- one step of all
 
-    def _after(self, state: int) -> Iterator[int]:
-        found = self._split(state)
-        heard = self._heard(tuple([local.said for _, local in found]))
-        for at, local in found:
-            moves = local.moves.get(heard)
-            if moves is None:
-                moves = local.moves[heard] = self._moves(local, heard)
-            for move in moves:
-                yield state + (move << at)
+    def _others(self, numbers: Others) -> list[Local]:
+        return [self._locals[place][at] for place, at in zip(self._first, numbers, strict=True)]
 
-    def _moves(self, local: Local, heard: frozenset[int]) -> tuple[int, ...]:
-        """How far on the numbers are of those states in which one step may end."""
-        if local.decided is not None:
-            return ()
-        steps = dict.fromkeys(
-            self._step(local, action) for action in (*local.timers, *sorted(heard - local.said))
-        )
-        return tuple(number - local.number for number in steps if number != local.number)
+    def _go_on(self, others: Others, bits: Bits, new: dict[Others, Bits]) -> None:
+        """Add to `new` all states one step after those of `others` with each of `bits`."""
+        firsts = self._others(others)
+        said = [local.said for local in firsts]
+        lasts = self._locals[self._last]
+        while bits:
+            local = lasts[_lowest(bits)]
+            alike = bits & self._said_alike[local.said]
+            bits ^= alike
+            heard = self._heard((*said, local.said))
+            for at, first in enumerate(firsts):
+                for number in self._moves(first, heard):
+                    new[*others[:at], number, *others[at + 1 :]] |= alike
+            while alike:
+                place = _lowest(alike)
+                alike ^= 1 << place
+                for number in self._moves(lasts[place], heard):
+                    new[others] |= 1 << number
+
+    def _moves(self, local: Local, heard: frozenset[int]) -> list[int]:
+        """The numbers of those states in which one step of this engine may end."""
+        moves = local.moves.get(heard)
+        if moves is None:
+            actions = (*local.timers, *sorted(heard - local.said))
+            steps = () if local.decided is not None else actions
+            moves = list(dict.fromkeys(self._step(local, action) for action in steps))
+            local.moves[heard] = moves
+        return moves
 
     def _heard(self, said: tuple[frozenset[int], ...]) -> frozenset[int]:
         """All that may arrive when this much has been said by each."""
@@ -154,11 +181,13 @@ class Explorer:
         key = (local.place, rest, live, frozenset(said))
         number = self._numbers.get(key)
         if number is None:
-            number = self._numbers[key] = len(self._locals)
-            assert number < LOCALS_MAX
-            self._locals.append(
-                Local(number, local.place, engine, live, frozenset(said), decided, {}, {})
-            )
+            known = self._locals[local.place]
+            number = self._numbers[key] = len(known)
+            assert number < LOCALS_MAX, "too many states of one engine"
+            after = Local(number, local.place, engine, live, frozenset(said), decided, {}, {})
+            known.append(after)
+            if local.place == self._last:
+                self._said_alike[after.said] |= 1 << number
         return number
 
     def _perform(
@@ -241,6 +270,10 @@ class Explorer:
                     )
 
 
+def _lowest(bits: Bits) -> int:
+    return (bits & -bits).bit_length() - 1
+
+
 def copied(engine: Engine) -> Engine:
     """An engine that goes its own way from here; `deepcopy` takes twenty times as long."""
     twin: Any = copy.copy(engine)
@@ -256,12 +289,9 @@ def copied(engine: Engine) -> Engine:
     return result
 
 
-def _copied_tally(tally: Any) -> Any:
-    twin = copy.copy(tally)
-    twin.first, twin.powers, twin.accused = (
-        dict(tally.first),
-        dict(tally.powers),
-        set(tally.accused),
-    )
-    twin.signatures = {block_id: dict(by) for block_id, by in tally.signatures.items()}
+def _copied_tally(tally: Tally) -> Tally:
+    twin = Tally()
+    twin.power = tally.power
+    twin.first, twin.powers, twin.accused = {**tally.first}, {**tally.powers}, {*tally.accused}
+    twin.signatures = {block_id: {**by} for block_id, by in tally.signatures.items()}
     return twin

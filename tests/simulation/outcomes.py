@@ -24,7 +24,7 @@ class Outcome(NamedTuple):
     why: str = ""
 
 
-Play = Callable[[str, range], dict[int, Outcome]]  # (kind, seeds) → how each run ended
+Played = Callable[[str], dict[int, Outcome]]  # kind of runs → how each ended, by seed
 
 
 class Violation(Exception):

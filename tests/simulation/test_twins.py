@@ -1,24 +1,18 @@
 """Twins: a key that runs twice, honest each time, equivocates in every way honest code can."""
 
-import pytest
 from simulation.engines import SIGNATURE, Cluster
-from simulation.outcomes import Play, failures
+from simulation.outcomes import Played, failures
 from simulation.twins import PROFILES, Profile, run_twins, twins_run
 
 from consensus.messages import Vote
 from consensus.records import SIGNED_PROPOSAL
 from consensus.votes import VoteBook
 
-SCENARIOS = 20_000
-BATCHES = 5  # so that a slow machine shows progress, and a failure comes early
 TWO_OF_FOUR: Profile = ((1, 1, 1, 1), (0, 1))
 
 
-@pytest.mark.parametrize("batch", range(BATCHES))
-def test_twins_neither_fork_nor_stick(play: Play, batch: int) -> None:
-    size = SCENARIOS // BATCHES
-    seeds = range(batch * size, (batch + 1) * size)
-    assert failures("twins", play("twins", seeds)) == []
+def test_twins_neither_fork_nor_stick(played: Played) -> None:
+    assert failures("twins", played("twins")) == []
 
 
 def test_twins_hold_at_most_a_third() -> None:

@@ -10,17 +10,13 @@ from simulation.campaign import make_cluster, whole_run
 from simulation.cluster import Cluster, run_script
 from simulation.disk import PowerLost, SeededDisk
 from simulation.liars import LIES
-from simulation.outcomes import Play, failures
+from simulation.outcomes import Played, failures
 
 RUNS = 100
-BATCHES = 10
 
 
-@pytest.mark.parametrize("batch", range(BATCHES))
-def test_faults_never_fork_and_never_stick(play: Play, batch: int) -> None:
-    size = RUNS // BATCHES
-    seeds = range(batch * size, (batch + 1) * size)
-    assert failures("whole", play("whole", seeds)) == []
+def test_faults_never_fork_and_never_stick(played: Played) -> None:
+    assert failures("whole", played("whole")) == []
 
 
 def test_same_seed_gives_the_same_trace() -> None:

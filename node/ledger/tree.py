@@ -19,6 +19,7 @@ from consensus.primitives.errors import Invalid
 EMPTY_ROOT: Final = b"SPARSE_MERKLE_PLACEHOLDER_HASH__"
 EMPTY_RECORD: Final = b""
 SIBLINGS_MAX: Final = 256
+CHECKED_NODES_MAX: Final = 500_000  # about 100 bytes each
 KEY_BITS: Final = 256
 _VERSION_BYTES: Final = 8
 _NIBBLE_BITS: Final = 4
@@ -162,6 +163,43 @@ def verify(root: bytes, flat_key: bytes, value: bytes | None, proof: Proof) -> N
         path >>= 1
     if here != root:
         raise Invalid("tree.root")
+
+
+class Checker:
+    """Whether a stored tree holds what it should, for many keys: each node is hashed once.
+
+    As strong as a proof of each key, at a tenth of the cost. Of the nodes that were found good it
+    notes at most CHECKED_NODES_MAX, then begins to note anew.
+    """
+
+    def __init__(self, read_node: ReadNode, record: bytes) -> None:
+        self._read_node = read_node
+        self._top = _decode_record(record)
+        self._good: set[bytes] = set()
+
+    def check(self, flat_key: bytes, value: bytes) -> None:
+        """Raise `Invalid` `tree.node`, `tree.key` or `tree.value`, or `MissingNode`."""
+        key = sha256(flat_key)
+        child, path = self._top, b""
+        while child is not None and not _is_leaf(child):
+            node = self._node(child, path)
+            nibble = _nibble(key, len(path))
+            child, path = node.get(nibble), path + bytes([nibble])
+        if child is None or child[:HASH_BYTES] != key:
+            raise Invalid("tree.key")
+        if child[HASH_BYTES:] != sha256(value):
+            raise Invalid("tree.value")
+
+    def _node(self, child: Child, path: bytes) -> Node:
+        node, place = _load(self._read_node, child, path), _node_key(child, path)
+        if place in self._good:
+            return node
+        if not node or _node_hash(sorted(node.items())) != child[:HASH_BYTES]:
+            raise Invalid("tree.node", path=path.hex())
+        if len(self._good) >= CHECKED_NODES_MAX:
+            self._good.clear()
+        self._good.add(place)
+        return node
 
 
 class Builder:

@@ -244,6 +244,39 @@ def test_missing_node_is_corruption_and_no_refusal(grown: Nodes) -> None:
         tree.prove(lambda _: b"\0\0\0\1", grown.record, b"key7")
 
 
+def check_all(read_node: tree.ReadNode, record: bytes) -> tree.Checker:
+    checker = tree.Checker(read_node, record)
+    for i in range(300):
+        checker.check(b"key%d" % i, b"value%d" % i)
+    return checker
+
+
+def test_checker_knows_each_key_its_value_and_no_other(grown: Nodes) -> None:
+    checker = check_all(grown.nodes.get, grown.record)
+    with pytest.raises(Invalid) as refused:
+        checker.check(b"key7", b"value8")
+    assert refused.value.code == "tree.value"
+    with pytest.raises(Invalid) as refused:
+        checker.check(b"absent", b"")
+    assert refused.value.code == "tree.key"
+
+
+def test_checker_finds_any_byte_changed_in_any_node(grown: Nodes) -> None:
+    """All 300 keys are asked for, so that each node lies on a way."""
+    for place, raw in grown.nodes.items():
+        for at in range(0, len(raw), 23):
+            changed = raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :]
+            with pytest.raises((Invalid, tree.MissingNode)):
+                check_all({**grown.nodes, place: changed}.get, grown.record)
+
+
+def test_checker_of_an_empty_node_says_so(grown: Nodes) -> None:
+    checker = tree.Checker(dict.fromkeys(grown.nodes, bytes(4)).get, grown.record)
+    with pytest.raises(Invalid) as refused:
+        checker.check(b"key7", b"value7")
+    assert refused.value.code == "tree.node"
+
+
 def defined_root(leaves: list[tree.Leaf], depth: int = 0) -> bytes:
     """The rules as they are defined, one bit at a time: nothing of nibbles or stored nodes."""
     if len(leaves) < 2:

@@ -6,6 +6,7 @@ surplus hashes. Used for everything but the state, which needs proofs of absence
 """
 
 from collections.abc import Iterable, Sequence
+from hashlib import sha256 as _sha256
 from typing import Final
 
 from consensus.primitives.digest import HASH_BYTES, sha256
@@ -17,12 +18,12 @@ LEAVES_MAX: Final = 2**63 - 1
 
 def leaf_hash(data: bytes) -> bytes:
     """SHA-256(00 ‖ data)."""
-    return sha256(b"\0", data)
+    return _sha256(b"\0" + data).digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
     """SHA-256(01 ‖ left ‖ right)."""
-    return sha256(b"\1", left, right)
+    return _sha256(b"\1" + left + right).digest()
 
 
 def root(leaves: Iterable[bytes]) -> bytes:
@@ -41,7 +42,8 @@ def root_of_hashes(hashes: Sequence[bytes]) -> bytes:
 
 
 def _parents(level: list[bytes]) -> list[bytes]:
-    paired = [node_hash(level[i], level[i + 1]) for i in range(0, len(level) - 1, 2)]
+    pairs = zip(level[::2], level[1::2], strict=False)
+    paired = [_sha256(b"\1" + left + right).digest() for left, right in pairs]
     return paired + level[-1:] if len(level) % 2 else paired
 
 

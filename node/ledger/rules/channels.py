@@ -8,6 +8,7 @@ lane continues exactly where the ledger left it (B1 to B4 of page 30 §8).
 What this file does not know: a bundle's signatures (`wire/bundles.py`), and how fees are split.
 """
 
+from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from consensus.primitives.digest import signing_bytes
@@ -22,9 +23,9 @@ from node.ledger.rules.models import ends_ms
 from node.ledger.rules.staking import is_active_provider
 from node.ledger.state import State
 from node.ledger.tables import Channel, Lane
-from node.ledger.wire.bundles import CheckedBundle, CheckedSection
+from node.ledger.wire.bundles import CheckedBundle, CheckedSection, VersionFees
 from node.ledger.wire.orders import LANES, channel_id
-from node.ledger.wire.receipts import BPS, Receipt, accumulate, accumulator_start
+from node.ledger.wire.receipts import Receipt, accumulate, accumulator_start
 from node.ledger.wire.transactions import (
     COOP_TAG,
     CloseChannel,
@@ -38,19 +39,6 @@ from node.ledger.wire.transactions import (
 CHANNELS_PER_PAIR_MAX: Final = 64
 CREDITED_KINDS: Final = (0, 1)  # data and corrections; sealed records are never trained on
 CREDITED_STATUSES: Final = (tables.ACCEPTED, tables.WITHDRAWN, tables.SLASHED)
-
-
-class VersionFees(NamedTuple):
-    """What one bundle brings to one model version.
-
-    `weights`: contribution → Σ fee × share in bps. `unattributed`: Σ fee × 10,000 of receipts
-    with empty credits.
-    """
-
-    fees: int
-    receipts: int
-    weights: dict[int, int]
-    unattributed: int
 
 
 class BundleFees(NamedTuple):
@@ -234,23 +222,19 @@ def apply_bundle(state: State, context: Context, bundle: CheckedBundle) -> Bundl
     if bundle.header.bundle_seq <= provider.bundle_seq:
         raise Invalid("bundle.channel", why="bundle_seq", settled=provider.bundle_seq)
     versions = _Versions(state, time_ms)
-    sums: dict[tuple[int, int], _Sums] = {}
     for section in bundle.sections:
         _settle_section(state, bundle.header.provider, section, time_ms)
-        for receipt, credits in zip(section.receipts, section.credits, strict=True):
-            versions.check_receipt(receipt, credits)
-            which = (receipt.model, receipt.model_version)
-            if which not in sums:
-                sums[which] = _Sums()
-            sums[which].add(receipt.fee, credits)
+        for receipt in section.receipts:
+            versions.check_price(receipt)
+    for which, fees in bundle.versions.items():
+        versions.check_credits(which, fees.weights)
     state.put(
         tables.PROVIDER,
         (bundle.header.provider,),
         provider._replace(bundle_seq=bundle.header.bundle_seq),
     )
     _note_settled(state, bundle, versions.base, time_ms)
-    fees = {which: found.fees() for which, found in sums.items()}
-    return BundleFees(bundle.hash, bundle.header.provider, fees)
+    return BundleFees(bundle.hash, bundle.header.provider, bundle.versions)
 
 
 def lane_of(state: State, channel: bytes, lane: int) -> Lane:
@@ -300,28 +284,6 @@ def _settle_section(
     state.put(tables.LANE, (section.channel, section.lane), settled)
 
 
-class _Sums:
-    """`VersionFees` in the making: a new tuple for each receipt cost a fifth of this stage."""
-
-    def __init__(self) -> None:
-        self._fees = self._receipts = self._unattributed = 0
-        self._weights: dict[int, int] = {}
-
-    def add(self, fee: int, credits: tuple[tuple[int, int], ...]) -> None:
-        """One receipt."""
-        self._fees += fee
-        self._receipts += 1
-        if not credits:
-            self._unattributed += fee * BPS
-        weights = self._weights
-        for contribution, share_bps in credits:
-            weights[contribution] = weights.get(contribution, 0) + fee * share_bps
-
-    def fees(self) -> VersionFees:
-        """All of them."""
-        return VersionFees(self._fees, self._receipts, self._weights, self._unattributed)
-
-
 def _note_settled(state: State, bundle: CheckedBundle, base: bytes, time_ms: int) -> None:
     """What later disputes are checked against; forgotten when its bucket is due."""
     header = bundle.header
@@ -339,23 +301,20 @@ def _note_settled(state: State, bundle: CheckedBundle, base: bytes, time_ms: int
 
 
 class _Versions:
-    """B3 and B4 with each version, price and contribution looked up once a bundle."""
+    """B3 and B4 with each version, its price and its contributions looked up once a bundle."""
 
     def __init__(self, state: State, time_ms: int) -> None:
         self._state = state
         self._time_ms = time_ms
         self._prices: dict[tuple[int, int], tuple[tuple[int, int, int], ...]] = {}
-        self._snapshots: dict[tuple[int, int], tuple[tables.Snapshot, ...]] = {}
-        self._credited: dict[tuple[int, int], set[int]] = {}
         self._ended: dict[tuple[int, int], int] = {}  # of versions that have ended by now
         self.base = b""
 
-    def check_receipt(self, receipt: Receipt, credits: tuple[tuple[int, int], ...]) -> None:
-        """The version may be served at that fee, and pays none but its own data."""
+    def check_price(self, receipt: Receipt) -> None:
+        """The version may be served at that fee."""
         which = (receipt.model, receipt.model_version)
         if which not in self._prices:
             self._prices[which] = self._admit(which)
-            self._credited[which] = set()
         if self._ended and receipt.started_ms >= self._ended.get(which, INT_MAX):
             raise Invalid("bundle.price", why="started after the version's end")
         ceiling = 0
@@ -363,11 +322,12 @@ class _Versions:
             ceiling = max(ceiling, price(receipt.tokens_in, receipt.tokens_out, *prices))
         if receipt.fee > ceiling:
             raise Invalid("bundle.price", why="fee above the price", ceiling=ceiling)
-        credited = self._credited[which]
-        for contribution, _ in credits:
-            if contribution not in credited:
-                self._check_credit(which, contribution)
-                credited.add(contribution)
+
+    def check_credits(self, which: tuple[int, int], contributions: Iterable[int]) -> None:
+        """The version pays none but its own data."""
+        snapshots = self._snapshots_of(which)
+        for number in contributions:
+            self._check_credit(snapshots, number)
 
     def _admit(self, which: tuple[int, int]) -> tuple[tuple[int, int, int], ...]:
         """The prices that hold now for a version that may be served; the dearest is the ceiling."""
@@ -396,15 +356,13 @@ class _Versions:
         # For a while both hold: an order made before the change may settle after it.
         return (new, old) if now_ms < found.changed_ms + _notice_ms(state) else (new,)
 
-    def _check_credit(self, which: tuple[int, int], number: int) -> None:
-        if which not in self._snapshots:
-            self._snapshots[which] = self._snapshots_of(which)
+    def _check_credit(self, snapshots: Sequence[tables.Snapshot], number: int) -> None:
         found = self._state.find(tables.CONTRIBUTION, number)
         if found is None or found.kind not in CREDITED_KINDS:
             raise Invalid("bundle.credits", contribution=number)
         if found.status not in CREDITED_STATUSES or not found.accepted_ms:
             raise Invalid("bundle.credits", contribution=number, status=found.status)
-        for snapshot in self._snapshots[which]:
+        for snapshot in snapshots:
             # Accepted by then too: a review may end after a snapshot that its number precedes.
             is_older = number <= snapshot.last_contribution
             is_older = is_older and found.accepted_ms <= snapshot.made_ms

@@ -37,12 +37,14 @@ from node.ledger.wire.orders import (
     voucher_message,
 )
 from node.ledger.wire.receipts import (
+    BPS,
     CREDITS_BYTES_MAX,
     RECEIPT_BYTES_MAX,
     Credits,
     Receipt,
-    decode_credits,
+    decode_many_credits,
     decode_receipt,
+    decode_receipts,
     receipt_message,
 )
 
@@ -122,12 +124,26 @@ class CheckedSection(NamedTuple):
     acknowledged: bool
 
 
+class VersionFees(NamedTuple):
+    """What one bundle brings to one model version.
+
+    `weights`: contribution → Σ fee × share in bps. `unattributed`: Σ fee × 10,000 of receipts
+    with empty credits.
+    """
+
+    fees: int
+    receipts: int
+    weights: dict[int, int]
+    unattributed: int
+
+
 class CheckedBundle(NamedTuple):
-    """A bundle that has passed A1 to A7."""
+    """A bundle that has passed A1 to A7; `versions` by (model, version)."""
 
     hash: bytes
     header: BundleHeader
     sections: tuple[CheckedSection, ...]
+    versions: dict[tuple[int, int], VersionFees]
 
 
 _TOTAL: Final = Record(U63, U32, U63)
@@ -268,8 +284,9 @@ def verify(
         _verify_section(chain_id, key, spender_key, section, part)
         for section, part in zip(places, parts, strict=True)
     )
-    _check_totals(header, parts, checked, min_receipt_fee)
-    return CheckedBundle(bundle.hash, header, checked)
+    versions = _sum_fees(checked)
+    _check_totals(header, parts, checked, versions, min_receipt_fee)
+    return CheckedBundle(bundle.hash, header, checked, versions)
 
 
 def check_bytes(bundle: Bundle) -> tuple[BundleHeader, tuple[BodyPart, ...]]:
@@ -357,21 +374,18 @@ def _check_receipts(
     section: Section, part: BodyPart
 ) -> tuple[tuple[Receipt, ...], tuple[Credits, ...]]:
     """A5: the receipts are of this lane, in order, and each has the credits that it names."""
-    receipts, shares = [], []
     channel, lane, seq = section.channel, section.lane, section.from_seq
     try:
-        for raw, credits_raw in zip(part.receipts, part.credits, strict=True):
-            receipt = decode_receipt(raw)
+        receipts = decode_receipts(part.receipts)
+        for receipt, credits_raw in zip(receipts, part.credits, strict=True):
             if receipt.seq != seq or receipt.channel != channel or receipt.lane != lane:
                 raise Invalid("receipt.place", seq=receipt.seq)
             if sha256(credits_raw) != receipt.attribution_root:
                 raise Invalid("receipt.credits", seq=seq)
-            receipts.append(receipt)
-            shares.append(decode_credits(credits_raw))
             seq += 1
+        return tuple(receipts), tuple(decode_many_credits(part.credits))
     except Invalid as error:
-        raise Invalid("bundle.receipt", why=error.code, seq=seq) from None
-    return tuple(receipts), tuple(shares)
+        raise Invalid("bundle.receipt", **{**error.facts, "why": error.code}) from None
 
 
 def _verify_claim(
@@ -394,21 +408,50 @@ def _verify_claim(
         raise Invalid("bundle.acknowledgement", why="receipt signature")
 
 
+class _Sums:
+    """`VersionFees` in the making: a new tuple for each receipt would cost more than its sums."""
+
+    def __init__(self) -> None:
+        self.fees = self.receipts = self.unattributed = 0
+        self.weights: dict[int, int] = {}
+
+    def add(self, fee: int, credits: Credits) -> None:
+        """One receipt."""
+        self.fees += fee
+        self.receipts += 1
+        if not credits:
+            self.unattributed += fee * BPS
+        weights = self.weights
+        for contribution, share_bps in credits:
+            weights[contribution] = weights.get(contribution, 0) + fee * share_bps
+
+
+def _sum_fees(checked: Sequence[CheckedSection]) -> dict[tuple[int, int], VersionFees]:
+    found: dict[tuple[int, int], _Sums] = {}
+    for section in checked:
+        for receipt, credits in zip(section.receipts, section.credits, strict=True):
+            which = (receipt.model, receipt.model_version)
+            sums = found.get(which)
+            if sums is None:
+                sums = found[which] = _Sums()
+            sums.add(receipt.fee, credits)
+    return {
+        which: VersionFees(sums.fees, sums.receipts, sums.weights, sums.unattributed)
+        for which, sums in found.items()
+    }
+
+
 def _check_totals(
     header: BundleHeader,
     parts: Sequence[BodyPart],
     checked: Sequence[CheckedSection],
+    versions: dict[tuple[int, int], VersionFees],
     min_receipt_fee: int,
 ) -> None:
     """A7: the header says what the body holds."""
     leaves = [leaf for section in checked for leaf in section.leaves]
-    sums: dict[tuple[int, int], int] = {}
-    for section in checked:
-        for receipt in section.receipts:
-            which = (receipt.model, receipt.model_version)
-            sums[which] = sums.get(which, 0) + receipt.fee
-    totals = tuple((model, version, fee) for (model, version), fee in sorted(sums.items()))
-    fee_total = sum(sums.values())
+    totals = tuple((*which, versions[which].fees) for which in sorted(versions))
+    fee_total = sum(sums.fees for sums in versions.values())
     if len(leaves) != header.count or fee_total != header.fee_total or totals != header.totals:
         raise Invalid("bundle.totals", why="sums")
     if fee_total < min_receipt_fee * len(leaves):

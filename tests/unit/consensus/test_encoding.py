@@ -1,11 +1,14 @@
 """One value, one encoding: whatever bytes come, only canonical ones of the right shape pass."""
 
+from collections.abc import Sequence
+
 import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from consensus.primitives.encoding import (
+    DECODED_TOGETHER_MAX,
     INT_MAX,
     SIG,
     U8,
@@ -13,6 +16,7 @@ from consensus.primitives.encoding import (
     U32,
     U63,
     Bytes,
+    Decoder,
     Either,
     Fixed,
     H,
@@ -156,6 +160,55 @@ def test_arrays_are_bounded_before_they_are_built() -> None:
     raw = b"\xdd" + (1_000_000).to_bytes(4, "big") + b"\x90" * 1_000_000
     assert refusal(raw, ListOf(ListOf(U8, 2), 4), 2_000_000) == "x.malformed"
     assert refusal(b"\x91" * 900 + b"\x01", MANY, 2_000) == "x.malformed"
+
+
+def one_by_one(raws: Sequence[bytes], shape: Shape) -> list[object] | str:
+    try:
+        return [decode(raw, shape, 40, "x") for raw in raws]
+    except Invalid as refused:
+        return refused.code
+
+
+def many_at_once(raws: Sequence[bytes], shape: Shape) -> list[object] | str:
+    try:
+        return Decoder(shape, 40, "x").decode(raws)
+    except Invalid as refused:
+        return refused.code
+
+
+SHAPES = (PAIR, MANY, U63, Record(PAIR, U8), ListOf(MANY, 3), ListOf(U8, 3, 1))
+GOOD_OR_BAD = st.sampled_from(
+    [
+        *map(encode, [(7, b"x"), (8, b""), ((7, b"x"),), (), ((), ()), 3, (3,), ((1, b""), 2)]),
+        *map(encode, [(7, b"x" * 9), ((7, b"x"),) * 5, (-1, b""), (True, b""), b"ab", (b"ab",)]),
+        *[b"", b"\x92\x07", b"\x92\xcc\x07\xc4\x00", b"\xc1", b"\x01\x01", b"\x90" * 41],
+    ]
+)
+
+
+@given(st.sampled_from(SHAPES), st.lists(GOOD_OR_BAD | st.binary(max_size=6), max_size=6))
+def test_many_at_once_are_what_each_is_alone(shape: Shape, raws: list[bytes]) -> None:
+    assert many_at_once(raws, shape) == one_by_one(raws, shape)
+
+
+@given(st.lists(st.tuples(st.integers(0, INT_MAX), st.binary(max_size=8)), max_size=200))
+def test_more_than_are_decoded_together_come_back_in_order(rows: list[tuple[int, bytes]]) -> None:
+    assert many_at_once([encode(row) for row in rows], PAIR) == rows
+
+
+def test_many_that_are_cut_elsewhere_are_refused() -> None:
+    """The joined bytes are those of two good records; the byte strings are not."""
+    joined = encode((1, b"abc")) + encode((2, b"def"))
+    for at in range(len(joined) + 1):
+        raws = [joined[:at], joined[at:]]
+        expected = [(1, b"abc"), (2, b"def")] if at * 2 == len(joined) else "x.malformed"
+        assert many_at_once(raws, PAIR) == expected
+
+
+def test_first_bad_one_of_many_gives_the_reason() -> None:
+    raws = [encode((1, b""))] * (DECODED_TOGETHER_MAX + 3)
+    raws[-2:] = [b"\x92\xcc\x07\xc4\x00", b"\xc1"]
+    assert many_at_once(raws, PAIR) == "x.not_canonical"
 
 
 def test_wide_amounts_keep_their_order_as_bytes() -> None:

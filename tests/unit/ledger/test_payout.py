@@ -27,7 +27,8 @@ from consensus.primitives.errors import Invalid
 from node.ledger import purses, tables
 from node.ledger.parameters import DAY_MS, HOUR_MS, SPLITS
 from node.ledger.rules import payout
-from node.ledger.rules.channels import BundleFees, VersionFees
+from node.ledger.rules.channels import BundleFees
+from node.ledger.wire.bundles import VersionFees
 from node.ledger.wire.payouts import PayoutLeaf, check_amount, decode_payout, encode_payout
 
 BUCKET_MS = -(-(NOW_MS + DAY_MS) // HOUR_MS) * HOUR_MS

@@ -94,6 +94,15 @@ PROVIDER_FRAMES = tuple(
 )
 SINGLE_PROOFS = tuple(name for name in names("proof_") if name != "proof_dossier")
 
+
+def beside(decode_many: Callable[[list[bytes]], list[Any]], good: str, raw: bytes) -> Any:
+    """What a decoder of many makes of `raw` between two good ones."""
+    neighbour = EXAMPLES[good].raw
+    first, found, last = decode_many([neighbour, raw, neighbour])
+    assert first == last
+    return found
+
+
 # fmt: off
 PARSERS: dict[Callable[..., Any], Parser] = {
     messages.decode_vote: Parser(
@@ -132,6 +141,12 @@ PARSERS: dict[Callable[..., Any], Parser] = {
         payouts.decode_payout, payouts.encode_payout, names("payout_")),
     receipts.decode_receipt: Parser(
         receipts.decode_receipt, receipts.encode_receipt, ("receipt",)),
+    receipts.decode_receipts: Parser(
+        lambda raw: beside(receipts.decode_receipts, "receipt", raw),
+        receipts.encode_receipt, ("receipt",)),
+    receipts.decode_many_credits: Parser(
+        lambda raw: beside(receipts.decode_many_credits, "credits", raw),
+        receipts.encode_credits, ("credits",)),
     receipts.decode_credits: Parser(
         receipts.decode_credits, receipts.encode_credits, names("credits")),
     transactions.decode_transaction: Parser(

@@ -92,6 +92,7 @@ class ProviderAnswer:
     reward_account: Account
     status: str  # "active", "paused"
     takes_channels: bool  # active, and bonded with enough
+    last_bundle: int  # the number of the last one that settled, 0 for none
     bonded: Grains
     channels: int  # to it that are not closed
 

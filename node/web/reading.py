@@ -193,6 +193,7 @@ def find_provider(view: View, account: bytes) -> answers.ProviderAnswer | None:
         reward_account=found.reward_account,
         status="active" if found.status == tables.PROVIDER_ACTIVE else "paused",
         takes_channels=is_active_provider(state, account),
+        last_bundle=found.bundle_seq,
         bonded=bonded(state, tables.ROLE_PROVIDER, account),
         channels=served_channels(state, account),
     )

@@ -1,19 +1,24 @@
-"""`olnode bench settle`, on one core: a bundle's check beside two signatures a receipt.
+"""`olnode bench settle`: a bundle's check beside two signatures a receipt, then four daemons.
 
 The whole check that a block's execution needs: sizes, shapes, canonical bytes, signatures, sums and
 roots (A1 to A7 of page 30 §8), then channels, lanes, prices and credits against the state (B1 to
 B4), with the money moved. One bundle of 4,000 receipts, ten a section, a channel for each section,
 four credits a receipt. The naive way beside it verifies the payer's and the provider's
 signature of each receipt, and does nothing else. CPU time, in one process by turns, medians.
+The daemons, and what they leave on the disk: `settling.py`.
 """
 
 import argparse
 import random
 import statistics
+import tempfile
 import time
+from pathlib import Path
 from typing import Final, NamedTuple
 
-from bench.protocol import AT_LEAST, Budget, finish
+import trio
+from bench import settling
+from bench.protocol import AT_LEAST, AT_MOST, Budget, finish, quiet
 from bundle_kit import LaneSession
 from ledger_kit import (
     CHAIN,
@@ -41,9 +46,15 @@ CREDITS: Final = ((1, 4_000), (2, 3_000), (3, 2_000), (4, 1_000))
 TOKENS: Final = (812, 143)  # in, out
 ROUNDS: Final = 15
 NAIVE: Final = 400  # receipts of a naive round
+SECONDS: Final = 60.0
+PER_SECOND_MAX: Final = 5_000
 BUDGETS: Final = (
     Budget("check_receipts_per_cpu_s", AT_LEAST, 100_000),
     Budget("ratio", AT_LEAST, 8),
+    Budget("settled_per_s_4_validators", AT_LEAST, 2_000),
+    Budget("lost", AT_MOST, 0),
+    Budget("bytes_per_receipt_disk", AT_MOST, 150),
+    Budget("bytes_per_receipt_window", AT_MOST, 350),
 )
 
 
@@ -78,7 +89,7 @@ def make(sections: int = SECTIONS) -> Made:
 def measure(
     *, sections: int = SECTIONS, rounds: int = ROUNDS, naive: int = NAIVE
 ) -> dict[str, object]:
-    """The figures of page 80 that one core can give."""
+    """The figures of one core."""
     made, pair = make(sections), _signed_pair()
     admitting, applying, verifying = [], [], []
     for _ in range(rounds):
@@ -139,9 +150,16 @@ def _naive_cpu_s(pair: Pair, receipts: int) -> float:
 def main() -> None:
     """The command line of `olnode bench settle`."""
     parser = argparse.ArgumentParser(prog="olnode bench settle")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of one core's figures")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of load on four daemons")
+    parser.add_argument("--per-second-max", type=int, default=PER_SECOND_MAX, help="receipts made")
     given = parser.parse_args()
-    finish(measure(rounds=given.rounds), BUDGETS)
+    quiet()
+    figures = measure(rounds=given.rounds)
+    with tempfile.TemporaryDirectory(prefix="olnode-bench-") as folder:
+        run = settling.run
+        figures |= trio.run(run, Path(folder), given.seconds, given.per_second_max)
+    finish(figures, BUDGETS)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
-from bench import proofs, settle, state
+import pytest
+import trio
+from bench import proofs, settle, settling, state
 
 SCHEMAS = json.loads((Path(__file__).parents[1] / "vectors/cli/schemas.json").read_text())
 SHELL = {"budgets", "machine", "versions", "load"}  # added by `olnode bench`
@@ -30,5 +32,12 @@ def test_the_proofs_of_an_answer_are_measured() -> None:
 
 def test_a_bundles_check_is_measured_and_leaves_the_state_alone() -> None:
     figures = settle.measure(sections=4, rounds=2, naive=2)
-    assert promised("settle") <= figures.keys()
+    assert {budget.key for budget in settle.BUDGETS[:2]} <= figures.keys()
     assert min(figures.values()) > 0
+
+
+@pytest.mark.slow
+def test_four_daemons_settle_all_that_they_are_told(tmp_path: Path) -> None:
+    figures = trio.run(settling.run, tmp_path, 5.0, 3_000)
+    assert promised("settle") <= figures.keys() | settle.measure(sections=1, rounds=1).keys()
+    assert figures["lost"] == 0 < figures["settled"]

@@ -108,6 +108,7 @@ def test_provider_tells_where_it_is_paid_and_whether_it_takes_channels(told: Tol
     assert found is not None
     assert (found.key, found.reward_account) == (PROVIDER.key,) * 2
     assert (found.status, found.takes_channels, found.channels) == ("active", True, 1)
+    assert found.last_bundle == 1
     assert found.bonded > 0
     assert reading.find_provider(told.view(), CREATOR.key) is None
 

@@ -74,6 +74,11 @@ class Report(NamedTuple):
     refusal: Invalid | None
     asserted: tuple[str, ...]  # what only the quorum asserts
 
+    @property
+    def shown(self) -> list[str]:
+        """What each proof shows, in words."""
+        return [_told(proof.shown)[1] for proof in self.proofs]
+
 
 def trust_genesis(genesis: Genesis) -> Trust:
     """Believe the genesis: its chain id and its validators, as long as their powers stay."""

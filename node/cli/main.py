@@ -27,6 +27,7 @@ NOUNS: Final = {  # noun -> module of node.cli, help
     "stop": ("stop", "end the running node in order"),
     "infer": ("infer", "ask a model and pay for the answer"),
     "light": ("light", "follow headers, for verify"),
+    "prove": ("prove", "a file that shows what the ledger holds"),
     "verify": ("verify", "check a proof file, offline"),
     "earnings": ("earnings", "what an account earned, and why"),
     "tx": ("tx", "make, sign and send transactions"),

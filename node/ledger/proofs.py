@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 from consensus.certificate import PRECOMMIT, decode_certificate, verify_certificate
 from consensus.header import FIELDS, Header, field_leaf, field_number
 from consensus.primitives import merkle
+from consensus.primitives.digest import sha256
 from consensus.primitives.encoding import (
     U8,
     U16,
@@ -244,10 +245,19 @@ def prove_state(
     header: Header, link: bytes, read_node: tree.ReadNode, record: bytes, key: bytes,
     value: bytes | None,
 ) -> ProofFile:  # fmt: skip
-    """A flat key as of the header's block: `record` is the tree's root record at that height."""
+    """A flat key as of the header's block: `record` is the tree's root record at that height.
+
+    `value` is what the key holds now; its absence then is proved whatever that is. Raises Invalid
+    `ledger.record_changed` when it held something else then.
+    """
     proof = tree.prove(read_node, record, key)
-    leaf = b"" if proof.leaf is None else proof.leaf.key + proof.leaf.value
-    return _proof(header, STATE, (key, value or b"", leaf, proof.siblings), link)
+    met = proof.leaf
+    if met is None or met.key != sha256(key):
+        value = b""
+    elif value is None or met.value != sha256(value):
+        raise Invalid("ledger.record_changed", height=header.height)
+    leaf = b"" if met is None else met.key + met.value
+    return _proof(header, STATE, (key, value, leaf, proof.siblings), link)
 
 
 def prove_transaction(

@@ -9,6 +9,7 @@ What this file does not know: who asks, and what a proof is good for.
 
 from consensus.certificate import encode_certificate
 from consensus.header import Header
+from consensus.primitives.errors import Invalid
 from node.ledger.execute import encode_tx_leaf
 from node.ledger.proofs import (
     ProofFile,
@@ -67,13 +68,21 @@ def payout_proofs(
     return [prove_payout(header, link, leaves, place) for place in places]
 
 
-def state_proof(view: View, key: bytes, *, trusted: int | None = None) -> ProofFile | None:
-    """A flat key of the newest state, its record or its absence; None before the first block."""
-    header = view.tip.header
+def state_proof(
+    view: View, key: bytes, height: int | None = None, *, trusted: int | None = None
+) -> ProofFile | None:
+    """A flat key after block `height` (the newest by default), its record or its absence.
+
+    None where there is no such block. Raises Invalid `ledger.pruned` when the tree of that height
+    is gone, and `ledger.record_changed` when the record is: only its newest bytes are kept.
+    """
+    header = view.tip.header if height is None else view.header(height)
     link = None if header is None else link_of(view, header, trusted)
     if header is None or link is None:
         return None
-    base = view.base
+    base = view.base_at(header.height)
+    if base is None:
+        raise Invalid("ledger.pruned", height=header.height)
     return prove_state(header, link, base.read_node, base.tree_root, key, base.read(key))
 
 

@@ -159,6 +159,11 @@ class View:
         """A fresh typed view of the state; one user each (it caches what it reads)."""
         return State(self.base)
 
+    def base_at(self, height: int) -> Base | None:
+        """The tree after block `height` beside the newest records; None when it was pruned."""
+        root = self.reader.get(keyspace.ROOT + keyspace.u64(height))
+        return None if root is None else self.base._replace(tree_root=root)
+
     # -- blocks
 
     def record(self, height: int) -> BlockRecord | None:

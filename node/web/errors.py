@@ -20,7 +20,7 @@ STATUS_OF: Final = {  # page 80, "Answer"; any other reason is the caller's: 400
     "method": 405, "too_large": 413, "media_type": 415,
     "payment_required": 402, "budget_exhausted": 402, "channel_exhausted": 402,
     "fee_max": 402, "locked_max": 402, "insufficient": 402, "cannot_pay": 402,
-    "already_charged": 409,
+    "already_charged": 409, "record_changed": 409, "pruned": 410,
     "check_failed": 502,
     "no_provider": 503, "refused": 503, "channel": 503, "no_statement": 503, "no_index": 404,
     "not_ready": 503, "draining": 503, "no_proof": 404,

@@ -15,10 +15,12 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from consensus.primitives.errors import Invalid
+from node.ledger import tables
 from node.ledger.addresses import account_of
 from node.web import answers
-from node.web.requests import check_parameters, number_of, read_body, route
+from node.web.requests import check_parameters, number_in, number_of, read_body, route
 
+VERSION_MAX: Final = 2**32 - 1
 LIST_MAX: Final = 100
 LIST_DEFAULT: Final = 50
 TRANSACTION_BYTES_MAX: Final = 65_536
@@ -40,8 +42,9 @@ class Ledger:
 
     `submit` takes the wire bytes of a signed transaction and returns its id once the pool has it;
     raises Invalid with page 30's word and `number`. `find_shares` may ask the receipt's provider.
-    `prove_*` return the bytes of a proof file, or
-    None while nothing that a header commits to holds the subject. `list_*(after, limit)` give
+    `prove_*` return the bytes of a proof file, or None while nothing that a header commits to holds
+    the subject; `prove_state(flat key, height or None)` raises as `state_file` does.
+    `list_*(after, limit)` give
     numbers greater than `after`, ascending. Only `latest_height` is answered in the loop.
     """
 
@@ -55,8 +58,8 @@ class Ledger:
     find_receipt: Callable[[bytes], Awaitable[answers.ReceiptAnswer | None]]
     find_shares: Callable[[bytes], Awaitable[answers.Shares | None]]
     prove_receipt: Callable[[bytes], Awaitable[bytes | None]]
-    prove_account: Callable[[bytes], Awaitable[bytes | None]]
-    prove_contribution: Callable[[int], Awaitable[bytes | None]]
+    prove_transaction: Callable[[bytes], Awaitable[bytes | None]]
+    prove_state: Callable[[bytes, int | None], Awaitable[bytes | None]]
     list_models: Callable[[int, int], Awaitable[tuple[answers.ModelAnswer, ...]]]
     list_datanets: Callable[[int, int], Awaitable[tuple[answers.DatanetAnswer, ...]]]
     list_contributions: Callable[[int, int, int], Awaitable[answers.ContributionPage]]
@@ -85,9 +88,23 @@ def routes(ledger: Ledger) -> list[Route]:
         query = earnings_query(request)
         return shown(await ledger.find_earnings(account_in_path(request), query), "account")
 
+    async def state_proof(request: Request, key: bytes) -> Response:
+        check_parameters(request, "height")
+        asked = "height" in request.query_params
+        height = number_in(request, "height") if asked else None
+        return proof(request, await ledger.prove_state(key, height))
+
     async def account_proof(request: Request) -> Response:
-        check_parameters(request)
-        return proof(request, await ledger.prove_account(account_in_path(request)))
+        key = tables.ACCOUNT.flat_key((account_in_path(request),))
+        return await state_proof(request, key)
+
+    async def channel_proof(request: Request) -> Response:
+        return await state_proof(request, tables.CHANNEL.flat_key((hash_in_path(request),)))
+
+    async def version_proof(request: Request) -> Response:
+        model = number_of(request.path_params["model"], "model")
+        version = number_of(request.path_params["version"], "version", VERSION_MAX)
+        return await state_proof(request, tables.VERSION.flat_key((model, version)))
 
     async def block(request: Request) -> Response:
         check_parameters(request)
@@ -125,9 +142,12 @@ def routes(ledger: Ledger) -> list[Route]:
         return page("snapshots", await ledger.list_snapshots(*paging(request)))
 
     async def contribution_proof(request: Request) -> Response:
-        check_parameters(request)
         number = number_of(request.path_params["number"], "contribution")
-        return proof(request, await ledger.prove_contribution(number))
+        return await state_proof(request, tables.CONTRIBUTION.flat_key((number,)))
+
+    async def transaction_proof(request: Request) -> Response:
+        check_parameters(request)
+        return proof(request, await ledger.prove_transaction(hash_in_path(request)))
 
     async def validators(request: Request) -> Response:
         check_parameters(request)
@@ -147,14 +167,17 @@ def routes(ledger: Ledger) -> list[Route]:
         route("GET", "/ledger/accounts/{account}/earnings", earnings),
         route("GET", "/ledger/accounts/{account}/proof", account_proof),
         route("GET", "/ledger/channels/{id}", channel),
+        route("GET", "/ledger/channels/{id}/proof", channel_proof),
         route("GET", "/ledger/providers/{account}", provider),
         route("GET", "/ledger/blocks/{height}", block),
         route("GET", "/ledger/transactions/{id}", transaction),
+        route("GET", "/ledger/transactions/{id}/proof", transaction_proof),
         route("POST", "/ledger/transactions", submit),
         route("GET", "/ledger/receipts/{id}", receipt),
         route("GET", "/ledger/receipts/{id}/shares", receipt_shares),
         route("GET", "/ledger/receipts/{id}/proof", receipt_proof),
         route("GET", "/ledger/models", models),
+        route("GET", "/ledger/models/{model}/versions/{version}/proof", version_proof),
         route("GET", "/ledger/datanets", datanets),
         route("GET", "/ledger/datanets/{datanet}/contributions", contributions),
         route("GET", "/ledger/contributions/{number}/proof", contribution_proof),

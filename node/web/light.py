@@ -15,7 +15,7 @@ from starlette.routing import Route
 from consensus.primitives.errors import Invalid
 from node.web import answers
 from node.web.ledger import LIST_MAX, account_in_path, hash_in_path, page, proof, shown
-from node.web.requests import check_parameters, number_of, route
+from node.web.requests import check_parameters, number_in, route
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +64,3 @@ def routes(light: Light) -> list[Route]:
         route("GET", "/light/receipts/{id}/proof", receipt_proof),
         route("GET", "/light/accounts/{account}/proof", account_proof),
     ]
-
-
-def number_in(request: Request, param: str) -> int:
-    """A number of the query; 0 where it is not given."""
-    return number_of(request.query_params.get(param, "0"), param)

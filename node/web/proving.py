@@ -1,4 +1,4 @@
-"""Proof files from this node's chain: receipts with their payouts, accounts, contributions.
+"""Proof files from this node's chain: receipts with payouts, records of the state, transactions.
 
 Why a receipt comes with payouts: who holds the file should see, from one trusted block, that the
 answer was settled and that its credits were paid. The largest credits come first, as many as one
@@ -17,7 +17,7 @@ from node.ledger.proofs import (
 )
 from node.ledger.wire.payouts import decode_payout
 from node.ledger.wire.receipts import decode_credits, decode_receipt
-from node.storage.proving import payout_proofs, receipt_proof, state_proof
+from node.storage.proving import payout_proofs, receipt_proof, state_proof, transaction_proof
 from node.storage.views import FoundReceipt, View
 
 
@@ -39,18 +39,18 @@ def receipt_file(view: View, receipt_id: bytes, trusted: int | None = None) -> b
     return raw
 
 
-def account_file(view: View, account: bytes) -> bytes | None:
-    """The account's record, or its absence, under the newest block; None before the first."""
-    return _state_file(view, tables.ACCOUNT.flat_key((account,)))
+def state_file(view: View, key: bytes, height: int | None = None) -> bytes | None:
+    """The record under a flat key, or its absence, after block `height`, by default the newest.
+
+    None where there is no such block. Raises Invalid `ledger.pruned` and `ledger.record_changed`.
+    """
+    proof = state_proof(view, key, height)
+    return None if proof is None else encode_proof(proof)
 
 
-def contribution_file(view: View, number: int) -> bytes | None:
-    """The contribution's record: whose it is, and what it has earned; or its absence."""
-    return _state_file(view, tables.CONTRIBUTION.flat_key((number,)))
-
-
-def _state_file(view: View, key: bytes) -> bytes | None:
-    proof = state_proof(view, key)
+def transaction_file(view: View, tx_id: bytes) -> bytes | None:
+    """That a transaction stands in a block, and with which code it ended."""
+    proof = transaction_proof(view, tx_id)
     return None if proof is None else encode_proof(proof)
 
 

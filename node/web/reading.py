@@ -38,7 +38,7 @@ from node.web.naming import (
     model_name,
     owner_of,
 )
-from node.web.proving import account_file, contribution_file, receipt_file
+from node.web.proving import receipt_file, state_file, transaction_file
 from node.web.standing import accusation, list_validators
 
 READS_AT_ONCE_MAX: Final = 2
@@ -101,8 +101,8 @@ def make_ledger(
         find_receipt=lambda receipt: read(lambda view: find_receipt(view, receipt)),
         find_shares=find_shares,
         prove_receipt=lambda receipt: read(lambda view: receipt_file(view, receipt)),
-        prove_account=lambda account: read(lambda view: account_file(view, account)),
-        prove_contribution=lambda number: read(lambda view: contribution_file(view, number)),
+        prove_transaction=lambda tx_id: read(lambda view: transaction_file(view, tx_id)),
+        prove_state=lambda key, height: read(lambda view: state_file(view, key, height)),
         list_models=read_models,
         list_datanets=lambda after, limit: read(lambda view: list_datanets(view, after, limit)),
         list_contributions=lambda datanet, after, limit: read(
@@ -121,7 +121,7 @@ def make_light(reading: Reading) -> Light:
     return Light(
         find_block=lambda height: find_light_block(view(), height),
         prove_receipt=lambda receipt, trusted: receipt_file(view(), receipt, trusted),
-        prove_account=lambda account: account_file(view(), account),
+        prove_account=lambda account: state_file(view(), tables.ACCOUNT.flat_key((account,))),
     )
 
 

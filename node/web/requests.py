@@ -75,13 +75,18 @@ def check_parameters(request: Request, *known: str) -> None:
             raise Invalid("request.unknown_parameter", param=name[:64])
 
 
-def number_of(text: str, param: str) -> int:
-    """A plain decimal number 0..2^63-1 from a path or query."""
+def number_of(text: str, param: str, largest: int = 2**63 - 1) -> int:
+    """A plain decimal number 0..`largest` from a path or query."""
     if text.isascii() and text.isdigit() and len(text) <= NUMBER_DIGITS_MAX:
         number = int(text)
-        if number < 2**63:
+        if number <= largest:
             return number
     raise Invalid("request.bad_parameter", param=param)
+
+
+def number_in(request: Request, param: str) -> int:
+    """A number of the query; 0 where it is not given."""
+    return number_of(request.query_params.get(param, "0"), param)
 
 
 async def not_found(_request: Any, _error: Exception) -> Response:

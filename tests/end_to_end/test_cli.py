@@ -155,6 +155,34 @@ def test_transfer_is_settled_and_found_again(home: Path, tmp_path: Path) -> None
         assert (shown["type_name"], shown["height"]) == ("Transfer", sent.told["height"])
 
 
+def test_what_is_proved_is_verified_without_the_node(home: Path, tmp_path: Path) -> None:
+    """Each file from the running node, then by the genesis alone; one there already is kept."""
+    sent = olnode(home, "tx", "transfer", BOB, "0.5", "--from", "spending", "-o", "json").told
+    height = str(sent["height"])
+    subjects = [
+        ("account", BOB, "holds"),
+        ("account", BOB, "holds", "--height", height),
+        ("channel", "00" * 32, "is absent"),
+        ("contribution", "1", "is absent"),
+        ("tx", sent["transaction"], "Transfer of "),
+    ]
+    for number, (kind, subject, shows, *more) in enumerate(subjects):
+        file = tmp_path / f"{number}.proof"
+        made = olnode(home, "prove", kind, subject, str(file), *more, "-o", "json")
+        assert made.status == 0, made.err
+        assert shows in " ".join(made.told["shown"])
+        assert made.told["bytes"] == file.stat().st_size
+        checked = olnode(tmp_path, "verify", str(file), "--genesis", str(home / "genesis"))
+        assert (checked.status, checked.out.endswith("VERIFIED\n")) == (0, True)
+    again = olnode(home, "prove", "account", BOB, str(tmp_path / "0.proof"))
+    assert (again.status, "is there already" in again.err) == (2, True)
+    changed = olnode(
+        home, "prove", "account", BOB, str(tmp_path / "no"), "--height", "1", "-o", "json"
+    )
+    assert (changed.status, changed.told["code"]) == (1, "ledger.record_changed")
+    assert not (tmp_path / "no").exists()
+
+
 def test_signed_elsewhere_is_sent_here(home: Path, tmp_path: Path) -> None:
     file = str(tmp_path / "tx")
     words = ("tx", "transfer", BOB, "1", "--from", "spending", "--offline", file)

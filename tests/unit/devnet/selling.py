@@ -15,6 +15,7 @@ from stored_kit import Told
 
 from node.devnet.goods import Good, Goods
 from node.devnet.people import People, Person, Settled
+from node.ledger import tables
 from node.ledger.addresses import account_of
 from node.ledger.genesis import encode_genesis
 from node.training import demo_texts, demo_world
@@ -60,9 +61,9 @@ class SellingNode:
             case ["ledger", "receipts", text, "proof"]:
                 found = proving.receipt_file(view, bytes.fromhex(text))
             case ["ledger", "accounts", text, "proof"]:
-                found = proving.account_file(view, account_of(text))
+                found = proving.state_file(view, tables.ACCOUNT.flat_key((account_of(text),)))
             case ["ledger", "contributions", number, "proof"]:
-                found = proving.contribution_file(view, int(number))
+                found = proving.state_file(view, tables.CONTRIBUTION.flat_key((int(number),)))
         assert found is not None
         return found
 

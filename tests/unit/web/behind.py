@@ -9,6 +9,7 @@ from typing import Any, ParamSpec, TypeVar
 import trio
 
 from consensus.primitives.errors import Invalid
+from node.ledger import tables
 from node.ledger.parameters import devnet_parameters
 from node.ledger.wire.codes import code_name
 from node.web import answers
@@ -204,6 +205,14 @@ class Behind:
         self.asked.append(trusted)
         return b"\0proof" if receipt == ID else None
 
+    def prove_state(self, key: bytes, height: int | None) -> bytes | None:
+        self.asked.append((key, height))
+        if height == 1:
+            raise Invalid("ledger.pruned", height=1)
+        if height == 2:
+            raise Invalid("ledger.record_changed", height=2)
+        return b"\0proof" if key == tables.CONTRIBUTION.flat_key((7,)) else None
+
     async def store_goods(self, kind: int, identity: bytes, folder: Path) -> None:
         if self.goods_refusal is not None:
             raise self.goods_refusal
@@ -221,8 +230,8 @@ class Behind:
             find_receipt=later(lambda receipt: None),
             find_shares=self.find_shares,
             prove_receipt=later(lambda receipt: b"\0proof" if receipt == ID else None),
-            prove_account=later(lambda account: None),
-            prove_contribution=later(lambda number: b"\0proof" if number == 7 else None),
+            prove_transaction=later(lambda tx_id: b"\0proof" if tx_id == ID else None),
+            prove_state=later(self.prove_state),
             list_models=later(self.list_models),
             list_datanets=later(lambda after, limit: page(self.datanets, after, limit)),
             list_contributions=later(self.list_contributions),

@@ -210,6 +210,13 @@ BAD_REQUESTS = [  # method, target, body, media type -> status, code
     ("GET", "/ledger/receipts/" + "00" * 32 + "/shares", b"", "", 404, "receipt.not_found"),
     ("GET", "/ledger/contributions/8/proof", b"", "", 404, "ledger.no_proof"),
     ("GET", "/ledger/contributions/x/proof", b"", "", 400, "request.bad_parameter"),
+    ("GET", "/ledger/contributions/7/proof?height=1", b"", "", 410, "ledger.pruned"),
+    ("GET", "/ledger/contributions/7/proof?height=2", b"", "", 409, "ledger.record_changed"),
+    ("GET", "/ledger/contributions/7/proof?height=x", b"", "", 400, "request.bad_parameter"),
+    ("GET", "/ledger/models/1/versions/4294967296/proof", b"", "", 400, "request.bad_parameter"),
+    ("GET", "/ledger/models/1/versions/1/proof", b"", "", 404, "ledger.no_proof"),
+    ("GET", "/ledger/channels/AB/proof", b"", "", 400, "request.bad_id"),
+    ("GET", "/ledger/transactions/" + "00" * 32 + "/proof", b"", "", 404, "ledger.no_proof"),
     ("GET", "/light/receipts/" + "00" * 32 + "/proof", b"", "", 404, "ledger.no_proof"),
     (
         "GET",

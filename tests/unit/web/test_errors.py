@@ -28,6 +28,8 @@ CODES = [
     ("ledger.no_proof", 404),
     ("request.method", 405),
     ("payer.already_charged", 409),
+    ("ledger.record_changed", 409),
+    ("ledger.pruned", 410),
     ("request.too_large", 413),
     ("request.media_type", 415),
     ("request.internal", 500),

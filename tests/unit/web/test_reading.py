@@ -12,6 +12,8 @@ from bundle_kit import Party, party
 from chain_kit import CONTRIBUTORS, CREATOR, OPEN, PAYER, PROVIDER, TERMS, rotation
 from stored_kit import CREDITS, Stored, Told
 
+from consensus.primitives.errors import Invalid
+from node.ledger import tables
 from node.ledger.addresses import account_text
 from node.ledger.rules.registry import LICENCES
 from node.ledger.wire.transactions import (
@@ -321,10 +323,17 @@ def test_receipt_file_verifies_from_the_genesis_alone(told: Told) -> None:
     assert {proof.height for proof in report.proofs} == {told.paid_height}
 
 
+NEWCOMER = party("newcomer").key
+
+
+def account_key(account: bytes) -> bytes:
+    return tables.ACCOUNT.flat_key((account,))
+
+
 def test_account_file_shows_balance_or_absence(told: Told) -> None:
     view, trust = told.view(), trust_genesis(told.made.genesis)
-    present = proving.account_file(view, CREATOR.key)
-    absent = proving.account_file(view, b"\xee" * 32)
+    present = proving.state_file(view, account_key(CREATOR.key))
+    absent = proving.state_file(view, account_key(b"\xee" * 32))
     assert present is not None
     assert absent is not None
     assert "holds" in examine(present, trust).steps[1].detail
@@ -333,18 +342,82 @@ def test_account_file_shows_balance_or_absence(told: Told) -> None:
 
 
 def test_contribution_file_shows_whose_it_is_and_what_it_earned(told: Told) -> None:
-    raw = proving.contribution_file(told.view(), 3)
+    raw = proving.state_file(told.view(), tables.CONTRIBUTION.flat_key((3,)))
     assert raw is not None
     report = examine(raw, trust_genesis(told.made.genesis))
     assert report.refusal is None
     assert account_text(CONTRIBUTORS[2].key) in report.steps[1].detail
 
 
+def test_channel_and_version_are_shown_by_their_records(told: Told) -> None:
+    receipt = reading.find_receipt(told.view(), told.receipt)
+    assert receipt is not None
+    for key in (
+        tables.CHANNEL.flat_key((receipt.channel,)),
+        tables.VERSION.flat_key((1, 1)),
+        tables.VERSION.flat_key((1, 2)),  # there is none
+    ):
+        raw = proving.state_file(told.view(), key)
+        assert raw is not None
+        report = examine(raw, trust_genesis(told.made.genesis))
+        assert report.refusal is None
+        assert ("is absent" in report.steps[1].detail) == key.endswith(b"\0\0\0\2")
+
+
+def test_transaction_file_shows_its_code(told: Told) -> None:
+    block = reading.find_block(told.view(), 1)
+    assert block is not None
+    raw = proving.transaction_file(told.view(), block.transactions[0])
+    assert raw is not None
+    assert examine(raw, trust_genesis(told.made.genesis)).refusal is None
+    assert proving.transaction_file(told.view(), bytes(32)) is None
+
+
+def test_earlier_block_proves_what_is_as_it_was_then_and_what_was_not_yet(tmp_path: Path) -> None:
+    made = Stored(tmp_path, keep_versions=3)
+    made.block(made.tx(PAYER, Transfer(NEWCOMER, 5, b"")))
+    for _ in range(4):
+        made.block(made.tx(PAYER, Transfer(CREATOR.key, 1, b"")))
+    view, trust = made.chain.view(), trust_genesis(made.genesis)
+    assert view.height == 5
+
+    def told(account: bytes, height: int) -> str:
+        try:
+            raw = proving.state_file(view, account_key(account), height)
+        except Invalid as refused:
+            return refused.code
+        assert raw is not None
+        report = examine(raw, trust)
+        assert report.refusal is None
+        assert report.proofs[0].height == height
+        return "absent" if "is absent" in report.steps[1].detail else "holds"
+
+    assert told(NEWCOMER, 3) == told(NEWCOMER, 5) == "holds"
+    assert told(b"\xee" * 32, 3) == "absent"
+    assert told(PAYER.key, 5) == "holds"
+    assert told(PAYER.key, 3) == "ledger.record_changed"
+    assert told(NEWCOMER, 1) == "ledger.pruned"
+    assert proving.state_file(view, account_key(NEWCOMER), 6) is None
+    made.chain.close()
+
+
+def test_absence_is_proved_of_a_block_before_the_record_came(tmp_path: Path) -> None:
+    made = Stored(tmp_path)
+    made.block(made.tx(PAYER, Transfer(CREATOR.key, 1, b"")))
+    made.block(made.tx(PAYER, Transfer(NEWCOMER, 5, b"")))
+    raw = proving.state_file(made.chain.view(), account_key(NEWCOMER), 1)
+    assert raw is not None
+    report = examine(raw, trust_genesis(made.genesis))
+    assert report.refusal is None
+    assert "is absent" in report.steps[1].detail
+    made.chain.close()
+
+
 def test_proof_file_with_any_byte_changed_is_refused(told: Told) -> None:
     trust = trust_genesis(told.made.genesis)
     for raw in (
         proving.receipt_file(told.view(), told.receipt),
-        proving.account_file(told.view(), CREATOR.key),
+        proving.state_file(told.view(), account_key(CREATOR.key)),
     ):
         assert raw is not None
         for place in range(0, len(raw), 13):

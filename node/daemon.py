@@ -28,6 +28,7 @@ from node.ledger.addresses import account_of
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.receipts import COMPLETE, Receipt, receipt_id
 from node.light import trust_options
+from node.neighbours import make_peers
 from node.observe import get_log, seldom
 from node.peering import pace
 from node.peering.accusing import Accusing
@@ -534,7 +535,7 @@ class Node:
         return Backend(
             status=self._telling.status,
             checks=self._telling.checks,
-            peers=self._telling.peers,
+            peers=make_peers(self._network),
             infer=self._infer,
             stop=self._stop.set,
             store_goods=self._store_goods,

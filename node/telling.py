@@ -19,7 +19,6 @@ from node.shop import Shop
 from node.storage.ground import Ground
 from node.web import answers
 from p2p.network import Network
-from p2p.peers import peer_id_text
 
 LAG_BLOCKS_MAX: Final = 2
 
@@ -105,20 +104,6 @@ class Telling:
             build=installed_version("olnode"),
             ready=all(checks.values()),
             checks=checks,
-        )
-
-    def peers(self) -> tuple[answers.Peer, ...]:
-        """Every connected peer."""
-        return tuple(
-            answers.Peer(
-                peer_id=peer_id_text(view.peer),
-                address=view.addresses[0] if view.addresses else "",
-                direction="out" if view.outbound else "in",
-                rtt_ms=view.ping_ms or 0,
-                height=view.facts.height,
-                score=view.score,
-            )
-            for view in self.network.peers()
         )
 
     def find_pending(self, tx_id: bytes) -> bytes | None:

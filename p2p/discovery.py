@@ -89,6 +89,13 @@ class Discovery:
         members.on_admitted.append(self._note_admitted)
         members.on_wrong_chain.append(self._set_aside)
 
+    def add(self, peer: PeerId, address: Address) -> None:
+        """The operator names a peer: dialled at once, whatever became of earlier tries."""
+        entry = self._book.configure(peer, address)
+        entry.due_s = entry.aside_until_s = 0.0
+        entry.failures, entry.tries = 0, len(entry.configured) - 1
+        self._news.set()
+
     def known(self) -> int:
         return len(self._book)
 

@@ -98,6 +98,7 @@ BAN_AT: Final = 100
 BAN_FIRST_S: Final = 600.0
 BAN_MAX_S: Final = 86_400.0
 BAN_RESERVED_MAX_S: Final = 60.0
+BAN_ASKED_MAX_S: Final = 30 * 86_400.0  # by the operator; for ever is `deny` of the config
 PEERS_REMEMBERED_MAX: Final = 8_192  # scores and bans; the least guilty unconnected go first
 PENALTIES: Final[Mapping[str, int]] = MappingProxyType(
     {

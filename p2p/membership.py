@@ -208,6 +208,10 @@ class Membership:
     def keep(self, peers: Iterable[PeerId]) -> None:
         self._kept = frozenset(peers) - {self._identity.key}
 
+    def reserve(self, peer: PeerId) -> None:
+        """One more that the operator named."""
+        self._configured |= {peer}
+
     def admit(self, peer: PeerId) -> None:
         link = self._links.get(peer)
         if link is not None and not link.admitted and not self.is_banned(peer):
@@ -226,6 +230,19 @@ class Membership:
             self._counters.penalties["ban"] += 1
             log.warning("peer banned", peer=peer_id_text(peer), reason=reason)
             self._disconnect(peer)
+
+    def ban(self, peer: PeerId, length_s: float) -> None:
+        self.scores.ban(peer, length_s, trio.current_time())
+        log.warning("peer banned", peer=peer_id_text(peer), reason="asked", seconds=length_s)
+        self._disconnect(peer)
+
+    def unban(self, peer: PeerId) -> bool:
+        was_banned = self.is_banned(peer)
+        self.scores.forgive(peer)
+        return was_banned
+
+    def bans(self) -> Mapping[PeerId, float]:
+        return self.scores.bans(trio.current_time())
 
     def blame(self, peer: PeerId, reason: str) -> None:
         """Penalise by the points of PENALTIES."""

@@ -150,6 +150,19 @@ class Network(Protocol):
         """Add points; at 100 it is banned and disconnected. `reason` is one fixed word."""
         ...
 
+    def ban(self, peer: PeerId, length_s: float) -> None:
+        """Disconnect it, and know it no more for so long, at most BAN_ASKED_MAX_S: the operator's
+        word, which also counts for reserved peers and outlives a restart."""
+        ...
+
+    def unban(self, peer: PeerId) -> bool:
+        """End a ban and forget its points; False when there was no ban."""
+        ...
+
+    def bans(self) -> Mapping[PeerId, float]:
+        """Seconds left of each ban."""
+        ...
+
     def keep(self, peers: Iterable[PeerId]) -> None:
         """These peers, and those configured, are never pruned and always redialled."""
         ...
@@ -311,6 +324,22 @@ class Libp2pNetwork(Switchboard):
                 self._is_ready = len(self._restarted_s) <= RESTARTS_READY_MAX
                 await trio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RESTART_MAX_S)
+
+    def add(self, text: str) -> PeerId:
+        """Dial an address with `/p2p/<peer id>` at once; until the next start the peer is reserved.
+
+        Its own record, once it has come, outlives that. Raises ValueError for a bad address, our
+        own, and one that `deny` holds.
+        """
+        (address,) = addresses_of([text], with_peer=True)
+        assert address.peer is not None
+        if address.peer == self.me:
+            raise ValueError("this node itself")
+        if self._is_denied(address.peer, address.host):
+            raise ValueError("denied by the config")
+        self.members.reserve(address.peer)
+        self._discovery.add(address.peer, address)
+        return address.peer
 
     # --- our own addresses
 

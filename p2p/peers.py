@@ -12,6 +12,7 @@ from typing import Final, NewType
 
 from p2p.errors import Misbehaving
 from p2p.limits import (
+    BAN_ASKED_MAX_S,
     BAN_AT,
     BAN_FIRST_S,
     BAN_MAX_S,
@@ -139,6 +140,17 @@ class Scores:
         record.points = 0.0
         return True
 
+    def ban(self, peer: PeerId, length_s: float, now_s: float) -> None:
+        """The operator's ban, instead of any other: reserved peers are no exception."""
+        assert 0 < length_s <= BAN_ASKED_MAX_S
+        self._make_room(now_s)
+        until_s = now_s + length_s
+        self._records[peer] = _Record(0.0, now_s, until_s, BAN_FIRST_S, until_s)
+
+    def forgive(self, peer: PeerId) -> None:
+        """No points, no ban, and the next one is short again."""
+        self._records.pop(peer, None)
+
     def score(self, peer: PeerId, now_s: float) -> int:
         """Points now, rounded down."""
         record = self._records.get(peer)
@@ -160,7 +172,7 @@ class Scores:
         """Bans of an earlier run: (peer, seconds left)."""
         for peer, left_s in bans:
             self._make_room(now_s)
-            until_s = now_s + min(left_s, BAN_MAX_S)
+            until_s = now_s + min(left_s, BAN_ASKED_MAX_S)
             self._records[peer] = _Record(0.0, now_s, until_s, BAN_FIRST_S * 2, until_s)
 
     def _faded(self, record: _Record, now_s: float) -> float:

@@ -160,6 +160,15 @@ class Switchboard:
     def penalise(self, peer: PeerId, points: int, reason: str) -> None:
         self.members.penalise(peer, points, reason)
 
+    def ban(self, peer: PeerId, length_s: float) -> None:
+        self.members.ban(peer, length_s)
+
+    def unban(self, peer: PeerId) -> bool:
+        return self.members.unban(peer)
+
+    def bans(self) -> Mapping[PeerId, float]:
+        return self.members.bans()
+
     def keep(self, peers: Iterable[PeerId]) -> None:
         self.members.keep(peers)
 
@@ -171,7 +180,7 @@ class Switchboard:
             peers_out=sum(link.outbound for link in links),
             admitted=sum(link.admitted for link in links),
             streams=self.requests.streams(),
-            bans=len(self.members.scores.bans(trio.current_time())),
+            bans=len(self.bans()),
             restarts=counters.restarts,
             is_ready=self._is_ready,
             heartbeat_interval_s=transport.heartbeat_interval_s() if transport else 0.0,

@@ -199,16 +199,6 @@ def params(ctx: typer.Context) -> None:
     frame.show("query.params/1", told, pairs([("base_price", told["base_price"]), *rows]))
 
 
-@app.command()
-def peers(ctx: typer.Context) -> None:
-    """Whom this node is connected to."""
-    frame = frame_of(ctx)
-    told = frame.daemon().get("/peers")
-    head = ("peer_id", "direction", "rtt_ms", "height", "score", "address")
-    rows = [tuple(peer[name] for name in head) for peer in told["peers"]]
-    frame.show("query.peers/1", told, table(head, rows))
-
-
 def _lines(told: dict[str, Any]) -> list[str]:
     return pairs((name, _text(value)) for name, value in told.items())
 

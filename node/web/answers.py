@@ -55,6 +55,15 @@ class Peer:
     rtt_ms: int
     height: int
     score: int
+    admitted: bool  # told its chain; only then may it gossip and ask
+    reserved: bool  # a validator's, or named by the operator: never pruned, always redialled
+    software: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ban:
+    peer_id: str
+    seconds_left: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,19 +22,22 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from consensus.primitives.errors import Invalid
 from node.ledger.addresses import account_of
 from node.web import answers
 from node.web.ledger import Ledger
 from node.web.ledger import routes as ledger_routes
 from node.web.light import Light
 from node.web.light import routes as light_routes
+from node.web.peers import Peers
+from node.web.peers import routes as peers_routes
 from node.web.requests import (
     check_parameters,
     not_found,
     number_of,
     read_body,
+    read_struct,
     route,
+    struct_of,
     wrong_method,
 )
 from node.web.streams import LineStream, Tell
@@ -95,7 +98,7 @@ class Backend:
 
     status: Callable[[], answers.Status]
     checks: Callable[[], Mapping[str, bool]]  # of readiness, by name
-    peers: Callable[[], tuple[answers.Peer, ...]]
+    peers: Peers
     infer: Callable[[Order, Callable[[str], Awaitable[None]]], Awaitable[answers.InferenceReceipt]]
     stop: Callable[[], None]
     store_goods: Callable[[int, bytes, Path], Awaitable[None]]
@@ -106,7 +109,12 @@ class Backend:
 def make_app(backend: Backend) -> Starlette:
     """The ASGI application over `backend`."""
     missing: Any = {404: not_found, 405: wrong_method}  # Starlette types its handlers too narrowly
-    routes = [*_node_routes(backend), *ledger_routes(backend.ledger), *light_routes(backend.light)]
+    routes = [
+        *_node_routes(backend),
+        *peers_routes(backend.peers),
+        *ledger_routes(backend.ledger),
+        *light_routes(backend.light),
+    ]
     return Starlette(routes=routes, exception_handlers=missing)
 
 
@@ -127,10 +135,6 @@ def _node_routes(backend: Backend) -> list[Route]:
             200 if all(checks.values()) else 503,
         )
 
-    async def peers(request: Request) -> Response:
-        check_parameters(request)
-        return JSONResponse({"peers": [answers.as_json(peer) for peer in backend.peers()]})
-
     async def stop(request: Request) -> Response:
         check_parameters(request)
         backend.stop()
@@ -138,11 +142,7 @@ def _node_routes(backend: Backend) -> list[Route]:
 
     async def goods(request: Request) -> Response:
         check_parameters(request)
-        raw = await read_body(request, GOODS_BYTES_MAX, "application/json")
-        try:
-            told = msgspec.json.decode(raw, type=GoodsBody)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise Invalid("request.invalid_value", why=str(error)[:200]) from None
+        told = await read_struct(request, GoodsBody, GOODS_BYTES_MAX)
         await backend.store_goods(told.kind, bytes.fromhex(told.identity), Path(told.folder))
         return JSONResponse({"stored": told.identity}, 201)
 
@@ -163,7 +163,6 @@ def _node_routes(backend: Backend) -> list[Route]:
         route("GET", "/status", status),
         route("GET", "/livez", live),
         route("GET", "/readyz", ready),
-        route("GET", "/peers", peers),
         route("POST", "/stop", stop),
         route("POST", "/goods", goods),
         route("POST", "/infer", infer),
@@ -172,10 +171,7 @@ def _node_routes(backend: Backend) -> list[Route]:
 
 def order_of(body: bytes) -> Order:
     """The order in a request's JSON; raises Invalid `request.invalid_value` with what is wrong."""
-    try:
-        asked = msgspec.json.decode(body, type=Question)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise Invalid("request.invalid_value", why=str(error)[:200]) from None
+    asked = struct_of(body, Question)
     return Order(
         model=asked.model,
         prompt=asked.prompt,

@@ -6,8 +6,9 @@ What it does not know: what any route does.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+import msgspec
 import trio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
@@ -19,6 +20,8 @@ from node.web.errors import error_body, error_response, find_refusal
 
 BODY_TIMEOUT_S: Final = 10
 NUMBER_DIGITS_MAX: Final = 19  # of 2^63
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -66,6 +69,19 @@ async def read_body(request: Request, bytes_max: int, media_type: str) -> bytes:
     if scope.cancelled_caught:
         raise Invalid("request.too_slow", seconds=BODY_TIMEOUT_S)
     return bytes(body)
+
+
+async def read_struct(request: Request, shape: type[S], bytes_max: int) -> S:
+    """The JSON body as `shape`; raises Invalid as `read_body` does, or `request.invalid_value`."""
+    return struct_of(await read_body(request, bytes_max, "application/json"), shape)
+
+
+def struct_of(raw: bytes, shape: type[S]) -> S:
+    """The same of bytes that have come."""
+    try:
+        return msgspec.json.decode(raw, type=shape)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Invalid("request.invalid_value", why=str(error)[:200]) from None
 
 
 def check_parameters(request: Request, *known: str) -> None:

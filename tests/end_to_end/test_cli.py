@@ -124,7 +124,7 @@ READS = [
     ("query", "datanets"),
     ("query", "validators"),
     ("query", "params"),
-    ("query", "peers"),
+    ("peers", "list"),
     ("keys", "list"),
     ("keys", "show", "node"),
     ("config", "show"),

@@ -344,8 +344,23 @@ async def test_spending_key_moves_no_bond(home: Path, capsys: Capture) -> None:
     assert behind.asked == []
 
 
+async def test_peers_are_listed_added_banned_and_let_in_again(home: Path, capsys: Capture) -> None:
+    behind = Behind()
+    listed = await asked(capsys, behind, home, "peers", "list")
+    assert (listed["peers"][0]["peer_id"], listed["bans"][0]["seconds_left"]) == ("12D3", 60)
+    added = await asked(capsys, behind, home, "peers", "add", "/ip4/127.0.0.1/tcp/1/p2p/12D5")
+    assert added["peer_id"] == "12D5"
+    await asked(capsys, behind, home, "peers", "ban", "12D3", "--for", "12h")
+    await asked(capsys, behind, home, "peers", "unban", "12D4")
+    assert behind.asked == ["/ip4/127.0.0.1/tcp/1/p2p/12D5", ("12D3", 43_200)]
+    refused = await asked(capsys, behind, home, "peers", "unban", "12D3", status=1)
+    assert refused["code"] == "peers.not_found"
+    refused = await asked(capsys, behind, home, "peers", "ban", "12D3", "--for", "31d", status=1)
+    assert refused["code"] == "request.invalid_value"
+
+
 QUERIES = ["account", "block", "models", "datanets", "contributions", "snapshots"]
-QUERIES += ["validators", "params", "peers"]
+QUERIES += ["validators", "params"]
 
 
 @pytest.mark.parametrize("words", QUERIES)

@@ -431,6 +431,18 @@ async def test_peer_at_100_points_is_disconnected_and_stays_away(world, nursery)
         await a.request(b.me, "blocks", b"x", **ASK)
 
 
+async def test_banned_peer_is_gone_until_it_is_let_in_again(world, nursery):
+    a, b = await world.start(nursery, 2, serving())
+    a.ban(b.me, 3_600)
+    await wait_until(lambda: not a.peers())
+    assert 3_590 < a.bans()[b.me] <= 3_600
+    await trio.sleep(1.5)  # it redials within this time
+    assert not a.peers()
+    assert a.unban(b.me)
+    assert not a.unban(b.me)
+    await wait_until(lambda: admitted(a) == 1)
+
+
 async def test_binding_is_shown_only_if_the_owner_judges_it_good(world, nursery):
     def judge(peer, binding):
         return binding == b"true"

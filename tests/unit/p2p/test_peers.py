@@ -11,6 +11,20 @@ from p2p.peers import PeerId, Scores, key_of_id_bytes, key_of_peer_id, peer_id_t
 PEER = PeerId(b"p" * 32)
 
 
+def test_ban_that_was_asked_for_counts_for_all_and_is_taken_back() -> None:
+    scores = Scores()
+    scores.ban(PEER, 3_600, 0)
+    assert scores.bans(1_000) == {PEER: 2_600}
+    assert not scores.penalise(PEER, 100, 1_000, reserved=True)  # it is not made shorter
+    assert scores.is_banned(PEER, 3_599)
+    scores.forgive(PEER)
+    assert not scores.is_banned(PEER, 1_000)
+    assert scores.score(PEER, 1_000) == 0
+    again = Scores()
+    again.restore([(PEER, 20 * 86_400)], 0)
+    assert again.is_banned(PEER, 20 * 86_400 - 1)
+
+
 def test_peer_id_is_libp2ps_own():
     from libp2p.crypto.ed25519 import create_new_key_pair
     from libp2p.peer.id import ID

@@ -16,6 +16,7 @@ from node.web import answers
 from node.web.app import Backend, Order, make_app, serve_socket
 from node.web.ledger import EarningsQuery, Ledger
 from node.web.light import Light
+from node.web.peers import Peers
 
 ALICE = bytes([1]) * 32
 ID = bytes([0xAB]) * 32
@@ -205,6 +206,12 @@ class Behind:
         self.asked.append(trusted)
         return b"\0proof" if receipt == ID else None
 
+    def add_peer(self, address: str) -> str:
+        if not address.startswith("/ip4/"):
+            raise Invalid("peers.bad_address", why="no address")
+        self.asked.append(address)
+        return "12D5"
+
     def prove_state(self, key: bytes, height: int | None) -> bytes | None:
         self.asked.append((key, height))
         if height == 1:
@@ -250,7 +257,13 @@ class Behind:
         return Backend(
             status=lambda: replace(STATUS, ready=self.ready),
             checks=lambda: self.checks,
-            peers=lambda: (),
+            peers=Peers(
+                connected=lambda: (answers.Peer("12D3", "", "in", 4, 7, 0, True, False, "x"),),
+                banned=lambda: (answers.Ban("12D4", 60),),
+                add=self.add_peer,
+                ban=lambda peer_id, seconds: self.asked.append((peer_id, seconds)),
+                unban=lambda peer_id: peer_id == "12D4",
+            ),
             infer=self.infer,
             stop=self.stop,
             store_goods=self.store_goods,

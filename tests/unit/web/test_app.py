@@ -233,6 +233,22 @@ BAD_REQUESTS = [  # method, target, body, media type -> status, code
     ("GET", "/light/headers?from=3&to=2", b"", "", 400, "request.bad_parameter"),
     ("GET", "/light/headers?from=3&to=103", b"", "", 400, "request.bad_parameter"),
     ("POST", "/infer", b"{}", "text/plain", 415, "request.media_type"),
+    ("POST", "/peers", b"{}", "application/json", 400, "request.invalid_value"),
+    ("POST", "/peers", b'{"address": "x"}', "application/json", 400, "peers.bad_address"),
+    (
+        "POST",
+        "/peers/12D4/ban",
+        b'{"seconds": 0}',
+        "application/json",
+        400,
+        "request.invalid_value",
+    ),
+    (
+        *("POST", "/peers/12D4/ban", b'{"seconds": 2592001}', "application/json"),
+        *(400, "request.invalid_value"),
+    ),
+    ("POST", "/peers/12D4/unban?x=1", b"", "", 400, "request.unknown_parameter"),
+    ("POST", "/peers/12D3/unban", b"", "", 404, "peers.not_found"),
     ("POST", "/ledger/transactions", b"bad", "application/octet-stream", 400, "tx.nonce"),
 ]
 

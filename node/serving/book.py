@@ -16,6 +16,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from consensus.primitives.encoding import SIG, Bytes, Either, H, ListOf, Record, decode, encode
 from consensus.primitives.keys import SIGNATURE_BYTES
+from node.ledger import tables
 from node.ledger.rules.channels import lane_of
 from node.ledger.state import State
 from node.ledger.tables import Lane
@@ -187,9 +188,19 @@ class ReceiptBook:
         return [self._lanes[place] for place in sorted(self._lanes)]
 
     def promised(self, channel: bytes, but: ProviderLane | None = None) -> int:
-        """What can be settled against a channel, over its lanes but one."""
-        lanes = self._lanes.values()
-        return sum(x.promised for x in lanes if x.channel == channel and x is not but)
+        """What can be settled against a channel, over its lanes but one.
+
+        Counted from what the ledger has paid: a book that was pruned and opened again does not
+        know every lane that has drawn on the cap.
+        """
+        state = self._get_state()
+        record = state.find(tables.CHANNEL, channel)
+        total = 0 if record is None else record.paid
+        for lane in self._lanes.values():
+            if lane.channel == channel:
+                total -= lane_of(state, channel, lane.number).cumulative
+                total += 0 if lane is but else lane.promised
+        return total
 
     def take_voucher(self, lane: ProviderLane, raw: bytes, signature: bytes) -> None:
         """Hold a checked voucher. One that acknowledges is written down, unsynced."""

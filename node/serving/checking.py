@@ -34,6 +34,7 @@ from node.serving.book import UNSETTLED_MAX, ProviderLane, ReceiptBook
 from node.serving.engine import Sampling
 
 VOUCHER_LEFT_MS: Final = 20 * 60_000
+CLAIM_LEFT_MS: Final = 10 * 60_000  # behind an order's own time, to settle what it came to
 DEADLINE_AHEAD_MS_MAX: Final = 3_600_000
 RETRY_MS: Final = 1_000
 END_MARGIN_MS: Final = 10_000  # one receipt started after its version's end would sink a bundle
@@ -105,7 +106,7 @@ def verify_order(
     voucher = _decoded_voucher(start)
     if not now_ms < order.deadline_ms <= now_ms + DEADLINE_AHEAD_MS_MAX:
         raise OrderRefused(exchange.EXPIRED, "the order's deadline")
-    check_expiry(voucher, now_ms)
+    check_expiry(voucher, now_ms, order.deadline_ms)
     channel = state.find(tables.CHANNEL, voucher.channel)
     if channel is None or channel.provider != provider or channel.state != tables.CHANNEL_OPEN:
         raise OrderRefused(exchange.UNKNOWN_CHANNEL, "no open channel of ours")
@@ -186,21 +187,25 @@ def _decoded_voucher(start: Start) -> Voucher:
     return voucher
 
 
-def check_expiry(voucher: Voucher, now_ms: int) -> None:
+def check_expiry(voucher: Voucher, now_ms: int, deadline_ms: int = 0) -> None:
     """Raise OrderRefused 9 for a voucher that may be void before a block has it: every voucher
-    that we hold must be good for settling, or it would sink the bundle that carries it."""
-    if voucher.expires_ms < now_ms + VOUCHER_LEFT_MS:
+    that we hold must be good for settling, or it would sink the bundle that carries it.
+
+    `deadline_ms`: of the order that its hold pays, whose answer may take all that time.
+    """
+    if voucher.expires_ms < max(now_ms + VOUCHER_LEFT_MS, deadline_ms + CLAIM_LEFT_MS):
         raise OrderRefused(exchange.EXPIRED, "the voucher expires too soon")
 
 
 def check_step(lane: ProviderLane, voucher: Voucher) -> None:
-    """Raise OrderRefused 33 unless `voucher` continues `lane`: number, sum and accumulator."""
+    """Raise OrderRefused 33 unless `voucher` continues `lane`: its number, sum, accumulator."""
     last = lane.voucher
+    is_here = (voucher.channel, voucher.lane) == (lane.channel, lane.number)
     is_next = voucher.seq == lane.seq + 1
     is_same = last is not None and voucher == last
     is_above = last is None or (voucher.seq, voucher.sub) > (last.seq, last.sub)
     agrees = (voucher.cumulative, voucher.accumulator) == (lane.cumulative, lane.accumulator)
-    if not (is_next and agrees and (is_above or is_same)):
+    if not (is_here and is_next and agrees and (is_above or is_same)):
         raise OrderRefused(exchange.OUT_OF_STEP, "voucher")
 
 

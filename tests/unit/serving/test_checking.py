@@ -10,13 +10,15 @@ from bundle_kit import CHAIN, party
 from exchange_kit import SAMPLING, make_order, make_start
 from ledger_kit import NOW_MS, OPEN, PRICES, PROVIDER, fee_of, new_state, open_channel
 
-from node.ledger import tables
+from node.ledger import purses, tables
 from node.ledger.state import State
+from node.ledger.tables import Lane
 from node.ledger.wire import exchange
 from node.ledger.wire.exchange import Start
 from node.ledger.wire.orders import PAYER_SEEDED, order_hash, seed_commit
 from node.serving.book import UNSETTLED_MAX, ReceiptBook
 from node.serving.checking import (
+    CLAIM_LEFT_MS,
     DEADLINE_AHEAD_MS_MAX,
     END_MARGIN_MS,
     VOUCHER_LEFT_MS,
@@ -80,7 +82,8 @@ def test_order_that_is_in_order_becomes_a_job(door: Door) -> None:
     [(0, False), (1, True), (DEADLINE_AHEAD_MS_MAX, True), (DEADLINE_AHEAD_MS_MAX + 1, False)],
 )
 def test_deadline_is_ahead_and_not_too_far(door: Door, ahead_ms: int, passes: bool) -> None:
-    start = door.start(make_order(deadline_ms=NOW_MS + ahead_ms))
+    order = make_order(deadline_ms=NOW_MS + ahead_ms)
+    start = door.start(order, expires_ms=NOW_MS + 2 * DEADLINE_AHEAD_MS_MAX)
     if passes:
         door.check(start)
     else:
@@ -97,6 +100,15 @@ def test_order_that_expired_on_its_way_is_refused(door: Door) -> None:
 def test_voucher_outlives_the_time_that_settling_takes(door: Door) -> None:
     door.check(door.start(expires_ms=NOW_MS + VOUCHER_LEFT_MS))
     refused = door.refusal(door.start(expires_ms=NOW_MS + VOUCHER_LEFT_MS - 1))
+    assert refused.code == exchange.EXPIRED
+
+
+def test_voucher_outlives_the_time_that_its_order_may_take(door: Door) -> None:
+    """An answer of an hour was paid by a promise of twenty minutes: by nothing."""
+    order = make_order(deadline_ms=NOW_MS + DEADLINE_AHEAD_MS_MAX)
+    least_ms = order.deadline_ms + CLAIM_LEFT_MS
+    door.check(door.start(order, expires_ms=least_ms))
+    refused = door.refusal(door.start(order, expires_ms=least_ms - 1))
     assert refused.code == exchange.EXPIRED
 
 
@@ -201,6 +213,22 @@ def test_all_lanes_together_stay_within_the_cap(door: Door) -> None:
     refused = door.refusal(door.start(lane=1, hold=6 * OPEN + 1))
     assert refused.code == exchange.OVER_LIMITS
     door.check(door.start(sub=1, hold=10 * OPEN))  # its own hold is replaced, not added
+
+
+def test_cap_counts_what_a_book_that_was_pruned_does_not_know(door: Door, tmp_path: Path) -> None:
+    """Settled and dropped: after a restart that lane's fees were promised a second time."""
+    paid = 4 * OPEN
+    door.state.put(tables.LANE, (door.channel, 0), Lane(1, paid, bytes(32)))
+    door.state.move(purses.channel(door.channel), purses.SETTLING, paid)
+    refused = door.refusal(door.start(lane=1, hold=6 * OPEN + 1))
+    assert refused.code == exchange.OVER_LIMITS
+    job = door.check(door.start(lane=1, hold=OPEN))
+    door.book.take_voucher(job.lane, job.voucher_raw, job.voucher_sig)
+    assert door.book.promised(door.channel) == 5 * OPEN
+    again = {"seq": 2, "cumulative": paid, "accumulator": bytes(32)}
+    door.check(door.start(hold=5 * OPEN, **again))  # its own lane is replaced, not added
+    refused = door.refusal(door.start(hold=5 * OPEN + 1, **again))
+    assert refused.code == exchange.OVER_LIMITS
 
 
 def test_raised_price_counts_from_its_time_on(door: Door) -> None:

@@ -56,7 +56,12 @@ from node.ledger.wire.receipts import (
 from node.serving import verify
 from node.serving.attributing import Attributed
 from node.serving.book import ReceiptBook
-from node.serving.checking import VOUCHER_LEFT_MS, ServedModel
+from node.serving.checking import (
+    CLAIM_LEFT_MS,
+    DEADLINE_AHEAD_MS_MAX,
+    VOUCHER_LEFT_MS,
+    ServedModel,
+)
 from node.serving.engine import (
     BadSampling,
     DeadlinePassed,
@@ -528,6 +533,41 @@ async def test_a_tick_that_is_void_too_soon_is_as_none(tmp_path, autojump_clock)
         line = Line(world)
         await line.send(make_start(channel, order, voucher={"hold": fee_of(3, 2)}))
         short = {"hold": fee_of(3, 4), "expires_ms": world.now_ms() + 1_000}
+        await line.send(Tick(*signed_voucher(channel, order, sub=1, **short)))
+        *_, finished = await line.until(Finished)
+        assert decode_receipt(finished.receipt).tokens_out == 2
+        assert world.service.counters["ticks_bad"] == 1
+
+
+@pytest.mark.parametrize(("is_other_channel", "number"), [(True, 0), (False, 1)])
+async def test_a_tick_of_another_channel_or_lane_is_as_none(
+    tmp_path, autojump_clock, is_other_channel, number
+) -> None:
+    """The receipt stood in that channel, where nothing pays it, and its book stopped the node."""
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        order = make_order(quantum=2)
+        line = Line(world)
+        await line.send(make_start(channel, order, voucher={"hold": fee_of(3, 2)}))
+        named = b"\7" * 32 if is_other_channel else channel
+        fields = {"lane": number, "sub": 1, "hold": fee_of(3, 4)}
+        fields["accumulator"] = accumulator_start(channel, 0)
+        await line.send(Tick(*signed_voucher(named, order, **fields)))
+        *_, finished = await line.until(Finished)
+        receipt = decode_receipt(finished.receipt)
+        assert (receipt.channel, receipt.lane, receipt.tokens_out) == (channel, 0, 2)
+        assert world.service.counters["ticks_bad"] == 1
+
+
+async def test_a_tick_outlives_its_orders_time(tmp_path, autojump_clock) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        deadline_ms = world.now_ms() + DEADLINE_AHEAD_MS_MAX - 1_000
+        order = make_order(quantum=2, deadline_ms=deadline_ms)
+        line = Line(world)
+        first = {"hold": fee_of(3, 2), "expires_ms": deadline_ms + CLAIM_LEFT_MS}
+        await line.send(make_start(channel, order, voucher=first))
+        short = {"hold": fee_of(3, 4), "expires_ms": deadline_ms + CLAIM_LEFT_MS - 1}
         await line.send(Tick(*signed_voucher(channel, order, sub=1, **short)))
         *_, finished = await line.until(Finished)
         assert decode_receipt(finished.receipt).tokens_out == 2

@@ -2,7 +2,7 @@
 
 Phase 1 breaks what it can, and every promise is checked as it could be broken; phase 2 heals all,
 and every honest node must commit new blocks within ROUNDS_TO_DECIDE rounds.
-`RUNS` names the three kinds of runs: Twins, engines alone, whole nodes.
+`RUNS` names the kinds of runs: Twins, engines alone, whole nodes, and sessions of payers.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from simulation.faults import engine_run
 from simulation.liars import LIES
 from simulation.nodes import AMNESIA, Node
 from simulation.outcomes import BROKEN, OK, ROUNDS_TO_DECIDE, STUCK, Outcome, Violation
+from simulation.sessions import session_run
 from simulation.twins import twins_run
 
 from p2p.memory import Link
@@ -174,6 +175,7 @@ RUNS: Final[dict[str, Callable[[int], Outcome]]] = {
     "twins": twins_run,
     "engine": engine_run,
     "whole": whole_run,
+    "session": session_run,
 }
 
 

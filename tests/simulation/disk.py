@@ -43,6 +43,7 @@ class SeededDisk:
         self._unsynced: dict[Path, list[_Write]] = {}
         self._off: set[Path] = set()
         self._operations_left: dict[Path, int] = {}
+        self._places: dict[str, tuple[Path, Path] | None] = {}
 
     @contextmanager
     def mounted(self) -> Iterator[None]:
@@ -102,10 +103,13 @@ class SeededDisk:
 
     def _place(self, descriptor: int) -> tuple[Path, Path] | None:
         """(home, file) behind a descriptor; None for a file of nobody here."""
-        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
-        if not path.is_relative_to(self._root):
-            return None
-        return self._root / path.relative_to(self._root).parts[0], path
+        name = os.readlink(f"/proc/self/fd/{descriptor}")
+        if name not in self._places:
+            path = Path(name)
+            is_ours = path.is_relative_to(self._root)
+            home = self._root / path.relative_to(self._root).parts[0] if is_ours else None
+            self._places[name] = None if home is None else (home, path)
+        return self._places[name]
 
     def _write(self, descriptor: int, data: Any, offset: int) -> int:
         place = self._place(descriptor)

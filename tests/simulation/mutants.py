@@ -14,6 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -111,18 +113,25 @@ class Verdict(NamedTuple):
     took_s: float
 
 
-def try_mutant(mutant: Mutant, folder: Path, tests: tuple[str, ...]) -> Verdict:
-    """Run the tests on the copy with this fault in it, and mend the copy again."""
+@contextmanager
+def mutated(mutant: Mutant, folder: Path) -> Iterator[None]:
+    """The copy with this fault in it; mended again behind it."""
     path = folder / mutant.path
     source = path.read_text("utf-8")
     count = source.count(mutant.before)
     assert count == 1, f"mutant {mutant.name}: its source stands {count} times in {mutant.path}"
     path.write_text(source.replace(mutant.before, mutant.after), "utf-8")
-    began_s = time.monotonic()
     try:
-        return Verdict(_first_failure(folder, tests), time.monotonic() - began_s)
+        yield
     finally:
         path.write_text(source, "utf-8")
+
+
+def try_mutant(mutant: Mutant, folder: Path, tests: tuple[str, ...]) -> Verdict:
+    """Run the tests on the copy with this fault in it."""
+    began_s = time.monotonic()
+    with mutated(mutant, folder):
+        return Verdict(_first_failure(folder, tests), time.monotonic() - began_s)
 
 
 def _first_failure(folder: Path, tests: tuple[str, ...]) -> str:

@@ -17,11 +17,12 @@ ROUNDS_TO_DECIDE: Final = 10  # after everything is healed (page 20 §10)
 
 
 class Outcome(NamedTuple):
-    """How a run ended; equal seeds have equal traces."""
+    """How a run ended; equal seeds have equal traces. `facts`: what is told of it, by name."""
 
     end: str
     trace: bytes
     why: str = ""
+    facts: tuple[tuple[str, float], ...] = ()
 
 
 Played = Callable[[str], dict[int, Outcome]]  # kind of runs → how each ended, by seed

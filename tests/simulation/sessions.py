@@ -1,433 +1,453 @@
 """Sessions of a payer and a provider of which one lies, or whose messages are lost, in thousands.
 
-The parts that decide about money are the real ones: the payer's journal of promises and its check
-of a receipt, the provider's check of an order and its book of receipts, sections, bundles, and the
-ledger that settles them. Streams and engines are left out, so that twenty thousand sessions take
-seconds (`tests/unit/wallet/test_payer.py` plays fewer with both). A deal is one channel; it ends
-when the payer has caught a lie, and is then settled by a provider who tries all that it holds.
+A run plays deals of one pair, one after another, from one seed; a deal is one channel, from its
+opening to the last grain. Lanes are used in parallel, time passes, the power of either side may
+fail in the middle of a write, and the channel may be topped up or closed while answers run. What
+must hold is the referee's (`session_ledger.py`) and `_end_deal`'s: page 30 §7.
+What is real: the payer's journal and check of a receipt; the provider's check of an order, book,
+receipts and bundler; the ledger's rules. Streams and engines are left out
+(`tests/unit/wallet/test_payer.py` plays fewer with both).
 """
 
-import random
-from collections.abc import Callable
-from contextlib import suppress
+import hashlib
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Final
 
 from bundle_kit import CHAIN
-from exchange_kit import PROMPT, SALT, SAMPLING, World, make_order
-from ledger_kit import NOW_MS, OPEN, PAYER, PRICES, PROVIDER, context, fee_of
+from ledger_kit import OPEN, PAYER, PROVIDER
+from simulation.disk import PowerLost, SeededDisk
+from simulation.outcomes import OK, STUCK, Outcome, Violation
+from simulation.session_ledger import CLOSE_MS, SessionLedger, require
+from simulation.session_payer import LyingPayer, PayerSide, torn
+from simulation.session_provider import LyingProvider, ProviderSide, Reply, Running
 
-from consensus.primitives.digest import sha256
-from consensus.primitives.errors import Invalid
-from node.ledger import tables
-from node.ledger.admission import admit_bundle
-from node.ledger.rules.channels import apply_bundle, lane_of
-from node.ledger.wire.bundles import BodyPart, Section, build_bundle, encode_section
-from node.ledger.wire.exchange import Finished, Start, Tick
-from node.ledger.wire.orders import (
-    ZERO_HASH,
-    Order,
-    Voucher,
-    decode_voucher,
-    encode_order,
-    encode_sampling,
-    encode_voucher,
-    order_hash,
-    pack_ids,
-    voucher_message,
+from consensus.primitives.digest import signing_bytes
+from node.ledger.wire import exchange
+from node.ledger.wire.exchange import RefusedFrame, Start, Tick
+from node.ledger.wire.receipts import decode_receipt
+from node.ledger.wire.transactions import (
+    COOP_TAG,
+    CloseChannel,
+    CoopClose,
+    TopUpChannel,
+    coop_body,
 )
-from node.ledger.wire.receipts import (
-    COMPLETE,
-    Receipt,
-    answer_root,
-    attribution_root,
-    decode_receipt,
-    encode_credits,
-    encode_receipt,
-    receipt_message,
-)
-from node.serving.book import ReceiptBook, Served, cut_section
-from node.serving.checking import Job, OrderRefused, verify_order
-from node.wallet.checks import CheckFailed, Purchase, check_receipt
-from node.wallet.promises import PayerLane
 
-VILLAINS: Final = ("payer", "provider", "wire")
-EXPIRES_MS: Final = NOW_MS + 3_600_000
-NO_CREDITS: Final = encode_credits(())
-SESSIONS_PER_DEAL: Final = 25
-CAP: Final = OPEN // 50  # some twelve holds
-LANES: Final = 3
-EVIL: Final = {"payer": 0.25, "provider": 0.12, "wire": 0.25}  # how often a villain is one
-RESTARTS: Final = 0.002
-NEWEST: Final = 3  # vouchers that a liar tries first; as many of all older ones
-
-T = TypeVar("T")
+VILLAINS: Final = ("payer", "wire", "provider", "payer", "wire")  # by seed; a provider is dear
+SESSIONS: Final = 100  # of one run
+LANES: Final = 4
+STEPS: Final = 120  # of a deal, at most
+CAPS: Final = (OPEN // 100, OPEN // 50)  # some eight to sixteen holds
+EVIL: Final = {"payer": 0.25, "provider": 0.1, "wire": 0.2}  # how often a villain is one
+PAUSES_MS: Final = (*[0] * 12, 200, 1_000, 1_000, 6_000, 40_000)
+LONG_PAUSES_MS: Final = (900_000, 3_000_000)
+LOOK_MS: Final = 31_000  # between two looks of a bundler that waits for something
+IDLE_LOOK_MS: Final = 300_000
+DELAY_MS: Final = 60_000  # of a bundle, at most
+ENDS_MAX: Final = 30  # looks at a channel that ought to end, of up to 25 minutes each
+HOLDS_LOST: Final = "payer's loss in holds"
+GRAINS_LOST: Final = "provider's loss in grains"
+POWER_OPERATIONS: Final = 5  # of a disk, until it fails
 
 
-class Wanted(NamedTuple):
-    """An order that has no receipt yet."""
+class Play:
+    """One run."""
 
-    start: Start
-    purchase: Purchase
-    hold: int
-    lane: PayerLane
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.rng = rng = Random(f"session {seed}")
+        self.villain = villain = VILLAINS[seed % len(VILLAINS)]
+        self.disk = SeededDisk(folder, rng)
+        self.ledger = ledger = SessionLedger(villain)
+        make_payer = LyingPayer if villain == "payer" else PayerSide
+        make_provider = LyingProvider if villain == "provider" else ProviderSide
+        self.payer = make_payer(folder / "payer", ledger, rng, LANES)
+        self.provider = make_provider(folder / "provider", ledger, rng)
+        self.counts = ledger.counts
+        self.loss_max = 0.0  # of the payer, in what was at risk
+        self.provider_loss_max = 0
+        self.trace = hashlib.sha256()
+        self.streams: set[int] = set()  # lanes whose request has both ends
+        self.late_ticks: list[Tick] = []
+        self.is_over = False
 
+    def run(self) -> None:
+        """All deals; raises Violation."""
+        while self.counts["sessions"] < SESSIONS:
+            self._start_deal()
+            for _ in range(STEPS):
+                if self.is_over and not self.streams:
+                    break
+                try:
+                    self._play_a_step()
+                except PowerLost as lost:
+                    self.counts["power lost"] += 1
+                    self._restart(lost.home.name)
+            self._end_deal()
 
-class Reply(NamedTuple):
-    """What a provider sends for an order."""
-
-    finished: Finished
-    ids: tuple[int, ...]
-
-
-class Exposed(NamedTuple):
-    """How a deal ended, in grains."""
-
-    cap: int
-    paid: int
-    accepted: int  # what the answers are worth whose receipts passed the payer's checks
-    served: int  # by the provider: receipts in its book
-    hold: int  # of the one order that had no receipt
-
-
-class StillWorld(World):
-    """No clock runs: it is one moment."""
-
-    def now_ms(self) -> int:
-        return NOW_MS
-
-
-class Sessions:
-    """Deals of one pair, one after another; `villain` is one of VILLAINS."""
-
-    def __init__(self, folder: Path, seed: int, villain: str) -> None:
-        self.rng = random.Random(f"{villain}/{seed}")
-        self.villain = villain
-        self.world = StillWorld(folder, seed)
-        self.bundle_seq = 0
-        self.count = 0
-        self.lies_caught = self.refused = 0
-        self._start_deal()
+    def facts(self) -> tuple[tuple[str, float], ...]:
+        """What happened how often, and the largest losses."""
+        losses = {HOLDS_LOST: self.loss_max, GRAINS_LOST: self.provider_loss_max}
+        return (*self.counts.items(), *losses.items())
 
     def close(self) -> None:
-        self.world.book.close()
-        self.world.promises.close()
+        """Let go of the disk."""
+        self.payer.close()
+        self.provider.close()
 
     def _start_deal(self) -> None:
-        self.channel = self.world.own_channel(CAP)
-        self.wanted: Wanted | None = None
-        self.accepted = 0
+        cap = self.rng.randrange(*CAPS)
+        self.channel = self.ledger.open_channel(cap)
+        self.payer.start_deal(self.channel, cap)
+        self.streams.clear()
+        self.late_ticks.clear()
         self.is_over = False
-        self.starts: list[Start] = []  # all that ever went over the wire, for replays
-        self.ticks: list[Tick] = []
-        self.replies: list[Reply] = []
-        self.vouchers: list[tuple[bytes, bytes]] = []  # that the provider saw, in order
-
-    def deal(self) -> Exposed:
-        """Sessions until a lie is caught or the channel is full, then all that can be settled."""
-        for _ in range(SESSIONS_PER_DEAL):
-            if self.is_over:
-                break
-            self.count += 1
-            self._session()
-            if self.rng.random() < RESTARTS:
-                self._restart()
-        self._settle_all()
-        record = self.world.state.get(tables.CHANNEL, self.channel)
-        served = sum(x.cumulative for x in self.world.book.lanes() if x.channel == self.channel)
-        hold = 0 if self.wanted is None else self.wanted.hold
-        ended = Exposed(CAP, record.paid, self.accepted, served, hold)
-        self._start_deal()
-        return ended
+        self.consent: CoopClose | None = None
 
     def _is_evil(self, who: str) -> bool:
         return who == self.villain and self.rng.random() < EVIL[who]
 
-    def _restart(self) -> None:
-        """Both sides know afterwards what their disks say."""
-        self.close()
-        self.world.promises = self.world.open_promises()
-        self.world.book = ReceiptBook(self.world.folder / "provider", lambda: self.world.state)
-        self.world.service = self.world.new_service()
-        if self.wanted is not None:
-            lane = self.world.promises.lane(self.channel, self.wanted.lane.number)
-            self.wanted = self.wanted._replace(lane=lane)
-
-    # ---- one session: order, answer, acknowledgement; the wire may end it at any step
-
-    def _session(self) -> None:
-        start = self._ask()
-        if start is None:
-            return
-        reply = self._carried(self._provider_takes(start))
-        tick = None if reply is None else self._payer_takes(reply)
-        tick = self._carried(tick)
-        if tick is not None:
-            self._provider_takes_tick(tick)
-
-    def _carried(self, message: T | None) -> T | None:
-        return None if message is None or self._is_evil("wire") else message
-
-    # ---- the payer
-
-    def _ask(self) -> Start | None:
-        """The next order, or the last one again while it has no receipt."""
-        wanted = self.wanted or self._new_order()
-        if wanted is None:
-            self.is_over = True
-            return None
-        self.wanted = wanted
-        self.starts.append(wanted.start)
-        start: Start | None = wanted.start
-        if self._is_evil("payer"):
-            start = self.rng.choice(PAYER_LIES)(self, wanted)
-        elif self._is_evil("wire"):
-            start = self.rng.choice((None, self.rng.choice(self.starts), self._torn(wanted.start)))
-        return start
-
-    def _new_order(self) -> Wanted | None:
-        promises, sampling = self.world.promises, SAMPLING
-        sampling = sampling._replace(max_tokens=self.rng.randrange(1, 9))
-        order = make_order(sampling=sampling, deadline_ms=NOW_MS + self.rng.randrange(1, 60_000))
-        hold = fee_of(len(PROMPT), order.max_out)
-        if self.villain != "payer" and promises.promised(self.channel) + hold > CAP:
-            return None
-        lane = promises.lane(self.channel, self.rng.randrange(LANES))
-        raw = encode_order(order)
-        promise = promises.promise(
-            lane, hold=hold, order_hash=order_hash(raw), expires_ms=EXPIRES_MS
-        )
-        sampling_raw = encode_sampling(sampling)
-        start = Start(raw, pack_ids(PROMPT), sampling_raw, b"", promise.raw, promise.signature)
-        purchase = Purchase(
-            CHAIN, order, raw, PROMPT, sampling, ZERO_HASH, PRICES, self.channel, lane.number,
-            lane.seq + 1,
-        )  # fmt: skip
-        return Wanted(start, purchase, hold, lane)
-
-    def _payer_takes(self, reply: Reply) -> Tick | None:
-        """Check, accept, acknowledge; after a lie nothing more is ordered."""
-        wanted, promises = self.wanted, self.world.promises
-        assert wanted is not None
-        try:
-            receipt = check_receipt(
-                wanted.purchase, reply.finished, [reply.ids],
-                provider_nonce=ZERO_HASH, hold=wanted.hold, key=PROVIDER.key,
-            )  # fmt: skip
-        except CheckFailed:
-            self.lies_caught += 1
-            promises.leave(wanted.lane)
-            self.is_over = True
-            return None
-        promises.accept(reply.finished.receipt, reply.finished.signature, NO_CREDITS)
-        self.accepted += min(receipt.fee, fee_of(len(PROMPT), len(reply.ids)))  # what it is worth
-        self.wanted = None
-        promise = promises.promise(wanted.lane, hold=0, expires_ms=EXPIRES_MS)
-        tick = Tick(promise.raw, promise.signature)
-        self.ticks.append(tick)
-        if not self._is_evil("payer"):
-            return tick
-        lies = (None, self.rng.choice(self.ticks), self._misstated(promise.voucher))
-        return self.rng.choice(lies)
-
-    def _misstated(self, voucher: Voucher) -> Tick:
-        """Really signed, but of something else."""
-        changed = self._changed(voucher)
-        return Tick(*signed(changed))
-
-    def _changed(self, voucher: Voucher) -> Voucher:
+    def _play_a_step(self) -> None:
         rng = self.rng
-        change = rng.choice((
-            {"cumulative": voucher.cumulative - rng.randrange(1 + voucher.cumulative)},
-            {"cumulative": voucher.cumulative + 1}, {"accumulator": rng.randbytes(32)},
-            {"seq": voucher.seq + rng.choice((-1, 1))}, {"sub": 0}, {"sub": voucher.sub + 1},
-            {"hold": rng.randrange(voucher.hold + 1)}, {"hold": CAP * 2}, {"order_hash": ZERO_HASH},
-            {"expires_ms": NOW_MS}, {"lane": voucher.lane + 1}, {"channel": rng.randbytes(32)},
-        ))  # fmt: skip
-        return voucher._replace(**change)
+        pauses = LONG_PAUSES_MS if rng.random() < 0.02 else PAUSES_MS
+        self._pass_time(rng.choice(pauses))
+        self._step(rng.randrange(LANES))
+        if rng.random() < 0.08:
+            rng.choice(TURNS)(self)
 
-    def _torn(self, start: Start) -> Start:
-        """One bit of one field is another."""
-        field = self.rng.choice(("order", "prompt", "sampling", "voucher", "signature"))
-        raw = bytearray(getattr(start, field))
-        raw[self.rng.randrange(len(raw))] ^= 1 << self.rng.randrange(8)
-        return start._replace(**{field: bytes(raw)})
+    # ---- time
 
-    # ---- the provider
+    def _pass_time(self, by_ms: int) -> None:
+        """To the end of it, with a look at all that happens between."""
+        ledger, provider = self.ledger, self.provider
+        until_ms = ledger.now_ms + by_ms
+        while ledger.now_ms < until_ms:
+            look_ms = LOOK_MS if provider.is_waiting else IDLE_LOOK_MS
+            stop_ms = min(until_ms, ledger.now_ms + look_ms)
+            end_ms = provider.next_end_ms()
+            if end_ms is not None:
+                stop_ms = max(ledger.now_ms, min(stop_ms, end_ms))
+            ledger.now_ms = stop_ms
+            for number in provider.overdue():
+                self._finish(number)
+            self._look()
 
-    def _provider_takes(self, start: Start | None) -> Reply | None:
-        """As `InferenceService` does: a stored answer again, or check, serve, keep, send."""
-        if start is None:
-            return None
-        if self._is_evil("provider"):
-            return self._lie(start)
-        stored = self.world.service._find_stored(start)
-        if stored is not None:
-            return reply_of(stored)
-        try:
-            job = verify_order(
-                start, chain_id=CHAIN, provider=PROVIDER.key, state=self.world.state,
-                book=self.world.book, find_model=lambda *_: self.world.model, now_ms=NOW_MS,
-            )  # fmt: skip
-        except OrderRefused:
-            self.refused += 1
-            return None
-        self.world.book.take_voucher(job.lane, job.voucher_raw, job.voucher_sig)
-        self.vouchers.append((job.voucher_raw, job.voucher_sig))
-        served = self._serve(job)
-        self.world.book.keep(served)
-        reply = reply_of(served)
-        self.replies.append(reply)
-        return reply
+    def _look(self) -> None:
+        """The bundler's, and then a block."""
+        for bundle in self.provider.turn():
+            if isinstance(self.provider, LyingProvider):
+                self.provider.bundles.append(bundle)
+            if not self._is_evil("wire"):
+                self.ledger.offer(bundle)
+            elif self.rng.random() < 0.5:
+                self.ledger.offer(bundle, self.rng.randrange(DELAY_MS))
+        self.ledger.block()
 
-    def _serve(self, job: Job) -> Served:
-        ids = tuple(range(100, 100 + self.rng.randrange(1, 1 + job.order.max_out)))
-        receipt = receipt_for(job.order, job.order_hash, job.voucher, ids)
-        return served_of(receipt, ids, job.voucher_raw, job.voucher_sig)
+    # ---- one step of a lane
 
-    def _lie(self, start: Start) -> Reply | None:
-        """Silence, an old answer, or a receipt that is not the one it owes; the voucher it has."""
-        self.vouchers.append((start.voucher, start.signature))
-        voucher = decode_voucher(start.voucher)
-        wanted = self.wanted
-        assert wanted is not None
-        true = receipt_for(wanted.purchase.order, voucher.order_hash, voucher, (100,))
-        lies: list[Reply | None] = [None, None, None, None, *self.replies[-2:]]
-        changes: tuple[dict[str, object], ...] = (
-            {"fee": true.fee + 1}, {"fee": voucher.hold + 1}, {"tokens_out": 2},
-            {"seq": true.seq + 1}, {"order_hash": bytes(32)}, {"answer_root": bytes(32)},
-            {"lane": true.lane + 1}, {"model_version": 2}, {"attribution_root": bytes(32)},
-            {"sketch_hash": b"\1" * 32},
-        )  # fmt: skip
-        forged = true._replace(**self.rng.choice(changes))  # type: ignore[arg-type]
-        lies.append(reply_of(served_of(forged, (100,), *self.vouchers[-1])))
-        unsigned = reply_of(served_of(true, (100,), *self.vouchers[-1]))
-        lies.append(unsigned._replace(finished=unsigned.finished._replace(signature=bytes(64))))
-        return self.rng.choice(lies)
+    def _step(self, number: int) -> None:
+        payer = self.payer
+        if number in self.streams:
+            self._stream(number)
+        elif number in payer.wanted and self.rng.random() < 0.8:
+            self._send(number, payer.again(number))
+        elif not self.is_over:
+            if number in payer.wanted:
+                payer.give_up(number)
+            start = payer.order(number)
+            if start is not None:
+                self._send(number, start)
+            elif self.rng.random() < 0.2:
+                self.is_over = True  # its lanes are left, or its cap is full
 
-    def _provider_takes_tick(self, tick: Tick) -> None:
-        self.vouchers.append((tick.voucher, tick.signature))
-        with suppress(Invalid):
-            number = decode_voucher(tick.voucher).lane
-            lane = self.world.book.lane(self.channel, number)
-            self.world.service.take_bare_voucher(tick, lane)
+    def _send(self, number: int, start: Start) -> None:
+        """The first frame of a stream, and what comes of it."""
+        payer, provider, true = self.payer, self.provider, start
+        self.counts["sessions"] += 1
+        if isinstance(payer, LyingPayer):
+            if self._is_evil("payer"):
+                start = payer.lie(start)
+            payer.starts.append(true)
+        elif self._is_evil("wire"):
+            if self.rng.random() < 0.7:
+                return
+            start = torn(self.rng, start)
+        if isinstance(provider, LyingProvider):
+            provider.saw(start.voucher, start.signature)
+            if self._is_evil("provider"):
+                return
+        answer = provider.take_start(start)
+        match answer:
+            case Running():
+                self.counts["served"] += 1
+                self._begin(number, answer)
+            case RefusedFrame():
+                self._take_refusal(number, answer, is_lie=start != true)
+            case Reply():
+                self.counts["again"] += 1
+                self._send_reply(number, answer)
 
-    # ---- settling
+    def _take_refusal(self, number: int, frame: RefusedFrame, *, is_lie: bool) -> None:
+        self.counts["refused"] += 1
+        if frame.code == exchange.OVER_LIMITS:
+            self.counts["over the cap"] += 1
+            self.is_over |= self.rng.random() < 0.2
+        if self.villain != "payer" or not is_lie:
+            self.payer.take_refusal(number, frame)
 
-    def _settle_all(self) -> None:
-        """An honest provider settles its book; a lying one tries whatever it can put together."""
-        if self.villain == "provider":
+    def _begin(self, number: int, running: Running) -> None:
+        wanted = self.payer.wanted.get(number)
+        is_its = wanted is not None and wanted.named == running.job.order_hash
+        frames = self.provider.deliver(running)
+        if is_its and running.job.lane.number == number:
+            self.streams.add(number)
+            self.payer.take_tokens(number, frames)
+
+    def _stream(self, number: int) -> None:
+        """The next frame of either side, or the stream's end."""
+        running = self.provider.running[number]
+        if self._is_evil("wire") or (self.villain == "payer" and self.rng.random() < 0.1):
+            self.streams.discard(number)
+            self.provider.finish(number)  # kept, and lost on its way
+            return
+        if running.tick_until_ms is None:
+            self._finish(number)
+        elif self.payer.wanted[number].wants_tick:
+            self._tick(number)
+
+    def _tick(self, number: int) -> None:
+        payer, provider = self.payer, self.provider
+        tick: Tick | None = payer.tick(number)
+        assert tick is not None
+        if isinstance(payer, LyingPayer):
+            payer.ticks.append(tick)
+            if self._is_evil("payer"):
+                tick = payer.misstated(tick)
+        elif self._is_evil("wire"):
+            tick = None
+        if isinstance(provider, LyingProvider) and tick is not None:
+            provider.saw(tick.voucher, tick.signature)
+            if self._is_evil("provider"):
+                return
+        if tick is not None:
+            self.counts["ticks"] += 1
+            payer.take_tokens(number, provider.take_tick(number, tick))
+
+    def _finish(self, number: int) -> None:
+        """The provider signs; who is still there takes it."""
+        provider = self.provider
+        is_there = number in self.streams
+        self.streams.discard(number)
+        running = provider.running[number]
+        reply = provider.finish(number)
+        if isinstance(provider, LyingProvider):
+            if reply is not None:
+                provider.replies.append(reply)
+            if self._is_evil("provider"):
+                reply = provider.forge(running, reply)
+        if is_there and reply is not None:
+            self.counts["partial"] += not running.is_all_said
+            self._send_reply(number, reply)
+
+    def _send_reply(self, number: int, reply: Reply) -> None:
+        payer = self.payer
+        if self._is_evil("wire") or number not in payer.wanted:
+            return
+        if self.villain == "payer" and not self._is_its(number, reply):
+            return  # to a replay of its own
+        tick = payer.take_reply(number, reply)
+        if tick is None:
+            self.counts["caught"] += 1
+            self.is_over = True
+            return
+        if isinstance(payer, LyingPayer):
+            payer.ticks.append(tick)
+            if self._is_evil("payer"):
+                tick = payer.misstated(tick)
+        if isinstance(self.provider, LyingProvider) and tick is not None:
+            self.provider.saw(tick.voucher, tick.signature)
+        if tick is not None and self._is_evil("wire"):
+            self.late_ticks.append(tick)
+        elif tick is not None:
+            self.provider.take_bare(self.channel, tick)
+
+    def _is_its(self, number: int, reply: Reply) -> bool:
+        named = decode_receipt(reply.finished.receipt).order_hash
+        return named == self.payer.wanted[number].named
+
+    # ---- what may happen beside
+
+    def _restart(self, who: str) -> None:
+        """The power of one side is off, then on: it knows what its disk says."""
+        side = self.payer if who == "payer" else self.provider
+        self.disk.crash(side.folder)
+        if who == "payer":
+            self.payer.forget_orders()
+            for number in sorted(self.streams):
+                self.provider.finish(number)
+        self.streams.clear()
+        side.close()
+        self.disk.revive(side.folder)
+        side.open()
+
+    def _restart_one(self) -> None:
+        self.counts["restarts"] += 1
+        self._restart(self.rng.choice(("payer", "provider")))
+
+    def _fail_power_soon(self) -> None:
+        side = self.rng.choice((self.payer, self.provider))
+        self.disk.fail_after(side.folder, self.rng.randrange(POWER_OPERATIONS))
+
+    def _prune(self) -> None:
+        """A provider that keeps nothing longer than it must, and starts anew."""
+        self.counts["pruned"] += self.provider.book.prune(self.ledger.now_ms)
+        self._restart("provider")
+
+    def _late_tick(self) -> None:
+        if self.late_ticks:
+            tick = self.late_ticks.pop(self.rng.randrange(len(self.late_ticks)))
+            self.counts["late"] += 1
+            self.provider.take_bare(self.channel, tick)
+
+    def _acknowledge_beside(self) -> None:
+        """A liar's: a bare voucher while its next order runs."""
+        payer = self.payer
+        if isinstance(payer, LyingPayer) and self.streams:
+            number = self.rng.choice(sorted(self.streams))
+            self.provider.take_bare(self.channel, payer.acknowledge(number))
+
+    def _second_order(self) -> None:
+        """A liar's: another order in a lane whose request runs."""
+        payer = self.payer
+        if isinstance(payer, LyingPayer) and self.streams:
+            number = self.rng.choice(sorted(self.streams))
+            running = payer.wanted[number]
+            start = payer.order(number)
+            payer.wanted[number], second = running, payer.wanted[number]
+            payer.lost.setdefault((number, second.purchase.seq), []).append(second)
+            if start is not None:
+                self.counts["second orders"] += 1
+                answer = self.provider.take_start(start)
+                if isinstance(answer, Running):
+                    self.provider.deliver(answer)
+
+    def _fall_silent(self) -> None:
+        """A payer's, whose stream stays open: the engine takes the time that the order gives."""
+        if self.villain == "payer" and self.streams:
+            self.counts["silences"] += 1
+            self.streams.discard(self.rng.choice(sorted(self.streams)))
+            self._pass_time(self.rng.choice(LONG_PAUSES_MS))
+
+    def _top_up(self) -> None:
+        self.ledger.send(PAYER, TopUpChannel(self.channel, self.rng.randrange(1, OPEN // 200)))
+
+    def _close(self) -> None:
+        if self.rng.random() < 0.3:
+            self.ledger.send(PAYER, CloseChannel(self.channel))
+            self.is_over = self.villain != "payer"
+
+    def _consent(self) -> None:
+        """Both sides agree to an end; whoever serves serves no more."""
+        is_honest = self.villain != "provider"
+        if self.rng.random() < 0.3 or (is_honest and self.provider.is_waiting):
+            return
+        paid, referee = self.ledger.referee.paid, self.ledger.referee
+        message = signing_bytes(COOP_TAG, CHAIN, coop_body(self.channel, paid))
+        referee.note_consent(PAYER.key, paid)
+        referee.note_consent(PROVIDER.key, paid)
+        made = CoopClose(self.channel, PAYER.sign(message), PROVIDER.sign(message))
+        self.consent, self.is_over = made, True
+
+    def _forge_consent(self) -> None:
+        """One side signs for both, or for another sum."""
+        if self.villain == "wire":
+            return
+        paid, villain = self.ledger.referee.paid, PAYER if self.villain == "payer" else PROVIDER
+        message = signing_bytes(COOP_TAG, CHAIN, coop_body(self.channel, paid))
+        own = villain.sign(message)
+        self.ledger.send(villain, CoopClose(self.channel, own, own))
+
+    def _claim_some(self) -> None:
+        """A liar's: early, again, or too late."""
+        if isinstance(self.provider, LyingProvider):
+            self.provider.try_all(self.channel, self.rng.sample(range(LANES), 1))
+
+    # ---- the end of a deal
+
+    def _end_deal(self) -> None:
+        """Until the channel is closed and settled by whoever still can; then who lost what."""
+        self.disk.repair()
+        provider, ledger, referee = self.provider, self.ledger, self.ledger.referee
+        if self.consent is not None:
+            ledger.send(PAYER, self.consent)
+        elif self.rng.random() < 0.8:
+            ledger.send(PAYER, CloseChannel(self.channel))
+        self._pass_time(1)
+        for _ in range(ENDS_MAX):
+            if referee.is_closed:
+                break
+            self._claim_all(0.3)
+            self._pass_time(self.rng.choice((12_000, 1_500_000)))
+            if referee.closes_ms is not None and not provider.is_waiting:
+                self._pass_time(self.rng.choice((0, CLOSE_MS - 60_000)))
+                self._claim_all(0.5)
+                self._pass_time(max(0, referee.closes_ms - ledger.now_ms))
+            elif not provider.is_waiting or self.villain == "provider":
+                ledger.send(PROVIDER, CloseChannel(self.channel))
+        else:
+            raise Violation(STUCK, "what was served is never settled")
+        self._claim_all(1)
+        self._pass_time(1)
+        self._account()
+
+    def _claim_all(self, chance: float) -> None:
+        if isinstance(self.provider, LyingProvider) and self.rng.random() < chance:
+            self.provider.try_all(self.channel, list(range(LANES)))
+
+    def _account(self) -> None:
+        """Page 30 §7: the payer's loss ≤ one hold a request in flight, the provider's 0."""
+        referee = self.ledger.referee
+        self.trace.update(repr((referee.paid, referee.cap, len(referee.served))).encode())
+        if self.villain != "payer":
             for number in range(LANES):
-                self._try_all(number)
-        for lane in self.world.book.lanes():
-            if lane.channel == self.channel:
-                settled = lane_of(self.world.state, lane.channel, lane.number)
-                self.world.book.settle(lane, settled)
-                part = cut_section(lane, may_claim=True)
-                if part is not None:
-                    is_settled = self._settle([part])
-                    assert is_settled or self.villain == "provider"
-                    lane.cut_seq = lane.seq
-
-    def _settle(self, parts: list[BodyPart]) -> bool:
-        self.bundle_seq += 1
-        bundle = build_bundle(
-            chain_id=CHAIN, provider=PROVIDER.key, bundle_seq=self.bundle_seq, parts=parts,
-            sign=PROVIDER.sign,
-        )  # fmt: skip
-        try:
-            admitted = admit_bundle(self.world.state, CHAIN, bundle)
-            with self.world.state.trial():
-                apply_bundle(self.world.state, context(), admitted.bundle)
-        except Invalid:
-            return False
-        return True
-
-    def _try_all(self, number: int) -> None:
-        """The newest vouchers of a lane and some older ones, each with the receipts it has and
-        one of the liar's own making."""
-        state, lane = self.world.state, self.world.book.lane(self.channel, number)
-        for raw, signature in self._candidates(number):
-            voucher = decode_voucher(raw)
-            first = lane_of(state, self.channel, number).seq + 1
-            kept = [item.raw for item in lane.unsettled if first <= item.receipt.seq]
-            before = [raw for raw in kept if decode_receipt(raw).seq < voucher.seq]
-            if before:
-                self._settle([section_of(voucher, raw, signature, before, claims=False)])
-            for fee in (voucher.hold + 1, voucher.hold) if voucher.hold else ():
-                order = self.wanted.purchase.order if self.wanted else make_order()
-                made = receipt_for(order, voucher.order_hash, voucher, (100,))
-                claim = made._replace(fee=fee, tokens_out=2**16)  # no price is in its way
-                claimed = [*before, encode_receipt(claim)]
-                self._settle([section_of(voucher, raw, signature, claimed, claims=True)])
-
-    def _candidates(self, number: int) -> list[tuple[bytes, bytes]]:
-        own = [
-            (raw, signature)
-            for raw, signature in self.vouchers
-            if decode_voucher(raw)[1:3] == (self.channel, number)
-        ]
-        older = own[:-NEWEST]
-        return [*reversed(own[-NEWEST:]), *self.rng.sample(older, min(NEWEST, len(older)))]
+                loss, at_risk = self.payer.loss(number)
+                self.loss_max = max(self.loss_max, loss / at_risk if at_risk else 0)
+                require(loss <= at_risk, "the payer loses more than one hold")
+        if self.villain != "provider":
+            loss = referee.unpaid()
+            self.provider_loss_max = max(self.provider_loss_max, loss)
+            require(loss == 0, f"the provider loses {loss}")
+        self.counts["deals"] += 1
 
 
-def signed(voucher: Voucher) -> tuple[bytes, bytes]:
-    raw = encode_voucher(voucher)
-    return raw, PAYER.sign(voucher_message(CHAIN, raw))
-
-
-def receipt_for(order: Order, named: bytes, voucher: Voucher, ids: tuple[int, ...]) -> Receipt:
-    """What an honest provider signs for these tokens."""
-    return Receipt(
-        version=1, channel=voucher.channel, lane=voucher.lane, seq=voucher.seq, order_hash=named,
-        model=order.model, model_version=order.model_version, tokens_in=len(PROMPT),
-        tokens_out=len(ids), fee=min(fee_of(len(PROMPT), len(ids)), voucher.hold),
-        answer_root=answer_root(SALT, ZERO_HASH, ZERO_HASH, [ids]),
-        attribution_root=attribution_root(NO_CREDITS), sketch_hash=ZERO_HASH,
-        fingerprint_hash=sha256(b"evidence"), started_ms=NOW_MS, finished_ms=NOW_MS,
-        status=COMPLETE,
-    )  # fmt: skip
-
-
-def served_of(receipt: Receipt, ids: tuple[int, ...], voucher: bytes, voucher_sig: bytes) -> Served:
-    raw = encode_receipt(receipt)
-    return Served(
-        receipt=raw, signature=PROVIDER.sign(receipt_message(CHAIN, raw)), credits=NO_CREDITS,
-        sketch=b"", statement=b"", logprobs=b"", provider_nonce=ZERO_HASH, ids=(pack_ids(ids),),
-        text=(b"",), evidence=b"evidence", voucher=voucher, voucher_sig=voucher_sig,
-    )  # fmt: skip
-
-
-def reply_of(served: Served) -> Reply:
-    finished = Finished(served.receipt, served.signature, served.credits, b"", b"", b"")
-    raw = served.ids[0]
-    ids = tuple(int.from_bytes(raw[at : at + 4], "big") for at in range(0, len(raw), 4))
-    return Reply(finished, ids)
-
-
-def section_of(
-    voucher: Voucher, raw: bytes, signature: bytes, receipts: list[bytes], *, claims: bool
-) -> BodyPart:
-    """A section as a liar would make it: numbers and sums fit, the rest is for others to judge."""
-    decoded = [decode_receipt(each) for each in receipts]
-    last = PROVIDER.sign(receipt_message(CHAIN, receipts[-1])) if claims else b""
-    section = Section(
-        channel=voucher.channel, lane=voucher.lane, from_seq=decoded[0].seq,
-        to_seq=decoded[-1].seq, amount=sum(each.fee for each in decoded), voucher=raw,
-        voucher_sig=signature, last_receipt_sig=last,
-    )  # fmt: skip
-    return BodyPart(encode_section(section), tuple(receipts), (NO_CREDITS,) * len(receipts))
-
-
-def _resigned(sessions: Sessions, wanted: Wanted) -> Start:
-    raw, signature = signed(sessions._changed(decode_voucher(wanted.start.voucher)))
-    return wanted.start._replace(voucher=raw, signature=signature)
-
-
-PAYER_LIES: Final[tuple[Callable[[Sessions, Wanted], Start | None], ...]] = (
-    lambda sessions, wanted: None,
-    lambda sessions, wanted: sessions.rng.choice(sessions.starts),
-    lambda sessions, wanted: sessions._torn(wanted.start),
-    _resigned,
-    _resigned,
+TURNS: Final = (
+    Play._restart_one,
+    Play._fail_power_soon,
+    Play._prune,
+    Play._late_tick,
+    Play._acknowledge_beside,
+    Play._acknowledge_beside,
+    Play._second_order,
+    Play._second_order,
+    Play._fall_silent,
+    Play._top_up,
+    Play._close,
+    Play._consent,
+    Play._forge_consent,
+    Play._claim_some,
 )
+
+
+def session_run(seed: int) -> Outcome:
+    """One run in a folder of its own, and how it ended."""
+    with TemporaryDirectory(prefix="olnode-sessions-") as name:
+        play = Play(Path(name), seed)
+        with play.disk.mounted():
+            try:
+                play.run()
+            except Violation as violation:
+                return Outcome(violation.end, play.trace.digest(), violation.why, play.facts())
+            finally:
+                play.close()
+        return Outcome(OK, play.trace.digest(), facts=play.facts())

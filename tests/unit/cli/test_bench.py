@@ -106,3 +106,13 @@ def test_simulate_gives_the_keys_that_page_80_promises(capsys: Capture) -> None:
 def test_simulate_plays_a_run_again(capsys: Capture) -> None:
     traces = [told(capsys, "bench simulate --replay engine:5 -o json")["trace"] for _ in range(2)]
     assert traces[0] == traces[1]
+
+
+def test_sessions_give_the_keys_that_are_promised(capsys: Capture) -> None:
+    schemas = json.loads((Path(__file__).parents[2] / "vectors/cli/schemas.json").read_text())
+    answer = told(capsys, "bench sessions -o json -- --sessions 1000 --jobs 1")
+    assert set(schemas[answer["schema"]]) <= answer.keys()
+    assert answer["sessions"] >= 1_000
+    assert answer["loss_max_payer_in_holds"] == 1
+    nothing = ("loss_max_provider", "above_cap", "violations")
+    assert [answer[key] for key in nothing] == [0, 0, 0]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from bench import proofs, settle, settling, state
+from bench import crash, proofs, settle, settling, state
 
 SCHEMAS = json.loads((Path(__file__).parents[1] / "vectors/cli/schemas.json").read_text())
 SHELL = {"budgets", "machine", "versions", "load"}  # added by `olnode bench`
@@ -41,3 +41,9 @@ def test_four_daemons_settle_all_that_they_are_told(tmp_path: Path) -> None:
     figures = trio.run(settling.run, tmp_path, 5.0, 3_000)
     assert promised("settle") <= figures.keys() | settle.measure(sections=1, rounds=1).keys()
     assert figures["lost"] == 0 < figures["settled"]
+
+
+def test_kills_are_counted_and_judged() -> None:
+    figures = crash.figures_of([crash.run_batch((1, 3))])
+    assert promised("crash") <= figures.keys()
+    assert [figures[key] for key in ("points", "lost", "different", "refused")] == [3, 0, 0, 0]

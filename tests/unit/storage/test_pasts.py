@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from accused_kit import HEIGHT, WHO, Accused
 from chain_kit import VALIDATORS
 from evidence_kit import raw_attack, raw_double_vote
 from snapshot_kit import Snapped, put_part
@@ -13,7 +14,7 @@ from stored_kit import GENESIS
 
 from consensus.evidence import accused_members, decode_evidence
 from consensus.header import decode_header
-from consensus.pastblocks import PastBlock, verify_past_block
+from consensus.pastblocks import verify_past_block
 from consensus.primitives.errors import Invalid
 from node.ledger.wire.blocks import decode_payload
 from node.storage import chain, executing, pasts
@@ -27,42 +28,7 @@ from node.storage.proving import payout_proofs
 from node.storage.snapshots import SnapshotStore
 from node.web.standing import accusation
 
-WHO, OTHER = VALIDATORS[2], VALIDATORS[3]
-HEIGHT = 3  # of the offence, long before the snapshot
-
-
-class Accused(Snapped):
-    """Behind its snapshot: a payment, a block with evidence from before it, a payment."""
-
-    def __init__(self, home: Path) -> None:
-        super().__init__(home, behind=1)
-        made = self.made
-        validators = made.chain.validators(HEIGHT)
-        assert validators is not None
-        self.evidence = raw_double_vote(WHO, validators, made.chain_id, HEIGHT)
-        made.block(evidence=(self.evidence,))
-        self.accused_at = made.chain.height
-        made.block(made.pay())
-        self.later = made.decided[self.height :]
-
-    def past(self, height: int = HEIGHT, at: int | None = None) -> PastBlock:
-        found = self.made.chain.view().past_block(height, at or self.height)
-        assert found is not None
-        return found
-
-    def newcomer(self, home: Path) -> Chain:
-        """A node that starts from the snapshot."""
-        store = SnapshotStore(home / "snapshots")
-        self.put_part(store)
-        take_in(home, store, self.manifest)
-        return Chain.open(home, GENESIS)
-
-    def caught_up(self, home: Path) -> Chain:
-        """A newcomer that was shown the height, and took every block since."""
-        chain = self.newcomer(home)
-        chain.pasts.add(self.past(), HEIGHT)
-        chain.commit_many(self.later)
-        return chain
+OTHER = VALIDATORS[3]
 
 
 @pytest.fixture(scope="module")

@@ -48,12 +48,14 @@ from node.peering.voter import Validator
 from node.purse import Purse, Question
 from node.reasons import Reasons
 from node.shop import Counter, Shop
-from node.storage.adopting import take_in
+from node.storage.adopting import DB_NAME, take_in
 from node.storage.attackfiles import keep_attack
+from node.storage.errors import DatabaseDamaged
 from node.storage.ground import Ground, open_ground
 from node.storage.lightfile import LightFile
 from node.storage.opening import SNAPSHOTS_NAME
 from node.storage.snapshots import SnapshotStore
+from node.storage.store import suspect
 from node.telling import Telling
 from node.wallet.keystore import Key
 from node.wallet.payer import Limits
@@ -63,6 +65,7 @@ from node.web.reading import Reading, make_ledger, make_light
 from p2p.addresses import addresses_of
 from p2p.network import Libp2pNetwork, PeerId, StatusFacts, denied_of
 
+LOOK_EVERY_S: Final = 1.0  # for damage that only readers have met
 ROLE_BITS: Final = {"validator": 1, "provider": 2, "auditor": 32}
 
 log = get_log("daemon")
@@ -149,6 +152,9 @@ async def _live(settings: Settings, keys: Keys) -> bool:
         node = Node(settings, keys, ground)
         try:
             return await node.run()
+        except* DatabaseDamaged as damage:
+            suspect(settings.home / DB_NAME, str(damage.exceptions[0]))
+            raise
         finally:
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(node.close)
@@ -466,6 +472,7 @@ class Node:
             await start(self._relay.run)
             await start(self._replica.run)
             nursery.start_soon(self._disk.run)
+            nursery.start_soon(self._watch_database)
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._directory.run)
             self._blobs.serve()
@@ -514,6 +521,13 @@ class Node:
             self._purse.close()
         if self._shop is not None:
             self._shop.close()
+
+    async def _watch_database(self) -> None:
+        """End the node once a reader met damage: routes and peers are only told of an error."""
+        while True:
+            await trio.sleep(LOOK_EVERY_S)
+            if self._chain.damage is not None:
+                raise self._chain.damage
 
     async def _wait_for_signal(self) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:

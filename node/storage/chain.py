@@ -28,7 +28,7 @@ from node.ledger.wire.blocks import Block, Payload, decode_payload, encode_block
 from node.storage.batch import Batch
 from node.storage.blocklog import BlockLog
 from node.storage.bundlestore import BundleStore
-from node.storage.errors import MissingData
+from node.storage.errors import DatabaseDamaged, MissingData
 from node.storage.executing import (
     NOTHING_KNOWN,
     DoubtfulBytes,
@@ -131,6 +131,11 @@ class Chain:
         return cls(opened, keep_versions=keep_versions)
 
     # -- looking, any thread
+
+    @property
+    def damage(self) -> DatabaseDamaged | None:
+        """Why nothing that this chain tells is to be trusted any more: it must be closed."""
+        return self._store.damage
 
     @property
     def tip(self) -> Tip:

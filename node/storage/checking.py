@@ -234,6 +234,9 @@ def _check_nodes(reader: Reader, record: bytes, checked: Checked) -> None:
 
 
 def _check_snapshots(store: SnapshotStore, checked: Checked, tell: Tell) -> None:
+    for height in store.unreadable:
+        mend = f"rm -r {store.folder(height)}: the next one is made by itself"
+        checked.add("snapshots", f"of block {height}: its manifest cannot be read", mend)
     for manifest in store.manifests():
         mend = f"rm -r {store.folder(manifest.height)}: the next one is made by itself"
         header = checked.headers.get(manifest.height, manifest.footing.header)

@@ -20,6 +20,7 @@ REFUSALS: Final = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "close other programs: the system has no file handles left",
 }
+MAKE_AGAIN: Final = "restart olnode: it rebuilds the database from its block log"
 FRESH_HOME: Final = "start a fresh home that syncs from its peers; keep this one for its keys"
 
 
@@ -59,6 +60,13 @@ class Damaged(StorageError):
     """Bytes on the disk are not those that were written."""
 
     exit_status = 7
+
+
+class DatabaseDamaged(Damaged):
+    """The database is not what was written. It is an index: the next start makes it again."""
+
+    def __init__(self, what: str, *, why: str = "") -> None:
+        super().__init__(what, why=why, mend=MAKE_AGAIN)
 
 
 def find_refusal(what: str, error: Exception) -> DiskRefused | None:

@@ -30,9 +30,9 @@ from node.ledger.wire.blocks import Block, Payload, decode_payload, encode_paylo
 from node.ledger.wire.bundles import Bundle, FalseSignature
 from node.storage import history
 from node.storage.bundlestore import BundleStore
-from node.storage.errors import Damaged, MissingData
+from node.storage.errors import DatabaseDamaged, MissingData
 from node.storage.pasts import MissingPast
-from node.storage.store import MEND, Reader
+from node.storage.store import Reader
 from node.storage.views import Tip, base_of
 
 NO_COMMIT: Final = bytes(HASH_BYTES)  # last_commit_hash of height 1
@@ -205,7 +205,7 @@ def _run(
     try:
         outcome = execute_block(rules, state, context, payload, bodies, known)
     except tree.MissingNode as error:
-        raise Damaged("the state tree lacks a node", why=str(error), mend=MEND) from error
+        raise DatabaseDamaged("the state tree lacks a node", why=str(error)) from error
     header = make_header(
         context,
         outcome,

@@ -33,7 +33,7 @@ from node.storage.adopting import DB_NAME, adopt_prepared
 from node.storage.batch import Batch
 from node.storage.blocklog import BlockLog, BlockRecord
 from node.storage.bundlestore import BundleStore
-from node.storage.errors import Damaged, MissingData, StorageError
+from node.storage.errors import Damaged, DatabaseDamaged, MissingData, StorageError
 from node.storage.executing import (
     NOTHING_KNOWN,
     Parent,
@@ -46,7 +46,7 @@ from node.storage.loading import load
 from node.storage.pasts import PASTS_NAME, PastBlocks
 from node.storage.segments import Place
 from node.storage.snapshots import read_chunk, read_manifest, verify_manifest
-from node.storage.store import KV, LevelKV, Reader
+from node.storage.store import KV, LevelKV, Reader, why_suspected
 from node.storage.views import Tip, View, base_of
 from node.storage.writing import write_block, write_state
 
@@ -155,6 +155,9 @@ class _Ladder:
         if given is not None:
             return given, self._bring_up(given)
         path = home / DB_NAME
+        if why := why_suspected(path):
+            damage = DatabaseDamaged("it failed while in use", why=why)
+            return self._make_again(home, damage, cache_bytes)
         try:
             store = LevelKV(path, cache_bytes)
         except Damaged as error:

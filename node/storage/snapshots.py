@@ -168,6 +168,8 @@ class SnapshotStore:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = {height: read_manifest(self.folder(height)) for height in self._heights()}
         self._manifests = {height: one for height, one in found.items() if one is not None}
+        self.unreadable = tuple(sorted(found.keys() - self._manifests.keys()))
+        """Heights whose folder holds no manifest that can be read, as of the opening."""
 
     # -- what is whole
 

@@ -5,25 +5,27 @@ holes and silently wrong values; paranoid, and with checksums on every read, it 
 the flip was harmless. `repair_db` is never called: it "succeeds" with holes nearly always.
 Why a synced transaction per batch: kill -9 at any moment then splits none and loses none that
 was acknowledged. What a cut log takes away silently, the block log gives back (`chain.py`).
+Why a failure is noted beside the data: the start-up ladder looks at a part of the keys, and what
+failed may be among the others; without the note a node would fail at it again and again.
 Threads: `write` belongs to one thread at a time; snapshots may be read from any other.
 What this file does not know: what the keys mean.
 """
 
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import plyvel
 
-from node.storage.errors import Damaged, StorageError, find_refusal, words_of
+from node.storage.errors import DatabaseDamaged, StorageError, find_refusal, words_of
 
 WRITE_BUFFER_BYTES: Final = 32 << 20
 CACHE_BYTES: Final = 64 << 20
 BLOOM_BITS: Final = 10
 OPEN_FILES_MAX: Final = 256
-
-MEND: Final = "restart olnode: it rebuilds the database from its block log"
+SUSPECT_NAME: Final = "SUSPECT"  # in a database's folder; LevelDB leaves strange names alone
 
 
 class Reader(Protocol):
@@ -49,12 +51,36 @@ class KV(Reader, Protocol):
     def snapshot(self) -> Snapshot: ...
     def close(self) -> None: ...
 
+    @property
+    def damage(self) -> DatabaseDamaged | None:
+        """The first failure of any reader or writer; then no answer is to be trusted."""
+        ...
+
+
+class _Health:
+    """What all readers of one database know of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.damage: DatabaseDamaged | None = None
+
+    def failed(self, error: Exception) -> StorageError:
+        """What to raise; noted unless the system only refused."""
+        what = f"the database {self._folder} failed"
+        refusal = find_refusal(what, error)
+        if refusal is not None:
+            return refusal
+        damage = DatabaseDamaged(what, why=words_of(error))
+        self.damage = self.damage or damage
+        suspect(self._folder, damage.told)
+        return damage
+
 
 class LevelKV:
     """LevelDB. One object per directory and process, opened once, under the home's lock."""
 
     def __init__(self, path: Path, cache_bytes: int = CACHE_BYTES) -> None:
-        self.path = path
+        self._health = _Health(path)
         try:
             self._db: Any = plyvel.DB(
                 str(path),
@@ -66,18 +92,23 @@ class LevelKV:
                 max_open_files=OPEN_FILES_MAX,
             )
         except (plyvel.Error, OSError) as error:
-            raise _failed(path, error) from error
+            raise self._health.failed(error) from error
+
+    @property
+    def damage(self) -> DatabaseDamaged | None:
+        """The first failure of any reader or writer."""
+        return self._health.damage
 
     def get(self, key: bytes) -> bytes | None:
         try:
             value: bytes | None = self._db.get(key, verify_checksums=True)
         except plyvel.Error as error:
-            raise _failed(self.path, error) from error
+            raise self._health.failed(error) from error
         return value
 
     def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
         """Pairs with start ≤ key < stop in order; use it up, or close it, in the same thread."""
-        yield from _scan(self._db, start, stop, self.path)
+        yield from _scan(self._db, start, stop, self._health)
 
     def write(self, puts: Iterable[tuple[bytes, bytes]], deletes: Iterable[bytes] = ()) -> None:
         try:
@@ -87,11 +118,11 @@ class LevelKV:
                 for key, value in puts:
                     batch.put(key, value)
         except plyvel.Error as error:
-            raise _failed(self.path, error) from error
+            raise self._health.failed(error) from error
 
     def snapshot(self) -> "LevelSnapshot":
         """The map as it is now; costs 0.2 µs."""
-        return LevelSnapshot(self._db.snapshot(), self.path)
+        return LevelSnapshot(self._db.snapshot(), self._health)
 
     def close(self) -> None:
         self._db.close()
@@ -100,41 +131,50 @@ class LevelKV:
 class LevelSnapshot:
     """LevelDB as it was at one moment."""
 
-    def __init__(self, snapshot: Any, path: Path) -> None:
+    def __init__(self, snapshot: Any, health: _Health) -> None:
         self._snapshot = snapshot
-        self._path = path
+        self._health = health
 
     def get(self, key: bytes) -> bytes | None:
         try:
             value: bytes | None = self._snapshot.get(key, verify_checksums=True)
         except plyvel.Error as error:
-            raise _failed(self._path, error) from error
+            raise self._health.failed(error) from error
         return value
 
     def scan(self, start: bytes, stop: bytes) -> Iterator[tuple[bytes, bytes]]:
-        yield from _scan(self._snapshot, start, stop, self._path)
+        yield from _scan(self._snapshot, start, stop, self._health)
 
     def close(self) -> None:
         self._snapshot.close()
 
 
-def _scan(source: Any, start: bytes, stop: bytes, path: Path) -> Iterator[tuple[bytes, bytes]]:
+def _scan(source: Any, start: bytes, stop: bytes, health: _Health) -> Iterator[tuple[bytes, bytes]]:
     if start >= stop:  # LevelDB would crash on a reversed range in some versions
         return
     try:
         with source.iterator(start=start, stop=stop, verify_checksums=True) as pairs:
             yield from pairs
     except plyvel.Error as error:
-        raise _failed(path, error) from error
+        raise health.failed(error) from error
 
 
-def _failed(path: Path, error: Exception) -> StorageError:
-    what = f"the database {path} failed"
-    return find_refusal(what, error) or Damaged(what, why=words_of(error), mend=MEND)
+def suspect(folder: Path, why: str) -> None:
+    """Have the next start make the database of a folder again."""
+    with suppress(OSError):  # what cannot be noted will fail again
+        (folder / SUSPECT_NAME).write_text(why)
+
+
+def why_suspected(folder: Path) -> str:
+    """Why the database of a folder is to be made again; "" if it is not."""
+    path = folder / SUSPECT_NAME
+    return path.read_text(errors="replace") or "damaged" if path.exists() else ""
 
 
 class MemoryKV:
     """The same map without a disk, for tests and simulations. A snapshot shares until a write."""
+
+    damage = None  # memory does not rot
 
     def __init__(self) -> None:
         self._data = _Sorted({}, [])

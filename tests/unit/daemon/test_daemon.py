@@ -1,6 +1,7 @@
 """What the composition root decides by itself, which is little."""
 
 from contextlib import suppress
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,6 +10,8 @@ import trio
 
 from node import daemon
 from node.config import P2p, Serving
+from node.storage.errors import DatabaseDamaged
+from node.storage.store import why_suspected
 from node.telling import LAG_BLOCKS_MAX, is_behind
 
 AT = 100
@@ -32,42 +35,71 @@ def test_node_is_behind_when_most_peers_are_far_ahead(told: list[int], expected:
     assert is_behind(told, AT) is expected
 
 
+class Life:
+    """A ground and a node that only run until they fall, or not."""
+
+    def __init__(self, monkeypatch: Any, home: Path, error: Exception | None) -> None:
+        happened = self.happened = []
+
+        class Ground:
+            why_silent = None
+            journal = None
+            chain = SimpleNamespace(steps=())
+
+            def close(self) -> None:
+                happened.append("ground closed")
+
+        class Node:
+            def __init__(self, *_: Any) -> None:
+                pass
+
+            async def run(self) -> bool:
+                await trio.lowlevel.checkpoint()
+                happened.append("ran")
+                if error is not None:
+                    raise error
+                return False
+
+            def close(self) -> None:
+                happened.append("parts closed")
+
+        monkeypatch.setattr(daemon, "open_ground", lambda *_, **__: Ground())
+        monkeypatch.setattr(daemon, "Node", Node)
+        storage = SimpleNamespace(keep_versions=1, cache_mb=1)
+        chain = SimpleNamespace(genesis="genesis")
+        config = SimpleNamespace(chain=chain, storage=storage, p2p=P2p(), serving=Serving())
+        self.settings: Any = SimpleNamespace(home=home, config=config)
+
+    async def run(self) -> None:
+        await daemon.run(self.settings, daemon.Keys(node=None, validator=None, spending=None))
+
+
 @pytest.mark.parametrize("fails", [False, True])
 async def test_files_of_the_parts_are_closed_before_the_ground_they_stand_on(
     monkeypatch, tmp_path, fails: bool
 ) -> None:
     """Closing syncs what waits in them, such as acknowledgements that came last."""
-    happened: list[str] = []
-
-    class Ground:
-        why_silent = None
-        journal = None
-        chain = SimpleNamespace(steps=())
-
-        def close(self) -> None:
-            happened.append("ground closed")
-
-    class Node:
-        def __init__(self, *_: Any) -> None:
-            pass
-
-        async def run(self) -> bool:
-            await trio.lowlevel.checkpoint()
-            happened.append("ran")
-            if fails:
-                raise OSError("a part fell")
-            return False
-
-        def close(self) -> None:
-            happened.append("parts closed")
-
-    monkeypatch.setattr(daemon, "open_ground", lambda *_, **__: Ground())
-    monkeypatch.setattr(daemon, "Node", Node)
-    storage = SimpleNamespace(keep_versions=1, cache_mb=1)
-    chain = SimpleNamespace(genesis="genesis")
-    config = SimpleNamespace(chain=chain, storage=storage, p2p=P2p(), serving=Serving())
-    settings: Any = SimpleNamespace(home=tmp_path, config=config)
-    keys = daemon.Keys(node=None, validator=None, spending=None)
+    life = Life(monkeypatch, tmp_path, OSError("a part fell") if fails else None)
     with suppress(OSError):
-        await daemon.run(settings, keys)
-    assert happened == ["ran", "parts closed", "ground closed"]
+        await life.run()
+    assert life.happened == ["ran", "parts closed", "ground closed"]
+
+
+async def test_database_that_failed_is_made_again_by_the_next_start(monkeypatch, tmp_path) -> None:
+    (tmp_path / "db").mkdir()
+    life = Life(monkeypatch, tmp_path, DatabaseDamaged("the state tree lacks a node"))
+    with pytest.RaisesGroup(DatabaseDamaged):
+        await life.run()
+    assert "lacks a node" in why_suspected(tmp_path / "db")
+
+
+async def test_node_ends_once_a_reader_met_damage(autojump_clock) -> None:
+    """Routes and peers are only told of an error: nobody else would end it."""
+    damage = DatabaseDamaged("a block of a table")
+    chain = SimpleNamespace(damage=None)
+    node: Any = SimpleNamespace(_chain=chain)
+    with pytest.RaisesGroup(DatabaseDamaged):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(daemon.Node._watch_database, node)
+            await trio.sleep(60)
+            chain.damage = damage

@@ -25,7 +25,7 @@ from node.ledger.wire.receipts import receipt_id
 from node.ledger.wire.transactions import Transfer, decode_transaction
 from node.storage import activity
 from node.storage.chain import EXECUTED_MAX, Chain
-from node.storage.errors import Damaged, StorageError
+from node.storage.errors import Damaged, DatabaseDamaged, StorageError
 from node.storage.executing import MissingBodies
 from node.storage.store import LevelKV, MemoryKV
 
@@ -424,6 +424,36 @@ def test_lost_or_false_record_is_found_and_made_again(
     assert any("made again" in step or "replayed" in step for step in chain.steps)
     chain.close()
     assert list(reopen(copy).view().reader.scan(table, bytes([table[0] + 1]))) == pairs
+
+
+def test_database_that_failed_while_in_use_is_made_again(
+    copy: Path, told: tuple[Told, Path]
+) -> None:
+    """Also where the ladder does not look."""
+    reopen(copy).close()  # its log becomes a table
+    chain = reopen(copy)
+    before = list(chain.view().reader.scan(b"\0", b"\xff"))
+    chain.close()
+    (table,) = (copy / "db").glob("*.ldb")
+    whole, steps = table.read_bytes(), chain.steps
+    for at in range(100, len(whole), 2_000):
+        table.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        chain = reopen(copy)
+        if chain.steps == steps:
+            break
+        chain.close()
+        shutil.rmtree(copy / "db")
+        (copy / "db.damaged").rename(copy / "db")
+        (copy / "db" / "SUSPECT").unlink()
+    with pytest.raises(DatabaseDamaged):
+        list(chain.view().reader.scan(b"\0", b"\xff"))
+    assert chain.damage is not None
+    chain.close()
+    again = reopen(copy)
+    assert "failed while in use" in again.steps[0]
+    assert list(again.view().reader.scan(b"\0", b"\xff")) == before
+    assert (again.tip, again.damage) == (told[0].tip, None)
+    again.close()
 
 
 def test_damaged_database_files_are_refused_or_made_again(

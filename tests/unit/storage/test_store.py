@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from node.storage.errors import Damaged, DiskRefused, find_refusal
-from node.storage.store import KV, LevelKV, MemoryKV
+from node.storage.errors import Damaged, DatabaseDamaged, DiskRefused, find_refusal
+from node.storage.store import KV, LevelKV, MemoryKV, _Health, suspect, why_suspected
 
 SOME = [b"a", b"ab", b"b", b"b\x00", b"c\xff"]
 
@@ -215,3 +215,26 @@ def test_each_refusal_has_its_own_mend(error: Exception, mend: str) -> None:
 def test_what_is_no_refusal_of_the_system_is_none() -> None:
     assert find_refusal("what", OSError(errno.EIO, "Input/output error")) is None
     assert find_refusal("what", plyvel.CorruptionError(b"Corruption: bad block")) is None
+
+
+def test_failure_is_noted_for_the_next_start_and_for_all_readers(tmp_path: Path) -> None:
+    filled(tmp_path / "db")
+    (table,) = (tmp_path / "db").glob("*.ldb")
+    raw = bytearray(table.read_bytes())
+    raw[100] ^= 1
+    table.write_bytes(bytes(raw))
+    store = LevelKV(tmp_path / "db")
+    assert (store.damage, why_suspected(tmp_path / "db")) == (None, "")
+    with pytest.raises(DatabaseDamaged) as failed:
+        list(store.snapshot().scan(b"", b"\xff"))
+    assert store.damage is failed.value
+    assert "checksum" in why_suspected(tmp_path / "db")
+    store.close()
+
+
+def test_refusal_of_the_system_leaves_the_database_unsuspected(tmp_path: Path) -> None:
+    filled(tmp_path / "db")
+    with pytest.raises(DiskRefused):
+        raise _Health(tmp_path / "db").failed(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))
+    assert why_suspected(tmp_path / "db") == ""
+    suspect(tmp_path / "gone", "what has no folder cannot be noted")

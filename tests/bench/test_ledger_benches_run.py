@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from bench import crash, proofs, settle, settling, state
+from bench import crash, flips, proofs, settle, settling, state
 
 SCHEMAS = json.loads((Path(__file__).parents[1] / "vectors/cli/schemas.json").read_text())
-SHELL = {"budgets", "machine", "versions", "load"}  # added by `olnode bench`
+SHELL = {"budgets", "seconds", "machine", "versions", "load"}  # added by `olnode bench`
 
 
 def promised(bench: str) -> set[str]:
@@ -47,3 +47,9 @@ def test_kills_are_counted_and_judged() -> None:
     figures = crash.figures_of([crash.run_batch((1, 3))])
     assert promised("crash") <= figures.keys()
     assert [figures[key] for key in ("points", "lost", "different", "refused")] == [3, 0, 0, 0]
+
+
+def test_flips_are_counted_by_how_they_end() -> None:
+    figures = flips.figures_of([flips.run_batch((1, 12))])
+    assert promised("flips") <= figures.keys()
+    assert [figures[key] for key in ("flips", "silent", "failed")] == [12, 0, 0]

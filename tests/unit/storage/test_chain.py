@@ -426,6 +426,20 @@ def test_lost_or_false_record_is_found_and_made_again(
     assert list(reopen(copy).view().reader.scan(table, bytes([table[0] + 1]))) == pairs
 
 
+def test_hole_among_the_blocks_of_the_database_is_found_and_made_again(
+    copy: Path, told: tuple[Told, Path]
+) -> None:
+    """As where the MANIFEST lost a table: a larger state's thousand keys may all be elsewhere."""
+    store = LevelKV(copy / "db")
+    store.write([], [b"h" + (4).to_bytes(8, "big")])
+    store.close()
+    chain = reopen(copy)
+    assert "block 4 is missing" in chain.steps[0]
+    assert "made again" in chain.steps[0]
+    assert chain.tip == told[0].tip
+    chain.close()
+
+
 def test_database_that_failed_while_in_use_is_made_again(
     copy: Path, told: tuple[Told, Path]
 ) -> None:

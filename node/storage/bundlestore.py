@@ -154,8 +154,10 @@ class BundleStore:
         for place, head in self._log.segment_heads(segment, HASH_BYTES):
             self._places[head] = place
             end = place.offset + place.frame_bytes
-        if end == self._log.segment_size(segment):
+        size = self._log.segment_size(segment)
+        if size and end == size:
             return
+        self.damaged_count += not size  # none but the newest is ever empty
         frames, gaps = self._log.segment_frames(segment)  # a head rotted: find what lies behind it
         self.damaged_count += len(gaps)
         for place, frame in frames:

@@ -99,7 +99,7 @@ def _frames(
         frames, gaps, end = read_all(log, data)
         checked.counts["bytes"] += len(data)
         bounds = [(gap.start, gap.stop) for gap in gaps]
-        if end < len(data) and name != names[-1]:
+        if name != names[-1] and (end < len(data) or not data):  # none but the newest may be empty
             bounds.append((end, len(data)))
         for start, stop in bounds:
             checked.add(part, f"bytes {start} to {stop} of {part}/{name} are damaged", mend)

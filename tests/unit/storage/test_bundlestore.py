@@ -83,6 +83,15 @@ def test_rotted_body_is_forgotten_and_can_be_kept_again(tmp_path: Path) -> None:
         assert store.get(bundle(number).hash) == bundle(number)
 
 
+def test_emptied_older_segment_is_damage(tmp_path: Path) -> None:
+    fill(tmp_path, 40).close()
+    sorted(tmp_path.iterdir())[1].write_bytes(b"")
+    store = BundleStore(tmp_path, 600)
+    assert store.damaged_count == 1
+    assert store.get(bundle(39).hash) == bundle(39)
+    store.close()
+
+
 def test_torn_tail_costs_only_what_was_not_synced(tmp_path: Path) -> None:
     fill(tmp_path / "base", 3, segment_bytes=1 << 20).close()
     whole = (tmp_path / "base" / "000001").read_bytes()

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Final
 
 from bench.protocol import AT_LEAST, AT_MOST, Budget, finish, quiet, tell
-from crashes.flips import ENDS, FAILED, SILENT, Flipper, FoundFlips
+from crashes.flips import Flipper, FoundFlips
+from crashes.spoiling import DEFECTS, ENDS, Judge
 
 FLIPS: Final = 2_000
 BATCH: Final = 250
@@ -26,7 +27,7 @@ def run_batch(task: tuple[int, int]) -> FoundFlips:
     seed, flips = task
     quiet()
     with tempfile.TemporaryDirectory(prefix="olnode-flips-") as folder:
-        return Flipper(Path(folder), seed).run(flips)
+        return Flipper(Judge(Path(folder)), seed).run(flips)
 
 
 def run_campaign(flips: int, seed: int, processes: int) -> list[FoundFlips]:
@@ -64,7 +65,7 @@ def main() -> None:
     given = parser.parse_args()
     began_s = time.monotonic()
     figures = figures_of(run_campaign(given.flips, given.seed, given.processes))
-    none = tuple(Budget(end, AT_MOST, 0) for end in (SILENT, FAILED))
+    none = tuple(Budget(end, AT_MOST, 0) for end in DEFECTS)
     goal = Budget("flips", AT_LEAST, given.flips)
     finish({**figures, "seconds": round(time.monotonic() - began_s, 1)}, (goal, *none))
 

@@ -16,7 +16,9 @@ from crashes.life import Plan, open_home
 from crashes.story import CHAIN_ID, digest, new_home, small_files, told
 from stored_kit import GENESIS
 
+from consensus.certificate import PRECOMMIT, PREVOTE
 from consensus.primitives.errors import Invalid
+from consensus.records import SIGNED_PROPOSAL
 from node.storage.errors import Damaged
 from node.storage.ground import Ground, open_ground
 from node.storage.lightfile import LightFile
@@ -55,18 +57,23 @@ class Loud(NamedTuple):
 
 
 def lived(folder: Path) -> Path:
-    """A home that has lived from genesis on."""
+    """A home that has lived from genesis on, and twice: tables, a log and a MANIFEST with edits."""
     home = new_home(folder / "lived")
-    with Lives() as lives:
-        for event in lives.live(Plan(str(home), END, blocks=BLOCKS)):
-            assert event["what"] not in ("failed", "refused"), event
+    _live(home, BLOCKS // 2)
     with small_files():
         ground = open_home(home)
         view = ground.chain.view()
-        shown = [view.light_block(height) for height in range(1, BLOCKS, 5)]
+        shown = [view.light_block(height) for height in range(1, BLOCKS // 2, 4)]
         LightFile(home, CHAIN_ID).save([block for block in shown if block is not None])
         ground.close()
+    _live(home, BLOCKS - BLOCKS // 2)
     return home
+
+
+def _live(home: Path, blocks: int) -> None:
+    with Lives() as lives:
+        for event in lives.live(Plan(str(home), END, blocks=blocks)):
+            assert event["what"] not in ("failed", "refused"), event
 
 
 def begun(folder: Path) -> Path:
@@ -120,7 +127,18 @@ def _parts(home: Path, ground: Ground) -> Iterator[tuple[str, Callable[[], Any]]
         yield f"snapshot {height}", partial(_snapshot, store, view, height)
     if (home / "signer").exists():
         yield "promise", lambda: ground.journal and ground.journal.last
-        yield "journal", lambda: ground.journal and ground.journal.begin(BLOCKS)
+        yield from _journal_parts(ground)
+
+
+def _journal_parts(ground: Ground) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Each for itself: a torn journal gives fewer of them."""
+    journal = ground.journal
+    found = journal and journal.begin(BLOCKS)
+    promises = {record.place(): record for record in found.promises} if found else {}
+    for kind in (SIGNED_PROPOSAL, PREVOTE, PRECOMMIT):
+        yield f"journal promise {kind}", partial(promises.get, (BLOCKS, 0, kind))
+    yield "journal block", lambda: found and (found.blocks or None)
+    yield "journal end", lambda: found and (found.is_ended or None)
 
 
 def _snapshot(store: SnapshotStore, view: View, height: int) -> Any:

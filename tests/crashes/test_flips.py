@@ -1,15 +1,14 @@
 """A flipped bit in any file is harmless, mended or told of: never a wrong answer, never silence."""
 
-from pathlib import Path
-
-from crashes.flips import EQUAL, MENDED, REFUSED, TOLD, Flipper
+from crashes.flips import Flipper
 from crashes.homes import KINDS
+from crashes.spoiling import EQUAL, MENDED, REFUSED, TOLD, Judge
 
 FLIPS = 17 * len(KINDS)
 
 
-def test_flipped_bit_is_never_silent(tmp_path: Path) -> None:
-    found = Flipper(tmp_path, seed=1).run(FLIPS)
+def test_flipped_bit_is_never_silent(judge: Judge) -> None:
+    found = Flipper(judge, seed=1).run(FLIPS)
     assert found.defects == []
     assert found.flips == FLIPS >= 200
     assert sum(map(found.count, (EQUAL, MENDED, TOLD, REFUSED))) == FLIPS

@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from bundle_kit import LaneSession, Party, party
+from bundle_kit import LaneSession, Party, party, some_receipt
 
 from consensus.attacks import Decided
 from consensus.certificate import (
@@ -25,6 +25,7 @@ from node.ledger.wire import transactions as wire
 from node.ledger.wire.blocks import Payload
 from node.ledger.wire.bundles import Bundle, build_bundle
 from node.ledger.wire.orders import channel_id
+from node.ledger.wire.receipts import COMPLETE, PARTIAL, encode_receipt, receipt_message
 
 OPEN = 10**9
 START_MS = 1_700_000_000_000
@@ -227,6 +228,19 @@ def coop_close(
     """Signed by both for what is paid."""
     message = signing_bytes(wire.COOP_TAG, chain_id, wire.coop_body(channel, paid))
     return wire.CoopClose(channel, payer.sign(message), provider.sign(message))
+
+
+def accusation(
+    chain_id: bytes, channel: bytes, provider: Party, lane: int = 0, seq: int = 1, **fields: Any
+) -> wire.Evidence:
+    """Of a provider that signed a partial answer and a whole one for one request; `fields`: of
+    both receipts."""
+    place = {"channel": channel, "lane": lane, "seq": seq} | fields
+    signed = []
+    for status in (PARTIAL, COMPLETE):
+        raw = encode_receipt(some_receipt(random.Random(2), b"", **place, status=status))
+        signed.append((raw, provider.sign(receipt_message(chain_id, raw))))
+    return wire.make_evidence(*signed)
 
 
 def golden_answer(session: LaneSession, credits: tuple[tuple[int, int], ...]) -> bytes:

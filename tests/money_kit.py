@@ -2,7 +2,7 @@
 
 The model is dictionaries and sums: no state, no tree, no encodings. It says beforehand which code
 each transaction will get and what everybody then holds; after each block the ledger must agree,
-grain by grain. Types outside it (bonds, Datanets, models) are `test_programs.py`'s.
+grain by grain. Types outside it (other bonds, Datanets, models) are `test_programs.py`'s.
 """
 
 import random
@@ -19,16 +19,19 @@ from chain_kit import (
     STEWARD,
     VALIDATORS,
     TinyChain,
+    accusation,
     coop_close,
 )
 
-from node.ledger import tables
+from node.ledger import purses, tables
 from node.ledger.wire import transactions as wire
 from node.ledger.wire.orders import channel_id
+from node.ledger.wire.receipts import Place, decode_receipt
 
 PEOPLE: Final = (FAUCET, STEWARD, CREATOR, PAYER, *CONTRIBUTORS)
 SEED: Final = 20
 BLOCKS: Final = 270
+ACCUSED_BLOCKS: Final = 20  # the last ones: a jailed provider opens no channels
 PER_BLOCK: Final = 42
 PRICE: Final = 100  # grains per weight: the floor, as all these blocks are below the target
 BURN_BPS: Final = 5_000
@@ -37,9 +40,11 @@ PAIR_MAX: Final = 64
 MAX_FEE: Final = OPEN
 STORY_ENDS_MS: Final = 40 * 86_400_000  # the story's stakes have come back
 STEPS_MS: Final = (1_000, 30_000, 3_600_000)
-INSUFFICIENT, NOT_FOUND, NOT_YOURS, WRONG_STATE, LIMIT, BAD_VALUE, BAD_PROOF = (
-    20, 21, 22, 23, 25, 26, 28,
+INSUFFICIENT, NOT_FOUND, NOT_YOURS, WRONG_STATE, EXISTS, LIMIT, BAD_VALUE, LATE, BAD_PROOF = (
+    20, 21, 22, 23, 24, 25, 26, 27, 28,
 )  # fmt: skip
+SLASH_BPS: Final = 500
+FINDER_BPS: Final = 500
 
 
 class Refused(Exception):
@@ -67,6 +72,8 @@ class Model:
         self.nonce = {who.key: state.account(who.key).nonce for who in everybody}
         self.channels: dict[bytes, Escrow] = {}
         self.supply = state.supply()
+        self.bond = state.get(tables.STAKE, tables.ROLE_PROVIDER, PROVIDER.key).bonded
+        self.punished: set[tuple[bytes, int, int]] = set()
         given = dict(chain.genesis.parameters)
         self._chain_id = chain.chain_id
         (self._close_ms,), (self._forget_ms,) = (
@@ -112,6 +119,7 @@ class Model:
                     self.balance[to] += amount
             case wire.OpenChannel(provider, _, cap, _):
                 self._check(provider == PROVIDER.key, NOT_FOUND)
+                self._check(not self.punished, WRONG_STATE)
                 self._check(cap >= CAP_MIN, BAD_VALUE)
                 self._check(self._open_between(tx.sender, provider) < PAIR_MAX, LIMIT)
                 self._pay(tx.sender, cap)
@@ -129,8 +137,22 @@ class Model:
                 self._check(found.state != tables.CHANNEL_CLOSED, WRONG_STATE)
                 self._check(payers != bytes(64), BAD_PROOF)
                 self._return_rest(channel, now_ms)
+            case wire.Evidence(first, signature, second, _):
+                self._check(first < second, BAD_VALUE)
+                self._accuse(decode_receipt(first).place, signature != bytes(64), tx.sender)
             case _:
                 raise AssertionError(tx.type_name)
+
+    def _accuse(self, place: Place, is_signed: bool, finder: bytes) -> None:
+        self._check(place not in self.punished, EXISTS)
+        self._check(place[0] in self.channels, LATE)
+        self._check(is_signed, BAD_PROOF)
+        self.punished.add(place)
+        taken = self.bond * SLASH_BPS // 10_000
+        reward = taken * FINDER_BPS // 10_000  # the payer has paid for nothing
+        self.bond -= taken
+        self.balance[finder] += reward
+        self.supply -= (taken - reward) // 2
 
     def _close(self, channel: bytes, sender: bytes, now_ms: int) -> None:
         found = self._known(channel)
@@ -181,6 +203,7 @@ class MoneyProgram:
         self.chain.tell_story()
         self.chain.block(later_ms=STORY_ENDS_MS)
         self.model = Model(self.chain)
+        self.accuses = False
         self.codes: dict[int, int] = {}  # how often each was given
         self.count = 0
 
@@ -219,6 +242,7 @@ class MoneyProgram:
             record = records[channel]
             assert (record.payer, record.provider) == (escrow.payer, escrow.provider)
             assert (record.cap, record.state) == (escrow.cap, escrow.state)
+        assert state.held(purses.bond(tables.ROLE_PROVIDER, *(PROVIDER.key,) * 2)) == model.bond
         assert sum(state.totals()) == state.supply() == model.supply
         assert self.chain.headers[-1].supply == model.supply
 
@@ -236,8 +260,9 @@ class MoneyProgram:
             lambda: wire.TopUpChannel(channel, amount),
             lambda: wire.CloseChannel(channel),
             lambda: self._agreed(channel),
+            lambda: self._accusation(channel),
         )
-        made: wire.Payload = chance.choices(kinds, (6, 3, 6, 3, 3, 2))[0]()
+        made: wire.Payload = chance.choices(kinds, (6, 3, 6, 3, 3, 2, 2 * self.accuses))[0]()
         return made
 
     def _payments(self, balance: int) -> tuple[tuple[bytes, int], ...]:
@@ -262,10 +287,18 @@ class MoneyProgram:
         made = coop_close(self.chain.chain_id, channel, 0, payer, PROVIDER)
         return made._replace(payer_signature=bytes(64)) if self.chance.random() < 0.3 else made
 
+    def _accusation(self, channel: bytes) -> wire.Evidence:
+        """Of few places, so that some come again."""
+        seq = self.chance.randrange(1, 3)
+        made = accusation(self.chain.chain_id, channel, PROVIDER, seq=seq, fee=10**6)
+        spoilt = (made._replace(signature_a=bytes(64)), wire.Evidence(*made[2:], *made[:2]))
+        return self.chance.choices((made, *spoilt), (8, 1, 1))[0]
+
 
 def run_money(seed: int, blocks: int, transactions: int) -> MoneyProgram:
     """A whole program; each of its blocks is compared."""
     program = MoneyProgram(seed)
-    for _ in range(blocks):
+    for number in range(blocks):
+        program.accuses = number >= blocks - ACCUSED_BLOCKS
         program.block(transactions)
     return program

@@ -46,7 +46,9 @@ GRAINS: Final = frozenset(  # fields that people read as OPEN
     | {"deposit", "cost", "fee", "max_fee"}
 )
 TEXTS: Final = frozenset({"name"})
-SIGNATURES: Final = frozenset({"signature", "payer_signature", "provider_signature"})
+SIGNATURES: Final = frozenset(
+    {"signature", "payer_signature", "provider_signature", "signature_a", "signature_b"}
+)
 
 Told = dict[str, Any]
 Made = Callable[[], Mapping[str, int | str]]

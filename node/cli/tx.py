@@ -32,6 +32,7 @@ from node.cli.tx_datanets import (
     snapshot,
     withdraw_contribution,
 )
+from node.cli.tx_evidence import evidence
 from node.cli.tx_models import (
     fund_maintenance,
     publish_version,
@@ -64,6 +65,7 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {  # page 30 §11, in its orde
     "set-price": set_price,
     "retire-model": retire_model,
     "fund-maintenance": fund_maintenance,
+    "evidence": evidence,
 }
 TRANSACTION_BYTES_MAX: Final = 65_536  # page 30 §1
 

@@ -22,6 +22,7 @@ from node.ledger.genesis import APP_VERSION, params_hash
 from node.ledger.rules import (
     accounts,
     channels,
+    doubles,
     models,
     offences,
     payout,
@@ -334,6 +335,7 @@ RULES_1: Final = Rules(
         wire.SetPrice: models.apply_set_price,
         wire.RetireModel: models.apply_retire,
         wire.FundMaintenance: models.apply_fund,
+        wire.Evidence: doubles.apply_evidence,
     },
     due={
         tables.DUE_MATURING: payout.apply_due_maturing,
@@ -347,6 +349,7 @@ RULES_1: Final = Rules(
         tables.DUE_EVIDENCE: offences.forget_evidence,
         tables.DUE_RETIREMENT: models.apply_retirement,
         tables.DUE_WITHDRAWAL: registry.apply_withdrawn_stake,
+        tables.DUE_FORMER_KEY: rotation.forget_former,
     },
 )
 

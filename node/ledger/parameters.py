@@ -55,6 +55,9 @@ DEFAULTS: Final[dict[str, int | tuple[int, ...]]] = {
     "double_vote_power_factor": 3,  # more bps for each bps of power that offends together
     "double_vote_jail_ms": 21 * DAY_MS,
     "offence_window_ms": DAY_MS,
+    "double_receipt_slash_bps": 500,
+    "double_receipt_finder_bps": 500,  # of what the payer has not got of it
+    "double_receipt_jail_ms": DAY_MS,
     # Datanets, page 40 §4, §7
     "datanet_deposit": 100 * _OPEN,
     "datanet_fee": 5 * _OPEN,

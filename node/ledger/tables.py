@@ -371,6 +371,12 @@ class UsedEvidence(NamedTuple):
     frozen: int = 0
 
 
+class Departures(NamedTuple):
+    """1c `leaving/` ‖ role ‖ target ‖ owner: the unbondings of one bond that are on their way."""
+
+    numbers: tuple[int, ...]
+
+
 class Seat(NamedTuple):
     """1d. Role: 0 member, 1 reviewer."""
 
@@ -448,6 +454,9 @@ TAKEN: Final = Table(0x1C, (6, 8, 8, 8), Counter, _NUMBER)  # taken/, Datanet, n
 MEMBERS: Final = Table(0x1C, (ANY,), Members, Record(H, ListOf(H, 100)))
 USED_EVIDENCE: Final = Table(0x1C, (ANY,), UsedEvidence, Record(
     U63, U63, ListOf(Record(H, U16), 100, 1), U8))
+DEPARTURES: Final = Table(0x1C, (8, 1, 32, 32), Departures, Record(ListOf(U63, 7, 1)))
+DOUBLE: Final = Table(0x1C, (7, 32, 2, 8), Counter, _NUMBER)  # double/, place of a receipt: repaid
+FORMER_KEY: Final = Table(0x1C, (7, 32, 32), Counter, _NUMBER)  # former/, provider, key: until when
 SEAT: Final = Table(0x1D, (8, 32), Seat, Record(U8, U63))
 REVIEW: Final = Table(0x1E, (8, 32), Review, Record(U8))
 CONDUCT: Final = Table(0x1F, (1, 32), Conduct, Record(
@@ -469,7 +478,7 @@ KIND_FUND, KIND_TREASURY, KIND_BURN = 5, 6, 7
 DUE_PARAMETER, DUE_UNLOCK, DUE_MATURING = 1, 2, 3
 DUE_CHANNEL_CLOSE, DUE_CHANNEL_FORGET, DUE_UNBONDING = 4, 5, 6
 DUE_REVIEW, DUE_STAKE, DUE_VERSION_DEPOSIT, DUE_MODEL_DEPOSIT = 7, 8, 9, 10
-DUE_EVIDENCE, DUE_RETIREMENT, DUE_WITHDRAWAL = 11, 12, 13
+DUE_EVIDENCE, DUE_RETIREMENT, DUE_WITHDRAWAL, DUE_FORMER_KEY = 11, 12, 13, 14
 
 CHANNEL_OPEN, CHANNEL_CLOSING, CHANNEL_CLOSED = 1, 2, 3
 PROVIDER_ACTIVE, PROVIDER_PAUSED = 1, 2

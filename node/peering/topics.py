@@ -146,8 +146,9 @@ def judge_bundle(
     if is_known(bundle.hash) or not is_new_bundle(state, header):
         return Verdict.IGNORE, None
     key = find_provider_key(state, header.provider)
-    message = bundle_message(chain_id, bundle.header)
-    if key is None or not is_signed_by(key, message, bundle.signature):
+    if key is None:  # it is jailed, by our ledger
+        return Verdict.IGNORE, None
+    if not is_signed_by(key, bundle_message(chain_id, bundle.header), bundle.signature):
         return Verdict.REJECT, None
     return Verdict.ACCEPT, bundle
 
@@ -168,6 +169,8 @@ def check_offer(state: State, chain_id: bytes, signed: SignedOffer, now_ms: int)
         return False
     if not now_ms < offer.expires_ms <= now_ms + OFFER_AHEAD_MS_MAX:
         return False
-    key = find_provider_key(state, offer.provider) or offer.provider
+    key = find_provider_key(state, offer.provider)
+    if key is None:
+        return False
     verify_offer(chain_id, signed.raw, signed.signature, key)
     return True

@@ -15,7 +15,7 @@ from typing import Any, Final
 import trio
 
 from node.ledger import tables
-from node.ledger.rules.channels import lane_of
+from node.ledger.rules.channels import find_provider_key, lane_of
 from node.ledger.state import State
 from node.ledger.wire.bundles import BodyPart, Bundle, build_bundle, decode_section
 from node.ledger.wire.orders import decode_voucher
@@ -87,8 +87,8 @@ class Bundler:
     async def turn(self) -> None:
         """One look: settle what the ledger has, give up what it will not take, cut the rest."""
         state, now_ms = self._get_state(), self._now_ms()
-        if not state.has(tables.PROVIDER, self._provider):
-            return  # not registered yet: nothing of ours can be settled
+        if find_provider_key(state, self._provider) is None:
+            return  # not registered yet, or jailed: nothing of ours can be settled
         self._settle(state)
         self._give_up(state, now_ms)
         while len(self._open) < OPEN_MAX:

@@ -13,6 +13,7 @@ from consensus.primitives.errors import Invalid
 from node.ledger import tables
 from node.ledger.amounts import price
 from node.ledger.rules.models import has_ended, prices_at
+from node.ledger.rules.staking import is_jailed
 from node.ledger.state import State
 from node.ledger.wire import exchange
 from node.ledger.wire.exchange import Start, unpack_ids
@@ -110,6 +111,8 @@ def verify_order(
     channel = state.find(tables.CHANNEL, voucher.channel)
     if channel is None or channel.provider != provider or channel.state != tables.CHANNEL_OPEN:
         raise OrderRefused(exchange.UNKNOWN_CHANNEL, "no open channel of ours")
+    if is_jailed(state, tables.ROLE_PROVIDER, provider):
+        raise OrderRefused(exchange.NOT_SERVED, "jailed: no bundle of ours settles")
     model = find_model(order.model, order.model_version)
     if model is None:
         raise OrderRefused(exchange.NOT_SERVED, "model")

@@ -21,7 +21,7 @@ from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node.ledger import tables
 from node.ledger.amounts import GRAINS_PER_OPEN, price
-from node.ledger.rules.channels import find_provider_key
+from node.ledger.rules.accounts import current_key
 from node.ledger.rules.models import prices_at
 from node.ledger.rules.staking import is_active_provider
 from node.ledger.state import State
@@ -526,7 +526,7 @@ class Payer:
 
     def provider_key(self, provider: bytes) -> bytes:
         """The key a receipt must be signed with."""
-        return find_provider_key(self._get_state(), provider) or provider
+        return current_key(self._get_state(), provider)
 
     def now_ms(self) -> int:
         """The wallet's clock."""

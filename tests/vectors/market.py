@@ -3,7 +3,7 @@
 from typing import Any
 
 from bundle_kit import Party, party
-from chain_kit import coop_close, rotation
+from chain_kit import accusation, coop_close, rotation
 from vectors.example import CHAIN, Example, h, signed_by
 
 from consensus.primitives import merkle
@@ -205,6 +205,13 @@ def examples_of_answers() -> dict[str, Example]:
 TERMS = (h("charter"), (1, 7), 0, 2, 10_000_000, 500, 1_209_600_000, 1)
 PARTS_OF = ((1, 1, 1_000), (2, 5, 2_500))
 
+TOLD = {  # of both receipts: no kit's chance is in the vector
+    "order_hash": ORDER_HASH, "model": 3, "model_version": 2, "tokens_in": 812, "tokens_out": 143,
+    "fee": 27_309_200, "answer_root": h("answer"), "sketch_hash": h("sketch"),
+    "attribution_root": h("credits"), "fingerprint_hash": h("fingerprint"),
+    "started_ms": TIME_MS, "finished_ms": TIME_MS + 1_000,
+}  # fmt: skip
+
 TRANSACTIONS = (
     wire.Transfer(PROVIDER.key, 125_000_000, b"thank you"),
     wire.MultiTransfer(tuple(sorted(((PROVIDER.key, 1), (PAYER.key, 2**63 - 1))))),
@@ -230,6 +237,7 @@ TRANSACTIONS = (
     wire.SetPrice(3, 2, 10**15, 0, 1_000_000),
     wire.RetireModel(3, 4),
     wire.FundMaintenance(3, 10**9),
+    accusation(CHAIN, CHANNEL, PROVIDER, **TOLD),
 )  # fmt: skip
 
 

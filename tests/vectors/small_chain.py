@@ -9,7 +9,7 @@ import random
 from typing import Any
 
 from bundle_kit import LaneSession, Party, party
-from chain_kit import START_MS, TinyChain, coop_close, rotation
+from chain_kit import START_MS, TinyChain, accusation, coop_close, rotation
 
 from consensus.primitives.digest import sha256
 from node.ledger import genesis as genesis_file
@@ -28,7 +28,12 @@ GIVERS = tuple(party(f"giver {number}") for number in range(3))
 TERMS = (sha256(b"charter"), (1, 7), 0, 1, 100_000, 500, 600_000, 0)
 PRICES = (21_200_000_000, 63_600_000_000, 1_000_000)
 MINUTE_MS, DAY_MS = 60_000, 86_400_000
-ANSWER_FEE = 27_309_200  # 812 tokens in, 143 out
+ANSWER = {
+    "order_hash": sha256(b"order"), "model": 1, "model_version": 1, "tokens_in": 812,
+    "tokens_out": 143, "fee": 27_309_200, "answer_root": sha256(b"answer"),
+    "sketch_hash": sha256(b"sketch"), "fingerprint_hash": sha256(b"fingerprint"),
+    "started_ms": START_MS, "finished_ms": START_MS + 1_000,
+}  # fmt: skip
 
 
 def genesis() -> genesis_file.Genesis:
@@ -58,6 +63,7 @@ class Story:
         self.join()
         self.rotate()
         self.leave()
+        self.accuse()
         self.withdraw()
         self.retire()
         self.wait()
@@ -204,6 +210,26 @@ class Story:
             (PROVIDER, wire.UpdateProvider(PROVIDER.key, STEWARD.key, 3)),  # 26
         )
 
+    def accuse(self) -> None:
+        """The provider has signed two receipts for one request; a part of its bond is leaving."""
+        (channel, _), *_ = (
+            (key, record)
+            for (key,), record in self.chain.state().scan(tables.CHANNEL)
+            if record.paid
+        )
+        told = {**ANSWER, "attribution_root": sha256(b"\x90")}
+        pair = accusation(self.chain.chain_id, channel, PROVIDER, **told)
+        unknown = accusation(self.chain.chain_id, bytes(32), PROVIDER, **told)
+        self.block((PROVIDER, wire.Unbond(tables.ROLE_PROVIDER, PROVIDER.key, OPEN)))
+        self.block(
+            (CREATOR, pair._replace(signature_a=bytes(64))),  # 28
+            (CREATOR, wire.Evidence(*pair[2:], *pair[:2])),  # 26
+            (CREATOR, unknown),  # 27
+            (CREATOR, pair),
+            (PAYER, pair),  # 24
+            (PAYER, wire.OpenChannel(PROVIDER.key, PAYER.key, OPEN, 0)),  # 23: jailed
+        )
+
     def rotate(self) -> None:
         taken = rotation(self.chain.chain_id, ANA.key, 0, ANAS_NEW)
         payments = tuple((key, 1) for key in sorted((ANA.key, PAYER.key)))
@@ -261,17 +287,4 @@ def release(model: int, parts: tuple[tuple[int, int, int], ...] = ()) -> wire.Pu
 
 def answer(lane: LaneSession, model: int, credits: tuple[tuple[int, int], ...]) -> None:
     """A receipt whose every field is given, so that no kit's chance is in the vector."""
-    lane.serve(
-        credits,
-        order_hash=sha256(b"order"),
-        model=model,
-        model_version=1,
-        tokens_in=812,
-        tokens_out=143,
-        fee=ANSWER_FEE,
-        answer_root=sha256(b"answer"),
-        sketch_hash=sha256(b"sketch"),
-        fingerprint_hash=sha256(b"fingerprint"),
-        started_ms=START_MS,
-        finished_ms=START_MS + 1_000,
-    )
+    lane.serve(credits, **{**ANSWER, "model": model})

@@ -20,9 +20,9 @@ from node.ledger.amounts import checked, part_bps, price
 from node.ledger.context import Context
 from node.ledger.rules.accounts import check_key, current_key
 from node.ledger.rules.models import ends_ms
-from node.ledger.rules.staking import is_active_provider
+from node.ledger.rules.staking import is_active_provider, is_jailed
 from node.ledger.state import State
-from node.ledger.tables import Channel, Lane
+from node.ledger.tables import ROLE_PROVIDER, Channel, Lane
 from node.ledger.wire.bundles import CheckedBundle, CheckedSection, VersionFees
 from node.ledger.wire.orders import LANES, channel_id
 from node.ledger.wire.receipts import Receipt, accumulate, accumulator_start
@@ -37,6 +37,8 @@ from node.ledger.wire.transactions import (
 )
 
 CHANNELS_PER_PAIR_MAX: Final = 64
+DOUBLE_NAME: Final = b"double/"
+REPAID_NAME: Final = b"repaid/"
 CREDITED_KINDS: Final = (0, 1)  # data and corrections; sealed records are never trained on
 CREDITED_STATUSES: Final = (tables.ACCEPTED, tables.WITHDRAWN, tables.SLASHED)
 
@@ -159,9 +161,12 @@ def apply_due_close(state: State, context: Context, due_ms: int, channel: bytes)
 
 
 def apply_due_forget(state: State, context: Context, due_ms: int, channel: bytes) -> None:
-    """Remove a channel closed long ago, with its lanes."""
+    """Remove a channel closed long ago, with its lanes and what evidence of it was taken."""
     for key, _ in state.scan(tables.LANE, channel):
         state.remove(tables.LANE, *key)
+    for place, _ in state.scan(tables.DOUBLE, DOUBLE_NAME, channel):
+        state.remove(tables.DOUBLE, *place)
+    state.set_counter(REPAID_NAME + channel, 0)
     state.remove(tables.CHANNEL, channel)
 
 
@@ -195,8 +200,8 @@ def _pair_counter(payer: bytes, provider: bytes) -> bytes:
 
 
 def find_provider_key(state: State, provider: bytes) -> bytes | None:
-    """The key a provider's bundles are checked with; None unless it is registered."""
-    if not state.has(tables.PROVIDER, provider):
+    """The key a provider's bundles are checked with; None unless it is registered and free."""
+    if not state.has(tables.PROVIDER, provider) or is_jailed(state, ROLE_PROVIDER, provider):
         return None
     return current_key(state, provider)
 

@@ -229,15 +229,15 @@ def leaving(state: State) -> list[Leaving]:
 def slash_leaving(
     state: State,
     gone: Sequence[Leaving],
-    validator: bytes,
+    target: bytes,
     bps: int,
     since_ms: int,
     before_ms: int | None,
 ) -> int:
-    """The same of what was unbonded from a validator at or after `since_ms`, before `before_ms`."""
+    """The same of what was unbonded from a target at or after `since_ms`, before `before_ms`."""
     taken = 0
     for number, one in gone:
-        if one.target != validator or one.made_ms < since_ms:
+        if one.target != target or one.made_ms < since_ms:
             continue
         if before_ms is not None and before_ms <= one.made_ms:
             continue

@@ -33,6 +33,7 @@ SIGNED_STRETCH: Final = 10_000  # heights over which signatures are counted
 VALIDATORS_NAME: Final = b"validators"
 ROLES: Final = (ROLE_VALIDATOR, ROLE_PROVIDER, ROLE_AUDITOR)
 _UNBONDINGS_NAME: Final = b"unbondings"
+_LEAVING_NAME: Final = b"leaving/"
 _PERIOD_NAME: Final = b"validators_period"
 _QUEUED_NAME: Final = b"validators_queued"
 
@@ -84,9 +85,11 @@ def apply_update(state: State, context: Context, tx: Transaction, payload: Updat
 
 
 def is_active_provider(state: State, account: bytes) -> bool:
-    """Registered, not paused, bonded with at least the minimum."""
+    """Registered, neither paused nor jailed, bonded with at least the minimum."""
     provider = state.find(tables.PROVIDER, account)
     if provider is None or provider.status != tables.PROVIDER_ACTIVE:
+        return False
+    if is_jailed(state, ROLE_PROVIDER, account):
         return False
     return bonded(state, ROLE_PROVIDER, account) >= state.parameter("provider_bond_min")
 
@@ -182,8 +185,8 @@ def apply_unbond(state: State, context: Context, tx: Transaction, payload: Unbon
 def _start_unbonding(state: State, context: Context, payload: Unbond, owner: bytes) -> None:
     """Move a part of a bond onto its way out; one with nothing left gives its place free."""
     role, target, amount = payload.role, payload.target, payload.amount
-    count_leaving(state, role, target, owner, 1)
     number = state.next_number(_UNBONDINGS_NAME)
+    note_leaving(state, role, target, owner, number)
     due_ms = checked(context.time_ms + state.parameter("unbonding_ms"))
     leaving = tables.Unbonding(role, target, owner, 0, context.time_ms, due_ms)
     state.put(tables.UNBONDING, (number,), leaving)
@@ -197,13 +200,35 @@ def _start_unbonding(state: State, context: Context, payload: Unbond, owner: byt
         state.set_counter(name, state.counter(name) - 1)
 
 
-def count_leaving(state: State, role: int, target: bytes, owner: bytes, by: int) -> None:
-    """How much of one bond is on its way out: a slash walks all of it, so it is bounded."""
-    name = b"leaving/" + bytes([role]) + target + owner
-    leaving = state.counter(name)
-    if by > 0 and leaving >= LEAVING_MAX:
-        raise Invalid("tx.limit", leaving=leaving)
-    state.set_counter(name, leaving + by)
+def note_leaving(state: State, role: int, target: bytes, owner: bytes, number: int) -> None:
+    """One more part of a bond is on its way out: a slash walks them all, so they are bounded."""
+    numbers = _leaving(state, role, target, owner)
+    if len(numbers) >= LEAVING_MAX:
+        raise Invalid("tx.limit", leaving=len(numbers))
+    _put_leaving(state, role, target, owner, (*numbers, number))
+
+
+def parts_leaving(
+    state: State, role: int, target: bytes, owner: bytes
+) -> list[tuple[int, tables.Unbonding]]:
+    """What is on its way out of one bond, each with its number, oldest first."""
+    numbers = _leaving(state, role, target, owner)
+    return [(number, state.get(tables.UNBONDING, number)) for number in numbers]
+
+
+def _leaving(state: State, role: int, target: bytes, owner: bytes) -> tuple[int, ...]:
+    found = state.find(tables.DEPARTURES, _LEAVING_NAME, role, target, owner)
+    return () if found is None else found.numbers
+
+
+def _put_leaving(
+    state: State, role: int, target: bytes, owner: bytes, numbers: tuple[int, ...]
+) -> None:
+    key = (_LEAVING_NAME, role, target, owner)
+    if numbers:
+        state.put(tables.DEPARTURES, key, tables.Departures(numbers))
+    else:
+        state.remove(tables.DEPARTURES, *key)
 
 
 def collect(state: State, role: int, target: bytes, owner: bytes) -> None:
@@ -228,7 +253,9 @@ def apply_unbonded(state: State, context: Context, due_ms: int, reference: bytes
         return
     state.move(purses.unbonding(number), purses.account(leaving.owner), leaving.amount)
     state.remove(tables.UNBONDING, number)
-    count_leaving(state, leaving.role, leaving.target, leaving.owner, -1)
+    bond = leaving.role, leaving.target, leaving.owner
+    left = tuple(other for other in _leaving(state, *bond) if other != number)
+    _put_leaving(state, *bond, left)
 
 
 def _is_frozen(state: State, leaving: tables.Unbonding) -> bool:

@@ -39,6 +39,7 @@ BPS: Final = 10_000
 ANSWER_LEAF_TOKENS_MAX: Final = 256
 
 Credits = tuple[tuple[int, int], ...]  # (contribution, share_bps), ascending
+Place = tuple[bytes, int, int]  # channel, lane, seq
 
 
 class Receipt(NamedTuple):
@@ -61,6 +62,11 @@ class Receipt(NamedTuple):
     started_ms: int
     finished_ms: int
     status: int
+
+    @property
+    def place(self) -> Place:
+        """Where a provider signs one receipt and no other."""
+        return self.channel, self.lane, self.seq
 
 
 RECEIPT: Final = Record(U8, H, U16, U63, H, U63, U32, U32, U32, U63, H, H, H, H, U63, U63, U8)

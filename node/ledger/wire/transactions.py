@@ -26,6 +26,7 @@ from consensus.primitives.encoding import (
 )
 from consensus.primitives.errors import Invalid
 from consensus.primitives.keys import sign
+from node.ledger.wire.receipts import RECEIPT_BYTES_MAX, Receipt, decode_receipt
 
 VERSION: Final = 1
 TAG: Final = b"tx"
@@ -188,6 +189,15 @@ class FundMaintenance(NamedTuple):
     amount: int
 
 
+class Evidence(NamedTuple):
+    """Two receipts that a provider signed for one request, the smaller body first."""
+
+    receipt_a: bytes
+    signature_a: bytes
+    receipt_b: bytes
+    signature_b: bytes
+
+
 Payload = (
     Transfer
     | MultiTransfer
@@ -210,6 +220,7 @@ Payload = (
     | SetPrice
     | RetireModel
     | FundMaintenance
+    | Evidence
 )
 
 
@@ -230,6 +241,8 @@ _TERMS: Final = Record(H, ListOf(U8, LICENCES_MAX), U8, U8, U63, U16, U63, U8)
 _PARTS: Final = ListOf(Record(U63, U32, U16), PARTS_MAX)
 # As many as there is room for: more than PAYEES_MAX is a refusal with a code, and pays its fee.
 _PAYMENTS: Final = ListOf(Record(H, U63), TRANSACTION_BYTES_MAX // HASH_BYTES)
+
+_RECEIPT: Final = Bytes(RECEIPT_BYTES_MAX, 1)
 
 # fmt: off
 TYPES: Final = (
@@ -255,6 +268,7 @@ TYPES: Final = (
     Type(42, SetPrice, Record(U63, U32, U63, U63, U63), 2),
     Type(43, RetireModel, Record(U63, U63), 3),
     Type(50, FundMaintenance, Record(U63, U63), 2),
+    Type(62, Evidence, Record(_RECEIPT, SIG, _RECEIPT, SIG), 16, 3),
 )
 # fmt: on
 
@@ -272,7 +286,6 @@ LATER: Final = {
     53: ("AttestUpkeep", "upkeep"),
     60: ("FraudProof", "disputes"),
     61: ("Verdict", "disputes"),
-    62: ("Evidence", "disputes"),  # of two receipts; a payload's own is of votes and proposals
     70: ("Propose", "governance"),
     71: ("Vote", "governance"),
 }
@@ -326,6 +339,28 @@ def coop_body(channel: bytes, paid: int) -> bytes:
     """What payer and provider sign, with tag `coop`, to close `channel` with `paid` settled: once
     more has settled it is good no more."""
     return channel + paid.to_bytes(8, "big")
+
+
+def make_evidence(one: tuple[bytes, bytes], other: tuple[bytes, bytes]) -> Evidence:
+    """Of two (receipt, signature), in their order; raises Invalid as `check_pair` does."""
+    payload = Evidence(*min(one, other), *max(one, other))
+    check_pair(payload)
+    return payload
+
+
+def check_pair(payload: Evidence) -> tuple[Receipt, Receipt]:
+    """Both receipts; raises Invalid `tx.bad_value` unless they are two of one place, in order."""
+    if payload.receipt_a == payload.receipt_b:
+        raise Invalid("tx.bad_value", why="one receipt")
+    if payload.receipt_a > payload.receipt_b:
+        raise Invalid("tx.bad_value", why="the smaller comes first")
+    try:
+        first, second = decode_receipt(payload.receipt_a), decode_receipt(payload.receipt_b)
+    except Invalid as refusal:
+        raise Invalid("tx.bad_value", why=refusal.code) from None
+    if first.place != second.place:
+        raise Invalid("tx.bad_value", why="receipts of two requests")
+    return first, second
 
 
 def encode_body(

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import trio
 from bundle_kit import Party, party
+from chain_kit import accusation
 from unit.web.behind import ALICE, ID, Behind, served
 
 from consensus.primitives.digest import signing_bytes
@@ -15,6 +16,7 @@ from node.cli.main import run
 from node.ledger.addresses import account_of
 from node.ledger.genesis import encode_genesis, make_genesis
 from node.ledger.parameters import DAY_MS
+from node.ledger.wire.receipts import COMPLETE, decode_receipt
 from node.ledger.wire.transactions import Payload, coop_body, decode_transaction
 from node.web import answers
 
@@ -84,6 +86,17 @@ def consent_of(side: str, who: Party, paid: int = PAID) -> bytes:
     message = signing_bytes(b"coop", ID, coop_body(CHANNEL.channel, paid))
     told = {"channel": HASH, "paid": str(paid), "side": side}
     return json.dumps({**told, "signature": who.sign(message).hex()}).encode()
+
+
+def receipt_of(status: str) -> bytes:
+    """What `infer -o json` printed of one request: one of two receipts that a provider signed."""
+    pair = accusation(ID, CHANNEL.channel, PROVIDER)
+    two = {"partial": pair[:2], "complete": pair[2:]}
+    if decode_receipt(pair.receipt_a).status == COMPLETE:
+        two = {"partial": pair[2:], "complete": pair[:2]}
+    body, signature = two[status]
+    receipt = {"body": body.hex(), "signature": signature.hex()}
+    return json.dumps({"schema": "olnode.infer/1", "answer": "", "receipt": receipt}).encode()
 
 
 def sent(behind: Behind) -> list[bytes]:

@@ -17,6 +17,7 @@ from unit.cli.calls import (
     consent_of,
     ledger_of,
     offered,
+    receipt_of,
     sent,
     told,
 )
@@ -29,7 +30,7 @@ from node.ledger.addresses import account_of, account_text
 from node.ledger.wire.transactions import TYPES, decode_transaction
 from node.web.ask import Node, Unreachable
 
-WORDS = {  # a good call of each sub-command; FILE is a file of records, FILE.… of consent
+WORDS = {  # a good call of each; FILE is a file of records, FILE.… of a consent or a receipt
     "transfer": [account_text(ALICE), "1.5"],
     "multi-transfer": [f"{account_text(ALICE)}=1.5"],
     "rotate-key": ["spare"],
@@ -51,6 +52,7 @@ WORDS = {  # a good call of each sub-command; FILE is a file of records, FILE.�
     "set-price": ["facts-1", "--price-in", "20"],
     "retire-model": ["facts-1"],
     "fund-maintenance": ["facts-1", "10"],
+    "evidence": ["FILE.partial", "FILE.complete"],
 }
 
 
@@ -60,6 +62,8 @@ def words(request: pytest.FixtureRequest, tmp_path: Path, home: Path, capsys: Ca
     (tmp_path / "FILE").write_bytes(RECORDS)
     (tmp_path / "FILE.payer").write_bytes(consent_of("payer", PAYER))
     (tmp_path / "FILE.provider").write_bytes(consent_of("provider", PROVIDER))
+    for status in ("partial", "complete"):
+        (tmp_path / f"FILE.{status}").write_bytes(receipt_of(status))
     told(capsys, home, "keys", "add", "spare")
     name: str = request.param
     return ["tx", name, *(str(tmp_path / w) if "FILE" in w else w for w in WORDS[name])]

@@ -361,7 +361,7 @@ def leave(state: Any, number: int, who: Party, made_ms: int) -> None:
     due_ms = made_ms + AGE_MS
     record = tables.Unbonding(ROLE, who.key, who.key, 0, made_ms, due_ms)
     state.put(tables.UNBONDING, (number,), record)
-    staking.count_leaving(state, ROLE, who.key, who.key, 1)
+    staking.note_leaving(state, ROLE, who.key, who.key, number)
     state.add_due(due_ms, tables.DUE_UNBONDING, number.to_bytes(8, "big"))
     state.move(purses.bond(ROLE, who.key, who.key), purses.unbonding(number), OPEN)
     stake = state.get(tables.STAKE, ROLE, who.key)

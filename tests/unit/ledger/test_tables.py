@@ -28,10 +28,11 @@ def test_each_table_has_its_byte(prefix: int, name: str) -> None:
 
 
 def test_only_the_singletons_share_a_byte() -> None:
-    """`totals`, `validators`, counters, evidence, snapshots taken: each has names of its own."""
+    """`totals`, `validators`, counters, evidence and so on: each has names of its own."""
     prefixes = [table.prefix for table in ALL.values()]
     shared = {name for name, table in ALL.items() if prefixes.count(table.prefix) > 1}
-    assert shared == {"TOTALS", "COUNTER", "MEMBERS", "TAKEN", "USED_EVIDENCE"}
+    of_evidence = {"USED_EVIDENCE", "DOUBLE", "DEPARTURES", "FORMER_KEY"}
+    assert shared == {"TOTALS", "COUNTER", "MEMBERS", "TAKEN", *of_evidence}
     assert {ALL[name].prefix for name in shared} == {b"\x1c"}
 
 

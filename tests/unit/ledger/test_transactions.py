@@ -36,6 +36,7 @@ PAYLOADS = [
     wire.SetPrice(1, 1, 1, 2, 10**6),
     wire.RetireModel(1, 2),
     wire.FundMaintenance(1, 10**9),
+    wire.Evidence(b"\1" * 250, bytes(64), b"\2" * 250, bytes(64)),
 ]
 
 

@@ -166,6 +166,19 @@ def test_known_settled_or_unknown_is_nobodys_fault() -> None:
     assert judge(state, data) is Verdict.IGNORE
 
 
+def test_bundle_of_a_jailed_provider_is_nobodys_fault() -> None:
+    """Who tells it on may not have the block yet that jails it."""
+    state = new_state()
+    data = encode_bundle_message(some_bundle(state))
+    jail(state)
+    assert judge(state, data) is Verdict.IGNORE
+
+
+def jail(state: State) -> None:
+    key = (tables.ROLE_PROVIDER, PROVIDER.key)
+    state.put(tables.CONDUCT, key, tables.Conduct(jailed_until_ms=1))
+
+
 def test_bundle_is_new_until_its_number_is_settled() -> None:
     state = new_state()
     header = decode_header(some_bundle(state, 3).header)
@@ -235,6 +248,12 @@ def test_offer_of_another_node_or_of_an_idle_provider_is_not_taken() -> None:
     provider = state.get(tables.PROVIDER, PROVIDER.key)
     leaving = provider._replace(status=tables.PROVIDER_ACTIVE + 1)
     state.put(tables.PROVIDER, (PROVIDER.key,), leaving)
+    assert not is_taken(state, offer_message_of())
+
+
+def test_offer_of_a_jailed_provider_is_not_taken() -> None:
+    state = offer_state()
+    jail(state)
     assert not is_taken(state, offer_message_of())
 
 

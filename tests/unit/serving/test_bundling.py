@@ -301,6 +301,17 @@ async def test_receipts_of_a_closed_channel_are_counted_as_lost(counter: Counter
     assert counter.bundler.counters["lost"] == 3
 
 
+async def test_jailed_provider_offers_nothing_that_no_block_would_take(counter: Counter) -> None:
+    channel = counter.channel()
+    counter.answer(channel)
+    counter.acknowledge(channel)
+    key = (tables.ROLE_PROVIDER, PROVIDER.key)
+    counter.state.put(tables.CONDUCT, key, tables.Conduct(jailed_until_ms=1))
+    assert await counter.turn() == []
+    counter.state.remove(tables.CONDUCT, *key)
+    assert await counter.turn() == [[(1, 1)]]
+
+
 async def test_provider_that_is_not_registered_offers_nothing(counter: Counter) -> None:
     channel = counter.channel()
     counter.answer(channel)

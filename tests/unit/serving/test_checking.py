@@ -77,6 +77,12 @@ def test_order_that_is_in_order_becomes_a_job(door: Door) -> None:
     assert not job.lane.is_busy, "looking takes nothing"
 
 
+def test_jailed_provider_serves_nothing_that_it_could_not_settle(door: Door) -> None:
+    jailed = tables.Conduct(jailed_until_ms=1)
+    door.state.put(tables.CONDUCT, (tables.ROLE_PROVIDER, PROVIDER.key), jailed)
+    assert door.refusal(door.start()).code == exchange.NOT_SERVED
+
+
 @pytest.mark.parametrize(
     ("ahead_ms", "passes"),
     [(0, False), (1, True), (DEADLINE_AHEAD_MS_MAX, True), (DEADLINE_AHEAD_MS_MAX + 1, False)],

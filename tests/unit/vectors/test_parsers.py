@@ -252,6 +252,8 @@ def records() -> dict[str, list[bytes]]:
         for key, value in outcome.changes:
             prefix, rest = key[:1], key[1:]
             name = by_prefix.get(prefix) or shared.get(rest, "counter")
+            if rest.startswith(b"leaving/"):
+                name = "departures"
             if value is not None and len(found[name]) < 50:
                 found[name].append(value)
     owner = PEOPLE[0].key

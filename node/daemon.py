@@ -26,6 +26,7 @@ from node.diskguard import DiskGuard
 from node.holdings import Holdings, check_identity
 from node.ledger.addresses import account_of
 from node.ledger.pool import BundlePool, TransactionPool
+from node.ledger.wire.bundles import CheckedBundle
 from node.ledger.wire.receipts import COMPLETE, Receipt, receipt_id
 from node.light import trust_options
 from node.neighbours import make_peers
@@ -194,6 +195,7 @@ class Node:
             evidence_folder=settings.home / "evidence",
             now_ms=now_ms,
             on_pooled=self._wake,
+            on_checked=self._note_bundle,
         )
         self._store = BlobStore(settings.home / "blobs", self._config.p2p.blob_quota_gb << 30)
         self._blobs = Blobs(network=self._network, store=self._store)
@@ -370,6 +372,7 @@ class Node:
             key=key,
             chain_id=self._chain.chain_id,
             folder=self._settings.home / "payer",
+            evidence=self._settings.home / "evidence",
             limits=limits,
             network=self._network,
             directory=self._directory,
@@ -444,6 +447,10 @@ class Node:
             mend=f"show others the proof in {path or 'evidence/'}",
         )
 
+    def _note_bundle(self, bundle: CheckedBundle) -> None:
+        if self._purse is not None:
+            self._purse.note_bundle(bundle)
+
     def _wake(self) -> None:
         self._replica.wake()
 
@@ -478,6 +485,8 @@ class Node:
             self._blobs.serve()
             self._light.serve(self._network)
             nursery.start_soon(self._holdings.run)
+            if self._purse is not None:
+                nursery.start_soon(self._purse.run)
             if self._shop is not None:
                 nursery.start_soon(self._shop.run)
                 sign = self._keys.node.message_signer(b"offer", self._chain.chain_id)

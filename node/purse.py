@@ -19,10 +19,13 @@ from node.attribution.tokens import TextTokenizer
 from node.holdings import Holdings, find_current
 from node.ledger import tables
 from node.ledger.state import State
+from node.ledger.wire.bundles import CheckedBundle
 from node.ledger.wire.codes import code_name
 from node.ledger.wire.orders import Offer, OrderSampling, channel_id
+from node.ledger.wire.receipts import encode_receipt
 from node.ledger.wire.transactions import (
     CloseChannel,
+    Evidence,
     OpenChannel,
     Payload,
     decode_transaction,
@@ -32,6 +35,7 @@ from node.ledger.wire.transactions import (
 from node.peering.blobs import BASE, NoRoom
 from node.peering.directory import Directory
 from node.wallet.buying import Answer, Piece
+from node.wallet.doubles import Doubles
 from node.wallet.keystore import Key
 from node.wallet.payer import Ask, Limits, NoteOpening, Payer
 from node.wallet.promises import Opening, PromiseBook
@@ -73,6 +77,7 @@ class Purse:
         key: Key,
         chain_id: bytes,
         folder: Path,
+        evidence: Path,
         limits: Limits,
         network: Network,
         directory: Directory,
@@ -98,6 +103,14 @@ class Purse:
             spender=key.public_key,
             sign=key.message_signer(b"voucher", chain_id),
         )
+        self._doubles = Doubles(
+            folder=evidence,
+            get_state=get_state,
+            accuse=self._accuse,
+            run_blocking=run_blocking,
+        )
+        for raw, signature in self._book.recent_receipts():
+            self._doubles.note(raw, signature)
         self._payer = Payer(
             account=key.public_key,
             book=self._book,
@@ -107,6 +120,7 @@ class Purse:
             open_stream=self._open_stream,
             open_channel=self._open_channel,
             close_channel=self._close_channel,
+            note_signed=self._doubles.note,
             chain_id=chain_id,
             now_ms=now_ms,
             run_blocking=run_blocking,
@@ -115,6 +129,18 @@ class Purse:
     def close(self) -> None:
         """Let go of the journal."""
         self._book.close()
+
+    async def run(self) -> None:
+        """Accuse who signs two receipts for one request of ours, for ever."""
+        await self._doubles.run()
+
+    def note_bundle(self, bundle: CheckedBundle) -> None:
+        """A checked bundle of anybody's: a claim from one of our holds shows a signed receipt."""
+        for checked in bundle.sections:
+            section = checked.section
+            if section.last_receipt_sig and self._book.knows(section.channel):
+                raw = encode_receipt(checked.receipts[-1])
+                self._doubles.note(raw, section.last_receipt_sig)
 
     async def ask(self, question: Question, tell: Callable[[str], Awaitable[None]]) -> Answer:
         """Buy the answer; `tell` gets each piece of text.
@@ -195,6 +221,10 @@ class Purse:
     async def _close_channel(self, channel: bytes) -> None:
         async with self._sending:
             await self._send(CloseChannel(channel), *self._next_place())
+
+    async def _accuse(self, pair: Evidence) -> None:
+        async with self._sending:
+            await self._send(pair, *self._next_place())
 
     def _next_place(self) -> tuple[int, int]:
         """Nonce and expiry of our next transaction; good while `_sending` is held.

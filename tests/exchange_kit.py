@@ -207,6 +207,7 @@ class World:
         self.cap = cap
         self.opened: list[bytes] = []
         self.closed: list[bytes] = []
+        self.signed: list[tuple[bytes, bytes]] = []  # what the payer was given
         self.settles = True
         self.is_current = self.has_engine = self.has_room = True
         self.tamper_provider: Callable[[bytes], bytes | None] = lambda body: body
@@ -253,7 +254,8 @@ class World:
         return Payer(
             book=self.promises, limits=Limits(**made), get_state=lambda: self.state,
             get_offers=self.offers, open_stream=self.open_stream, account=PAYER.key,
-            open_channel=self.open_channel, close_channel=self.close_channel, chain_id=CHAIN,
+            open_channel=self.open_channel, close_channel=self.close_channel,
+            note_signed=lambda *signed: self.signed.append(signed), chain_id=CHAIN,
             now_ms=self.now_ms, random_bytes=self.rng.randbytes, run_blocking=at_once,
         )  # fmt: skip
 

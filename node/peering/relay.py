@@ -25,6 +25,7 @@ from node.ledger.wire.bundles import (
     BODY_BYTES_MAX,
     HEADER_BYTES_MAX,
     Bundle,
+    CheckedBundle,
     check_bytes,
     decode_header,
 )
@@ -111,6 +112,7 @@ class Relay:
 
     `find_stated`: what we stated ourselves, None where we are no provider. `may_see_sketch`:
     whether a peer is a current validator's (or the payer's). `on_pooled` wakes the proposer.
+    `on_checked` gets each bundle of others whose signatures hold.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class Relay:
         evidence_folder: Path,
         now_ms: Callable[[], int],
         on_pooled: Callable[[], None] = lambda: None,
+        on_checked: Callable[[CheckedBundle], None] = lambda _: None,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._network = network
@@ -142,6 +145,7 @@ class Relay:
         self._evidence = evidence_folder
         self._now_ms = now_ms
         self._on_pooled = on_pooled
+        self._on_checked = on_checked
         self._run_blocking = run_blocking
         self._log = get_log("relay")
         self._queue: deque[_Waiting] = deque()
@@ -264,6 +268,7 @@ class Relay:
             pulled = await self._pull_from(bundle.hash, waiting.sources)
             bundle = bundle._replace(body=pulled.body)  # under the signature that was judged
         admitted = await self._run_blocking(self._admit, bundle)
+        self._on_checked(admitted.bundle)
         if not await self._audit(bundle, admitted, waiting.sources):
             self._refused.append(bundle.hash)
             return

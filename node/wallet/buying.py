@@ -109,6 +109,10 @@ class Wallet(Protocol):
         """A durable voucher of this lane."""
         ...
 
+    def see(self, finished: Finished, provider: bytes, channel: bytes) -> None:
+        """Remember what the provider has signed of our channel, whatever it is worth."""
+        ...
+
     async def accept(self, finished: Finished) -> None:
         """Keep a checked receipt."""
         ...
@@ -314,6 +318,7 @@ class Buying:
 
     async def _finish(self, stream: FrameStream, frame: Finished) -> Answer:
         assert self._promise is not None
+        self._payer.see(frame, self._offer.provider, self._purchase.channel)
         answers = tuple(tuple(ids) for ids in self._ids)
         receipt = check_receipt(
             self._purchase,

@@ -41,6 +41,7 @@ from node.ledger.wire.orders import (
     prompt_commit,
     seed_commit,
 )
+from node.ledger.wire.receipts import decode_receipt, verify_receipt
 from node.wallet.buying import (
     WRITE_S,
     Answer,
@@ -122,7 +123,8 @@ class Payer:
     `get_state` gives the ledger as of the newest block, `get_offers` what providers told,
     `open_stream` an `infer` stream to the peer of an offer. `open_channel(provider, cap, note)`
     awaits `note` before anything of the channel leaves, which may refuse it, and returns the
-    channel's id once a block holds it; `close_channel` may return before.
+    channel's id once a block holds it; `close_channel` may return before. `note_signed` gets
+    each receipt that a provider has signed, with the signature, also one that fails our checks.
     """
 
     def __init__(
@@ -136,6 +138,7 @@ class Payer:
         open_stream: Callable[[Offer], Awaitable[FrameStream]],
         open_channel: Callable[[bytes, int, NoteOpening], Awaitable[bytes]],
         close_channel: Callable[[bytes], Awaitable[None]],
+        note_signed: Callable[[bytes, bytes], None],
         chain_id: bytes,
         now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
@@ -149,6 +152,7 @@ class Payer:
         self._open_stream = open_stream
         self._open_channel = open_channel
         self._close_channel = close_channel
+        self._note_signed = note_signed
         self._chain_id = chain_id
         self._now_ms = now_ms
         self._random = random_bytes
@@ -513,6 +517,17 @@ class Payer:
             lambda: self._book.promise(lane, hold=hold, order_hash=order, expires_ms=expires_ms)
         )
         return promise
+
+    def see(self, finished: Finished, provider: bytes, channel: bytes) -> None:
+        """Remember what the provider has signed of our channel, whatever it is worth."""
+        try:
+            receipt = decode_receipt(finished.receipt)
+            key = self.provider_key(provider)
+            verify_receipt(self._chain_id, finished.receipt, finished.signature, key)
+        except Invalid:
+            return
+        if receipt.channel == channel:
+            self._note_signed(finished.receipt, finished.signature)
 
     async def accept(self, finished: Finished) -> None:
         """Keep a checked receipt."""

@@ -10,6 +10,7 @@ receipt that fails its checks, going on would mean signing what we cannot know.
 What this file does not know: streams, prices, who is honest.
 """
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,7 @@ from node.storage.segments import SEGMENT_BYTES, SegmentLog
 
 MAGIC: Final = b"OLPJ"
 RECORD_BYTES_MAX: Final = 4_096
+RECENT_MAX: Final = 4_096  # receipts in memory, 0.3 KB each
 _FORMAT: Final = FrameFormat(MAGIC, has_height=False, payload_bytes_max=RECORD_BYTES_MAX)
 
 _CHANNEL, _VOUCHER, _RECEIPT, _LEFT, _OPENING = 1, 2, 3, 4, 5
@@ -119,6 +121,7 @@ class PromiseBook:
         self._lanes: dict[tuple[bytes, int], PayerLane] = {}
         self._channels: dict[bytes, OwnChannel] = {}
         self._openings: dict[bytes, Opening] = {}
+        self._recent: deque[tuple[bytes, bytes]] = deque(maxlen=RECENT_MAX)
         self._log = SegmentLog(directory, _FORMAT, segment_bytes)
         for segment in self._log.segments:
             frames, gaps = self._log.segment_frames(segment)
@@ -149,6 +152,14 @@ class PromiseBook:
     def channels(self) -> tuple[OwnChannel, ...]:
         """All channels ever opened or about to be, oldest first; the ledger knows which are."""
         return tuple(self._channels.values())
+
+    def knows(self, channel: bytes) -> bool:
+        """Whether it is a channel of ours."""
+        return channel in self._channels
+
+    def recent_receipts(self) -> tuple[tuple[bytes, bytes], ...]:
+        """The last accepted ones with their signatures, oldest first."""
+        return tuple(self._recent)
 
     def openings(self) -> tuple[Opening, ...]:
         """Those of which we never learned that a block holds them."""
@@ -209,7 +220,7 @@ class PromiseBook:
         """Take a checked receipt into its lane: from now on vouchers acknowledge it."""
         with self._lock:
             self._append(_RECEIPT, encode((receipt, signature, credits)))
-            self._take_receipt(receipt)
+            self._take_receipt(receipt, signature)
 
     def leave(self, lane: PayerLane) -> None:
         """Sign nothing more in this lane."""
@@ -248,8 +259,8 @@ class PromiseBook:
             voucher = decode_voucher(raw)
             self.lane(voucher.channel, voucher.lane).last = voucher
         elif kind == _RECEIPT:
-            receipt, _, _ = decode(payload, _RECEIPT_SHAPE, RECORD_BYTES_MAX, "promises")
-            self._take_receipt(receipt)
+            receipt, signature, _ = decode(payload, _RECEIPT_SHAPE, RECORD_BYTES_MAX, "promises")
+            self._take_receipt(receipt, signature)
         elif kind == _LEFT:
             channel, number = decode(payload, _LEFT_SHAPE, RECORD_BYTES_MAX, "promises")
             self.lane(channel, number).is_left = True
@@ -262,10 +273,11 @@ class PromiseBook:
         self._channels[own.channel] = own
         self._openings.pop(own.channel, None)
 
-    def _take_receipt(self, raw: bytes) -> None:
+    def _take_receipt(self, raw: bytes, signature: bytes) -> None:
         receipt = decode_receipt(raw)
         lane = self.lane(receipt.channel, receipt.lane)
         assert receipt.seq == lane.seq + 1, "receipts of a lane are accepted in order"
         lane.seq = receipt.seq
         lane.cumulative += receipt.fee
         lane.accumulator = accumulate_receipt(lane.accumulator, raw)
+        self._recent.append((raw, signature))

@@ -70,6 +70,7 @@ class Node:
         self.transactions, self.bundles = TransactionPool(CHAIN), BundlePool()
         self.stated: dict[bytes, StatedClaim] = {}
         self.viewers: list[bytes] = list(KEYS)
+        self.checked: list[bytes] = []
         self.folder = folder / key.hex()[:8]
         self.relay = Relay(
             network=self.network, chain_id=CHAIN, transactions=self.transactions,
@@ -77,6 +78,7 @@ class Node:
             auditor=self.auditor, find_stated=self.stated.get,
             may_see_sketch=lambda peer, receipt: peer in self.viewers,
             evidence_folder=self.folder, now_ms=lambda: NOW_MS, run_blocking=at_once,
+            on_checked=lambda bundle: self.checked.append(bundle.hash),
         )  # fmt: skip
 
 
@@ -121,6 +123,7 @@ async def test_a_bundle_reaches_every_pool_with_its_body(tmp_path, autojump_cloc
         for node in nodes:
             assert bundle.hash in node.bundles
             assert node.store[bundle.hash] == bundle
+        assert [len(node.checked) for node in nodes] == [0, 1, 1, 1], "others' bundles are shown"
 
 
 async def test_who_lags_behind_blames_nobody_for_a_channel_it_does_not_know_yet(

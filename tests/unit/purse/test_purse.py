@@ -1,5 +1,6 @@
 """The payer's side composed: names and versions, fees, channels, and nonces one after the other."""
 
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -9,18 +10,30 @@ from typing import Any
 import pytest
 import trio
 from bundle_kit import CHAIN
-from exchange_kit import World, at_once, world_in
-from ledger_kit import BASE, OPEN, PAYER, PROVIDER, fee_of, open_channel
+from exchange_kit import World, at_once, kind_of, provider_frame, world_in
+from ledger_kit import BASE, OPEN, PAYER, PROVIDER, context, fee_of, open_channel
 
 from consensus.primitives.digest import signing_bytes
 from consensus.primitives.errors import Invalid
 from consensus.primitives.keys import is_signed_by
-from node.ledger import tables
+from node.ledger import purses, tables
+from node.ledger.admission import admit_bundle
+from node.ledger.rules import channels, doubles
+from node.ledger.wire import exchange
 from node.ledger.wire.orders import decode_order
-from node.ledger.wire.transactions import CloseChannel, OpenChannel, Transaction, decode_transaction
+from node.ledger.wire.receipts import decode_receipt, encode_receipt, receipt_message
+from node.ledger.wire.transactions import (
+    CloseChannel,
+    Evidence,
+    OpenChannel,
+    Transaction,
+    decode_transaction,
+    make_evidence,
+)
 from node.peering import blobs
 from node.purse import POLL_S, SETTLE_S, VALID_MS, Purse, Question
 from node.wallet.buying import Answer, PaymentFailed
+from node.wallet.doubles import LOOK_EVERY_S
 from node.wallet.keystore import Key
 from node.wallet.payer import Limits
 from node.web.errors import find_refusal
@@ -105,6 +118,9 @@ class Surroundings:
         state = self.world.state
         account = state.account(PAYER.key)
         state.put(tables.ACCOUNT, (PAYER.key,), account._replace(nonce=account.nonce + 1))
+        if isinstance(tx.payload, Evidence) and not self.code:
+            with state.trial():
+                doubles.apply_evidence(state, context(self.now_ms()), tx, tx.payload)
         if isinstance(tx.payload, OpenChannel) and not self.code:
             opened = open_channel(state, tx.payload.cap, nonce=tx.nonce)
             self.world.opened.append(opened)
@@ -115,8 +131,9 @@ def new_purse(folder: Path, around: Any, limits: Limits = LIMITS) -> Purse:
     world = around.world
     return Purse(
         key=Key("spending", "spending", PAYER.key, PAYER.seed), chain_id=CHAIN,
-        folder=folder / "purse", limits=limits, network=around, directory=around,
-        holdings=around, get_state=lambda: world.state, find_code=around.codes.get,
+        folder=folder / "purse", evidence=folder / "evidence", limits=limits, network=around,
+        directory=around, holdings=around, get_state=lambda: world.state,
+        find_code=around.codes.get,
         next_nonce=around.next_nonce, submit=around.submit, now_ms=around.now_ms,
         run_blocking=at_once,
     )  # fmt: skip
@@ -407,3 +424,115 @@ async def test_other_provider_than_asked_for_answers_nothing(tmp_path, autojump_
     async with purse_in(tmp_path) as (purse, _):
         refused = await refusal(lambda: ask(purse, replace(QUESTION, provider=bytes(32))))
         assert refused.code == "payer.no_provider"
+
+
+# ---- a provider that signs two receipts for one request
+
+BOND = 1_000 * OPEN
+SLASHED = BOND // 20
+
+
+def bonded(around: Surroundings) -> int:
+    return around.world.state.held(purses.bond(tables.ROLE_PROVIDER, PROVIDER.key, PROVIDER.key))
+
+
+def told_less(body: bytes) -> bytes:
+    """Tells the payer of another answer than the one that its book keeps, both signed."""
+    if kind_of(body) != 3:
+        return body
+    frame = provider_frame(body)
+    raw = encode_receipt(decode_receipt(frame.receipt)._replace(sketch_hash=b"\1" * 32))
+    signature = PROVIDER.sign(receipt_message(CHAIN, raw))
+    return exchange.encode_frame(frame._replace(receipt=raw, signature=signature))
+
+
+async def cheat(purse: Purse, around: Surroundings) -> None:
+    """The payer is told one thing, and the ledger another: the hold pays for it."""
+    world = around.world
+    world.tamper_provider = told_less
+    assert (await refusal(lambda: ask(purse))).code == "payer.check_failed"
+    await trio.sleep(15)
+    await world.bundler.turn()
+    admitted = admit_bundle(world.state, CHAIN, world.bundles[0])
+    purse.note_bundle(admitted.bundle)
+    channels.apply_bundle(world.state, context(world.now_ms()), admitted.bundle)
+
+
+def accusations(around: Surroundings) -> list[Evidence]:
+    return [tx.payload for tx in around.sent if isinstance(tx.payload, Evidence)]
+
+
+async def test_provider_that_signed_twice_is_accused_by_the_wallet_itself(
+    tmp_path, autojump_clock
+) -> None:
+    """From the answer to the slash: one receipt came to the payer, the other to the ledger."""
+    async with purse_in(tmp_path) as (purse, around):
+        around.world.nursery.start_soon(purse.run)
+        await cheat(purse, around)
+        before = around.world.state.account(PAYER.key).balance
+        await trio.sleep(1)
+        (pair,) = accusations(around)
+        assert bonded(around) == BOND - SLASHED
+        gained = fee_of(3, 5) + (SLASHED - fee_of(3, 5)) // 20
+        assert around.world.state.account(PAYER.key).balance == before + gained
+        kept = [json.loads(path.read_text()) for path in (tmp_path / "evidence").iterdir()]
+        signed = [(bytes.fromhex(x["body"]), bytes.fromhex(x["signature"])) for x in kept]
+        assert make_evidence(*signed) == pair
+        await trio.sleep(3 * LOOK_EVERY_S)
+        assert len(accusations(around)) == 1
+
+
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_accusation_that_no_block_took_is_made_again(
+    tmp_path, autojump_clock, capfd, is_restarted
+) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        around.code = INSUFFICIENT
+        with trio.move_on_after(60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(purse.run)
+                around.code = 0
+                await cheat(purse, around)
+                around.code = INSUFFICIENT
+        assert len(accusations(around)) >= 2
+        assert bonded(around) == BOND
+        assert purse._doubles.counters["failed"] == len(accusations(around))
+        if is_restarted:
+            purse.close()
+            purse = new_purse(tmp_path, around)
+        around.code = 0
+        around.world.nursery.start_soon(purse.run)
+        await trio.sleep(1)
+        assert bonded(around) == BOND - SLASHED
+        purse.close()
+
+
+async def test_receipt_accepted_before_a_restart_is_half_of_a_pair_too(
+    tmp_path, autojump_clock
+) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        answer, _ = await ask(purse)
+        purse.close()
+        again = new_purse(tmp_path, around)
+        raw = encode_receipt(answer.receipt._replace(fee=1))
+        again._doubles.note(raw, PROVIDER.sign(receipt_message(CHAIN, raw)))
+        around.world.nursery.start_soon(again.run)
+        await trio.sleep(1)
+        assert bonded(around) == BOND - SLASHED
+        again.close()
+
+
+async def test_honest_provider_is_accused_of_nothing(tmp_path, autojump_clock) -> None:
+    """One receipt that comes again, and its claim from the hold, are one receipt."""
+    async with purse_in(tmp_path) as (purse, around):
+        around.world.nursery.start_soon(purse.run)
+        world = around.world
+        world.tamper_payer = lambda body: None if kind_of(body) == 1 else body  # no acknowledgement
+        answer, _ = await ask(purse)
+        purse._doubles.note(answer.receipt_raw, answer.signature)
+        await trio.sleep(15)
+        await world.bundler.turn()
+        purse.note_bundle(admit_bundle(world.state, CHAIN, world.bundles[0]).bundle)
+        await trio.sleep(1)
+        assert accusations(around) == []
+        assert not (tmp_path / "evidence").exists()

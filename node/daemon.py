@@ -21,10 +21,9 @@ from consensus.attacks import LightClientAttack, Verdict, encode_attack
 from consensus.primitives.errors import Invalid
 from node.attribution.attribute import Version
 from node.attribution.index import Index
-from node.config import ConfigError, P2p, Serving, Settings, grains_of
+from node.config import Settings, grains_of
 from node.diskguard import DiskGuard
 from node.holdings import Holdings, check_identity
-from node.ledger.addresses import account_of
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.bundles import CheckedBundle
 from node.ledger.wire.receipts import COMPLETE, Receipt, receipt_id
@@ -46,6 +45,7 @@ from node.peering.snapshotting import SnapshotKeeper
 from node.peering.statesync import GAP_BLOCKS, GATHER_S, GATHER_UNSURE_S, StateSync
 from node.peering.trusting import Named, Trusting, find_root
 from node.peering.voter import Validator
+from node.precheck import check_addresses, rotated_account
 from node.purse import Purse, Question
 from node.reasons import Reasons
 from node.shop import Counter, Shop
@@ -63,8 +63,7 @@ from node.wallet.payer import Limits
 from node.web import answers
 from node.web.app import Backend, Order, make_app, serve_socket
 from node.web.reading import Reading, make_ledger, make_light
-from p2p.addresses import addresses_of
-from p2p.network import Libp2pNetwork, PeerId, StatusFacts, denied_of
+from p2p.network import Libp2pNetwork, PeerId, StatusFacts
 
 LOOK_EVERY_S: Final = 1.0  # for damage that only readers have met
 ROLE_BITS: Final = {"validator": 1, "provider": 2, "auditor": 32}
@@ -95,35 +94,6 @@ async def run(settings: Settings, keys: Keys) -> None:
     rotated_account(settings.config.serving)
     while await _live(settings, keys):
         log.info("opening again on a snapshot")
-
-
-def check_addresses(p2p: P2p) -> None:
-    """Raise ConfigError for an address of the operator's that is none, and open nothing."""
-    own, others = partial(addresses_of, with_peer=False), partial(addresses_of, with_peer=True)
-    for key, texts, read in (
-        ("listen", p2p.listen, own),
-        ("announce", p2p.announce, own),
-        ("bootstrap", p2p.bootstrap, others),
-        ("reserved", p2p.reserved, others),
-        ("deny", p2p.deny, denied_of),
-    ):
-        try:
-            read(texts)
-        except ValueError as error:
-            mend = f"{key} under [p2p] in config.toml"
-            raise ConfigError(f"[p2p] {key}: {error}", mend=mend) from None
-
-
-def rotated_account(serving: Serving) -> bytes | None:
-    """The account that was rotated to this node's key and that it serves as; None: the key's own.
-    Raises ConfigError."""
-    if not serving.account:
-        return None
-    try:
-        return account_of(serving.account)
-    except Invalid as error:
-        mend = "account under [serving] in config.toml"
-        raise ConfigError(f"[serving] account: {error}", mend=mend) from None
 
 
 async def _live(settings: Settings, keys: Keys) -> bool:
@@ -193,6 +163,9 @@ class Node:
             find_stated=self._find_stated,
             may_see_sketch=self._may_see_sketch,
             evidence_folder=settings.home / "evidence",
+            watch_folder=settings.home / "watchtower",
+            get_height=lambda: self._chain.height,
+            find_validators=self._find_validators,
             now_ms=now_ms,
             on_pooled=self._wake,
             on_checked=self._note_bundle,
@@ -349,6 +322,7 @@ class Node:
             signer=lambda tag: node.message_signer(tag, chain_id),
             get_state=self._chain.state,
             offer_bundle=self._relay.offer_bundle,
+            hand_bundle=self._relay.watching.hand,
             note_change=self._directory.note_change,
             addresses=self._network.addresses,
             is_current=lambda: self._telling.is_current(),
@@ -398,6 +372,7 @@ class Node:
             directory=self._directory,
             holdings=self._holdings,
             disk=self._disk,
+            watching=self._relay.watching,
             shop=self._shop,
         )
 
@@ -429,6 +404,10 @@ class Node:
 
     def _find_peer(self, validator: bytes) -> PeerId | None:
         return find_validator(self._network, self._chain.chain_id, validator)
+
+    def _find_validators(self) -> list[PeerId]:
+        members = self._chain.tip.validators.powers()
+        return [peer for key in members if (peer := self._find_peer(key)) is not None]
 
     def _may_see_sketch(self, peer: PeerId, receipt: Receipt) -> bool:
         """Current validators may: they recompute what they are asked to agree to."""

@@ -24,6 +24,7 @@ from node.serving.bundling import Bundler
 from node.serving.checking import ServedModel
 from node.serving.client import EngineClient
 from node.serving.engine import AdapterRef, EngineError, EngineSettings, WrongBase
+from node.serving.entrusting import Entruster
 from node.serving.service import InferenceService
 from node.serving.worker import WorkerEngine
 from p2p.errors import NetworkError
@@ -47,6 +48,7 @@ class Counter:
     signer: Callable[[bytes], Callable[[bytes], bytes]]  # tag → signs whole messages
     get_state: Callable[[], State]
     offer_bundle: Callable[[Bundle], Awaitable[None]]
+    hand_bundle: Callable[[Bundle], Awaitable[int]]  # to others who keep it; how many do
     note_change: Callable[[], None]
     addresses: Callable[[], tuple[str, ...]]
     is_current: Callable[[], bool]  # whether our ledger is as far as the others'
@@ -95,6 +97,7 @@ class Shop:
         async with trio.open_nursery() as nursery:
             # Before the base, which may be lost or no longer wanted: what was answered is owed.
             nursery.start_soon(bundler.run)
+            nursery.start_soon(self._make_entruster().run)
             base = await self._wait_base()
             settings = EngineSettings(base_folder=str(base), threads=self._threads)
             self._engine = engine = self._make_engine(settings)
@@ -119,6 +122,18 @@ class Shop:
             sign=counter.signer(b"bundle"),
             get_state=counter.get_state,
             offer_bundle=counter.offer_bundle,
+            now_ms=counter.now_ms,
+        )
+
+    def _make_entruster(self) -> Entruster:
+        counter = self._counter
+        return Entruster(
+            book=self.book,
+            chain_id=counter.chain_id,
+            provider=counter.provider,
+            sign=counter.signer(b"bundle"),
+            get_state=counter.get_state,
+            hand=counter.hand_bundle,
             now_ms=counter.now_ms,
         )
 

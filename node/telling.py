@@ -15,6 +15,7 @@ from node.holdings import Holdings
 from node.ledger.pool import BundlePool, TransactionPool
 from node.peering.directory import Directory
 from node.peering.replica import Replica
+from node.peering.watching import Watching
 from node.shop import Shop
 from node.storage.ground import Ground
 from node.web import answers
@@ -47,6 +48,7 @@ class Telling:
     directory: Directory
     holdings: Holdings
     disk: DiskGuard
+    watching: Watching
     shop: Shop | None
 
     def checks(self) -> Mapping[str, bool]:
@@ -97,6 +99,7 @@ class Telling:
             why_silent=str(self.ground.why_silent or self.disk.why_low),
             pool_transactions=self.transactions.statistics().entries,
             pool_bundles=self.bundles.statistics().entries,
+            kept_bundles=self.watching.kept,
             engine="none" if self.shop is None else self.shop.engine_word,
             models=tuple(held.label for held in self.holdings.all() if held.is_ready),
             supply=chain.state().supply(),

@@ -29,20 +29,21 @@ FLOORS = (  # top down; a room imports itself and lower lines, never upwards, ne
     {"node.telling", "node.neighbours"},
     {"node.shop", "node.purse", "node.reasons"},
     {"node.holdings", "node.moving", "node.diskguard"},
-    {"node.web", "node.home"},
+    {"node.web", "node.home", "node.precheck"},
     {"node.training"},
     {"node.serving", "node.wallet", "node.peering"},
     {"node.attribution", "node.light", "node.following", "node.storage", "node.simulate"},
     {"node.ledger"},
     {"consensus", "p2p", "node.config", "node.observe"},
 )
-UNPACK_CONFIG = {"node.cli", "node.devnet", "node.doctor", "node.daemon", "node.home"}
+UNPACK_CONFIG = {"node.cli", "node.devnet", "node.doctor", "node.daemon", "node.home",
+                 "node.precheck"}
 TORCH_ROOMS = ("node/serving/", "node/training/", "node/attribution/gradients.py",
                "node/attribution/basis.py", "node/attribution/kernels.py")
 ONLY_IN = {  # package -> path prefixes that may import it
     "p2p": ("p2p/", "node/peering/", "node/wallet/", "node/daemon.py", "node/holdings.py",
             "node/lightclient.py", "node/shop.py", "node/purse.py", "node/reasons.py",
-            "node/telling.py", "node/neighbours.py"),
+            "node/telling.py", "node/neighbours.py", "node/precheck.py"),
     "libp2p": ("p2p/",),
     "plyvel": ("node/storage/store.py",),
     "nacl": ("consensus/primitives/keys.py", "node/wallet/keystore.py"),

@@ -43,6 +43,7 @@ def _show(frame: Frame, told: dict[str, Any]) -> None:
             ("validators", f"{told['validators']}  signing: {signing}"),
             ("engine", f"{told['engine']}  {' '.join(told['models'])}".rstrip()),
             ("pool", f"{told['pool_transactions']} transactions, {told['pool_bundles']} bundles"),
+            ("kept", f"{told['kept_bundles']} bundles of other providers"),
             ("supply", open_text(told["supply"])),
             *([("silent", told["why_silent"])] if told["why_silent"] else []),
             ("ready", "yes" if told["ready"] else f"no: {' '.join(failing)}"),

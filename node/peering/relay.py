@@ -36,6 +36,7 @@ from node.observe import get_log
 from node.peering import topics
 from node.peering.handing import Handing
 from node.peering.topics import BUNDLES, TXS
+from node.peering.watching import KEEP, Watching
 from p2p.errors import Code, Misbehaving, NetworkError, Refused
 from p2p.limits import PENALTIES, PROTOCOLS, TOPICS
 from p2p.network import Network, PeerId, Verdict
@@ -128,6 +129,9 @@ class Relay:
         find_stated: FindStated,
         may_see_sketch: Callable[[PeerId, Receipt], bool],
         evidence_folder: Path,
+        watch_folder: Path,
+        get_height: Callable[[], int],
+        find_validators: Callable[[], Sequence[PeerId]],
         now_ms: Callable[[], int],
         on_pooled: Callable[[], None] = lambda: None,
         on_checked: Callable[[CheckedBundle], None] = lambda _: None,
@@ -160,6 +164,17 @@ class Relay:
             admit=self._admit_tx,
             counters=self.counters,
         )
+        self.watching = Watching(
+            network=network,
+            chain_id=chain_id,
+            folder=watch_folder,
+            get_state=get_state,
+            get_height=get_height,
+            find_validators=find_validators,
+            tell=self.offer_bundle,
+            now_ms=now_ms,
+            run_blocking=run_blocking,
+        )
 
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Forever: hear, work, answer."""
@@ -171,6 +186,7 @@ class Relay:
             for _ in range(WORKERS):
                 nursery.start_soon(self._work)
             nursery.start_soon(self._handing.run)
+            nursery.start_soon(self.watching.run)
             nursery.start_soon(self._drain, heard_txs, "txs_heard")
             nursery.start_soon(self._drain, heard_bundles, "bundles_heard")
             task_status.started()
@@ -190,13 +206,16 @@ class Relay:
         return tx.tx_id
 
     async def offer_bundle(self, bundle: Bundle) -> None:
-        """Pool and tell a bundle of our own; one that the pool refuses is counted, and told."""
+        """Pool and tell a bundle of our own, or one that we kept for its provider.
+
+        One that the pool refuses is counted, and told all the same.
+        """
         try:
             admitted = await self._run_blocking(self._admit, bundle)
             self._pool(bundle, admitted)
         except Invalid as refusal:
             self.counters[f"own.{refusal.code}"] += 1
-            self._log.warning("own bundle not pooled", code=refusal.code, why=str(refusal))
+            self._log.warning("bundle not pooled", code=refusal.code, why=str(refusal))
         await self._network.publish(BUNDLES, topics.encode_bundle_message(bundle))
         self.counters["own_bundles"] += 1
 
@@ -486,7 +505,12 @@ class Relay:
     # --- answering
 
     async def answer_bundles(self, peer: PeerId, body: bytes) -> bytes:
-        """[0, [hash…]] → [bundle bytes or empty…], as many as fit, in the order asked."""
+        """[0, [hash…]] → [bundle bytes or empty…], as many as fit, in the order asked.
+
+        [1, header, signature, body] → [until_ms]: kept (`watching.py`).
+        """
+        if body[1:2] == bytes([KEEP]):
+            return await self.watching.answer(peer, body)
         _, names = _decoded(body, _HASHES)
         left = PROTOCOLS["bundles"].reply_max - 1_024
         found: list[bytes] = []

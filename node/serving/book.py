@@ -50,6 +50,8 @@ from node.storage.segments import SEGMENT_BYTES, Place, SegmentLog
 MAGIC: Final = b"OLRB"
 RECORD_BYTES_MAX: Final = EVIDENCE_BYTES_MAX + 6 * PROMPT_BYTES_MAX
 UNSETTLED_MAX: Final = 256  # of one lane: a lane is settled whole, so it must fit into one bundle
+RESERVED_EVERY: Final = 1_024  # its multiples number what others keep for us, none that we tell
+RESERVED_ROOM: Final = 512  # told within a minute at most, so that none passes a kept one by
 KEEP_MS: Final = 24 * 3_600_000  # answers, for whoever asks again and for auditors
 _FORMAT: Final = FrameFormat(MAGIC, has_height=False, payload_bytes_max=RECORD_BYTES_MAX)
 
@@ -153,7 +155,7 @@ class ReceiptBook:
         self._places: dict[tuple[bytes, int, int], Place] = {}  # channel, lane, seq
         self._by_id: dict[bytes, Place] = {}
         self._newest_ms: dict[int, int] = {}  # segment → its latest receipt
-        self.bundle_seq = 0
+        self.bundle_seq = self.reserved_seq = 0  # the last number of either kind
         self._log = SegmentLog(directory, _FORMAT, segment_bytes)
         state = get_state()
         for segment in self._log.segments:
@@ -258,17 +260,29 @@ class ReceiptBook:
     # -- bundles
 
     def next_bundle_seq(self, settled: int) -> int:
-        """A number that no bundle of ours had, above the ledger's."""
-        return max(self.bundle_seq, settled) + 1
+        """A number that no bundle of ours had, above the ledger's, and none of those reserved."""
+        number = max(self.bundle_seq, settled) + 1
+        return number + (number % RESERVED_EVERY == 0)
+
+    def next_reserved_seq(self, settled: int) -> int:
+        """The same for a bundle that others keep, well above those that we tell meanwhile."""
+        taken = max(self.bundle_seq, self.reserved_seq, settled)
+        return (taken + RESERVED_ROOM) // RESERVED_EVERY * RESERVED_EVERY + RESERVED_EVERY
 
     def note_bundle(self, header: bytes) -> None:
         """Remember that this number is used, durably, before the bundle leaves."""
         with self._lock:
             self._log.append(_BUNDLE, encode((header,)))
             self._log.sync()
-        self.bundle_seq = max(self.bundle_seq, decode_header(header).bundle_seq)
+        self._take_number(decode_header(header).bundle_seq)
 
     # -- inside
+
+    def _take_number(self, number: int) -> None:
+        if number % RESERVED_EVERY:
+            self.bundle_seq = max(self.bundle_seq, number)
+        else:
+            self.reserved_seq = max(self.reserved_seq, number)
 
     def _read(self, place: Place) -> Served:
         payload = self._log.read(place).payload
@@ -310,7 +324,7 @@ class ReceiptBook:
                 lane.voucher, lane.voucher_raw, lane.voucher_sig = voucher, raw, signature
         elif kind == _BUNDLE:
             (header,) = decode(payload, _BUNDLE_SHAPE, RECORD_BYTES_MAX, "book")
-            self.bundle_seq = max(self.bundle_seq, decode_header(header).bundle_seq)
+            self._take_number(decode_header(header).bundle_seq)
 
 
 K = TypeVar("K")
@@ -331,12 +345,12 @@ def _lane_place(served: Served) -> tuple[bytes, int]:
     return receipt.channel, receipt.lane
 
 
-def cut_section(lane: ProviderLane, *, may_claim: bool) -> BodyPart | None:
-    """The receipts of a lane that can be settled now, as a section; None if there are none.
+def cut_section(lane: ProviderLane, *, may_claim: bool, after_seq: int) -> BodyPart | None:
+    """The receipts of a lane above `after_seq` that can be settled now, as a section, or None.
 
     Those that the newest voucher acknowledges; with `may_claim` also the last one, from its hold.
     """
-    fresh = [item for item in lane.unsettled if item.receipt.seq > lane.cut_seq]
+    fresh = [item for item in lane.unsettled if item.receipt.seq > after_seq]
     if not fresh or lane.voucher is None:
         return None
     last = b""

@@ -17,7 +17,14 @@ import trio
 from node.ledger import tables
 from node.ledger.rules.channels import find_provider_key, lane_of
 from node.ledger.state import State
-from node.ledger.wire.bundles import BodyPart, Bundle, build_bundle, decode_section
+from node.ledger.wire.bundles import (
+    SECTIONS_MAX,
+    TOTALS_MAX,
+    BodyPart,
+    Bundle,
+    build_bundle,
+    decode_section,
+)
 from node.ledger.wire.orders import decode_voucher
 from node.serving.book import KEEP_MS, UNSETTLED_MAX, ProviderLane, ReceiptBook, cut_section
 
@@ -41,6 +48,36 @@ class OpenBundle:
     bundle_seq: int
     offered_ms: int
     ends: dict[tuple[bytes, int], int]
+
+
+class Packing:
+    """Sections for one bundle: within its limits, and all of one base."""
+
+    def __init__(self, receipts_max: int, bytes_max: int) -> None:
+        self._receipts_left, self._bytes_left = receipts_max, bytes_max
+        self._base = b""
+        self._versions: set[tuple[int, int]] = set()
+        self.parts: list[BodyPart] = []
+
+    def take(self, state: State, lane: ProviderLane, part: BodyPart) -> bool:
+        """Take a section of `lane`, if it may stand beside the others; the first always may."""
+        base = state.get(tables.MODEL, lane.unsettled[-1].receipt.model).base
+        length = sum(map(len, (*part.receipts, *part.credits, part.section))) + 16
+        served = {(item.receipt.model, item.receipt.model_version) for item in lane.unsettled}
+        fits = (
+            len(part.receipts) <= self._receipts_left
+            and length <= self._bytes_left
+            and len(self._versions | served) <= TOTALS_MAX
+            and len(self.parts) < SECTIONS_MAX
+        )
+        if self._base not in (b"", base) or (self.parts and not fits):
+            return False
+        self._base = base
+        self._versions |= served
+        self._receipts_left -= len(part.receipts)
+        self._bytes_left -= length
+        self.parts.append(part)
+        return True
 
 
 class Bundler:
@@ -133,23 +170,12 @@ class Bundler:
         self, state: State, now_ms: int
     ) -> tuple[list[BodyPart], list[tuple[ProviderLane, int]]]:
         """Sections for one bundle within its limits, all of one base; and where they end."""
-        parts: list[BodyPart] = []
-        ends: list[tuple[ProviderLane, int]] = []
-        receipts, size, base = 0, 0, b""
+        packing, ends = Packing(RECEIPTS_MAX, BYTES_MAX), []
         for lane in self._book.lanes():
             part = self._cut(state, lane, now_ms)
-            if part is None:
-                continue
-            mine = self._base_of(state, lane)
-            length = sum(map(len, (*part.receipts, *part.credits, part.section))) + 16
-            fits = receipts + len(part.receipts) <= RECEIPTS_MAX and size + length <= BYTES_MAX
-            if base not in (b"", mine) or (parts and not fits):
-                continue
-            base = mine
-            receipts, size = receipts + len(part.receipts), size + length
-            parts.append(part)
-            ends.append((lane, decode_section(part.section).to_seq))
-        return parts, ends
+            if part is not None and packing.take(state, lane, part):
+                ends.append((lane, decode_section(part.section).to_seq))
+        return packing.parts, ends
 
     def _cut(self, state: State, lane: ProviderLane, now_ms: int) -> BodyPart | None:
         if not lane.unsettled:
@@ -166,15 +192,12 @@ class Bundler:
             or lane.voucher.expires_ms - now_ms < CLAIM_EXPIRY_MS
         )
         may_claim = is_urgent or now_ms - last.finished_ms > CLAIM_AFTER_MS
-        part = cut_section(lane, may_claim=may_claim)
-        if part is not None and _expires_ms(part) < now_ms + EXPIRY_MARGIN_MS:
+        part = cut_section(lane, may_claim=may_claim, after_seq=lane.cut_seq)
+        if part is not None and expires_ms(part) < now_ms + EXPIRY_MARGIN_MS:
             # One void section would sink the whole bundle. It waits for the payer's next voucher.
             self.counters["expired"] += 1
             return None
         return part
-
-    def _base_of(self, state: State, lane: ProviderLane) -> bytes:
-        return state.get(tables.MODEL, lane.unsettled[-1].receipt.model).base
 
     async def _offer(
         self,
@@ -201,7 +224,8 @@ class Bundler:
         await self._offer_bundle(bundle)
 
 
-def _expires_ms(part: BodyPart) -> int:
+def expires_ms(part: BodyPart) -> int:
+    """Until when a section's voucher is good."""
     return decode_voucher(decode_section(part.section).voucher).expires_ms
 
 

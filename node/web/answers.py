@@ -38,6 +38,7 @@ class Status:
     why_silent: str  # why a validator must not sign, and the mend; "" for all others
     pool_transactions: int
     pool_bundles: int
+    kept_bundles: int  # for other providers
     engine: str  # "none", "starting", "ready", "restarting", "down", "failed", "closed"
     models: tuple[str, ...]  # served here, "name@version"
     supply: Grains

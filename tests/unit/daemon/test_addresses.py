@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from node.config import ConfigError, P2p, Serving
-from node.daemon import check_addresses, rotated_account
 from node.ledger.addresses import account_text
+from node.precheck import check_addresses, rotated_account
 
 PEER = "12D3KooWBYTaKHQpei9huCYh4uwaMDCBTFryrJK7iVYH7ep2mp52"
 GOOD = f"/ip4/127.0.0.1/tcp/7017/p2p/{PEER}"

@@ -71,13 +71,15 @@ class Node:
         self.stated: dict[bytes, StatedClaim] = {}
         self.viewers: list[bytes] = list(KEYS)
         self.checked: list[bytes] = []
+        self.validators: list[bytes] = []
         self.folder = folder / key.hex()[:8]
         self.relay = Relay(
             network=self.network, chain_id=CHAIN, transactions=self.transactions,
             bundles=self.bundles, store=self.store, get_state=lambda: self.state,
             auditor=self.auditor, find_stated=self.stated.get,
             may_see_sketch=lambda peer, receipt: peer in self.viewers,
-            evidence_folder=self.folder, now_ms=lambda: NOW_MS, run_blocking=at_once,
+            evidence_folder=self.folder, watch_folder=self.folder / "kept", get_height=lambda: 1,
+            find_validators=lambda: self.validators, now_ms=lambda: NOW_MS, run_blocking=at_once,
             on_checked=lambda bundle: self.checked.append(bundle.hash),
         )  # fmt: skip
 

@@ -137,7 +137,8 @@ async def open_shop(folder: Path) -> AsyncIterator[tuple[Shop, Around]]:
     state = around.state
     counter = Counter(
         chain_id=CHAIN, provider=PROVIDER.key, peer_key=bytes(32), signer=lambda tag: PROVIDER.sign,
-        get_state=lambda: state, offer_bundle=offer_bundle, note_change=around.note_change,
+        get_state=lambda: state, offer_bundle=offer_bundle, hand_bundle=offer_bundle,
+        note_change=around.note_change,
         addresses=lambda: tuple(f"/ip4/10.0.0.{i}/tcp/1" for i in range(12)),
         is_current=lambda: True, has_room=lambda: True, now_ms=lambda: NOW_MS,
     )  # fmt: skip

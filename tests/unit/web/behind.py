@@ -39,6 +39,7 @@ STATUS = answers.Status(
     why_silent="",
     pool_transactions=0,
     pool_bundles=0,
+    kept_bundles=0,
     engine="none",
     models=(),
     supply=BIG,

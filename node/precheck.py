@@ -1,0 +1,41 @@
+"""What of a home's settings is read before anything is opened: a slip is one sentence.
+
+What this file does not know: the parts that the settings are for.
+"""
+
+from functools import partial
+
+from consensus.primitives.errors import Invalid
+from node.config import ConfigError, P2p, Serving
+from node.ledger.addresses import account_of
+from p2p.addresses import addresses_of
+from p2p.network import denied_of
+
+
+def check_addresses(p2p: P2p) -> None:
+    """Raise ConfigError for an address of the operator's that is none, and open nothing."""
+    own, others = partial(addresses_of, with_peer=False), partial(addresses_of, with_peer=True)
+    for key, texts, read in (
+        ("listen", p2p.listen, own),
+        ("announce", p2p.announce, own),
+        ("bootstrap", p2p.bootstrap, others),
+        ("reserved", p2p.reserved, others),
+        ("deny", p2p.deny, denied_of),
+    ):
+        try:
+            read(texts)
+        except ValueError as error:
+            mend = f"{key} under [p2p] in config.toml"
+            raise ConfigError(f"[p2p] {key}: {error}", mend=mend) from None
+
+
+def rotated_account(serving: Serving) -> bytes | None:
+    """The account that was rotated to this node's key and that it serves as; None: the key's own.
+    Raises ConfigError."""
+    if not serving.account:
+        return None
+    try:
+        return account_of(serving.account)
+    except Invalid as error:
+        mend = "account under [serving] in config.toml"
+        raise ConfigError(f"[serving] account: {error}", mend=mend) from None

@@ -3,16 +3,18 @@
     wire.json          every wire object: its encoding, what is signed, signature, hash
     chain.json         a small chain: genesis, ids and roots by height
     money.json         state roots of ten thousand transactions of chance
+    economy.json       the same with bundles, payouts, stakes, data and models
     ARCHITECTURE.md    the worked proof of section 7
 
 Deterministic: keys are SHA-256 of a name, what is drawn is drawn from a seed. A change of these
 files is a change of what nodes agree on: it belongs in the commit that means it, and in
-CHANGELOG.md. `--print wire|chain|money|proof` writes one to stdout instead.
+CHANGELOG.md. `--print wire|chain|money|economy|proof` writes one to stdout instead.
 """
 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -47,10 +49,33 @@ def money_text() -> str:
     from money_kit import BLOCKS, PER_BLOCK, SEED, run_money
 
     program = run_money(SEED, BLOCKS, PER_BLOCK)
-    headers = program.chain.headers[-BLOCKS:][9::10]
+    told = {"seed": SEED, "transactions": program.count, "codes": program.codes}
+    return _program_text(told, program.chain, BLOCKS)
+
+
+def economy_text() -> str:
+    """economy.json: the state root of every tenth block, a block a line."""
+    from economy_kit import BLOCKS, PER_BLOCK, SEED, run_economy
+
+    market = run_economy(SEED, BLOCKS, PER_BLOCK)
+    told = {
+        "seed": SEED,
+        "transactions": market.count,
+        "receipts": market.receipts,
+        "refused_bundles": market.refused,
+        "codes": market.codes,
+        "done": market.done,
+    }
+    return _program_text(told, market.chain, BLOCKS)
+
+
+def _program_text(told: dict[str, Any], chain: Any, blocks: int) -> str:
+    """What a program came to, and the state root of every tenth of its blocks."""
+    headers = chain.headers[-blocks:][9::10]
     roots = ",\n".join(json.dumps([h.height, h.state_root.hex(), h.supply]) for h in headers)
-    codes = json.dumps(dict(sorted(program.codes.items())))
-    head = f'"seed": {SEED},\n"transactions": {program.count},\n"codes": {codes}'
+    head = ",\n".join(
+        f'"{name}": {json.dumps(value, sort_keys=True)}' for name, value in told.items()
+    )
     return f'{{{head},\n"roots": [\n{roots}\n]}}\n'
 
 
@@ -70,7 +95,13 @@ def document_text(document: str) -> tuple[str, str, str]:
     return before + fence, worked, close + behind
 
 
-MAKERS = {"wire": wire_text, "chain": chain_text, "money": money_text, "proof": proof_text}
+MAKERS = {
+    "wire": wire_text,
+    "chain": chain_text,
+    "money": money_text,
+    "economy": economy_text,
+    "proof": proof_text,
+}
 
 
 def main(words: list[str]) -> None:
@@ -79,7 +110,7 @@ def main(words: list[str]) -> None:
         _, name = words
         sys.stdout.write(MAKERS[name]())
         return
-    for name in ("wire", "chain", "money"):
+    for name in ("wire", "chain", "money", "economy"):
         (HERE / f"{name}.json").write_text(MAKERS[name](), encoding="utf-8")
     before, _, behind = document_text(DOCUMENT.read_text(encoding="utf-8"))
     DOCUMENT.write_text(before + proof_text() + behind, encoding="utf-8")

@@ -1,0 +1,665 @@
+"""A plain model of an economy: channels, bundles, payouts, stakes, Datanets, versions.
+
+Dictionaries, integers and exact fractions: no state, no tree, no encodings, and no rule of the
+ledger. It says beforehand which code a transaction will get, which bundles settle, and what
+everybody holds after each block (pages 30 §7 to §9, 40 §3 to §8).
+What it leaves out: slashes, corrections, changes of the set of validators, the end of a model.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from fractions import Fraction
+from math import floor
+from typing import Any, Final, NamedTuple
+
+from node.ledger.wire import transactions as wire
+from node.ledger.wire.orders import channel_id
+
+PRICE: Final = 100  # grains per weight: the floor, as all these blocks are below the target
+WHOLE: Final = 10_000  # basis points
+PAIR_MAX: Final = 64
+LEAVING_MAX: Final = 7
+SLOPPY_BPS: Final = 1_000
+PROVIDER, DATA, CREATOR, STAKERS, FUND, TREASURY, BURN = range(1, 8)
+INSUFFICIENT, NOT_FOUND, NOT_YOURS, WRONG_STATE, EXISTS, LIMIT, BAD_VALUE, TIME, BAD_PROOF = (
+    20, 21, 22, 23, 24, 25, 26, 27, 28,
+)  # fmt: skip
+VALIDATING, SERVING, AUDITING = range(3)  # roles of a bond
+OPEN, CLOSING, CLOSED = 1, 2, 3
+PENDING, ACCEPTED, RETURNED, REJECTED, SLASHED, WITHDRAWN = range(6)
+
+Bond = tuple[int, bytes, bytes]  # role, target, owner
+Which = tuple[int, int]  # model, version
+Due = tuple[int, int, Callable[[int], None]]  # when, in which order made, what
+
+
+class Refused(Exception):
+    """The model's refusal; its argument is the code."""
+
+
+@dataclass(slots=True)
+class Escrow:
+    """A channel."""
+
+    payer: bytes
+    provider: bytes
+    cap: int
+    paid: int = 0
+    state: int = OPEN
+    lanes: dict[int, tuple[int, int]] = field(default_factory=dict)  # number → seq, sum
+
+
+@dataclass(slots=True)
+class Server:
+    """A provider."""
+
+    reward: bytes
+    deposit: int
+    bundle_seq: int = 0
+    status: int = 1
+
+
+@dataclass(slots=True)
+class Pot:
+    """The stake of a target: its bonds, what each of their grains earned × 2^64, what is left."""
+
+    bonded: int = 0
+    index: int = 0
+    undistributed: int = 0
+
+
+@dataclass(slots=True)
+class Gift:
+    """A contribution."""
+
+    owner: bytes
+    content: bytes
+    records: int
+    stake: int
+    made_ms: int
+    status: int = PENDING
+    accepted_ms: int = 0
+    withdrawn_ms: int = 0
+    earned: int = 0
+    voters: set[bytes] = field(default_factory=set)
+
+
+@dataclass(slots=True)
+class Release:
+    """A version: whose, of which parts, and what its maker left for it."""
+
+    creator: bytes
+    snapshot: int
+    parts: tuple[tuple[int, int, int], ...]
+    deposit: int
+    superseded_ms: int = 0
+
+
+class Root(NamedTuple):
+    """A snapshot."""
+
+    last: int
+    records: int
+    made_ms: int
+
+
+class Answer(NamedTuple):
+    """What the ledger sees of a receipt."""
+
+    which: Which
+    fee: int
+    credits: tuple[tuple[int, int], ...]
+
+
+class Stretch(NamedTuple):
+    """A section: the receipts of a lane up to `to_seq`."""
+
+    channel: bytes
+    lane: int
+    to_seq: int
+    answers: tuple[Answer, ...]
+
+
+class Parcel(NamedTuple):
+    """A bundle."""
+
+    provider: bytes
+    number: int
+    stretches: tuple[Stretch, ...]
+
+
+def shares(amount: int, weights: dict[Any, int]) -> dict[Any, int]:
+    """Whole grains by weight; who lost most by rounding down gets one more, ties to the smaller."""
+    total = sum(weights.values())
+    exact = {key: Fraction(amount * weight, total) for key, weight in weights.items()}
+    parts = {key: floor(part) for key, part in exact.items()}
+    by_loss = sorted(exact, key=lambda key: (parts[key] - exact[key], key))
+    for key in by_loss[: amount - sum(parts.values())]:
+        parts[key] += 1
+    return parts
+
+
+class Economy:
+    """Who holds what. `given`: the parameters; what is there at the beginning is set by the kit."""
+
+    def __init__(self, chain_id: bytes, given: dict[str, tuple[int, ...]]) -> None:
+        self.chain_id, self.given = chain_id, given
+        self.balance: Counter[bytes] = Counter()
+        self.nonce: Counter[bytes] = Counter()
+        self.channels: dict[bytes, Escrow] = {}
+        self.servers: dict[bytes, Server] = {}
+        self.bonds: dict[Bond, tuple[int, int]] = {}  # amount, index at entry
+        self.pots: dict[tuple[int, bytes], Pot] = {}
+        self.leaving: dict[int, tuple[Bond, int]] = {}  # number → whose, amount
+        self.validators: tuple[bytes, ...] = ()
+        self.gifts: dict[int, Gift] = {}
+        self.steward = b""
+        self.terms: Any = None
+        self.accepted = self.withdrawn = 0  # records
+        self.datanet_pool = 0
+        self.snapshots: dict[int, Root] = {}
+        self.releases: dict[Which, Release] = {}
+        self.current: dict[int, int] = {}  # model → version
+        self.royalty: dict[int, int] = {}
+        self.funds: Counter[int] = Counter()
+        self.maturing: Counter[tuple[int, int, Any]] = Counter()  # bucket, kind, payee
+        self.treasury = self.stakers = self.supply = 0
+        self.fixed: Counter[str] = Counter()  # by total: what nothing here moves
+        self.departures = 0  # unbondings, ever
+        self.consents: dict[bytes, int] = {}  # both sides' signatures → to which sum
+        self.payouts: list[tuple[int, Any, int, int, int]] = []  # of the block
+        self._due: list[Due] = []
+        self._made = 0
+        self._taken: list[tuple[bytes, Answer]] = []  # provider, of the block
+
+    def value(self, name: str) -> int:
+        """A parameter."""
+        (value,) = self.given[name]
+        return value
+
+    # ---- time
+
+    def add_due(self, due_ms: int, act: Callable[[int], None]) -> None:
+        """Have it done in the first block at or after `due_ms`."""
+        self._made += 1
+        self._due.append((due_ms, self._made, act))
+
+    def advance(self, now_ms: int) -> None:
+        """What is due comes before all else of a block; what that makes due, in the next."""
+        ripe = sorted(item for item in self._due if item[0] <= now_ms)
+        self._due = [item for item in self._due if item[0] > now_ms]
+        for due_ms, _, act in ripe:
+            act(due_ms)
+
+    # ---- bundles
+
+    def would_take(self, parcel: Parcel, now_ms: int) -> bool:
+        """Whether the ledger settles it; the vouchers are good."""
+        server = self.servers[parcel.provider]
+        if parcel.number <= server.bundle_seq:
+            return False
+        spent: Counter[bytes] = Counter()
+        for stretch in parcel.stretches:
+            channel = self.channels.get(stretch.channel)
+            if channel is None or channel.state == CLOSED:
+                return False
+            if channel.provider != parcel.provider:
+                return False
+            seq, _ = channel.lanes.get(stretch.lane, (0, 0))
+            if stretch.to_seq - len(stretch.answers) != seq:
+                return False
+            spent[stretch.channel] += sum(answer.fee for answer in stretch.answers)
+            if channel.paid + spent[stretch.channel] > channel.cap:
+                return False
+            if not all(self._may_pay(answer, now_ms) for answer in stretch.answers):
+                return False
+        return True
+
+    def _may_pay(self, answer: Answer, now_ms: int) -> bool:
+        credited = {number for number, _ in answer.credits}
+        return self.is_sold(answer.which, now_ms) and credited <= self.creditable(answer.which)
+
+    def creditable(self, which: Which) -> set[int]:
+        """Contributions in the snapshot of a version, or of one of its parts."""
+        versions = [which, *((model, version) for model, version, _ in self.releases[which].parts)]
+        roots = [self.snapshots[self.releases[version].snapshot] for version in versions]
+        return {
+            number
+            for number, gift in self.gifts.items()
+            for root in roots
+            if number <= root.last
+            and 0 < gift.accepted_ms <= root.made_ms
+            and (not gift.withdrawn_ms or gift.withdrawn_ms >= root.made_ms)
+        }
+
+    def is_sold(self, which: Which, now_ms: int) -> bool:
+        """Current, or superseded lately."""
+        since_ms = self.releases[which].superseded_ms
+        return not since_ms or now_ms < since_ms + self.value("superseded_ms")
+
+    def take_parcel(self, parcel: Parcel) -> None:
+        """Its fees leave the channels; who gets them is settled at the end of the block."""
+        self.servers[parcel.provider].bundle_seq = parcel.number
+        for stretch in parcel.stretches:
+            channel = self.channels[stretch.channel]
+            fees = sum(answer.fee for answer in stretch.answers)
+            _, before = channel.lanes.get(stretch.lane, (0, 0))
+            channel.lanes[stretch.lane] = (stretch.to_seq, before + fees)
+            channel.paid += fees
+            self._taken += [(parcel.provider, answer) for answer in stretch.answers]
+
+    # ---- settlement
+
+    def end_block(self, now_ms: int) -> None:
+        """All fees of a version at once, split once."""
+        window_ms = self.value("challenge_window_ms")
+        step_ms = window_ms // 24
+        bucket_ms = -((now_ms + window_ms) // -step_ms) * step_ms
+        self.payouts = []
+        for which in sorted({answer.which for _, answer in self._taken}):
+            mine = [item for item in self._taken if item[1].which == which]
+            self._settle(which, mine, bucket_ms)
+        if self._taken:
+            self.add_due(bucket_ms, self._mature)
+        self._taken = []
+
+    def _settle(self, which: Which, taken: list[tuple[bytes, Answer]], bucket_ms: int) -> None:
+        gross = sum(answer.fee for _, answer in taken)
+        kinds = dict(enumerate(self.given["split_bps"], 1))
+        for kind, part in shares(gross, kinds).items():
+            for payee, amount in shares(part, self._payees(kind, which, taken)).items():
+                if not amount:
+                    continue
+                self.payouts.append((kind, payee, *which, amount))
+                if kind == BURN:
+                    self.supply -= amount
+                elif (kind, payee) == (DATA, 0):
+                    self.maturing[bucket_ms, FUND, which[0]] += amount
+                else:
+                    self.maturing[bucket_ms, kind, payee] += amount
+
+    def _payees(self, kind: int, which: Which, taken: list[tuple[bytes, Answer]]) -> dict[Any, int]:
+        parts = self.releases[which].parts
+        own = WHOLE - sum(bps for _, _, bps in parts)
+        weights: Counter[Any] = Counter()
+        if kind == PROVIDER:
+            for provider, answer in taken:
+                weights[self.servers[provider].reward] += answer.fee
+        elif kind == DATA:
+            for _, answer in taken:
+                for number, bps in answer.credits or ((0, WHOLE),):
+                    is_paid = number and self.gifts[number].status == ACCEPTED
+                    weights[number if is_paid else 0] += answer.fee * bps
+        elif kind == CREATOR:
+            weights[self.releases[which].creator] = own
+            for model, version, bps in parts:
+                weights[self.releases[model, version].creator] += bps
+        elif kind == FUND:
+            weights[which[0]] = own
+            for model, _, bps in parts:
+                weights[model] += bps
+        else:
+            weights[0] = 1
+        return weights
+
+    def _mature(self, due_ms: int) -> None:
+        for place in sorted(place for place in self.maturing if place[0] == due_ms):
+            _, kind, payee = place
+            amount = self.maturing.pop(place)
+            if kind in (PROVIDER, CREATOR):
+                self.balance[payee] += amount
+            elif kind == DATA:
+                cut = amount * self.terms.curation_bps // WHOLE
+                self.datanet_pool += cut
+                self.balance[self.gifts[payee].owner] += amount - cut
+                self.gifts[payee].earned += amount
+            elif kind == STAKERS:
+                self._pay_stakers(amount)
+            elif kind == FUND:
+                self.funds[payee] += amount
+            else:
+                self.treasury += amount
+
+    def _pay_stakers(self, amount: int) -> None:
+        """By bond over the validators; a tenth to who runs it, the rest to all who are bonded."""
+        bonded = {key: self.pots[VALIDATING, key].bonded for key in self.validators}
+        for key, part in shares(self.stakers + amount, bonded).items():
+            pot, operator = self.pots[VALIDATING, key], part * self.value("operator_bps") // WHOLE
+            self.balance[key] += operator
+            pot.undistributed += part - operator
+            pot.index += (part - operator) * 2**64 // pot.bonded
+        self.stakers = 0
+
+    # ---- transactions
+
+    def take(self, raw: bytes, now_ms: int, proposer: bytes) -> int:
+        """The code of a transaction; its charge is paid either way."""
+        tx = wire.decode_transaction(raw)
+        charge = tx.weight * PRICE
+        burnt = charge * self.value("tx_burn_bps") // WHOLE
+        self.nonce[tx.sender] += 1
+        self.balance[tx.sender] -= charge
+        self.balance[proposer] += charge - burnt
+        self.supply -= burnt
+        try:
+            ACTS[type(tx.payload)](self, tx, tx.payload, now_ms)
+        except Refused as refused:
+            return int(refused.args[0])
+        return 0
+
+    def _pay(self, sender: bytes, amount: int) -> None:
+        check(self.balance[sender] >= amount, INSUFFICIENT)
+        self.balance[sender] -= amount
+
+    def transfer(self, tx: Any, order: wire.Transfer, now_ms: int) -> None:
+        """Type 1."""
+        check(order.amount > 0, BAD_VALUE)
+        self._pay(tx.sender, order.amount)
+        self.balance[order.to] += order.amount
+
+    # channels
+
+    def open_channel(self, tx: Any, order: wire.OpenChannel, now_ms: int) -> None:
+        """Type 10."""
+        server = self.servers.get(order.provider)
+        check(server is not None, NOT_FOUND)
+        pot = self.pots.get((SERVING, order.provider), Pot())
+        is_active = server and server.status == 1
+        check(is_active and pot.bonded >= self.value("provider_bond_min"), WRONG_STATE)
+        check(order.cap >= self.value("channel_cap_min"), BAD_VALUE)
+        pair = (tx.sender, order.provider)
+        alive = [x for x in self.channels.values() if x.state != CLOSED]
+        check(sum((x.payer, x.provider) == pair for x in alive) < PAIR_MAX, LIMIT)
+        self._pay(tx.sender, order.cap)
+        name = channel_id(self.chain_id, tx.sender, order.provider, tx.nonce)
+        self.channels[name] = Escrow(tx.sender, order.provider, order.cap)
+
+    def top_up(self, tx: Any, order: wire.TopUpChannel, now_ms: int) -> None:
+        """Type 11."""
+        channel = self._channel(order.channel)
+        check(channel.payer == tx.sender, NOT_YOURS)
+        check(channel.state == OPEN, WRONG_STATE)
+        self._pay(tx.sender, order.amount)
+        channel.cap += order.amount
+
+    def close_channel(self, tx: Any, order: wire.CloseChannel, now_ms: int) -> None:
+        """Type 12."""
+        channel = self._channel(order.channel)
+        check(tx.sender in (channel.payer, channel.provider), NOT_YOURS)
+        if tx.sender == channel.provider and channel.state != CLOSED:
+            self._end_channel(order.channel, now_ms)
+            return
+        check(channel.state == OPEN, WRONG_STATE)
+        channel.state = CLOSING
+        due_ms = now_ms + self.value("channel_close_ms")
+        self.add_due(due_ms, lambda at_ms: self._close_late(order.channel, at_ms))
+
+    def coop_close(self, tx: Any, order: wire.CoopClose, now_ms: int) -> None:
+        """Type 13."""
+        channel = self._channel(order.channel)
+        check(channel.state != CLOSED, WRONG_STATE)
+        check(self.consents.get(order.payer_signature) == channel.paid, BAD_PROOF)
+        self._end_channel(order.channel, now_ms)
+
+    def _close_late(self, name: bytes, now_ms: int) -> None:
+        if name in self.channels and self.channels[name].state == CLOSING:
+            self._end_channel(name, now_ms)
+
+    def _end_channel(self, name: bytes, now_ms: int) -> None:
+        channel = self.channels[name]
+        self.balance[channel.payer] += channel.cap - channel.paid
+        channel.cap, channel.state = channel.paid, CLOSED
+        forget_ms = now_ms + self.value("channel_forget_ms")
+        self.add_due(forget_ms, lambda _: self.channels.__delitem__(name))
+
+    def _channel(self, name: bytes) -> Escrow:
+        check(name in self.channels, NOT_FOUND)
+        return self.channels[name]
+
+    # providers and bonds
+
+    def register(self, tx: Any, order: wire.RegisterProvider, now_ms: int) -> None:
+        """Type 20."""
+        check(tx.sender not in self.servers, EXISTS)
+        deposit = self.value("provider_deposit")
+        self._pay(tx.sender, deposit)
+        self.servers[tx.sender] = Server(order.reward_account, deposit)
+
+    def update_provider(self, tx: Any, order: wire.UpdateProvider, now_ms: int) -> None:
+        """Type 21."""
+        check(tx.sender in self.servers, NOT_FOUND)
+        check(order.status in (1, 2), BAD_VALUE)
+        server = self.servers[tx.sender]
+        server.reward, server.status = order.reward_account, order.status
+
+    def bond(self, tx: Any, order: wire.Bond, now_ms: int) -> None:
+        """Type 22; who is not in the set bonds on its members only."""
+        role, target, amount, owner = order.role, order.target, order.amount, tx.sender
+        place = (role, target, owner)
+        check(role in (VALIDATING, SERVING, AUDITING), BAD_VALUE)
+        check(amount or (role == VALIDATING and place in self.bonds), BAD_VALUE)
+        if role == SERVING:
+            check(target == owner, BAD_VALUE)
+            check(target in self.servers, NOT_FOUND)
+        if role == VALIDATING and target != owner:
+            check(target in self.validators, NOT_FOUND)
+            check(not amount or amount >= self.value("delegation_min"), BAD_VALUE)
+        owed = self._owed(place)
+        check(self.balance[owner] + owed >= amount, INSUFFICIENT)
+        self._collect(place, owed)
+        if amount:
+            self.balance[owner] -= amount
+            pot = self.pots.setdefault((role, target), Pot())
+            pot.bonded += amount
+            held, _ = self.bonds.get(place, (0, 0))
+            self.bonds[place] = (held + amount, pot.index)
+
+    def unbond(self, tx: Any, order: wire.Unbond, now_ms: int) -> None:
+        """Type 23."""
+        role, target, amount, owner = order.role, order.target, order.amount, tx.sender
+        place = (role, target, owner)
+        check(place in self.bonds, NOT_FOUND)
+        held, _ = self.bonds[place]
+        check(amount <= held, INSUFFICIENT)
+        is_delegation = role == VALIDATING and target != owner
+        is_small = 0 < held - amount < self.value("delegation_min")
+        check(not (amount and is_delegation and is_small), LIMIT)
+        on_its_way = sum(whose == place for whose, _ in self.leaving.values())
+        check(not amount or on_its_way < LEAVING_MAX, LIMIT)
+        self._collect(place, self._owed(place))
+        if amount:
+            self._start_leaving(place, amount, now_ms)
+
+    def _start_leaving(self, place: Bond, amount: int, now_ms: int) -> None:
+        held, entry = self.bonds[place]
+        self.pots[place[:2]].bonded -= amount
+        self.bonds[place] = (held - amount, entry)
+        if held == amount:
+            del self.bonds[place]
+        self.departures += 1
+        number = self.departures
+        self.leaving[number] = (place, amount)
+        self.add_due(now_ms + self.value("unbonding_ms"), lambda _: self._leave(number))
+
+    def _leave(self, number: int) -> None:
+        (_, _, owner), amount = self.leaving.pop(number)
+        self.balance[owner] += amount
+
+    def _owed(self, place: Bond) -> int:
+        if place not in self.bonds:
+            return 0
+        amount, entry = self.bonds[place]
+        return amount * (self.pots[place[:2]].index - entry) // 2**64
+
+    def _collect(self, place: Bond, owed: int) -> None:
+        if place in self.bonds:
+            pot = self.pots[place[:2]]
+            self.bonds[place] = (self.bonds[place][0], pot.index)
+            pot.undistributed -= owed
+            self.balance[place[2]] += owed
+
+    # data
+
+    def contribute(self, tx: Any, order: wire.Contribute, now_ms: int) -> None:
+        """Type 31, to Datanet 1."""
+        check(order.datanet == 1, NOT_FOUND)
+        check(order.records > 0, BAD_VALUE)
+        is_new = all(
+            gift.content != order.content_hash or gift.status == RETURNED
+            for gift in self.gifts.values()
+        )
+        check(is_new, EXISTS)
+        stake = self.value("contribution_bond") + self.terms.stake_per_record * order.records
+        self._pay(tx.sender, stake)
+        number = len(self.gifts) + 1
+        gift = Gift(tx.sender, order.content_hash, order.records, stake, now_ms)
+        self.gifts[number] = gift
+        self.add_due(now_ms + self.terms.review_ms, lambda _: self._end_review(gift))
+
+    def curate(self, tx: Any, order: wire.Curate, now_ms: int) -> None:
+        """Type 32, by the only curator; one vote decides, but for a slash."""
+        check(order.contribution in self.gifts, NOT_FOUND)
+        gift = self.gifts[order.contribution]
+        check(tx.sender == self.steward != gift.owner, NOT_YOURS)
+        check(1 <= order.decision <= 4, WRONG_STATE)
+        check(gift.status == PENDING, WRONG_STATE)
+        check(now_ms < gift.made_ms + self.terms.review_ms, TIME)
+        check(tx.sender not in gift.voters, EXISTS)
+        gift.voters.add(tx.sender)
+        pay = min(self.value("review_fee"), self.datanet_pool // 10)
+        self.datanet_pool -= pay
+        self.balance[tx.sender] += pay
+        if order.decision == 1:
+            self._accept(gift, now_ms)
+        elif order.decision in (2, 3):
+            self._send_back(gift, 0 if order.decision == 2 else SLOPPY_BPS)
+            gift.status = RETURNED if order.decision == 2 else REJECTED
+
+    def _accept(self, gift: Gift, now_ms: int) -> None:
+        gift.status, gift.accepted_ms = ACCEPTED, now_ms
+        half = gift.stake // 2
+        self.balance[gift.owner] += gift.stake - half
+        gift.stake = half
+        self.accepted += gift.records
+        self.add_due(now_ms + self.value("stake_hold_ms"), lambda _: self._release(gift))
+
+    def _release(self, gift: Gift) -> None:
+        if gift.status == ACCEPTED:
+            self._send_back(gift, 0)
+
+    def _end_review(self, gift: Gift) -> None:
+        if gift.status == PENDING:
+            self._send_back(gift, 0)
+            gift.status = RETURNED
+
+    def _send_back(self, gift: Gift, taken_bps: int) -> None:
+        """Half of what is taken is burnt, half is the treasury's."""
+        taken = gift.stake * taken_bps // WHOLE
+        self.treasury += taken // 2
+        self.supply -= taken - taken // 2
+        self.balance[gift.owner] += gift.stake - taken
+        gift.stake = 0
+
+    def withdraw(self, tx: Any, order: wire.WithdrawContribution, now_ms: int) -> None:
+        """Type 33."""
+        check(order.contribution in self.gifts, NOT_FOUND)
+        gift = self.gifts[order.contribution]
+        check(gift.owner == tx.sender, NOT_YOURS)
+        is_pending = gift.status == PENDING and not gift.voters
+        check(gift.status == ACCEPTED or is_pending, WRONG_STATE)
+        if is_pending:
+            gift.content = b""  # it may come again
+        else:
+            self.withdrawn += gift.records
+        gift.status, gift.withdrawn_ms = WITHDRAWN, now_ms
+        due_ms = now_ms + self.value("challenge_window_ms")
+        self.add_due(due_ms, lambda _: self._send_back(gift, 0))
+
+    def snapshot(self, tx: Any, order: wire.Snapshot, now_ms: int) -> None:
+        """Type 34."""
+        check(order.datanet == 1 and order.last_contribution in self.gifts, NOT_FOUND)
+        check(tx.sender == self.steward, NOT_YOURS)
+        check(self.gifts[order.last_contribution].status == ACCEPTED, BAD_VALUE)
+        check(order.records == self.accepted - self.withdrawn, BAD_VALUE)
+        root = Root(order.last_contribution, order.records, now_ms)
+        self.snapshots[len(self.snapshots) + 1] = root
+
+    # models
+
+    def publish(self, tx: Any, order: wire.PublishVersion, now_ms: int) -> None:
+        """Type 41; a part is of a model without parts."""
+        check(order.model in self.current, NOT_FOUND)
+        before = self.releases[order.model, self.current[order.model]]
+        check(before.creator == tx.sender, NOT_YOURS)
+        check(order.snapshot in self.snapshots, NOT_FOUND)
+        for model, version, bps in order.parts:
+            check((model, version) in self.releases, NOT_FOUND)
+            check(self.is_sold((model, version), now_ms), WRONG_STATE)
+            check(bps >= self.royalty[model], BAD_VALUE)
+        records = self.snapshots[order.snapshot].records * self.value("version_record_fee")
+        deposit, fee = self.value("version_deposit"), self.value("version_fee")
+        self._pay(tx.sender, deposit + fee + records)
+        self.treasury += fee
+        self._pay_stakers(records)
+        before.superseded_ms = now_ms
+        due_ms = now_ms + self.value("version_deposit_ms")
+        self.add_due(due_ms, lambda _: self._return_deposit(before))
+        self.current[order.model] += 1
+        which = (order.model, self.current[order.model])
+        self.releases[which] = Release(tx.sender, order.snapshot, order.parts, deposit)
+
+    def _return_deposit(self, release: Release) -> None:
+        self.balance[release.creator] += release.deposit
+        release.deposit = 0
+
+    def fund(self, tx: Any, order: wire.FundMaintenance, now_ms: int) -> None:
+        """Type 50."""
+        check(order.model in self.current, NOT_FOUND)
+        check(order.amount > 0, BAD_VALUE)
+        self._pay(tx.sender, order.amount)
+        self.funds[order.model] += order.amount
+
+    # ---- sums
+
+    def totals(self) -> dict[str, int]:
+        """What lies where; its sum is the supply."""
+        deposits = sum(x.deposit for x in (*self.servers.values(), *self.releases.values()))
+        found = {
+            "accounts": self.balance.total(),
+            "channels": sum(x.cap - x.paid for x in self.channels.values()),
+            "bonds": sum(amount for amount, _ in self.bonds.values()),
+            "unbonding": sum(amount for _, amount in self.leaving.values()),
+            "maturing": self.maturing.total(),
+            "funds": self.funds.total(),
+            "pools": self.treasury + self.stakers,
+            "datanets": self.datanet_pool,
+            "deposits": deposits + sum(x.stake for x in self.gifts.values()),
+            "undistributed": sum(x.undistributed for x in self.pots.values()),
+        }
+        return {name: amount + self.fixed[name] for name, amount in found.items()}
+
+
+def check(is_good: object, code: int) -> None:
+    """Raise the refusal unless it is good."""
+    if not is_good:
+        raise Refused(code)
+
+
+ACTS: Final[dict[type[Any], Callable[[Economy, Any, Any, int], None]]] = {
+    wire.Transfer: Economy.transfer,
+    wire.OpenChannel: Economy.open_channel,
+    wire.TopUpChannel: Economy.top_up,
+    wire.CloseChannel: Economy.close_channel,
+    wire.CoopClose: Economy.coop_close,
+    wire.RegisterProvider: Economy.register,
+    wire.UpdateProvider: Economy.update_provider,
+    wire.Bond: Economy.bond,
+    wire.Unbond: Economy.unbond,
+    wire.Contribute: Economy.contribute,
+    wire.Curate: Economy.curate,
+    wire.WithdrawContribution: Economy.withdraw,
+    wire.Snapshot: Economy.snapshot,
+    wire.PublishVersion: Economy.publish,
+    wire.FundMaintenance: Economy.fund,
+}

@@ -25,11 +25,10 @@ from chain_kit import (
     coop_close,
     devnet,
 )
-from economy_model import (
+from economy_holdings import (
     ACCEPTED,
     CLOSED,
     Answer,
-    Economy,
     Escrow,
     Gift,
     Parcel,
@@ -39,6 +38,7 @@ from economy_model import (
     Server,
     Stretch,
 )
+from economy_model import Economy
 
 from consensus.primitives.errors import Invalid
 from node.ledger import tables

@@ -1,337 +1,54 @@
-"""A plain model of an economy: channels, bundles, payouts, stakes, Datanets, versions.
+"""A plain model of an economy, beside the ledger: every transaction's code and effect.
 
-Dictionaries, integers and exact fractions: no state, no tree, no encodings, and no rule of the
-ledger. It says beforehand which code a transaction will get, which bundles settle, and what
-everybody holds after each block (pages 30 §7 to §9, 40 §3 to §8).
+It says beforehand which code a transaction will get, which bundles settle, and what everybody holds
+after each block (pages 30 §11, 40 §4 to §8), from `economy_holdings.py`.
 What it leaves out: slashes, corrections, changes of the set of validators, the end of a model.
 """
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from fractions import Fraction
-from math import floor
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
+
+from economy_holdings import (
+    ACCEPTED,
+    AUDITING,
+    CLOSED,
+    CLOSING,
+    OPEN,
+    PENDING,
+    REJECTED,
+    RETURNED,
+    SERVING,
+    VALIDATING,
+    WHOLE,
+    WITHDRAWN,
+    Bond,
+    Escrow,
+    Gift,
+    Holdings,
+    Pot,
+    Release,
+    Root,
+    Server,
+)
 
 from node.ledger.wire import transactions as wire
 from node.ledger.wire.orders import channel_id
 
 PRICE: Final = 100  # grains per weight: the floor, as all these blocks are below the target
-WHOLE: Final = 10_000  # basis points
 PAIR_MAX: Final = 64
 LEAVING_MAX: Final = 7
 SLOPPY_BPS: Final = 1_000
-PROVIDER, DATA, CREATOR, STAKERS, FUND, TREASURY, BURN = range(1, 8)
 INSUFFICIENT, NOT_FOUND, NOT_YOURS, WRONG_STATE, EXISTS, LIMIT, BAD_VALUE, TIME, BAD_PROOF = (
     20, 21, 22, 23, 24, 25, 26, 27, 28,
 )  # fmt: skip
-VALIDATING, SERVING, AUDITING = range(3)  # roles of a bond
-OPEN, CLOSING, CLOSED = 1, 2, 3
-PENDING, ACCEPTED, RETURNED, REJECTED, SLASHED, WITHDRAWN = range(6)
-
-Bond = tuple[int, bytes, bytes]  # role, target, owner
-Which = tuple[int, int]  # model, version
-Due = tuple[int, int, Callable[[int], None]]  # when, in which order made, what
 
 
 class Refused(Exception):
     """The model's refusal; its argument is the code."""
 
 
-@dataclass(slots=True)
-class Escrow:
-    """A channel."""
-
-    payer: bytes
-    provider: bytes
-    cap: int
-    paid: int = 0
-    state: int = OPEN
-    lanes: dict[int, tuple[int, int]] = field(default_factory=dict)  # number → seq, sum
-
-
-@dataclass(slots=True)
-class Server:
-    """A provider."""
-
-    reward: bytes
-    deposit: int
-    bundle_seq: int = 0
-    status: int = 1
-
-
-@dataclass(slots=True)
-class Pot:
-    """The stake of a target: its bonds, what each of their grains earned × 2^64, what is left."""
-
-    bonded: int = 0
-    index: int = 0
-    undistributed: int = 0
-
-
-@dataclass(slots=True)
-class Gift:
-    """A contribution."""
-
-    owner: bytes
-    content: bytes
-    records: int
-    stake: int
-    made_ms: int
-    status: int = PENDING
-    accepted_ms: int = 0
-    withdrawn_ms: int = 0
-    earned: int = 0
-    voters: set[bytes] = field(default_factory=set)
-
-
-@dataclass(slots=True)
-class Release:
-    """A version: whose, of which parts, and what its maker left for it."""
-
-    creator: bytes
-    snapshot: int
-    parts: tuple[tuple[int, int, int], ...]
-    deposit: int
-    superseded_ms: int = 0
-
-
-class Root(NamedTuple):
-    """A snapshot."""
-
-    last: int
-    records: int
-    made_ms: int
-
-
-class Answer(NamedTuple):
-    """What the ledger sees of a receipt."""
-
-    which: Which
-    fee: int
-    credits: tuple[tuple[int, int], ...]
-
-
-class Stretch(NamedTuple):
-    """A section: the receipts of a lane up to `to_seq`."""
-
-    channel: bytes
-    lane: int
-    to_seq: int
-    answers: tuple[Answer, ...]
-
-
-class Parcel(NamedTuple):
-    """A bundle."""
-
-    provider: bytes
-    number: int
-    stretches: tuple[Stretch, ...]
-
-
-def shares(amount: int, weights: dict[Any, int]) -> dict[Any, int]:
-    """Whole grains by weight; who lost most by rounding down gets one more, ties to the smaller."""
-    total = sum(weights.values())
-    exact = {key: Fraction(amount * weight, total) for key, weight in weights.items()}
-    parts = {key: floor(part) for key, part in exact.items()}
-    by_loss = sorted(exact, key=lambda key: (parts[key] - exact[key], key))
-    for key in by_loss[: amount - sum(parts.values())]:
-        parts[key] += 1
-    return parts
-
-
-class Economy:
-    """Who holds what. `given`: the parameters; what is there at the beginning is set by the kit."""
-
-    def __init__(self, chain_id: bytes, given: dict[str, tuple[int, ...]]) -> None:
-        self.chain_id, self.given = chain_id, given
-        self.balance: Counter[bytes] = Counter()
-        self.nonce: Counter[bytes] = Counter()
-        self.channels: dict[bytes, Escrow] = {}
-        self.servers: dict[bytes, Server] = {}
-        self.bonds: dict[Bond, tuple[int, int]] = {}  # amount, index at entry
-        self.pots: dict[tuple[int, bytes], Pot] = {}
-        self.leaving: dict[int, tuple[Bond, int]] = {}  # number → whose, amount
-        self.validators: tuple[bytes, ...] = ()
-        self.gifts: dict[int, Gift] = {}
-        self.steward = b""
-        self.terms: Any = None
-        self.accepted = self.withdrawn = 0  # records
-        self.datanet_pool = 0
-        self.snapshots: dict[int, Root] = {}
-        self.releases: dict[Which, Release] = {}
-        self.current: dict[int, int] = {}  # model → version
-        self.royalty: dict[int, int] = {}
-        self.funds: Counter[int] = Counter()
-        self.maturing: Counter[tuple[int, int, Any]] = Counter()  # bucket, kind, payee
-        self.treasury = self.stakers = self.supply = 0
-        self.fixed: Counter[str] = Counter()  # by total: what nothing here moves
-        self.departures = 0  # unbondings, ever
-        self.consents: dict[bytes, int] = {}  # both sides' signatures → to which sum
-        self.payouts: list[tuple[int, Any, int, int, int]] = []  # of the block
-        self._due: list[Due] = []
-        self._made = 0
-        self._taken: list[tuple[bytes, Answer]] = []  # provider, of the block
-
-    def value(self, name: str) -> int:
-        """A parameter."""
-        (value,) = self.given[name]
-        return value
-
-    # ---- time
-
-    def add_due(self, due_ms: int, act: Callable[[int], None]) -> None:
-        """Have it done in the first block at or after `due_ms`."""
-        self._made += 1
-        self._due.append((due_ms, self._made, act))
-
-    def advance(self, now_ms: int) -> None:
-        """What is due comes before all else of a block; what that makes due, in the next."""
-        ripe = sorted(item for item in self._due if item[0] <= now_ms)
-        self._due = [item for item in self._due if item[0] > now_ms]
-        for due_ms, _, act in ripe:
-            act(due_ms)
-
-    # ---- bundles
-
-    def would_take(self, parcel: Parcel, now_ms: int) -> bool:
-        """Whether the ledger settles it; the vouchers are good."""
-        server = self.servers[parcel.provider]
-        if parcel.number <= server.bundle_seq:
-            return False
-        spent: Counter[bytes] = Counter()
-        for stretch in parcel.stretches:
-            channel = self.channels.get(stretch.channel)
-            if channel is None or channel.state == CLOSED:
-                return False
-            if channel.provider != parcel.provider:
-                return False
-            seq, _ = channel.lanes.get(stretch.lane, (0, 0))
-            if stretch.to_seq - len(stretch.answers) != seq:
-                return False
-            spent[stretch.channel] += sum(answer.fee for answer in stretch.answers)
-            if channel.paid + spent[stretch.channel] > channel.cap:
-                return False
-            if not all(self._may_pay(answer, now_ms) for answer in stretch.answers):
-                return False
-        return True
-
-    def _may_pay(self, answer: Answer, now_ms: int) -> bool:
-        credited = {number for number, _ in answer.credits}
-        return self.is_sold(answer.which, now_ms) and credited <= self.creditable(answer.which)
-
-    def creditable(self, which: Which) -> set[int]:
-        """Contributions in the snapshot of a version, or of one of its parts."""
-        versions = [which, *((model, version) for model, version, _ in self.releases[which].parts)]
-        roots = [self.snapshots[self.releases[version].snapshot] for version in versions]
-        return {
-            number
-            for number, gift in self.gifts.items()
-            for root in roots
-            if number <= root.last
-            and 0 < gift.accepted_ms <= root.made_ms
-            and (not gift.withdrawn_ms or gift.withdrawn_ms >= root.made_ms)
-        }
-
-    def is_sold(self, which: Which, now_ms: int) -> bool:
-        """Current, or superseded lately."""
-        since_ms = self.releases[which].superseded_ms
-        return not since_ms or now_ms < since_ms + self.value("superseded_ms")
-
-    def take_parcel(self, parcel: Parcel) -> None:
-        """Its fees leave the channels; who gets them is settled at the end of the block."""
-        self.servers[parcel.provider].bundle_seq = parcel.number
-        for stretch in parcel.stretches:
-            channel = self.channels[stretch.channel]
-            fees = sum(answer.fee for answer in stretch.answers)
-            _, before = channel.lanes.get(stretch.lane, (0, 0))
-            channel.lanes[stretch.lane] = (stretch.to_seq, before + fees)
-            channel.paid += fees
-            self._taken += [(parcel.provider, answer) for answer in stretch.answers]
-
-    # ---- settlement
-
-    def end_block(self, now_ms: int) -> None:
-        """All fees of a version at once, split once."""
-        window_ms = self.value("challenge_window_ms")
-        step_ms = window_ms // 24
-        bucket_ms = -((now_ms + window_ms) // -step_ms) * step_ms
-        self.payouts = []
-        for which in sorted({answer.which for _, answer in self._taken}):
-            mine = [item for item in self._taken if item[1].which == which]
-            self._settle(which, mine, bucket_ms)
-        if self._taken:
-            self.add_due(bucket_ms, self._mature)
-        self._taken = []
-
-    def _settle(self, which: Which, taken: list[tuple[bytes, Answer]], bucket_ms: int) -> None:
-        gross = sum(answer.fee for _, answer in taken)
-        kinds = dict(enumerate(self.given["split_bps"], 1))
-        for kind, part in shares(gross, kinds).items():
-            for payee, amount in shares(part, self._payees(kind, which, taken)).items():
-                if not amount:
-                    continue
-                self.payouts.append((kind, payee, *which, amount))
-                if kind == BURN:
-                    self.supply -= amount
-                elif (kind, payee) == (DATA, 0):
-                    self.maturing[bucket_ms, FUND, which[0]] += amount
-                else:
-                    self.maturing[bucket_ms, kind, payee] += amount
-
-    def _payees(self, kind: int, which: Which, taken: list[tuple[bytes, Answer]]) -> dict[Any, int]:
-        parts = self.releases[which].parts
-        own = WHOLE - sum(bps for _, _, bps in parts)
-        weights: Counter[Any] = Counter()
-        if kind == PROVIDER:
-            for provider, answer in taken:
-                weights[self.servers[provider].reward] += answer.fee
-        elif kind == DATA:
-            for _, answer in taken:
-                for number, bps in answer.credits or ((0, WHOLE),):
-                    is_paid = number and self.gifts[number].status == ACCEPTED
-                    weights[number if is_paid else 0] += answer.fee * bps
-        elif kind == CREATOR:
-            weights[self.releases[which].creator] = own
-            for model, version, bps in parts:
-                weights[self.releases[model, version].creator] += bps
-        elif kind == FUND:
-            weights[which[0]] = own
-            for model, _, bps in parts:
-                weights[model] += bps
-        else:
-            weights[0] = 1
-        return weights
-
-    def _mature(self, due_ms: int) -> None:
-        for place in sorted(place for place in self.maturing if place[0] == due_ms):
-            _, kind, payee = place
-            amount = self.maturing.pop(place)
-            if kind in (PROVIDER, CREATOR):
-                self.balance[payee] += amount
-            elif kind == DATA:
-                cut = amount * self.terms.curation_bps // WHOLE
-                self.datanet_pool += cut
-                self.balance[self.gifts[payee].owner] += amount - cut
-                self.gifts[payee].earned += amount
-            elif kind == STAKERS:
-                self._pay_stakers(amount)
-            elif kind == FUND:
-                self.funds[payee] += amount
-            else:
-                self.treasury += amount
-
-    def _pay_stakers(self, amount: int) -> None:
-        """By bond over the validators; a tenth to who runs it, the rest to all who are bonded."""
-        bonded = {key: self.pots[VALIDATING, key].bonded for key in self.validators}
-        for key, part in shares(self.stakers + amount, bonded).items():
-            pot, operator = self.pots[VALIDATING, key], part * self.value("operator_bps") // WHOLE
-            self.balance[key] += operator
-            pot.undistributed += part - operator
-            pot.index += (part - operator) * 2**64 // pot.bonded
-        self.stakers = 0
-
-    # ---- transactions
+class Economy(Holdings):
+    """Its transactions."""
 
     def take(self, raw: bytes, now_ms: int, proposer: bytes) -> int:
         """The code of a transaction; its charge is paid either way."""
@@ -601,7 +318,7 @@ class Economy:
         deposit, fee = self.value("version_deposit"), self.value("version_fee")
         self._pay(tx.sender, deposit + fee + records)
         self.treasury += fee
-        self._pay_stakers(records)
+        self.pay_stakers(records)
         before.superseded_ms = now_ms
         due_ms = now_ms + self.value("version_deposit_ms")
         self.add_due(due_ms, lambda _: self._return_deposit(before))
@@ -619,25 +336,6 @@ class Economy:
         check(order.amount > 0, BAD_VALUE)
         self._pay(tx.sender, order.amount)
         self.funds[order.model] += order.amount
-
-    # ---- sums
-
-    def totals(self) -> dict[str, int]:
-        """What lies where; its sum is the supply."""
-        deposits = sum(x.deposit for x in (*self.servers.values(), *self.releases.values()))
-        found = {
-            "accounts": self.balance.total(),
-            "channels": sum(x.cap - x.paid for x in self.channels.values()),
-            "bonds": sum(amount for amount, _ in self.bonds.values()),
-            "unbonding": sum(amount for _, amount in self.leaving.values()),
-            "maturing": self.maturing.total(),
-            "funds": self.funds.total(),
-            "pools": self.treasury + self.stakers,
-            "datanets": self.datanet_pool,
-            "deposits": deposits + sum(x.stake for x in self.gifts.values()),
-            "undistributed": sum(x.undistributed for x in self.pots.values()),
-        }
-        return {name: amount + self.fixed[name] for name, amount in found.items()}
 
 
 def check(is_good: object, code: int) -> None:

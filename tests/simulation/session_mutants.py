@@ -169,10 +169,9 @@ MUTANTS: Final = (
            "if voucher.order_hash != receipt.order_hash:", "if False:"),
     Mutant("a3", "fees below the minimum", ADMISSION,
            "least = state.parameter(\"min_receipt_fee\")", "least = 0"),
-    Mutant("a4", "the provider signs its payers' vouchers", ADMISSION,
-           "keys[channel] = channels.find_spender_key(state, channel)",
-           "keys[channel] = channels.find_spender_key(state, channel) and "
-           "state.get(tables.CHANNEL, channel).payer"),
+    Mutant("a4", "vouchers are checked with the payer's key", CHANNELS,
+           "return None if record is None else record.spender",
+           "return None if record is None else record.payer"),
 )
 # fmt: on
 

@@ -311,7 +311,8 @@ class LyingPayer(PayerSide):
             {"accumulator": rng.randbytes(32)}, {"seq": max(1, voucher.seq + rng.choice((-1, 1)))},
             {"sub": 0}, {"sub": voucher.sub + 1}, {"hold": rng.randrange(voucher.hold + 1)},
             {"hold": voucher.hold // 2}, {"hold": self.ledger.referee.cap * 2},
-            {"order_hash": ZERO_HASH}, {"expires_ms": now_ms + rng.choice((-1, 1_000, 600_000))},
+            {"order_hash": ZERO_HASH}, {"order_hash": rng.randbytes(32)},
+            {"expires_ms": now_ms + rng.choice((-1, 1_000, 600_000))},
             {"expires_ms": now_ms + 1_100_000}, {"lane": voucher.lane + 1},
             {"channel": rng.randbytes(32)},
         ]  # fmt: skip

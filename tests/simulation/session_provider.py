@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from bundle_kit import CHAIN
 from exchange_kit import PROMPT, FakeEngine
 from ledger_kit import PROVIDER, fee_of
-from simulation.session_ledger import SessionLedger
+from simulation.session_ledger import SessionLedger, require
 
 from consensus.primitives.errors import Invalid
 from node.ledger import tables
@@ -158,6 +158,7 @@ class ProviderSide:
             )  # fmt: skip
         except OrderRefused as refused:
             return self._refusal(start, refused)
+        require(job.lane.number not in self.running, "two requests run in one lane")
         job.lane.is_busy = True
         self.book.take_voucher(job.lane, job.voucher_raw, job.voucher_sig)
         job = job._replace(payer_nonce=ZERO_HASH)

@@ -224,6 +224,8 @@ class Play:
             payer.ticks.append(tick)
             if self._is_evil("payer"):
                 tick = payer.misstated(tick)
+                if self.rng.random() < 0.5:
+                    self.streams.discard(number)  # it takes what comes, and says nothing more
         elif self._is_evil("wire"):
             tick = None
         if isinstance(provider, LyingProvider) and tick is not None:
@@ -232,7 +234,9 @@ class Play:
                 return
         if tick is not None:
             self.counts["ticks"] += 1
-            payer.take_tokens(number, provider.take_tick(number, tick))
+            frames = provider.take_tick(number, tick)
+            if number in self.streams:
+                payer.take_tokens(number, frames)
 
     def _finish(self, number: int) -> None:
         """The provider signs; who is still there takes it."""
@@ -392,6 +396,7 @@ class Play:
             if referee.closes_ms is not None and not provider.is_waiting:
                 self._pass_time(self.rng.choice((0, CLOSE_MS - 60_000)))
                 self._claim_all(0.5)
+                self._order_at_the_end(referee.closes_ms)
                 self._pass_time(max(0, referee.closes_ms - ledger.now_ms))
             elif not provider.is_waiting or self.villain == "provider":
                 ledger.send(PROVIDER, CloseChannel(self.channel))
@@ -400,6 +405,18 @@ class Play:
         self._claim_all(1)
         self._pass_time(1)
         self._account()
+
+    def _order_at_the_end(self, closes_ms: int) -> None:
+        """A liar's: what is served now cannot be settled any more."""
+        if self.villain != "payer" or self.rng.random() < 0.5:
+            return
+        self._pass_time(max(0, closes_ms - 2 - self.ledger.now_ms))
+        for number in range(LANES):
+            start = self.payer.order(number)
+            if start is not None:
+                self._send(number, start)
+            if number in self.streams:
+                self._finish(number)
 
     def _claim_all(self, chance: float) -> None:
         if isinstance(self.provider, LyingProvider) and self.rng.random() < chance:

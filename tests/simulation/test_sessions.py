@@ -11,7 +11,7 @@ from simulation.sessions import GRAINS_LOST, HOLDS_LOST, VILLAINS, session_run
 
 HAPPENED = (  # each often enough that a fault in its way is met
     ("served", 8_000), ("ticks", 500), ("partial", 500), ("again", 500), ("refused", 2_000),
-    ("over the cap", 200), ("caught", 100), ("second orders", 50), ("late", 50), ("claims", 1_000),
+    ("over the cap", 200), ("caught", 100), ("second orders", 50), ("late", 20), ("claims", 1_000),
     ("expired claims", 20), ("restarts", 100), ("power lost", 100), ("pruned", 100),
     ("TopUpChannel", 50), ("CloseChannel", 500), ("CoopClose", 10), ("silences", 20),
 )  # fmt: skip

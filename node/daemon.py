@@ -24,6 +24,7 @@ from node.attribution.index import Index
 from node.config import Settings, grains_of
 from node.diskguard import DiskGuard
 from node.holdings import Holdings, check_identity
+from node.ledger import tables
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.bundles import CheckedBundle
 from node.ledger.wire.receipts import COMPLETE, Receipt, receipt_id
@@ -541,6 +542,7 @@ class Node:
             infer=self._infer,
             stop=self._stop.set,
             store_goods=self._store_goods,
+            release=self._release,
             ledger=make_ledger(
                 reading,
                 find_shares=self._reasons.find_shares,
@@ -548,6 +550,14 @@ class Node:
             ),
             light=make_light(reading),
         )
+
+    async def _release(self, channel: bytes) -> answers.ReleaseAnswer:
+        if self._shop is not None:
+            return answers.ReleaseAnswer(channel, *await self._shop.release(channel))
+        record = self._chain.state().find(tables.CHANNEL, channel)
+        if record is None:
+            raise Invalid("channel.not_found", channel=channel)
+        return answers.ReleaseAnswer(channel, record.paid, 0, 0)  # nothing is served here
 
     async def _store_goods(self, kind: int, identity: bytes, folder: Path) -> None:
         if not folder.is_absolute() or not await trio.Path(folder).is_dir():

@@ -8,18 +8,21 @@ What this file does not know: how a peer is found, how a block is made.
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import trio
 
+from consensus.primitives.errors import Invalid
 from node.holdings import HeldModel, Holdings
+from node.ledger import tables
+from node.ledger.rules.channels import lane_of
 from node.ledger.rules.models import has_ended
 from node.ledger.state import State
 from node.ledger.wire.bundles import Bundle
 from node.ledger.wire.orders import OFFER_MODELS_MAX, Load, Offer, OfferedModel
 from node.observe import get_log
 from node.serving.attributing import Attributor
-from node.serving.book import ReceiptBook
+from node.serving.book import ReceiptBook, Released
 from node.serving.bundling import Bundler
 from node.serving.checking import ServedModel
 from node.serving.client import EngineClient
@@ -33,6 +36,7 @@ from p2p.network import Network
 
 LOOK_S: Final = 0.5
 OFFER_VERSION: Final = 1
+RELEASED_MS: Final = 5 * 60_000  # so that what was served settles before the signature
 DOWN_MEND: Final = "see memory and the worker's last words above; then olnode stop, olnode start"
 
 log = get_log("shop")
@@ -54,6 +58,14 @@ class Counter:
     is_current: Callable[[], bool]  # whether our ledger is as far as the others'
     has_room: Callable[[], bool]  # whether the disk takes what we promise
     now_ms: Callable[[], int]
+
+
+class Release(NamedTuple):
+    """Of a channel on which nothing more is served: grains, and how many answers are under way."""
+
+    paid: int
+    unsettled: int
+    in_flight: int
 
 
 class Shop:
@@ -86,6 +98,24 @@ class Shop:
     def is_well(self) -> bool:
         """Whether a worker serves; also where nothing is held yet that it could serve."""
         return self.engine_word == "ready" or (self._engine is None and not self._has_failed)
+
+    async def release(self, channel: bytes) -> Release:
+        """Serve nothing more on a channel, for its coop close is about to be signed.
+
+        Raises Invalid `channel.not_found` for one that is not ours.
+        """
+        state, now_ms = self._counter.get_state(), self._counter.now_ms()
+        record = state.find(tables.CHANNEL, channel)
+        if record is None or record.provider != self._counter.provider:
+            raise Invalid("channel.not_found", channel=channel)
+        released = Released(channel, record.paid, now_ms + RELEASED_MS)
+        await trio.to_thread.run_sync(self.book.release, released)
+        lanes = [lane for lane in self.book.lanes() if lane.channel == channel]
+        unsettled = 0
+        for lane in lanes:
+            settled = lane_of(state, channel, lane.number).seq
+            unsettled += sum(x.receipt.fee for x in lane.unsettled if x.receipt.seq > settled)
+        return Release(record.paid, unsettled, sum(lane.is_busy for lane in lanes))
 
     def close(self) -> None:
         """Let go of the receipts' files."""

@@ -85,8 +85,8 @@ def coop_close(
     """Close a channel at once, by the signatures of payer and provider.
 
     One side writes its own with --sign-only and hands the file over; the other sends both with
-    --with. They hold while nothing more settles. A provider gives up what it has not settled, so it
-    stops serving the channel first.
+    --with. They hold while nothing more settles. Before a provider's key signs, its node stops
+    serving the channel, and has settled what it served.
     """
     from node.ledger.wire.transactions import CoopClose
 
@@ -117,7 +117,7 @@ def _write_consent(desk: Desk, row: dict[str, Any], file: Path) -> None:
     told = {**fields, "file": str(file)}
     desk.frame.show("tx.coop-consent/1", told, pairs({**told, "paid": _paid(row)}.items()))
     if side == "provider":
-        note("what is served on it and not settled is given up")
+        note("nothing more is served on it while no more than that is paid")
     note(f"next, on the other side: olnode tx coop-close {row['channel']} --with {file.name}")
 
 
@@ -130,7 +130,22 @@ def _signed(desk: Desk, row: dict[str, Any], side: str) -> bytes:
         raise _not_ours(row[side])
     if desk.options.dry_run:
         return bytes(SIGNATURE_BYTES)
+    if side == "provider":
+        _release(desk, row)
     return desk.sign(key, COOP_TAG, coop_body(bytes.fromhex(row["channel"]), int(row["paid"])))
+
+
+def _release(desk: Desk, row: dict[str, Any]) -> None:
+    """Have our node serve nothing more on it: what is served and not settled would be given up."""
+    channel = row["channel"]
+    told = desk.node.post(f"/channels/{channel}/release")
+    if told["in_flight"] or told["unsettled"] != "0" or told["paid"] != row["paid"]:
+        raise CommandError(
+            f"{open_text(told['unsettled'])} of {channel} are served and not settled, and "
+            f"{told['in_flight']} answers under way: the signature would give them up",
+            mend="the same command in a minute: until then nothing new is served on it",
+            why=f"olnode tx close-channel {channel} gives them up and closes at once",
+        )
 
 
 def _read_consent(desk: Desk, row: dict[str, Any], path: Path) -> tuple[str, bytes]:

@@ -3,6 +3,8 @@
 Why a receipt is durable before it is sent: a payer who has it may acknowledge it, and the next
 voucher then counts it, so it must outlive a crash of ours. Acknowledgements may be lost: the last
 receipt is then claimed from the hold.
+Why a channel can be released: who signs a CoopClose gives up all that was served and not settled,
+so nothing more is served on it while that signature is good.
 Why whole answers are kept: asked again for (channel, lane, seq, order), the provider returns what
 it gave and charges nothing; and an auditor may ask for the evidence (page 30 §7, page 50 §8).
 What this file does not know: streams, engines, when bundles are cut.
@@ -14,7 +16,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Final, NamedTuple, TypeVar
 
-from consensus.primitives.encoding import SIG, Bytes, Either, H, ListOf, Record, decode, encode
+from consensus.primitives.encoding import SIG, U63, Bytes, Either, H, ListOf, Record, decode, encode
 from consensus.primitives.keys import SIGNATURE_BYTES
 from node.ledger import tables
 from node.ledger.rules.channels import lane_of
@@ -55,8 +57,9 @@ RESERVED_ROOM: Final = 512  # told within a minute at most, so that none passes 
 KEEP_MS: Final = 24 * 3_600_000  # answers, for whoever asks again and for auditors
 _FORMAT: Final = FrameFormat(MAGIC, has_height=False, payload_bytes_max=RECORD_BYTES_MAX)
 
-_SERVED, _VOUCHER, _BUNDLE = 1, 2, 3
+_SERVED, _VOUCHER, _BUNDLE, _RELEASED = 1, 2, 3, 4
 _VOUCHER_SHAPE: Final = Record(Bytes(VOUCHER_BYTES_MAX), SIG)
+_RELEASED_SHAPE: Final = Record(H, U63, U63)
 _BUNDLE_SHAPE: Final = Record(Bytes(HEADER_BYTES_MAX))
 _SERVED_SHAPE: Final = Record(
     Bytes(RECEIPT_BYTES_MAX),
@@ -92,6 +95,14 @@ class Served(NamedTuple):
     evidence: bytes
     voucher: bytes
     voucher_sig: bytes
+
+
+class Released(NamedTuple):
+    """A channel on which nothing is served: before `until_ms`, and while `paid` is what is paid."""
+
+    channel: bytes
+    paid: int
+    until_ms: int
 
 
 class Unsettled(NamedTuple):
@@ -155,6 +166,7 @@ class ReceiptBook:
         self._places: dict[tuple[bytes, int, int], Place] = {}  # channel, lane, seq
         self._by_id: dict[bytes, Place] = {}
         self._newest_ms: dict[int, int] = {}  # segment → its latest receipt
+        self._released: dict[bytes, Released] = {}
         self.bundle_seq = self.reserved_seq = 0  # the last number of either kind
         self._log = SegmentLog(directory, _FORMAT, segment_bytes)
         state = get_state()
@@ -228,6 +240,18 @@ class ReceiptBook:
             return None
         return served
 
+    def release(self, released: Released) -> None:
+        """Serve nothing more on a channel, durably: from the call on, also if it fails."""
+        self._released[released.channel] = released
+        with self._lock:
+            self._log.append(_RELEASED, encode(released))
+            self._log.sync()
+
+    def is_released(self, channel: bytes, paid: int, now_ms: int) -> bool:
+        """Whether nothing may be served on a channel of which the ledger has `paid`."""
+        found = self._released.get(channel)
+        return found is not None and (paid == found.paid or now_ms < found.until_ms)
+
     def find_receipt(self, wanted: bytes) -> Served | None:
         """The answer of a receipt id."""
         place = self._by_id.get(wanted)
@@ -250,6 +274,7 @@ class ReceiptBook:
                 segment = self._log.segments[0]
                 if self._newest_ms.get(segment, 0) >= min(before_ms, oldest):
                     break
+                self._keep_released()  # those of this segment would be forgotten with it
                 self._log.drop(segment)
                 self._newest_ms.pop(segment, None)
                 self._places = _without(self._places, segment)
@@ -277,6 +302,16 @@ class ReceiptBook:
         self._take_number(decode_header(header).bundle_seq)
 
     # -- inside
+
+    def _keep_released(self) -> None:
+        state = self._get_state()
+        for channel in list(self._released):
+            record = state.find(tables.CHANNEL, channel)
+            if record is None or record.state == tables.CHANNEL_CLOSED:
+                del self._released[channel]
+            else:
+                self._log.append(_RELEASED, encode(self._released[channel]))
+        self._log.sync()
 
     def _take_number(self, number: int) -> None:
         if number % RESERVED_EVERY:
@@ -312,6 +347,8 @@ class ReceiptBook:
             if receipt.seq <= lane.seq:
                 self._index(place, served, receipt)  # settled while we were away
                 return
+            if not state.has(tables.CHANNEL, receipt.channel):
+                lane.seq = receipt.seq - 1  # forgotten, and its first receipts are pruned
             self._take(lane, place, served)
             if not lane.is_acknowledged:
                 lane.voucher = decode_voucher(served.voucher)
@@ -322,6 +359,9 @@ class ReceiptBook:
             lane = self.lane(voucher.channel, voucher.lane)
             if voucher.seq > lane.seq:  # else it was settled while we were away
                 lane.voucher, lane.voucher_raw, lane.voucher_sig = voucher, raw, signature
+        elif kind == _RELEASED:
+            released = Released(*decode(payload, _RELEASED_SHAPE, RECORD_BYTES_MAX, "book"))
+            self._released[released.channel] = released
         elif kind == _BUNDLE:
             (header,) = decode(payload, _BUNDLE_SHAPE, RECORD_BYTES_MAX, "book")
             self._take_number(decode_header(header).bundle_seq)

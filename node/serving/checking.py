@@ -111,6 +111,8 @@ def verify_order(
     channel = state.find(tables.CHANNEL, voucher.channel)
     if channel is None or channel.provider != provider or channel.state != tables.CHANNEL_OPEN:
         raise OrderRefused(exchange.UNKNOWN_CHANNEL, "no open channel of ours")
+    if book.is_released(voucher.channel, channel.paid, now_ms):
+        raise OrderRefused(exchange.CLOSING, "its coop close is signed")
     if is_jailed(state, tables.ROLE_PROVIDER, provider):
         raise OrderRefused(exchange.NOT_SERVED, "jailed: no bundle of ours settles")
     model = find_model(order.model, order.model_version)

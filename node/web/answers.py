@@ -78,6 +78,16 @@ class AccountAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class ReleaseAnswer:
+    """A channel on which this node serves nothing more, and what it served and has not settled."""
+
+    channel: Hex
+    paid: Grains
+    unsettled: Grains
+    in_flight: int  # answers under way
+
+
+@dataclass(frozen=True, slots=True)
 class ChannelAnswer:
     """The keys are those that sign for payer and provider now."""
 

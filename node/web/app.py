@@ -24,7 +24,7 @@ from starlette.routing import Route
 
 from node.ledger.addresses import account_of
 from node.web import answers
-from node.web.ledger import Ledger
+from node.web.ledger import Ledger, hash_in_path
 from node.web.ledger import routes as ledger_routes
 from node.web.light import Light
 from node.web.light import routes as light_routes
@@ -93,7 +93,8 @@ class Backend:
     it is checked, and raises Invalid before the first piece or midway; a cancel means that the
     caller has gone: the wallet pays for what was delivered. `stop` only asks for an orderly end.
     `store_goods(kind, identity, folder)` checks that a folder of this machine is what `identity`
-    names, and serves its files to peers from then on; raises Invalid.
+    names, and serves its files to peers from then on; raises Invalid. `release(channel)` has this
+    provider serve nothing more on a channel; raises Invalid for one that is not its own.
     """
 
     status: Callable[[], answers.Status]
@@ -102,6 +103,7 @@ class Backend:
     infer: Callable[[Order, Callable[[str], Awaitable[None]]], Awaitable[answers.InferenceReceipt]]
     stop: Callable[[], None]
     store_goods: Callable[[int, bytes, Path], Awaitable[None]]
+    release: Callable[[bytes], Awaitable[answers.ReleaseAnswer]]
     ledger: Ledger
     light: Light
 
@@ -146,6 +148,11 @@ def _node_routes(backend: Backend) -> list[Route]:
         await backend.store_goods(told.kind, bytes.fromhex(told.identity), Path(told.folder))
         return JSONResponse({"stored": told.identity}, 201)
 
+    async def release(request: Request) -> Response:
+        check_parameters(request)
+        released = await backend.release(hash_in_path(request))
+        return JSONResponse(answers.as_json(released))
+
     async def infer(request: Request) -> Response:
         check_parameters(request)
         order = order_of(await read_body(request, QUESTION_BYTES_MAX, "application/json"))
@@ -165,6 +172,7 @@ def _node_routes(backend: Backend) -> list[Route]:
         route("GET", "/readyz", ready),
         route("POST", "/stop", stop),
         route("POST", "/goods", goods),
+        route("POST", "/channels/{id}/release", release),
         route("POST", "/infer", infer),
     ]
 

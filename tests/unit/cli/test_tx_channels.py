@@ -134,6 +134,7 @@ async def test_two_people_close_a_channel_by_a_file(
     wrote = await asked(capsys, provider_side, homes[1], *words, "--sign-only", str(file))
     assert (wrote["side"], wrote["paid"]) == ("provider", str(PAID))
     assert sent(provider_side) == []
+    assert provider_side.asked == [("release", row.channel)], "its node serves nothing more on it"
     payer_side = ledger_of(row.payer, channel=row)
     await asked(capsys, payer_side, homes[0], *words, "--with", str(file))
     (raw,) = sent(payer_side)
@@ -153,6 +154,24 @@ async def test_payer_may_sign_first_and_anybody_send(
     (raw,) = sent(asked_of)
     assert decode_transaction(raw).sender == zoe
     assert closed_by(raw, row) == row.cap - row.paid
+
+
+@pytest.mark.parametrize("left", [{"unsettled": 1}, {"in_flight": 1}])
+@pytest.mark.parametrize("way", ["--sign-only", "--with"])
+async def test_provider_does_not_sign_away_what_it_has_served(
+    homes: tuple[Path, Path], tmp_path: Path, capsys: Capture, left: dict[str, int], way: str
+) -> None:
+    row, file = channel_between(homes, capsys), tmp_path / "consent"
+    words = ["tx", "coop-close", HASH]
+    if way == "--with":
+        payers = ledger_of(channel=row)
+        await asked(capsys, payers, homes[0], *words, "--sign-only", str(file))
+        assert payers.asked == [], "a payer's signature stops nobody's service"
+    asked_of = ledger_of(row.provider, channel=row, **left)
+    answer = await asked(capsys, asked_of, homes[1], *words, way, str(file), status=1)
+    assert "served and not settled" in answer["what"]
+    assert sent(asked_of) == []
+    assert file.exists() is (way == "--with")
 
 
 async def test_consent_is_never_written_over_a_file(

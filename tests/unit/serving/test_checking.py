@@ -16,7 +16,7 @@ from node.ledger.tables import Lane
 from node.ledger.wire import exchange
 from node.ledger.wire.exchange import Start
 from node.ledger.wire.orders import PAYER_SEEDED, order_hash, seed_commit
-from node.serving.book import UNSETTLED_MAX, ReceiptBook
+from node.serving.book import UNSETTLED_MAX, ReceiptBook, Released
 from node.serving.checking import (
     CLAIM_LEFT_MS,
     DEADLINE_AHEAD_MS_MAX,
@@ -75,6 +75,18 @@ def test_order_that_is_in_order_becomes_a_job(door: Door) -> None:
     assert job.channel == door.state.get(tables.CHANNEL, door.channel)
     assert (job.is_seeded, job.is_payer_seeded) == (False, False)
     assert not job.lane.is_busy, "looking takes nothing"
+
+
+def test_released_channel_is_served_no_more_until_more_is_paid(door: Door) -> None:
+    """A signed CoopClose of that sum gives up whatever is served behind it."""
+    later_ms = NOW_MS + 1_000
+    door.book.release(Released(door.channel, 0, later_ms))
+    assert door.refusal(door.start(), later_ms - 1).code == exchange.CLOSING
+    assert door.refusal(door.start(), later_ms).code == exchange.CLOSING
+    record = door.state.get(tables.CHANNEL, door.channel)
+    door.state.put(tables.CHANNEL, (door.channel,), record._replace(paid=1))
+    assert door.refusal(door.start(), later_ms - 1).code == exchange.CLOSING, "it settles first"
+    door.check(door.start(), later_ms)
 
 
 def test_jailed_provider_serves_nothing_that_it_could_not_settle(door: Door) -> None:

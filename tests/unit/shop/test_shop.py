@@ -1,5 +1,6 @@
 """The provider's side composed: it offers what is ready; a lost engine ends nothing else."""
 
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -8,19 +9,23 @@ from typing import Any
 
 import pytest
 import trio
-from bundle_kit import CHAIN
-from ledger_kit import NOW_MS, PROVIDER, new_state
+from bundle_kit import CHAIN, some_receipt
+from ledger_kit import NOW_MS, PROVIDER, fee_of, new_state, open_channel
 from structlog.testing import capture_logs
 
+from consensus.primitives.errors import Invalid
 from node.holdings import HeldModel
 from node.ledger import tables
 from node.ledger.state import State
 from node.ledger.wire.orders import OFFER_MODELS_MAX, decode_offer, encode_offer
+from node.ledger.wire.receipts import encode_receipt
+from node.serving.book import ReceiptBook, Served
 from node.serving.bundling import Bundler
 from node.serving.engine import AdapterRef, BadAdapter, EngineError, EngineLost, Unsupported
 from node.serving.manifest import Manifest
-from node.shop import LOOK_S, Counter, Shop
+from node.shop import LOOK_S, RELEASED_MS, Counter, Shop
 
+FEE = fee_of(3, 5)
 BASE = Path("/models/base")
 MANIFEST = Manifest(
     1, b"b" * 32, b"a" * 32, b"e" * 32, b"m" * 32, 8, (b"q_proj",), b"s" * 32, b"i" * 32, b"",
@@ -150,6 +155,40 @@ async def open_shop(folder: Path) -> AsyncIterator[tuple[Shop, Around]]:
         yield shop, around
         nursery.cancel_scope.cancel()
     shop.close()
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+async def test_released_channel_is_told_with_what_is_not_settled(tmp_path, is_busy) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        channel, answers = open_channel(around.state), 3
+        fill(shop.book, channel, answers)
+        lane = shop.book.lane(channel, 0)
+        lane.is_busy = is_busy
+        assert await shop.release(channel) == (0, answers * FEE, int(is_busy))
+        assert shop.book.is_released(channel, 0, NOW_MS + RELEASED_MS)
+        assert shop.book.is_released(channel, 1, NOW_MS + RELEASED_MS - 1)
+        assert not shop.book.is_released(channel, 1, NOW_MS + RELEASED_MS)
+        settled = tables.Lane(2, 2 * FEE, bytes(32))
+        around.state.put(tables.LANE, (channel, 0), settled)
+        assert (await shop.release(channel)).unsettled == FEE
+
+
+async def test_channel_of_another_provider_is_not_released(tmp_path) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        channel = open_channel(around.state, provider=bytes(32))
+        for name in (channel, b"x" * 32):
+            with pytest.raises(Invalid) as refused:
+                await shop.release(name)
+            assert refused.value.code == "channel.not_found"
+
+
+def fill(book: ReceiptBook, channel: bytes, answers: int) -> None:
+    """Answers of FEE that no block has."""
+    for seq in range(1, answers + 1):
+        fields = {"channel": channel, "lane": 0, "seq": seq, "fee": FEE}
+        receipt = encode_receipt(some_receipt(random.Random(seq), b"", **fields))
+        empty = (b"", b"", b"", bytes(32), (b"",), (b"",), b"", b"", b"")
+        book.keep(Served(receipt, bytes(64), b"\x90", *empty))
 
 
 async def look() -> None:

@@ -118,6 +118,8 @@ class Behind:
     refusal: Exception = field(default_factory=lambda: Invalid("payer.no_provider", tried=2))
     stall: bool = False
     drain: trio.Event = field(default_factory=trio.Event)
+    unsettled: int = 0  # of the channel
+    in_flight: int = 0
     goods_refusal: Invalid | None = None
     datanets: tuple[answers.DatanetAnswer, ...] = ()
     contributions: tuple[answers.ContributionAnswer, ...] = ()  # of any Datanet
@@ -226,6 +228,12 @@ class Behind:
             raise self.goods_refusal
         self.asked.append((kind, identity, folder))
 
+    async def release(self, channel: bytes) -> answers.ReleaseAnswer:
+        if self.channel is None or self.channel.channel != channel:
+            raise Invalid("channel.not_found")
+        self.asked.append(("release", channel))
+        return answers.ReleaseAnswer(channel, self.channel.paid, self.unsettled, self.in_flight)
+
     def backend(self) -> Backend:
         ledger = Ledger(
             find_account=later(self.find_account),
@@ -268,6 +276,7 @@ class Behind:
             infer=self.infer,
             stop=self.stop,
             store_goods=self.store_goods,
+            release=self.release,
             light=light,
             ledger=ledger,
         )

@@ -13,6 +13,7 @@ from unit.web.behind import ALICE, BIG, EARNED, ID, Behind, served
 from consensus.primitives.errors import Invalid
 from node.ledger.addresses import account_text
 from node.wallet.buying import PaymentFailed
+from node.web import answers
 from node.web.app import QUESTION_BYTES_MAX
 from node.web.ask import Node, Refusal, Unreachable
 from node.web.ledger import TRANSACTION_BYTES_MAX, EarningsQuery
@@ -329,6 +330,18 @@ async def test_earnings_are_asked_from_a_start_and_by_a_group(tmp_path: Path) ->
     assert behind.asked == [EarningsQuery(), EarningsQuery(most, most, "model")]
     assert (told["matured"], told["complete"], told["by"]) == (str(BIG), True, ["model"])
     assert told["items"][0]["model"] == "contracts"
+
+
+async def test_released_channel_is_told_with_amounts_as_text(tmp_path: Path) -> None:
+    row = answers.ChannelAnswer(ID, *(ALICE,) * 5, BIG, BIG, "open", 1, 0)
+    behind = Behind(channel=row, unsettled=BIG, in_flight=2)
+    async with served(behind, tmp_path) as path:
+        told = await trio.to_thread.run_sync(
+            lambda: Node(path).post(f"/channels/{ID.hex()}/release")
+        )
+    assert told == {
+        "channel": ID.hex(), "paid": str(BIG), "unsettled": str(BIG), "in_flight": 2
+    }  # fmt: skip
 
 
 async def test_stop_is_handed_on(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ What this file does not know: any rule.
 
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as installed_version
@@ -49,6 +49,7 @@ from node.peering.voter import Validator
 from node.precheck import check_addresses, rotated_account
 from node.purse import Purse, Question
 from node.reasons import Reasons
+from node.scrubber import Scrubber
 from node.shop import Counter, Shop
 from node.storage.adopting import DB_NAME, take_in
 from node.storage.attackfiles import keep_attack
@@ -207,6 +208,14 @@ class Node:
             store=self._snapshots,
             get_view=self._chain.view,
             every=self._config.storage.snapshot_every,
+        )
+        self._scrubber = Scrubber(
+            home=settings.home,
+            begin=partial(self._chain.scrub, is_archive=self._config.storage.archive),
+            fetch_bodies=self._fetch_lost,
+            every_days=self._config.storage.scrub_days,
+            bytes_s=self._config.storage.scrub_mb_s << 20,
+            now_ms=now_ms,
         )
         self._replica = self._make_replica()
         self._light = LightServer(get_view=self._chain.view, take_attack=self._take_attack)
@@ -374,6 +383,7 @@ class Node:
             holdings=self._holdings,
             disk=self._disk,
             watching=self._relay.watching,
+            scrubber=self._scrubber,
             shop=self._shop,
         )
 
@@ -460,6 +470,7 @@ class Node:
             await start(self._replica.run)
             nursery.start_soon(self._disk.run)
             nursery.start_soon(self._watch_database)
+            nursery.start_soon(self._scrubber.run)
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._directory.run)
             self._blobs.serve()
@@ -510,6 +521,12 @@ class Node:
             self._purse.close()
         if self._shop is not None:
             self._shop.close()
+
+    async def _fetch_lost(self, names: Sequence[bytes]) -> Sequence[bytes]:
+        """Bodies that the disk has lost, from whoever has them; gives those nobody had."""
+        still = await self._relay.fetch_bodies(names, self._find_sources())
+        await trio.to_thread.run_sync(self._chain.bundles.sync)
+        return still
 
     async def _watch_database(self) -> None:
         """End the node once a reader met damage: routes and peers are only told of an error."""

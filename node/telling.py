@@ -16,6 +16,7 @@ from node.ledger.pool import BundlePool, TransactionPool
 from node.peering.directory import Directory
 from node.peering.replica import Replica
 from node.peering.watching import Watching
+from node.scrubber import Scrubber
 from node.shop import Shop
 from node.storage.ground import Ground
 from node.web import answers
@@ -49,6 +50,7 @@ class Telling:
     holdings: Holdings
     disk: DiskGuard
     watching: Watching
+    scrubber: Scrubber
     shop: Shop | None
 
     def checks(self) -> Mapping[str, bool]:
@@ -97,6 +99,7 @@ class Telling:
             signing=self.replica.statistics().state == "validating",
             last_signed_height=0 if last is None else last.height,
             why_silent=str(self.ground.why_silent or self.disk.why_low),
+            damage=self.scrubber.damage,
             pool_transactions=self.transactions.statistics().entries,
             pool_bundles=self.bundles.statistics().entries,
             kept_bundles=self.watching.kept,

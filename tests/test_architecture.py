@@ -28,7 +28,7 @@ FLOORS = (  # top down; a room imports itself and lower lines, never upwards, ne
     {"node.daemon", "node.lightclient"},
     {"node.telling", "node.neighbours"},
     {"node.shop", "node.purse", "node.reasons"},
-    {"node.holdings", "node.moving", "node.diskguard"},
+    {"node.holdings", "node.moving", "node.diskguard", "node.scrubber"},
     {"node.web", "node.home", "node.precheck"},
     {"node.training"},
     {"node.serving", "node.wallet", "node.peering"},

@@ -1,4 +1,4 @@
-"""`olnode db`: the files that the ledger lies in: check them, make the index again, their sizes.
+"""`olnode db`: the files that the ledger lies in: check, scrub, rebuild, their sizes.
 
 Why there is no repair: LevelDB's own left holes or wrong values nearly always. The database is an
 index of the block log and is made again from it; what the logs lost, peers have. Checking and
@@ -40,6 +40,54 @@ def check(ctx: typer.Context) -> None:
     else:
         lines.append("everything is as it was written")
     frame.show("db.check/1", {**told, "findings": rows}, lines)
+    if rows:
+        raise typer.Exit(DAMAGED)
+
+
+@app.command()
+def scrub(ctx: typer.Context) -> None:
+    """Read all blocks, bodies and keys as a running node does by itself each `scrub_days`, but now
+    and at full speed. Opens the ledger as a start does, so it mends what a start mends."""
+    from node.observe import seldom
+    from node.storage.adopting import DB_NAME
+    from node.storage.errors import DatabaseDamaged
+    from node.storage.ground import open_ground
+    from node.storage.scrubbing import Progress, lost_body
+    from node.storage.store import suspect
+
+    frame = frame_of(ctx)
+    settings, tell = frame.initialised(), seldom(_tell_read)
+    storage, read = settings.config.storage, 0
+    ground = open_ground(
+        settings.home,
+        settings.home / settings.config.chain.genesis,
+        keep_versions=storage.keep_versions,
+        cache_bytes=storage.cache_mb << 20,
+        tell=lambda height, last: tell(f"blocks up to {last:,}", height),
+    )
+    findings = []
+    try:
+        height, steps = ground.chain.height, ground.chain.steps
+        scrub = ground.chain.scrub(Progress(), is_archive=storage.archive)
+        while not scrub.is_over:
+            step = scrub.step()
+            read += step.bytes_read
+            findings += [*step.findings, *map(lost_body, step.lost)]
+            tell("bytes", read)
+    except DatabaseDamaged as damage:
+        suspect(settings.home / DB_NAME, damage.told)
+        raise
+    finally:
+        ground.close()
+    rows = [finding._asdict() for finding in findings]
+    lines = [*steps, f"{height:,} blocks, their bodies and all keys: {read:,} bytes read"]
+    if rows:
+        lines += table(("part", "what", "mend"), [tuple(row.values()) for row in rows])
+    else:
+        lines.append("everything is as it was written")
+    frame.show(
+        "db.scrub/1", {"height": height, "bytes": read, "steps": steps, "findings": rows}, lines
+    )
     if rows:
         raise typer.Exit(DAMAGED)
 

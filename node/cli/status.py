@@ -46,6 +46,7 @@ def _show(frame: Frame, told: dict[str, Any]) -> None:
             ("kept", f"{told['kept_bundles']} bundles of other providers"),
             ("supply", open_text(told["supply"])),
             *([("silent", told["why_silent"])] if told["why_silent"] else []),
+            *([("damage", told["damage"])] if told["damage"] else []),
             ("ready", "yes" if told["ready"] else f"no: {' '.join(failing)}"),
         ]
     )

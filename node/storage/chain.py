@@ -45,6 +45,7 @@ from node.storage.executing import (
 )
 from node.storage.opening import Opened, Tell, open_store, tell_nobody
 from node.storage.pasts import PastBlocks
+from node.storage.scrubbing import Progress, Scrub
 from node.storage.store import CACHE_BYTES, KV, Reader
 from node.storage.views import Tip, View
 from node.storage.writing import write_block
@@ -292,14 +293,23 @@ class Chain:
             self._finish(batch, tip)
         return tip
 
-    def prune_bodies(self) -> int:
-        """Drop bodies older than the challenge window and BODIES_KEPT_MS; returns how many.
-
-        For a node that is no archive. Reads some twenty headers; blocks for directory syncs.
-        """
+    def bodies_from(self) -> int:
+        """Height of the first block whose bodies every node keeps: those of older ones may go once
+        the challenge window and BODIES_KEPT_MS are over. Reads some twenty headers."""
         kept_ms = self.state().parameter("challenge_window_ms") + BODIES_KEPT_MS
-        height = self._view.height_at(self.tip.time_ms - kept_ms)
-        return self.bundles.prune(height)
+        return self._view.height_at(self.tip.time_ms - kept_ms)
+
+    def prune_bodies(self) -> int:
+        """Drop bodies that need not be kept; returns how many.
+
+        For a node that is no archive. Blocks for directory syncs.
+        """
+        return self.bundles.prune(self.bodies_from())
+
+    def scrub(self, progress: Progress, *, is_archive: bool) -> Scrub:
+        """A pass over blocks, bodies and keys, from there on; its steps may run in a thread."""
+        bodies_from = 0 if is_archive else self.bodies_from()
+        return Scrub(self.view, self.bundles, self.chain_id, bodies_from, progress)
 
     def close(self) -> None:
         """Sync and let go of all files. Views must not be used any more."""

@@ -26,6 +26,7 @@ from node.ledger.wire.blocks import decode_block
 from node.ledger.wire.bundles import check_bytes
 from node.storage import blocklog, bundlestore, keyspace
 from node.storage.adopting import DB_NAME
+from node.storage.blocklog import BlockRecord
 from node.storage.errors import FRESH_HOME, Damaged, StorageError
 from node.storage.executing import NO_COMMIT
 from node.storage.footing import decode_footing
@@ -126,15 +127,19 @@ def _check_blocks(
 
 
 def _check_block(frame: Frame, before: Header | None, chain_id: bytes) -> Header:
-    """Its header; raises Invalid unless it is decided, whole, and follows `before`."""
+    """The header in a frame."""
     if frame.kind == blocklog.KIND_FOOTING:
         return decode_footing(frame.payload).header
-    record = blocklog.decode_record(frame)
+    return check_record(blocklog.decode_record(frame), before, chain_id)
+
+
+def check_record(record: BlockRecord, before: Header | None, chain_id: bytes) -> Header:
+    """The header of a block that is decided, whole, and follows `before`; else raises Invalid."""
     block, certificate = decode_block(record.block), decode_certificate(record.certificate)
     header = decode_header(block.header)
     last = sha256(block.last_certificate) if block.last_certificate else NO_COMMIT
     parent_id = before.block_id() if before else chain_id
-    if header.height != frame.height or header.chain_id != chain_id:
+    if header.height != record.height or header.chain_id != chain_id:
         raise Invalid("block.height", height=header.height)
     if header.last_commit_hash != last:
         raise Invalid("block.last_commit_hash")

@@ -159,14 +159,15 @@ class SegmentLog:
 
     def read(self, place: Place) -> Frame:
         """The frame at `place`, verified. Raises `Damaged` if it is not there whole."""
-        data = os.pread(self._reader(place.segment), place.frame_bytes, place.offset)
+        why = f"at byte {place.offset}"
+        try:
+            data = os.pread(self._reader(place.segment), place.frame_bytes, place.offset)
+        except OSError as error:
+            data, why = b"", f"{why}: {error.strerror}"
         frame = self.format.read(data, 0)
         if frame is None or self.format.size(frame) != place.frame_bytes:
-            raise Damaged(
-                f"a record of {self._path(place.segment)} is damaged",
-                why=f"at byte {place.offset}",
-                mend=FRESH_HOME,
-            )
+            what = f"a record of {self._path(place.segment)} is damaged"
+            raise Damaged(what, why=why, mend=FRESH_HOME)
         return frame._replace(offset=place.offset)
 
     def _reader(self, segment: int) -> int:

@@ -36,6 +36,7 @@ class Status:
     signing: bool  # whether this node votes
     last_signed_height: int
     why_silent: str  # why a validator must not sign, and the mend; "" for all others
+    damage: str  # what the disk has lost and peers did not give again, and the mend; "" mostly
     pool_transactions: int
     pool_bundles: int
     kept_bundles: int  # for other providers

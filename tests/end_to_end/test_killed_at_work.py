@@ -25,6 +25,7 @@ from node.ledger.wire.transactions import (
     encode_body,
     sign_transaction,
 )
+from node.storage.scrubbing import load_progress
 from node.web.ask import Refusal, Unreachable
 
 KILLS = 3
@@ -159,4 +160,6 @@ def test_node_killed_in_the_middle_of_its_work_loses_nothing_settled(child: Chil
             work(payer, chance.uniform(*WORK_S))
     with living(child):
         judge(payer)
-        assert child.node.get("/status")["why_silent"] == ""
+        told = child.node.get("/status")
+        assert (told["why_silent"], told["damage"]) == ("", "")
+    assert load_progress(child.home).ended_ms > 0, "and a scrub was over in one of its lives"

@@ -9,7 +9,10 @@ from stored_kit import GENESIS, Stored
 
 from node.cli.frame import DAMAGED, FAILED
 from node.cli.main import run
+from node.storage.checking import Finding
+from node.storage.errors import FRESH_HOME, DatabaseDamaged
 from node.storage.lock import lock_home
+from node.storage.scrubbing import Scrub, Step
 
 Capture = pytest.CaptureFixture[str]
 SCHEMAS = json.loads((Path(__file__).parents[2] / "vectors/cli/schemas.json").read_text())
@@ -51,6 +54,44 @@ def test_damage_is_an_exit_status_and_a_mend(home: Path, capsys: Capture) -> Non
     (finding,) = told(capsys, home, "check", status=DAMAGED)["findings"]
     assert finding["part"] == "blocks"
     assert "fresh home" in finding["mend"]
+
+
+def test_scrub_reads_all_of_a_stopped_nodes_ledger(home: Path, capsys: Capture) -> None:
+    answer = told(capsys, home, "scrub")
+    assert (answer["height"], answer["findings"]) == (3, [])
+    assert answer["bytes"] > 10_000
+    path = home / "blocks/000001"
+    raw = path.read_bytes()
+    path.write_bytes(raw[:100] + bytes([raw[100] ^ 1]) + raw[101:])
+    assert run(["--home", str(home), "db", "scrub"]) == DAMAGED
+    assert "fresh home" in capsys.readouterr().err
+    with lock_home(home):
+        assert run(["--home", str(home), "db", "scrub"]) == FAILED
+
+
+def test_scrub_tells_what_is_lost_and_has_the_database_made_again(
+    home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What only a reader of all finds: the opening before it finds nothing."""
+    rotten = Finding("blocks", "block 2: damaged", FRESH_HOME)
+
+    def find(scrub: Scrub) -> Step:
+        scrub.is_over = True
+        return Step(9, (rotten,), (bytes(32),))
+
+    monkeypatch.setattr(Scrub, "step", find)
+    answer = told(capsys, home, "scrub", status=DAMAGED)
+    assert [row["part"] for row in answer["findings"]] == ["blocks", "bundles"]
+
+    def fail(scrub: Scrub) -> Step:
+        raise DatabaseDamaged("a record of the state is not in its tree")
+
+    monkeypatch.setattr(Scrub, "step", fail)
+    assert run(["--home", str(home), "db", "scrub"]) == DAMAGED
+    monkeypatch.undo()
+    answer = told(capsys, home, "scrub")
+    assert "not in its tree" in answer["steps"][0]
+    assert "made again" in answer["steps"][0]
 
 
 def test_check_keeps_off_a_home_that_is_in_use(home: Path, capsys: Capture) -> None:

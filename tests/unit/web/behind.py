@@ -37,6 +37,7 @@ STATUS = answers.Status(
     signing=True,
     last_signed_height=7,
     why_silent="",
+    damage="",
     pool_transactions=0,
     pool_bundles=0,
     kept_bundles=0,

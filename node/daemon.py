@@ -67,6 +67,7 @@ from node.web.app import Backend, Order, make_app, serve_socket
 from node.web.reading import Reading, make_ledger, make_light
 from p2p.network import Libp2pNetwork, PeerId, StatusFacts
 
+PRUNE_EVERY_S: Final = 3_600.0
 LOOK_EVERY_S: Final = 1.0  # for damage that only readers have met
 ROLE_BITS: Final = {"validator": 1, "provider": 2, "auditor": 32}
 
@@ -471,6 +472,8 @@ class Node:
             nursery.start_soon(self._disk.run)
             nursery.start_soon(self._watch_database)
             nursery.start_soon(self._scrubber.run)
+            if not self._config.storage.archive:
+                nursery.start_soon(self._prune_bodies)
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._directory.run)
             self._blobs.serve()
@@ -521,6 +524,16 @@ class Node:
             self._purse.close()
         if self._shop is not None:
             self._shop.close()
+
+    async def _prune_bodies(self) -> None:
+        """Forever: drop bodies that are too old, as far as a database could be made without."""
+        while True:
+            gone = await trio.to_thread.run_sync(
+                self._chain.prune_bodies, self._snapshots.oldest_height()
+            )
+            if gone:
+                log.info("old bundle bodies dropped", bodies=gone)
+            await trio.sleep(PRUNE_EVERY_S)
 
     async def _fetch_lost(self, names: Sequence[bytes]) -> Sequence[bytes]:
         """Bodies that the disk has lost, from whoever has them; gives those nobody had."""

@@ -1,4 +1,4 @@
-"""`olnode db`: the files that the ledger lies in: check, scrub, rebuild, their sizes.
+"""`olnode db`: the files that the ledger lies in: check, scrub, rebuild, prune, their sizes.
 
 Why there is no repair: LevelDB's own left holes or wrong values nearly always. The database is an
 index of the block log and is made again from it; what the logs lost, peers have. Checking and
@@ -120,6 +120,46 @@ def rebuild(ctx: typer.Context) -> None:
 
 
 @app.command()
+def prune(ctx: typer.Context) -> None:
+    """Drop now what the settings let a running node drop by and by; headers and certificates stay.
+
+    Bundle bodies past the challenge window and a week unless `storage.archive`, versions of the
+    state beyond `storage.keep_versions`, snapshots beyond `storage.snapshots_kept`.
+    """
+    from node.observe import seldom
+    from node.storage.ground import open_ground
+    from node.storage.opening import SNAPSHOTS_NAME
+    from node.storage.snapshots import SnapshotStore
+
+    frame = frame_of(ctx)
+    settings, tell = frame.initialised(), seldom(_tell_read)
+    storage, home = settings.config.storage, settings.home
+    before = _all_bytes(home)
+    ground = open_ground(
+        home,
+        home / settings.config.chain.genesis,
+        keep_versions=storage.keep_versions,
+        cache_bytes=storage.cache_mb << 20,
+        tell=lambda height, last: tell(f"blocks up to {last:,}", height),
+    )
+    try:
+        chain, snapshots = (
+            ground.chain,
+            SnapshotStore(home / SNAPSHOTS_NAME, storage.snapshots_kept),
+        )
+        gone = {
+            "bodies": 0 if storage.archive else chain.prune_bodies(snapshots.oldest_height()),
+            "nodes": chain.prune_tree(),
+            "snapshots": snapshots.prune(chain.view().earliest - 1),
+        }
+    finally:
+        ground.close()
+    freed = max(0, before - _all_bytes(home))  # opening a small one writes more than it drops
+    lines = [f"{number:,} {name}" for name, number in gone.items()]
+    frame.show("db.prune/1", {**gone, "freed_bytes": freed}, [*lines, f"{freed:,} bytes freed"])
+
+
+@app.command()
 def size(ctx: typer.Context) -> None:
     """Bytes and files by folder; the node may run."""
     frame = frame_of(ctx)
@@ -129,6 +169,10 @@ def size(ctx: typer.Context) -> None:
         ("folder", "files", "bytes"), [(row["folder"], row["files"], row["bytes"]) for row in rows]
     )
     frame.show("db.size/1", {"folders": rows}, lines)
+
+
+def _all_bytes(home: Path) -> int:
+    return sum(_measured(home / name)["bytes"] for name in FOLDERS)
 
 
 def _measured(folder: Path) -> dict[str, int]:

@@ -63,6 +63,11 @@ class BundleStore:
         return self._log.cut_bytes
 
     @property
+    def has_dropped(self) -> bool:
+        """Whether old bodies have gone: blocks that name them cannot be executed again."""
+        return self._log.segments[0] > 1
+
+    @property
     def is_synced(self) -> bool:
         """Whether every admitted body is durable."""
         return self._log.is_synced

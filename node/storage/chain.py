@@ -48,7 +48,7 @@ from node.storage.pasts import PastBlocks
 from node.storage.scrubbing import Progress, Scrub
 from node.storage.store import CACHE_BYTES, KV, Reader
 from node.storage.views import Tip, View
-from node.storage.writing import write_block
+from node.storage.writing import PRUNED_PER_BLOCK_MAX, prune_tree, write_block
 
 EXECUTED_MAX: Final = 4  # block ids whose outcome is kept
 SYNC_BLOCKS_MAX: Final = 64  # under one fsync while catching up
@@ -299,12 +299,29 @@ class Chain:
         kept_ms = self.state().parameter("challenge_window_ms") + BODIES_KEPT_MS
         return self._view.height_at(self.tip.time_ms - kept_ms)
 
-    def prune_bodies(self) -> int:
+    def prune_bodies(self, snapshot: int) -> int:
         """Drop bodies that need not be kept; returns how many.
 
-        For a node that is no archive. Blocks for directory syncs.
+        For a node that is no archive. `snapshot`: height of an own one; what came after it stays,
+        for the database is made again from there on. 0: all stays. Blocks for directory syncs.
         """
-        return self.bundles.prune(self.bodies_from())
+        return self.bundles.prune(min(self.bodies_from(), snapshot))
+
+    def prune_tree(self) -> int:
+        """Drop all nodes of the state tree that no kept version needs; returns how many.
+
+        Each block does so by itself, up to a limit: this is for after `keep_versions` was lowered.
+        For the writer thread; blocks for seconds in a large database.
+        """
+        dropped = 0
+        while True:
+            batch = Batch(self._store)
+            gone = prune_tree(batch, self.height, self._keep_versions)
+            batch.write_to(self._store)
+            dropped += gone
+            if gone < PRUNED_PER_BLOCK_MAX:
+                self._store.compact()
+                return dropped
 
     def scrub(self, progress: Progress, *, is_archive: bool) -> Scrub:
         """A pass over blocks, bodies and keys, from there on; its steps may run in a thread."""

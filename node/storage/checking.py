@@ -215,6 +215,8 @@ def _check_keys(store: LevelKV, checked: Checked, tell: Tell) -> None:
     for _ in builder.nodes():
         pass  # only the root is wanted
     assert builder.record is not None
+    if raw := store.get(keyspace.FOOTING):
+        checked.footing = decode_footing(raw).header  # newer than the log's, if they differ
     told = store.get(keyspace.ROOT + keyspace.u64(height)) or b""
     if not told or tree.root_hash(builder.record) != tree.root_hash(told):
         checked.add("database", f"the state of height {height} is not its root's", REBUILD)

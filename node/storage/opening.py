@@ -6,7 +6,8 @@
 Why a mismatch is never repaired in place: LevelDB's own repair left holes or wrong values nearly
 always. The directory is moved aside and made again from genesis, or the snapshot that our block
 log stands on, and our block log, each block giving its header's state root; what cannot be made
-again is told with its mend.
+again is told with its mend. Where bodies were dropped for their age no block before the newest
+snapshot can be executed again: the chain then stands on that.
 What this file does not know: peers. No vote leaves before this is done.
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from consensus.certificate import decode_certificate
-from consensus.header import decode_header
+from consensus.header import Header, decode_header
 from consensus.primitives import keys
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
@@ -45,7 +46,7 @@ from node.storage.footing import Footing, decode_footing
 from node.storage.loading import load
 from node.storage.pasts import PASTS_NAME, PastBlocks
 from node.storage.segments import Place
-from node.storage.snapshots import read_chunk, read_manifest, verify_manifest
+from node.storage.snapshots import check_chunk, read_chunk, read_manifest, verify_manifest
 from node.storage.store import KV, LevelKV, Reader, why_suspected
 from node.storage.views import Tip, View, base_of
 from node.storage.writing import write_block, write_state
@@ -148,8 +149,13 @@ class _Ladder:
         self._keep_versions = keep_versions
         self._steps = steps
         self._snapshots = home / SNAPSHOTS_NAME
-        self._footing = decode_footing(log.footing) if log.footing else None
-        self.pasts = PastBlocks(home / PASTS_NAME, self._footing and self._footing.header)
+        self._pasts_folder = home / PASTS_NAME
+        self._stand_on(decode_footing(log.footing) if log.footing else None)
+
+    def _stand_on(self, footing: Footing | None) -> None:
+        """Blocks up to this one are known by it alone; None: all from genesis on."""
+        self._footing = footing
+        self.pasts = PastBlocks(self._pasts_folder, footing and footing.header)
 
     def climb(self, home: Path, given: KV | None, cache_bytes: int) -> tuple[KV, Tip]:
         """The database at the block log's height, made again if it is damaged."""
@@ -197,6 +203,8 @@ class _Ladder:
     def _check_meta(self, store: KV) -> None:
         version = store.get(keyspace.FORMAT)
         if version is None:
+            if self._bundles.has_dropped and (own := self._newest_snapshot()) is not None:
+                self._stand_on(own)
             if self._footing is None:
                 self._found(store)
             else:
@@ -215,6 +223,34 @@ class _Ladder:
                 why=f"{(chain_id or b'').hex()[:16]}, not {self._chain_id.hex()[:16]}",
                 mend="put the right genesis file into the home, or use another home",
             )
+        raw = store.get(keyspace.FOOTING)
+        if raw is not None and raw != self._log.footing:  # it was made from a snapshot of ours
+            self._stand_on(decode_footing(raw))
+
+    def _newest_snapshot(self) -> Footing | None:
+        """What our newest snapshot stands on that is whole and of a block of our log."""
+        names = [path.name for path in self._snapshots.glob("*") if path.name.isdigit()]
+        for height in sorted(map(int, names), reverse=True):
+            folder = self._snapshots / str(height)
+            manifest = read_manifest(folder)
+            header = self._header_in_log(height)
+            if manifest is None or header is None:
+                continue
+            try:
+                verify_manifest(manifest, header)
+                for index, mark in enumerate(manifest.chunks):
+                    check_chunk(mark, read_chunk(folder, index) or b"")
+            except Invalid:
+                continue
+            return manifest.footing
+        return None
+
+    def _header_in_log(self, height: int) -> Header | None:
+        if not self._log.first <= height <= self._log.height:
+            return None
+        for _, record in self._log.records_from(height):
+            return decode_header(decode_block(record.block).header)
+        return None
 
     def _found(self, store: KV) -> None:
         """Write the state of height 0."""
@@ -283,7 +319,8 @@ class _Ladder:
 
     def _check_heights(self, store: KV, tip: Tip) -> None:
         """LevelDB opens without a word where its MANIFEST lost a table: a hole of some blocks."""
-        expected = max(self._log.first, tip.height - CHECKED_HEIGHTS + 1)
+        first = 1 if self._footing is None else self._footing.height + 1
+        expected = max(first, tip.height - CHECKED_HEIGHTS + 1)
         start_key = keyspace.BLOCK + keyspace.u64(expected)
         for key, _ in store.scan(start_key, keyspace.after(keyspace.BLOCK)):
             if key != keyspace.BLOCK + keyspace.u64(expected):

@@ -178,6 +178,11 @@ class SnapshotStore:
         with self._lock:
             return [self._manifests[height] for height in sorted(self._manifests, reverse=True)]
 
+    def oldest_height(self) -> int:
+        """Height of the oldest that is whole; 0: there is none."""
+        with self._lock:
+            return min(self._manifests, default=0)
+
     def find(self, height: int) -> Manifest | None:
         """The snapshot of a height, if it is here whole."""
         with self._lock:

@@ -151,7 +151,8 @@ class View:
     @property
     def earliest(self) -> int:
         """Height of the first block that is held: 1, or the first one after a snapshot."""
-        return self._log.first
+        footing = self._pasts.footing
+        return 1 if footing is None else footing.height + 1
 
     # -- state
 

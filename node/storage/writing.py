@@ -37,7 +37,7 @@ def write_block(
     height = header.height
     assert height == tip.height + 1
     write_state(batch, height, executed.outcome.changes, executed.outcome.tree)
-    _prune(batch, height, keep_versions)
+    prune_tree(batch, height, keep_versions)
     numbered = keyspace.u64(height)
     batch.put(keyspace.BLOCK + numbered, place.encode())
     batch.put(keyspace.BLOCK_ID + executed.block_id, numbered)
@@ -77,10 +77,13 @@ def write_state(
     batch.put(keyspace.ROOT + numbered, update.record)
 
 
-def _prune(batch: Batch, height: int, keep_versions: int) -> None:
-    """Delete nodes that no kept version needs: stale since `height − keep_versions` or before."""
+def prune_tree(batch: Batch, height: int, keep_versions: int) -> int:
+    """Delete nodes that no kept version needs: stale since `height − keep_versions` or before.
+
+    Returns how many: at most PRUNED_PER_BLOCK_MAX, the rest by the next blocks.
+    """
     if height <= keep_versions:
-        return
+        return 0
     last = height - keep_versions
     stop = keyspace.STALE + keyspace.u64(last + 1)
     gone: list[bytes] = []
@@ -92,7 +95,9 @@ def _prune(batch: Batch, height: int, keep_versions: int) -> None:
         batch.delete(keyspace.NODE + key[9:])
         batch.delete(key)
     # Nodes stale since `last` served the versions below it, which can no longer be proved.
-    batch.delete(keyspace.ROOT + keyspace.u64(last - 1))
+    for key in [key for key, _ in batch.scan(keyspace.ROOT, keyspace.ROOT + keyspace.u64(last))]:
+        batch.delete(key)
+    return len(gone)
 
 
 def _write_payload(batch: Batch, executed: Executed) -> None:

@@ -100,6 +100,20 @@ def test_check_keeps_off_a_home_that_is_in_use(home: Path, capsys: Capture) -> N
     assert "olnode stop" in capsys.readouterr().err
 
 
+def test_prune_says_what_has_gone(home: Path, capsys: Capture) -> None:
+    answer = told(capsys, home, "prune")
+    assert (answer["bodies"], answer["nodes"], answer["snapshots"]) == (0, 0, 0)
+    settings = home / "config.toml"
+    text = settings.read_text().replace("# keep_versions = 1000", "keep_versions = 1")
+    settings.write_text(text)
+    answer = told(capsys, home, "prune")
+    assert answer["nodes"] > 0
+    assert answer["freed_bytes"] >= 0
+    assert told(capsys, home, "check")["findings"] == []
+    with lock_home(home):
+        assert run(["--home", str(home), "db", "prune"]) == FAILED
+
+
 def test_rebuild_makes_the_database_again_and_keeps_the_old_one(
     home: Path, capsys: Capture
 ) -> None:

@@ -620,11 +620,12 @@ def test_young_bodies_are_kept_and_old_ones_go(
     chain.commit_many(story.decided)
     asked: list[int] = []
     monkeypatch.setattr(chain.bundles, "prune", lambda height: asked.append(height) or 0)
-    chain.prune_bodies()
+    chain.prune_bodies(story.height)
     window_ms = chain.state().parameter("challenge_window_ms")
     monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", 2_000 - window_ms)
-    chain.prune_bodies()
-    assert asked == [0, story.height - 2]
+    chain.prune_bodies(story.height)
+    chain.prune_bodies(3)  # the database could be made again from the snapshot of block 3 only
+    assert asked == [0, story.height - 2, 3]
 
 
 # ---- a body under a false signature

@@ -8,26 +8,24 @@ What this file does not know: any rule.
 
 import signal
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as installed_version
-from pathlib import Path
 from typing import Any, Final
 
 import trio
 
 from consensus.attacks import LightClientAttack, Verdict, encode_attack
-from consensus.primitives.errors import Invalid
 from node.attribution.attribute import Version
 from node.attribution.index import Index
+from node.backend import make_backend
 from node.config import Settings, grains_of
 from node.diskguard import DiskGuard
-from node.holdings import Holdings, check_identity
-from node.ledger import tables
+from node.holdings import Holdings
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.bundles import CheckedBundle
-from node.ledger.wire.receipts import COMPLETE, Receipt, receipt_id
+from node.ledger.wire.receipts import Receipt
 from node.light import trust_options
 from node.neighbours import make_peers
 from node.observe import get_log, seldom
@@ -47,7 +45,7 @@ from node.peering.statesync import GAP_BLOCKS, GATHER_S, GATHER_UNSURE_S, StateS
 from node.peering.trusting import Named, Trusting, find_root
 from node.peering.voter import Validator
 from node.precheck import check_addresses, rotated_account
-from node.purse import Purse, Question
+from node.purse import Purse
 from node.reasons import Reasons
 from node.scrubber import Scrubber
 from node.shop import Counter, Shop
@@ -62,9 +60,7 @@ from node.storage.store import suspect
 from node.telling import Telling
 from node.wallet.keystore import Key
 from node.wallet.payer import Limits
-from node.web import answers
-from node.web.app import Backend, Order, make_app, serve_socket
-from node.web.reading import Reading, make_ledger, make_light
+from node.web.app import Backend, make_app, serve_socket
 from p2p.network import Libp2pNetwork, PeerId, StatusFacts
 
 PRUNE_EVERY_S: Final = 3_600.0
@@ -388,6 +384,22 @@ class Node:
             shop=self._shop,
         )
 
+    def _make_backend(self) -> Backend:
+        own = self._keys.validator
+        return make_backend(
+            chain=self._chain,
+            peers=make_peers(self._network),
+            telling=self._telling,
+            relay=self._relay,
+            reasons=self._reasons,
+            store=self._store,
+            shop=self._shop,
+            purse=self._purse,
+            own_validator=None if own is None else own.public_key,
+            next_nonce=self._next_nonce,
+            stop=self._stop.set,
+        )
+
     def _next_nonce(self, account: bytes) -> int:
         return self._transactions.next_nonce(self._chain.state(), account)
 
@@ -485,7 +497,7 @@ class Node:
                 nursery.start_soon(self._shop.run)
                 sign = self._keys.node.message_signer(b"offer", self._chain.chain_id)
                 nursery.start_soon(self._directory.run_sender, self._shop.make_offer, sign)
-            app = make_app(self._backend())
+            app = make_app(self._make_backend())
             serve = partial(
                 serve_socket,
                 app,
@@ -555,74 +567,3 @@ class Node:
                 return
 
     # --- what it is asked
-
-    def _backend(self) -> Backend:
-        own = self._keys.validator
-        reading = Reading(
-            take_view=self._chain.view,
-            own_validator=None if own is None else own.public_key,
-            find_pending=self._telling.find_pending,
-            next_nonce=self._next_nonce,
-            count_providers=self._telling.count_providers,
-        )
-        return Backend(
-            status=self._telling.status,
-            checks=self._telling.checks,
-            peers=make_peers(self._network),
-            infer=self._infer,
-            stop=self._stop.set,
-            store_goods=self._store_goods,
-            release=self._release,
-            ledger=make_ledger(
-                reading,
-                find_shares=self._reasons.find_shares,
-                submit=self._relay.submit_transaction,
-            ),
-            light=make_light(reading),
-        )
-
-    async def _release(self, channel: bytes) -> answers.ReleaseAnswer:
-        if self._shop is not None:
-            return answers.ReleaseAnswer(channel, *await self._shop.release(channel))
-        record = self._chain.state().find(tables.CHANNEL, channel)
-        if record is None:
-            raise Invalid("channel.not_found", channel=channel)
-        return answers.ReleaseAnswer(channel, record.paid, 0, 0)  # nothing is served here
-
-    async def _store_goods(self, kind: int, identity: bytes, folder: Path) -> None:
-        if not folder.is_absolute() or not await trio.Path(folder).is_dir():
-            raise Invalid("goods.folder", folder=str(folder)[:200])
-        await trio.to_thread.run_sync(check_identity, kind, identity, folder)
-        await trio.to_thread.run_sync(self._store.add_folder, kind, identity, folder)
-
-    async def _infer(
-        self, order: Order, tell: Callable[[str], Awaitable[None]]
-    ) -> answers.InferenceReceipt:
-        if self._purse is None:
-            raise Invalid("payer.no_wallet", mend='roles = ["payer"] in config.toml')
-        question = Question(
-            order.model,
-            order.prompt,
-            order.max_tokens,
-            order.temperature_milli,
-            order.top_p_milli,
-            order.top_k,
-            order.seed,
-            order.max_fee,
-            order.provider,
-        )
-        answer = await self._purse.ask(question, tell)
-        receipt = answer.receipt
-        return answers.InferenceReceipt(
-            receipt=receipt_id(answer.receipt_raw),
-            provider=answer.provider,
-            model=order.model.partition("@")[0],
-            version=receipt.model_version,
-            fee=receipt.fee,
-            tokens_in=receipt.tokens_in,
-            tokens_out=receipt.tokens_out,
-            status="complete" if receipt.status == COMPLETE else "partial",
-            body=answer.receipt_raw,
-            signature=answer.signature,
-            checks={"fee": True, "counts": True, "answer_root": True},
-        )

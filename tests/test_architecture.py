@@ -26,6 +26,7 @@ FLOORS = (  # top down; a room imports itself and lower lines, never upwards, ne
     {"node.cli"},
     {"node.devnet", "node.doctor"},
     {"node.daemon", "node.lightclient"},
+    {"node.backend"},
     {"node.telling", "node.neighbours"},
     {"node.shop", "node.purse", "node.reasons"},
     {"node.holdings", "node.moving", "node.diskguard", "node.scrubber"},

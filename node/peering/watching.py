@@ -58,6 +58,7 @@ GRACE_S: Final = 10.0  # a provider that is up settles at once when its channel 
 AGAIN_S: Final = 150.0  # the same bytes go nowhere within the seen mark's two minutes
 UNKEPT_MEND: Final = "stay up while channels close, and see olnode status: are validators peers?"
 REPLY: Final = Record(U63)
+_KEPT, _VOID = "handed", "hand_void"
 _REQUEST: Final = Record(U8, Bytes(HEADER_BYTES_MAX), SIG, Bytes(BODY_BYTES_MAX, 1))
 _FILE: Final = Record(Bytes(HEADER_BYTES_MAX), SIG, Bytes(BODY_BYTES_MAX, 1))
 _FILE_BYTES_MAX: Final = HEADER_BYTES_MAX + BODY_BYTES_MAX + 128
@@ -134,31 +135,41 @@ class Watching:
         found = {peer: sha256(peer, provider) for peer in self._find_validators() if peer in here}
         peers = sorted(found, key=found.__getitem__)[:KEEPERS]
         body = encode((KEEP, *bundle))
-        keepers = []
+        outcomes: list[str] = []
 
         async def ask(peer: PeerId) -> None:
-            limits = PROTOCOLS["bundles"]
-            try:
-                raw = await self._network.request(
-                    peer, "bundles", body, timeout_s=limits.timeout_s, bytes_max=limits.reply_max
-                )
-                keepers.append(decode(raw, REPLY, limits.reply_max, "watching.reply"))
-            except NetworkError:
-                self.counters["hand_failed"] += 1
-            except Invalid:
-                self.counters["hand_malformed"] += 1
+            outcomes.append(await self._ask(peer, body))
 
         async with trio.open_nursery() as nursery:
             for peer in peers:
                 nursery.start_soon(ask, peer)
-        self.counters["handed"] += len(keepers)
-        if bool(keepers) is not self._has_keepers:
-            self._has_keepers = bool(keepers)
-            if not keepers:
-                log.warning(
-                    "no peer keeps our unsettled answers", asked=len(peers), mend=UNKEPT_MEND
-                )
-        return len(keepers)
+        self.counters.update(outcomes)
+        keepers = outcomes.count(_KEPT)
+        if keepers or _VOID not in outcomes:
+            self._tell_operator(bool(keepers), asked=len(peers))
+        return keepers
+
+    async def _ask(self, peer: PeerId, body: bytes) -> str:
+        """Hand it to one peer; the name under which the outcome counts."""
+        limits = PROTOCOLS["bundles"]
+        try:
+            raw = await self._network.request(
+                peer, "bundles", body, timeout_s=limits.timeout_s, bytes_max=limits.reply_max
+            )
+            decode(raw, REPLY, limits.reply_max, "watching.reply")
+        except Refused as refused:
+            # A ledger newer than ours has settled something of it: the next one is made of less.
+            return _VOID if refused.code == Code.EXPIRED else "hand_refused"
+        except NetworkError:
+            return "hand_failed"
+        except Invalid:
+            return "hand_malformed"
+        return _KEPT
+
+    def _tell_operator(self, has_keepers: bool, asked: int) -> None:
+        if self._has_keepers and not has_keepers:
+            log.warning("no peer keeps what is not settled", asked=asked, mend=UNKEPT_MEND)
+        self._has_keepers = has_keepers
 
     # --- others'
 

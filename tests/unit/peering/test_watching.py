@@ -450,11 +450,18 @@ async def test_same_validators_keep_it_while_they_are_here(
         assert nodes[0].relay.watching.counters["handed"] == 4
 
 
-async def test_refusals_and_lost_peers_are_counted(
-    ledger: Ledger, tmp_path: Path, autojump_clock: Any
+async def test_refusals_are_counted_and_told_once_where_they_matter(
+    ledger: Ledger, tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(watching.log, "warning", lambda event, **_: told.append(event))
     async with network_of(ledger, tmp_path) as nodes:
         bundle = ledger.bundle()
         ledger.chain.block(bundles=(bundle,))
         assert await nodes[0].relay.watching.hand(bundle) == 0
-        assert nodes[0].relay.watching.counters["hand_failed"] == 2
+        assert nodes[0].relay.watching.counters["hand_void"] == 2
+        monkeypatch.setattr(watching, "KEPT_MAX", 0)
+        fresh = ledger.bundle(2_048, ledger.other_lane())
+        assert await nodes[0].relay.watching.hand(fresh) == 0
+        assert nodes[0].relay.watching.counters["hand_refused"] == 2
+        assert told == ["no peer keeps what is not settled"], "not of what needs no keeping"

@@ -5,22 +5,27 @@
     money.json         state roots of ten thousand transactions of chance
     economy.json       the same with bundles, payouts, stakes, data and models
     ARCHITECTURE.md    the worked proof of section 7
+    p2p/WIRE.md        one example of each message between peers
 
 Deterministic: keys are SHA-256 of a name, what is drawn is drawn from a seed. A change of these
 files is a change of what nodes agree on: it belongs in the commit that means it, and in
-CHANGELOG.md. `--print wire|chain|money|economy|proof` writes one to stdout instead.
+CHANGELOG.md. `--print wire|chain|money|economy|proof|peers` writes one to stdout instead.
 """
 
 import json
+import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 DOCUMENT = ROOT / "ARCHITECTURE.md"
+WIRE_DOCUMENT = ROOT / "p2p" / "WIRE.md"
 COMMAND = "python tests/vectors/make.py"
 FENCE = "```hex\n"
+NAMED = re.compile(r"^```hex (.+)\n((?:(?!```).*\n)*)```$", re.MULTILINE)  # name, lines between
 
 
 def wire_text() -> str:
@@ -86,6 +91,31 @@ def proof_text() -> str:
     return "\n".join(lines()) + "\n"
 
 
+def peers_text() -> str:
+    """The blocks of p2p/WIRE.md."""
+    from vectors.drawn import blocks
+
+    return "\n".join(fenced(name, lines) for name, lines in blocks().items()) + "\n"
+
+
+def fenced(name: str, lines: Sequence[str]) -> str:
+    return "\n".join([f"```hex {name}", *lines, "```"])
+
+
+def wire_document(document: str, blocks: Mapping[str, Sequence[str]]) -> str:
+    """p2p/WIRE.md with what today's code says in each of its blocks."""
+    return NAMED.sub(lambda block: fenced(block[1], blocks[block[1]]), document)
+
+
+def write_documents() -> None:
+    from vectors.drawn import blocks
+
+    before, _, behind = document_text(DOCUMENT.read_text(encoding="utf-8"))
+    DOCUMENT.write_text(before + proof_text() + behind, encoding="utf-8")
+    document = WIRE_DOCUMENT.read_text(encoding="utf-8")
+    WIRE_DOCUMENT.write_text(wire_document(document, blocks()), encoding="utf-8")
+
+
 def document_text(document: str) -> tuple[str, str, str]:
     """ARCHITECTURE.md before the worked proof, the proof, and behind it."""
     before, fence, rest = document.partition(FENCE)
@@ -101,6 +131,7 @@ MAKERS = {
     "money": money_text,
     "economy": economy_text,
     "proof": proof_text,
+    "peers": peers_text,
 }
 
 
@@ -112,8 +143,7 @@ def main(words: list[str]) -> None:
         return
     for name in ("wire", "chain", "money", "economy"):
         (HERE / f"{name}.json").write_text(MAKERS[name](), encoding="utf-8")
-    before, _, behind = document_text(DOCUMENT.read_text(encoding="utf-8"))
-    DOCUMENT.write_text(before + proof_text() + behind, encoding="utf-8")
+    write_documents()
 
 
 if __name__ == "__main__":

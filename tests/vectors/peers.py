@@ -74,6 +74,7 @@ from node.peering.topics import (
     encode_vote_message,
 )
 from node.storage.snapshots import SnapshotStore, encode_manifest
+from node.storage.store import MemoryKV
 from p2p.addresses import addresses_of
 from p2p.errors import Code, EndOfStream, Refused
 from p2p.framing import LENGTH_BYTES, frame
@@ -165,7 +166,7 @@ class Story:
     """A chain with a paid answer, and one more that waits in a bundle."""
 
     def __init__(self, home: Path) -> None:
-        self.made = made = Stored(home / "chain")
+        self.made = made = Stored(home / "chain", MemoryKV())
         made.tell_story()
         here = UpdateProvider(SERVER.key, PROVIDER.key, tables.PROVIDER_ACTIVE)
         made.block(made.tx(PROVIDER, here))

@@ -1,7 +1,6 @@
 """A peer that shares no code with us and knows p2p/WIRE.md alone is a peer like any other."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -61,11 +60,8 @@ class Node:
 
 async def run_foreign(address: str, chain_id: bytes, message: bytes) -> dict[str, Any]:
     """The foreign peer in a process of its own."""
-    done = await trio.run_process(
-        [sys.executable, str(SCRIPT), address, chain_id.hex(), message.hex()],
-        capture_stdout=True,
-        stderr=subprocess.DEVNULL,
-    )
+    command = [sys.executable, str(SCRIPT), address, chain_id.hex(), message.hex()]
+    done = await trio.run_process(command, capture_stdout=True)
     told: dict[str, Any] = json.loads(done.stdout)
     return told
 

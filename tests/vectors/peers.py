@@ -120,7 +120,7 @@ PROVIDER_FRAMES = ("Accepted", "Tokens", "Alive", "Finished", "RefusedFrame")
 KINDS = {  # protocols whose request begins with its kind
     "blocks": (0, 1),
     "light": (0, 1, 2, 3, 4, 5),
-    "bundles": (0,),
+    "bundles": (0, 1),
     "snapshot": (0, 1),
     "blob": (0, 1, 2),
     "audit": (1, 4),
@@ -290,7 +290,9 @@ class Scenes:
             transactions=TransactionPool(story.chain_id), bundles=BundlePool(), store=store,
             get_state=story.made.chain.state, auditor=Truth(), find_stated=story.stated,
             may_see_sketch=lambda peer, receipt: True, evidence_folder=self.home / "evidence",
-            now_ms=lambda: story.now_ms, run_blocking=at_once,
+            watch_folder=self.home / "watch", get_height=lambda: story.height,
+            find_validators=lambda: [PeerId(CLIENT.key)], now_ms=lambda: story.now_ms,
+            run_blocking=at_once,
         )  # fmt: skip
 
     def directory(self, network: TappedNode) -> Directory:
@@ -387,9 +389,10 @@ class Scenes:
             verify_file(file, trust)
 
     async def bundles(self) -> None:
-        """Both forms of the topic, and the audit between them."""
+        """What is kept for a provider, then both forms of the topic, and the audit between them."""
         client, settled, waiting = self.relay_of_client, self.story.settled, self.story.waiting
         assert await client.fetch_bodies([settled.hash], [self.server.me]) == ()
+        assert await self.relay_of_server.watching.hand(waiting) == client.watching.kept == 1
         await self.relay_of_server.offer_bundle(waiting)
         await trio.sleep(MINUTE_S)
         assert client.counters["audited"] == client.counters["told_on"] == 1
@@ -492,7 +495,7 @@ class Scenes:
 def examples_of(scenes: Scenes) -> Examples:
     """By name; of several of one kind the first."""
     found: Examples = {}
-    for talk in scenes.client.talks:
+    for talk in scenes.client.talks + scenes.server.talks:
         said = tuple(Said(ASK if is_opener else REPLY, raw) for is_opener, raw in talk.said)
         for name, frames in named(talk.protocol, said):
             found.setdefault(name, frames)

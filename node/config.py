@@ -403,6 +403,8 @@ def _check_contradictions(config: Config, origins: Mapping[str, str]) -> None:
         raise ConfigError("[payer] max_fee_open is above channel_cap_open: no order could be paid")
     if grains_of(config.payer.channel_cap_open) > grains_of(config.payer.total_locked_open):
         raise ConfigError("[payer] channel_cap_open is above total_locked_open")
+    if config.storage.archive and config.storage.prune_payloads:
+        raise ConfigError("[storage] archive keeps all payloads, prune_payloads drops old ones")
     if config.chain.trusted_id and not re.fullmatch("[0-9a-f]{64}", config.chain.trusted_id):
         raise ConfigError(f"{origins['chain.trusted_id']}: [chain] trusted_id: 64 hex digits")
     if config.chain.trusted_height and not config.chain.trusted_id:

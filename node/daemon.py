@@ -461,7 +461,7 @@ class Node:
         view = self._chain.view()
         tip, snapshot = view.tip, self._keeper.height
         roles = sum(ROLE_BITS.get(role, 0) for role in self._config.roles)
-        return StatusFacts(roles, tip.height, tip.block_id, view.earliest, snapshot)
+        return StatusFacts(roles, tip.height, tip.block_id, view.earliest_whole, snapshot)
 
     # --- running
 
@@ -484,8 +484,7 @@ class Node:
             nursery.start_soon(self._disk.run)
             nursery.start_soon(self._watch_database)
             nursery.start_soon(self._scrubber.run)
-            if not self._config.storage.archive:
-                nursery.start_soon(self._prune_bodies)
+            nursery.start_soon(self._prune)
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._directory.run)
             self._blobs.serve()
@@ -537,14 +536,16 @@ class Node:
         if self._shop is not None:
             self._shop.close()
 
-    async def _prune_bodies(self) -> None:
-        """Forever: drop bodies that are too old, as far as a database could be made without."""
+    async def _prune(self) -> None:
+        """Forever: drop what is too old, as far as a database could be made again without."""
+        storage, chain = self._config.storage, self._chain
+        ways = [] if storage.archive else [("bodies", chain.prune_bodies)]
+        ways += [("payloads", chain.prune_payloads)] if storage.prune_payloads else []
         while True:
-            gone = await trio.to_thread.run_sync(
-                self._chain.prune_bodies, self._snapshots.oldest_height()
-            )
-            if gone:
-                log.info("old bundle bodies dropped", bodies=gone)
+            for what, prune in ways:
+                gone = await trio.to_thread.run_sync(prune, self._snapshots.oldest_height())
+                if gone:
+                    log.info("what was old is dropped", what=what, number=gone)
             await trio.sleep(PRUNE_EVERY_S)
 
     async def _fetch_lost(self, names: Sequence[bytes]) -> Sequence[bytes]:

@@ -6,6 +6,7 @@ rebuilding need the home to themselves: stop the node first.
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -16,7 +17,17 @@ from node.cli.frame import DAMAGED, frame_of, new_noun, table
 app = new_noun("Check, rebuild and size up the files of the ledger.")
 
 COUNTED: Final = ("blocks", "bundles", "keys", "snapshots", "bytes")
-FOLDERS: Final = ("blocks", "bundles", "db", "snapshots", "past", "blobs", "receipts", "journal")
+FOLDERS: Final = (
+    "blocks",
+    "heads",
+    "bundles",
+    "db",
+    "snapshots",
+    "past",
+    "blobs",
+    "receipts",
+    "journal",
+)
 
 
 @app.command()
@@ -123,8 +134,9 @@ def rebuild(ctx: typer.Context) -> None:
 def prune(ctx: typer.Context) -> None:
     """Drop now what the settings let a running node drop by and by; headers and certificates stay.
 
-    Bundle bodies past the challenge window and a week unless `storage.archive`, versions of the
-    state beyond `storage.keep_versions`, snapshots beyond `storage.snapshots_kept`.
+    Bundle bodies past the challenge window and a week unless `storage.archive`, payloads of blocks
+    as old if `storage.prune_payloads`, versions of the state beyond `storage.keep_versions`,
+    snapshots beyond `storage.snapshots_kept`.
     """
     from node.observe import seldom
     from node.storage.ground import open_ground
@@ -134,14 +146,18 @@ def prune(ctx: typer.Context) -> None:
     frame = frame_of(ctx)
     settings, tell = frame.initialised(), seldom(_tell_read)
     storage, home = settings.config.storage, settings.home
-    before = _all_bytes(home)
-    ground = open_ground(
-        home,
-        home / settings.config.chain.genesis,
-        keep_versions=storage.keep_versions,
-        cache_bytes=storage.cache_mb << 20,
-        tell=lambda height, last: tell(f"blocks up to {last:,}", height),
+    before, open_it = (
+        _all_bytes(home),
+        partial(
+            open_ground,
+            home,
+            home / settings.config.chain.genesis,
+            keep_versions=storage.keep_versions,
+            cache_bytes=storage.cache_mb << 20,
+            tell=lambda height, last: tell(f"blocks up to {last:,}", height),
+        ),
     )
+    ground = open_it()
     try:
         chain, snapshots = (
             ground.chain,
@@ -149,11 +165,16 @@ def prune(ctx: typer.Context) -> None:
         )
         gone = {
             "bodies": 0 if storage.archive else chain.prune_bodies(snapshots.oldest_height()),
+            "payloads": 0,
             "nodes": chain.prune_tree(),
             "snapshots": snapshots.prune(chain.view().earliest - 1),
         }
+        while storage.prune_payloads and (moved := chain.prune_payloads(snapshots.oldest_height())):
+            gone["payloads"] += moved
     finally:
         ground.close()
+    if gone["payloads"]:
+        open_it().close()  # an opening drops the files that nobody looks into any more
     freed = max(0, before - _all_bytes(home))  # opening a small one writes more than it drops
     lines = [f"{number:,} {name}" for name, number in gone.items()]
     frame.show("db.prune/1", {**gone, "freed_bytes": freed}, [*lines, f"{freed:,} bytes freed"])

@@ -133,7 +133,9 @@ def _find_state(view: View, height: int, keys: tuple[bytes, ...]) -> bytes | Non
 
 def _find_receipt(view: View, bundle_hash: bytes, index: int) -> bytes | None:
     found = view.receipt_at(bundle_hash, index)
-    proof = None if found is None else receipt_proof(view, found)
+    if found is None or view.is_pruned(found.height):
+        return None
+    proof = receipt_proof(view, found)
     return None if proof is None else encode((encode_proof(proof),))
 
 

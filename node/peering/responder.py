@@ -36,8 +36,11 @@ class Blocks(Protocol):
     def height(self) -> int: ...
     @property
     def earliest(self) -> int: ...
+    @property
+    def earliest_whole(self) -> int: ...
     def block(self, height: int) -> Block | None: ...
     def record(self, height: int) -> BlockRecord | None: ...
+    def head(self, height: int) -> BlockRecord | None: ...
     def height_of(self, block_id: bytes) -> int | None: ...
 
 
@@ -72,7 +75,7 @@ class Responder:
             if start < 1 or not 1 <= count <= BLOCKS_MAX:
                 raise Misbehaving(f"{count} blocks from {start} asked for")
             view = self._get_view()
-            _check_held(view, start)
+            _check_held(view, start, view.earliest_whole)
             return encode(await self._run_blocking(_range, view, start, count))
         if kind == BY_ID:
             _, block_id = _decoded(body, _BY_ID)
@@ -90,14 +93,15 @@ class Responder:
         if start < 1 or not 1 <= count <= HEADERS_MAX or not 1 <= stride <= STRIDE_MAX:
             raise Misbehaving(f"{count} headers from {start} by {stride} asked for")
         view = self._get_view()
-        _check_held(view, start)
+        _check_held(view, start, view.earliest)
         return encode(await self._run_blocking(_headers, view, start, count, stride))
 
 
-def _check_held(view: Blocks, start: int) -> None:
-    """An honest no, with what we have instead; none is held that is older than our snapshot."""
-    if start < view.earliest:
-        raise Refused(Code.NOT_FOUND, body=encode((view.earliest, view.height)))
+def _check_held(view: Blocks, start: int, earliest: int) -> None:
+    """An honest no, with what we have instead: nothing is held that is older than our snapshot,
+    and of old blocks the payloads may have been dropped."""
+    if start < earliest:
+        raise Refused(Code.NOT_FOUND, body=encode((earliest, view.height)))
 
 
 def _decoded(body: bytes, shape: Any) -> Any:
@@ -131,7 +135,7 @@ def _headers(view: Blocks, start: int, count: int, stride: int) -> list[tuple[by
     found: list[tuple[bytes, bytes]] = []
     left = HEADERS_REPLY_BYTES_MAX - ENVELOPE_BYTES
     for height in range(start, min(view.height, start + (count - 1) * stride) + 1, stride):
-        record = view.record(height)
+        record = view.head(height)
         if record is None:
             break
         pair = decode_block(record.block).header, record.certificate

@@ -11,6 +11,7 @@ What this file does not know: what a block contains, or whether its certificate 
 """
 
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -18,6 +19,7 @@ from consensus.primitives.encoding import Bytes, Record, decode, encode
 from consensus.primitives.errors import Invalid
 from node.storage.errors import FRESH_HOME, Damaged
 from node.storage.frames import Frame, FrameFormat
+from node.storage.headlog import HEADS_NAME, HeadLog, is_head
 from node.storage.segments import SEGMENT_BYTES, Place, SegmentLog
 
 BLOCK_BYTES_MAX: Final = 2 << 20  # header, payload of 1 MiB, last certificate
@@ -47,6 +49,8 @@ class BlockLog:
     def __init__(self, directory: Path, segment_bytes: int = SEGMENT_BYTES) -> None:
         """Open or make the log. Raises `Damaged` for a bad frame that is not a torn tail."""
         self._log = SegmentLog(directory, FORMAT, segment_bytes)
+        self.heads = HeadLog(directory.with_name(HEADS_NAME), segment_bytes)
+        """Blocks whose payloads were dropped."""
         newest = self._without_unsynced(self._log.newest_frames())
         self.footing = b""
         """What the first block stands on, as `rebase` was given it; empty: on genesis."""
@@ -104,8 +108,23 @@ class BlockLog:
         self._log.sync()
 
     def read(self, place: Place) -> BlockRecord:
-        """The block at `place`. Raises `Damaged` unless it is whole."""
-        return self._record(self._log.read(place))
+        """The block at `place`, one of `heads` without payload. Raises `Damaged` unless whole."""
+        return self._record(self.heads.read(place) if is_head(place) else self._log.read(place))
+
+    def drop_pruned(self) -> None:
+        """Remove the segments of which `heads` holds every block."""
+        segments = self._log.segments
+        for segment, behind in pairwise(segments):
+            first = self._first_height(behind)
+            if first is None or first > self.heads.height + 1:
+                return
+            self._log.drop(segment)
+
+    @property
+    def has_dropped(self) -> bool:
+        """Whether the oldest block here stands on blocks that were dropped."""
+        frame = self._first_frame(self._log.segments[0])
+        return frame is not None and frame.kind != KIND_FOOTING and frame.height > 1
 
     def records_from(self, height: int) -> Iterator[tuple[Place, BlockRecord]]:
         """All blocks from `height` on, in order. Raises `Damaged` at a hole or a bad frame."""
@@ -125,6 +144,7 @@ class BlockLog:
     def close(self) -> None:
         """Sync, and let go of the files."""
         self._log.close()
+        self.heads.close()
 
     def _without_unsynced(self, frames: list[tuple[Place, Frame]]) -> list[int]:
         """Heights of the newest segment, cut at a hole that no sync stood behind."""

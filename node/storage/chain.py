@@ -46,13 +46,15 @@ from node.storage.executing import (
 from node.storage.opening import Opened, Tell, open_store, tell_nobody
 from node.storage.pasts import PastBlocks
 from node.storage.scrubbing import Progress, Scrub
+from node.storage.segments import Place
 from node.storage.store import CACHE_BYTES, KV, Reader
 from node.storage.views import Tip, View
-from node.storage.writing import PRUNED_PER_BLOCK_MAX, prune_tree, write_block
+from node.storage.writing import PRUNED_PER_BLOCK_MAX, head_places, prune_tree, write_block
 
 EXECUTED_MAX: Final = 4  # block ids whose outcome is kept
 SYNC_BLOCKS_MAX: Final = 64  # under one fsync while catching up
 BODIES_KEPT_MS: Final = 7 * 86_400_000  # beyond the challenge window, for proofs and replays
+HEADS_MOVED_MAX: Final = 10_000  # at once: some megabytes
 KEEP_VERSIONS: Final = 1_000  # of the state tree, for proofs at older heights
 
 
@@ -306,6 +308,24 @@ class Chain:
         for the database is made again from there on. 0: all stays. Blocks for directory syncs.
         """
         return self.bundles.prune(min(self.bodies_from(), snapshot))
+
+    def prune_payloads(self, snapshot: int) -> int:
+        """Drop payloads that need not be kept, as bodies; returns how many. For any one thread.
+
+        Their room is free after the next opening: views of now may still read them.
+        """
+        view, moved = self._view, list[tuple[int, Place]]()
+        last = min(self.bodies_from(), snapshot) - 1
+        first = max(view.earliest, self._log.heads.height + 1)
+        for height in range(first, min(last, first + HEADS_MOVED_MAX - 1) + 1):
+            record = view.record(height)
+            if record is None:
+                raise DatabaseDamaged(f"block {height} is missing in the database")
+            moved.append((height, self._log.heads.append(height, record.block, record.certificate)))
+        self._log.heads.sync()  # before the database names them
+        if moved:
+            self._store.write(head_places(moved))
+        return len(moved)
 
     def prune_tree(self) -> int:
         """Drop all nodes of the state tree that no kept version needs; returns how many.

@@ -31,6 +31,7 @@ from node.storage.errors import FRESH_HOME, Damaged, StorageError
 from node.storage.executing import NO_COMMIT
 from node.storage.footing import decode_footing
 from node.storage.frames import Frame, FrameFormat, read_all
+from node.storage.headlog import HEADS_NAME
 from node.storage.opening import BLOCKS_NAME, BUNDLES_NAME, SNAPSHOTS_NAME
 from node.storage.pasts import PASTS_NAME, read_past
 from node.storage.segments import segment_names
@@ -75,6 +76,8 @@ def check_home(home: Path, chain_id: bytes, tell: Tell = lambda part, done: None
         raise StorageError(f"{home} has no ledger yet", mend="olnode start")
     checked, snapshots = Checked(), SnapshotStore(home / SNAPSHOTS_NAME)
     wanted = {manifest.height for manifest in snapshots.manifests()}
+    for _ in _check_blocks(home / HEADS_NAME, chain_id, checked, tell):
+        pass  # those of snapshots are younger
     for header in _check_blocks(home / BLOCKS_NAME, chain_id, checked, tell):
         if header.height in wanted:
             checked.headers[header.height] = header

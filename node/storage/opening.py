@@ -43,13 +43,14 @@ from node.storage.executing import (
     execute_next,
 )
 from node.storage.footing import Footing, decode_footing
+from node.storage.headlog import is_head
 from node.storage.loading import load
 from node.storage.pasts import PASTS_NAME, PastBlocks
-from node.storage.segments import Place
+from node.storage.segments import Place, decode_place
 from node.storage.snapshots import check_chunk, read_chunk, read_manifest, verify_manifest
 from node.storage.store import KV, LevelKV, Reader, why_suspected
 from node.storage.views import Tip, View, base_of
-from node.storage.writing import write_block, write_state
+from node.storage.writing import head_places, write_block, write_state
 
 BLOCKS_NAME: Final = "blocks"
 BUNDLES_NAME: Final = "bundles"
@@ -198,12 +199,24 @@ class _Ladder:
             first = tip.height + 1
             tip = self._replay(store, tip)
             self._steps.append(f"database: replayed blocks {first} to {tip.height}")
+        self._check_heads(store)
         return tip
+
+    def _check_heads(self, store: KV) -> None:
+        """Have the database name what was moved to the heads, before their old place is dropped."""
+        heads, first = self._log.heads, 1 if self._footing is None else self._footing.height + 1
+        if heads.height < first:
+            return
+        raw = store.get(keyspace.BLOCK + keyspace.u64(heads.height))
+        if raw is None or not is_head(decode_place(raw)):
+            store.write(head_places(pair for pair in heads.places() if pair[0] >= first))
+        self._log.drop_pruned()
 
     def _check_meta(self, store: KV) -> None:
         version = store.get(keyspace.FORMAT)
         if version is None:
-            if self._bundles.has_dropped and (own := self._newest_snapshot()) is not None:
+            has_dropped = self._bundles.has_dropped or self._log.has_dropped
+            if has_dropped and (own := self._newest_snapshot()) is not None:
                 self._stand_on(own)
             if self._footing is None:
                 self._found(store)

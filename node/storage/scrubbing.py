@@ -115,13 +115,14 @@ class Scrub:
         height = max(self.progress.height, view.earliest)
         while height <= view.height and done < STEP_BYTES:
             try:
-                record = view.record(height)
+                record = view.head(height)
                 if record is None:
                     raise DatabaseDamaged(f"block {height} is missing in the database")
                 done += len(record.block) + len(record.certificate)
                 self._before = check_record(record, self._before, self._chain_id)
-                names = decode_payload(decode_block(record.block).payload).bundles
-                done += sum(self._body_bytes(name, lost) for name in names if self._keeps(height))
+                if height >= max(self._bodies_from, view.earliest_whole):
+                    names = decode_payload(decode_block(record.block).payload).bundles
+                    done += sum(self._body_bytes(name, lost) for name in names)
             except DatabaseDamaged:
                 raise
             except (Damaged, Invalid) as error:
@@ -131,9 +132,6 @@ class Scrub:
         is_last = height > view.height
         self.progress = self.progress._replace(height=height, key=b"\x00" if is_last else b"")
         return Step(done, tuple(findings), tuple(lost))
-
-    def _keeps(self, height: int) -> bool:
-        return height >= self._bodies_from
 
     def _body_bytes(self, name: bytes, lost: list[bytes]) -> int:
         bundle = self._bundles.get(name)

@@ -7,7 +7,7 @@ Why a synced transaction per batch: kill -9 at any moment then splits none and l
 was acknowledged. What a cut log takes away silently, the block log gives back (`chain.py`).
 Why a failure is noted beside the data: the start-up ladder looks at a part of the keys, and what
 failed may be among the others; without the note a node would fail at it again and again.
-Threads: `write` belongs to one thread at a time; snapshots may be read from any other.
+Threads: writes from several wait for each other; snapshots may be read from any.
 What this file does not know: what the keys mean.
 """
 
@@ -15,6 +15,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from threading import Lock
 from typing import Any, Final, Protocol
 
 import plyvel
@@ -82,6 +83,7 @@ class LevelKV:
 
     def __init__(self, path: Path, cache_bytes: int = CACHE_BYTES) -> None:
         self._health = _Health(path)
+        self._writing = Lock()
         try:
             self._db: Any = plyvel.DB(
                 str(path),
@@ -113,7 +115,7 @@ class LevelKV:
 
     def write(self, puts: Iterable[tuple[bytes, bytes]], deletes: Iterable[bytes] = ()) -> None:
         try:
-            with self._db.write_batch(transaction=True, sync=True) as batch:
+            with self._writing, self._db.write_batch(transaction=True, sync=True) as batch:
                 for key in deletes:
                     batch.delete(key)
                 for key, value in puts:

@@ -16,6 +16,7 @@ from consensus.certificate import Certificate, decode_certificate
 from consensus.header import Header, decode_header
 from consensus.pastblocks import PastBlock
 from consensus.primitives.encoding import U8, U16, U63, Bytes, ListOf, Record, decode, encode
+from consensus.primitives.errors import Invalid
 from consensus.skipping import LightBlock
 from consensus.validators import ValidatorSet, decode_validators
 from node.ledger.context import PastHeight
@@ -33,8 +34,9 @@ from node.storage import history, keyspace
 from node.storage.blocklog import BlockLog, BlockRecord
 from node.storage.bundlestore import BundleStore
 from node.storage.errors import FRESH_HOME, Damaged
+from node.storage.headlog import is_head
 from node.storage.pasts import MissingPast, PastBlocks
-from node.storage.segments import decode_place
+from node.storage.segments import Place, decode_place
 from node.storage.store import Reader
 
 ACTIVITY_MAX: Final = 1_000  # entries in one answer
@@ -154,6 +156,11 @@ class View:
         footing = self._pasts.footing
         return 1 if footing is None else footing.height + 1
 
+    @property
+    def earliest_whole(self) -> int:
+        """Height of the first block that is held with its payload."""
+        return max(self.earliest, self._log.heads.height + 1)
+
     # -- state
 
     def state(self) -> State:
@@ -168,9 +175,23 @@ class View:
     # -- blocks
 
     def record(self, height: int) -> BlockRecord | None:
-        """The encoded block and certificate of a height, or None if it is not held."""
+        """The encoded block and certificate of a height, or None if it is not held whole."""
+        place = self._place(height)
+        return None if place is None or is_head(place) else self._log.read(place)
+
+    def head(self, height: int) -> BlockRecord | None:
+        """The same of a block whose payload may have been dropped: it is empty then."""
+        place = self._place(height)
+        return None if place is None else self._log.read(place)
+
+    def _place(self, height: int) -> Place | None:
         raw = self.reader.get(keyspace.BLOCK + keyspace.u64(height))
-        return None if raw is None else self._log.read(decode_place(raw))
+        return None if raw is None else decode_place(raw)
+
+    def is_pruned(self, height: int) -> bool:
+        """Whether a block is held without its payload."""
+        place = self._place(height)
+        return place is not None and is_head(place)
 
     def block(self, height: int) -> Block | None:
         """The three encodings of a block."""
@@ -184,16 +205,22 @@ class View:
         footing = self._pasts.footing
         if footing is not None and height == footing.height:
             return footing
-        block = self.block(height)
+        block = self._head_block(height)
         return None if block is None else decode_header(block.header)
+
+    def _head_block(self, height: int) -> Block | None:
+        record = self.head(height)
+        return None if record is None else decode_block(record.block)
 
     def certificate(self, height: int) -> Certificate | None:
         """The certificate that decided a height."""
-        record = self.record(height)
+        record = self.head(height)
         return None if record is None else decode_certificate(record.certificate)
 
     def payload(self, height: int) -> Payload | None:
-        """What a block carries."""
+        """What a block carries. Raises `Invalid` `block.pruned` where that was dropped."""
+        if self.is_pruned(height):
+            raise Invalid("block.pruned", height=height)
         block = self.block(height)
         return None if block is None else decode_payload(block.payload)
 
@@ -271,7 +298,7 @@ class View:
         if height == self.tip.height:
             assert self.tip.certificate is not None
             return Decided(header, self.tip.certificate, validators)
-        following = self.block(height + 1)
+        following = self._head_block(height + 1)
         assert following is not None, "what is held has no gap below the tip"
         return Decided(header, decode_certificate(following.last_certificate), validators)
 
@@ -293,7 +320,7 @@ class View:
             return None
         if self._pasts.is_before(height):
             return self._kept_past(height, at)
-        behind = self.block(height + 1)
+        behind = self._head_block(height + 1)
         validators, following = self.validators(height), self.validators(height + 1)
         if behind is None or validators is None or following is None:
             return None

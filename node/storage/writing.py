@@ -4,7 +4,7 @@ Why one function: a block is in the database whole or not at all, so all its put
 from what execution gave. What this file does not know: whether the block is right.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Final
 
 from consensus.certificate import Certificate
@@ -75,6 +75,12 @@ def write_state(
     for node_key in update.stale:
         batch.put(keyspace.STALE + numbered + node_key, b"")
     batch.put(keyspace.ROOT + numbered, update.record)
+
+
+def head_places(moved: Iterable[tuple[int, Place]]) -> Iterator[tuple[bytes, bytes]]:
+    """The puts that name blocks at the places of their heads."""
+    for height, place in moved:
+        yield keyspace.BLOCK + keyspace.u64(height), place.encode()
 
 
 def prune_tree(batch: Batch, height: int, keep_versions: int) -> int:

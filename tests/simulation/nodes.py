@@ -182,7 +182,7 @@ class Node:
             facts=lambda: StatusFacts(
                 height=self.chain.height,
                 block_id=self.chain.tip.block_id,
-                earliest=self.chain.view().earliest,
+                earliest=self.chain.view().earliest_whole,
                 snapshot_height=keeper.height,
             ),
             epoch_ms=EPOCH_MS,

@@ -9,10 +9,12 @@ from stored_kit import GENESIS, Stored
 
 from node.cli.frame import DAMAGED, FAILED
 from node.cli.main import run
+from node.storage.chain import Chain
 from node.storage.checking import Finding
 from node.storage.errors import FRESH_HOME, DatabaseDamaged
 from node.storage.lock import lock_home
 from node.storage.scrubbing import Scrub, Step
+from node.storage.snapshots import SnapshotStore
 
 Capture = pytest.CaptureFixture[str]
 SCHEMAS = json.loads((Path(__file__).parents[2] / "vectors/cli/schemas.json").read_text())
@@ -112,6 +114,25 @@ def test_prune_says_what_has_gone(home: Path, capsys: Capture) -> None:
     assert told(capsys, home, "check")["findings"] == []
     with lock_home(home):
         assert run(["--home", str(home), "db", "prune"]) == FAILED
+
+
+def test_prune_drops_old_payloads_where_the_settings_say_so(
+    home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", -(10**12))
+    chain = Chain.open(home, GENESIS)
+    SnapshotStore(home / "snapshots").make(chain.view())
+    chain.close()
+    assert told(capsys, home, "prune")["payloads"] == 0
+    settings = home / "config.toml"
+    text = settings.read_text().replace("# prune_payloads = false", "prune_payloads = true")
+    settings.write_text(text)
+    assert told(capsys, home, "prune")["payloads"] == 2
+    assert told(capsys, home, "prune")["payloads"] == 0
+    assert told(capsys, home, "check")["findings"] == []
+    settings.write_text(text.replace("# archive = false", "archive = true"))
+    assert run(["--home", str(home), "db", "prune"]) == 78
+    assert "archive keeps all payloads" in capsys.readouterr().err
 
 
 def test_rebuild_makes_the_database_again_and_keeps_the_old_one(

@@ -229,12 +229,28 @@ async def test_peer_that_began_later_is_not_asked_for_older_blocks(
         assert all(start >= 100 for peer, start in world.asked if peer == KEYS[1])
 
 
+async def test_blocks_without_payloads_are_an_honest_no_and_their_headers_are_told(
+    source: Stored, autojump_clock: Any
+) -> None:
+    whole = source.chain.view()
+    view = SimpleNamespace(earliest=1, earliest_whole=50, height=whole.height, head=whole.record)
+    responder = Responder(
+        get_view=lambda: view, find_undecided=lambda _: None, run_blocking=at_once
+    )
+    assert len(await responder.answer_headers(KEYS[0], encode((49, 2, 1)))) > 500
+    with pytest.raises(Refused) as refused:
+        await responder.answer_blocks(KEYS[0], encode((0, 49, 2)))
+    assert (refused.value.code, refused.value.body) == (Code.NOT_FOUND, encode((50, HEIGHT)))
+
+
 @pytest.mark.parametrize(("start", "is_held"), [(49, False), (50, True)])
 async def test_blocks_from_before_our_snapshot_are_an_honest_no(
     source: Stored, autojump_clock: Any, start: int, is_held: bool
 ) -> None:
     whole = source.chain.view()
-    view = SimpleNamespace(earliest=50, height=whole.height, record=whole.record)
+    view = SimpleNamespace(
+        earliest=50, earliest_whole=50, height=whole.height, record=whole.record, head=whole.record
+    )
     responder = Responder(
         get_view=lambda: view, find_undecided=lambda _: None, run_blocking=at_once
     )

@@ -54,6 +54,13 @@ class Held:
     def earliest(self) -> int:
         return 1
 
+    @property
+    def earliest_whole(self) -> int:
+        return 1
+
+    def head(self, height: int) -> BlockRecord | None:
+        return self.record(height)
+
     def record(self, height: int) -> BlockRecord | None:
         made, block = self.header(height), self.block(height)
         if made is None or block is None:

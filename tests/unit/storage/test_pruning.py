@@ -8,10 +8,18 @@ from crashes.story import KEEP_VERSIONS, small_files, told
 from stored_kit import GENESIS
 
 from consensus.primitives.digest import sha256
+from consensus.primitives.errors import Invalid
+from node.ledger.wire.blocks import decode_payload
+from node.ledger.wire.transactions import decode_transaction
 from node.storage.chain import Chain
 from node.storage.checking import check_home
 from node.storage.errors import StorageError
+from node.storage.proving import transaction_proof
+from node.storage.scrubbing import Progress
 from node.storage.snapshots import SnapshotStore
+from node.storage.store import LevelKV
+from node.storage.views import View
+from node.web.reading import find_block, find_transaction
 
 HEIGHT, OLDER, NEWER = 40, 20, 30  # of the chain and of its snapshots
 
@@ -103,6 +111,123 @@ def test_lost_database_without_a_whole_snapshot_is_refused(
     shutil.rmtree(home / "snapshots")
     with pytest.raises(StorageError, match="cannot be replayed"):
         opened(home)
+
+
+# ---- payloads
+
+
+def pruned(home: Path, monkeypatch: pytest.MonkeyPatch) -> Chain:
+    """The chain after its payloads older than OLDER went, and their files with them."""
+    monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", -(10**12))
+    monkeypatch.setattr("node.storage.chain.HEADS_MOVED_MAX", 8)
+    chain = opened(home)
+    moved = [chain.prune_payloads(OLDER) for _ in range(4)]
+    assert moved == [8, 8, 3, 0]
+    chain.close()
+    return opened(home)
+
+
+def heads_of(view: View) -> list[object]:
+    """All that is kept of a block for ever, and what is proved by it."""
+    heights = range(1, view.height)
+    return [
+        *map(view.header, heights),
+        *map(view.certificate, heights),
+        *(view.light_block(height) for height in heights),
+        *(view.past_block(height, view.height) for height in heights[:-1]),
+        *map(view.find_decided, heights),
+    ]
+
+
+def test_old_payloads_go_and_headers_certificates_and_proofs_stay(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = opened(home)
+    before, size = heads_of(chain.view()), folder_bytes(home / "blocks")
+    assert not (home / "heads").exists()
+    chain.close()
+    chain = pruned(home, monkeypatch)
+    view = chain.view()
+    assert heads_of(view) == before
+    assert (view.earliest, view.earliest_whole) == (1, OLDER)
+    assert (view.record(OLDER - 1), view.block(OLDER - 1)) == (None, None)
+    assert view.block(OLDER) == told()[OLDER - 1].block
+    with pytest.raises(Invalid, match=r"block\.pruned"):
+        view.payload(OLDER - 1)
+    assert folder_bytes(home / "blocks") + folder_bytes(home / "heads") < size
+    assert not (home / "blocks" / "000001").exists(), "this opening dropped it"
+    assert check_home(home, sha256(GENESIS)).findings == []
+    scrub = chain.scrub(Progress(), is_archive=True)
+    while not scrub.is_over:
+        assert not scrub.step().findings
+    chain.close()
+
+
+def test_whoever_asks_for_what_was_pruned_is_told_so(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chain = pruned(home, monkeypatch)
+    view = chain.view()
+    old = decode_payload(told()[OLDER - 2].block.payload).transactions[0]
+    tx_id = decode_transaction(old).tx_id
+    for ask in (
+        lambda: find_block(view, OLDER - 1),
+        lambda: find_transaction(view, tx_id, None),
+        lambda: transaction_proof(view, tx_id),
+    ):
+        with pytest.raises(Invalid, match=r"block\.pruned"):
+            ask()
+    assert find_block(view, OLDER) is not None
+    chain.close()
+
+
+def test_chain_goes_on_and_a_lost_database_comes_back_without_old_payloads(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruned(home, monkeypatch).close()
+    shutil.rmtree(home / "db")
+    chain = opened(home)
+    assert chain.steps[0] == f"database: loaded from the snapshot of block {NEWER}"
+    step = told()[HEIGHT]
+    for bundle in step.bundles:
+        chain.bundles.append(bundle)
+    chain.commit_many([(step.block, step.certificate)])
+    assert chain.view().earliest_whole == NEWER + 1
+    chain.close()
+    assert opened(home).height == HEIGHT + 1
+
+
+@pytest.mark.parametrize("loses", ["database", "heads"])
+def test_end_between_heads_and_database_loses_no_block(
+    home: Path, monkeypatch: pytest.MonkeyPatch, loses: str
+) -> None:
+    """Heads are durable before the database names them; what was torn is moved again."""
+    monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", -(10**12))
+    chain = opened(home)
+    before = heads_of(chain.view())
+
+    def end(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LevelKV, "write", end)
+        with pytest.raises(KeyboardInterrupt):
+            chain.prune_payloads(OLDER)
+    if loses == "heads":
+        newest = max((home / "heads").iterdir())
+        newest.write_bytes(newest.read_bytes()[:-3])
+    chain.close()
+    again = opened(home)
+    lost = loses == "heads"
+    assert heads_of(again.view()) == before
+    assert again.view().earliest_whole == OLDER - lost
+    assert again.prune_payloads(OLDER) == lost
+    again.close()
+    assert check_home(home, sha256(GENESIS)).findings == []
+
+
+def folder_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 def test_fewer_kept_versions_leave_no_root_that_cannot_be_proved(home: Path) -> None:

@@ -30,6 +30,7 @@ CODES = [
     ("payer.already_charged", 409),
     ("ledger.record_changed", 409),
     ("ledger.pruned", 410),
+    ("block.pruned", 410),
     ("request.too_large", 413),
     ("request.media_type", 415),
     ("request.internal", 500),

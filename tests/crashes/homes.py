@@ -1,24 +1,28 @@
-"""Two small homes that hold every kind of file, and all that can be read from one.
+"""Small homes that together hold every kind of file, and all that can be read from one.
 
-The first has lived from genesis on: segments, tables, a snapshot, a journal, trusted light blocks.
-The second began with a snapshot and keeps a block from before it, as evidence made it.
+`lived` from genesis on: segments, tables, a snapshot, a journal, trusted light blocks. `begun`
+began with a snapshot and keeps a block from before it, as evidence made it. `pruned` is the first
+after its old payloads were dropped: its database can be made again from its own snapshot only.
 """
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
+from unittest import mock
 
 from accused_kit import HEIGHT, Accused
 from crashes.campaign import END, Lives
 from crashes.life import Plan, open_home
-from crashes.story import CHAIN_ID, digest, new_home, small_files, told
+from crashes.story import CHAIN_ID, EVERYTHING, digest, new_home, small_files, told
 from stored_kit import GENESIS
 
 from consensus.certificate import PRECOMMIT, PREVOTE
 from consensus.primitives.errors import Invalid
 from consensus.records import SIGNED_PROPOSAL
+from node.storage import keyspace
 from node.storage.errors import Damaged
 from node.storage.ground import Ground, open_ground
 from node.storage.lightfile import LightFile
@@ -27,8 +31,10 @@ from node.storage.snapshots import SnapshotStore, check_chunk, verify_manifest
 from node.storage.views import View
 
 BLOCKS: Final = 24
+PRUNED_BELOW: Final = 10  # height of the older snapshot
 KINDS: Final = {  # of files, and where they lie
     "blocks": "blocks/*",
+    "heads": "heads/*",
     "bundles": "bundles/*",
     "table": "db/*.ldb",
     "log": "db/*.log",
@@ -76,6 +82,17 @@ def _live(home: Path, blocks: int) -> None:
             assert event["what"] not in ("failed", "refused"), event
 
 
+def pruned(folder: Path) -> Path:
+    """A home that has lived, and dropped old payloads."""
+    home = Path(shutil.copytree(folder / "lived", folder / "pruned"))
+    with small_files(), mock.patch("node.storage.chain.BODIES_KEPT_MS", -(10**12)):
+        ground = open_home(home)
+        assert ground.chain.prune_payloads(PRUNED_BELOW) == PRUNED_BELOW - 1
+        ground.close()
+        open_home(home).close()  # drops the files
+    return home
+
+
 def begun(folder: Path) -> Path:
     """A home that began with a snapshot, and has judged an offence from before it."""
     home = folder / "begun"
@@ -113,10 +130,13 @@ def _read(read: Callable[[], Any]) -> Any:
 
 def _parts(home: Path, ground: Ground) -> Iterator[tuple[str, Callable[[], Any]]]:
     chain, view = ground.chain, ground.chain.view()
+    is_pruned = (home / "heads").exists()
     yield "height", lambda: chain.height
-    yield "database", lambda: digest(view.reader)
+    # Of a pruned home only the state is the same after the database was made again.
+    tables = (keyspace.STATE, keyspace.after(keyspace.STATE)) if is_pruned else EVERYTHING
+    yield "database", lambda: digest(view.reader, *tables)
     for height in range(view.earliest, max(chain.height, BLOCKS) + 1):
-        yield f"block {height}", partial(view.record, height)
+        yield f"block {height}", partial(view.head, height)
     for step in told()[:BLOCKS] if (home / "signer").exists() else ():
         for bundle in step.bundles:
             yield f"body {bundle.hash.hex()}", partial(chain.bundles.get, bundle.hash)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from crashes.homes import Loud, Reading, begun, lived, read_home
+from crashes.homes import Loud, Reading, begun, lived, pruned, read_home
 from crashes.story import CHAIN_ID
 
 from node.storage.checking import check_home
@@ -23,14 +23,14 @@ EQUAL, MENDED, TOLD, REFUSED = "equal", "mended", "told", "refused"
 SILENT, FAILED = "silent", "failed"
 ENDS: Final = (EQUAL, MENDED, TOLD, REFUSED, SILENT, FAILED)
 DEFECTS: Final = (SILENT, FAILED)
-HOMES: Final = {"lived": lived, "begun": begun}
+HOMES: Final = {"lived": lived, "pruned": pruned, "begun": begun}
 
 Spoil = Callable[[Path], None]  # changes files of the home that it is given
 End = tuple[str, str]  # one of ENDS, and why
 
 
 class Judge:
-    """Makes both homes under `folder` once; each case is a copy."""
+    """Makes the homes under `folder` once; each case is a copy."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

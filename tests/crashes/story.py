@@ -32,6 +32,7 @@ from node.storage.store import MemoryKV, Reader
 KEEP_VERSIONS: Final = 8
 SEGMENT_BYTES: Final = 8 << 10
 BUFFER_BYTES: Final = 64 << 10  # LevelDB's least
+EVERYTHING: Final = (b"\x00", b"\xff")  # keys of the database
 SETTLED: Final = 48  # blocks with a bundle
 VALIDATOR: Final = party("validator 0").key
 CHAIN_ID: Final = decode_genesis(GENESIS).chain_id
@@ -83,10 +84,10 @@ class _Noting(Stored):
         return outcome
 
 
-def digest(reader: Reader) -> bytes:
-    """One hash of all pairs of a database."""
+def digest(reader: Reader, start: bytes = EVERYTHING[0], stop: bytes = EVERYTHING[1]) -> bytes:
+    """One hash of all pairs of a database, or of some."""
     hashed = sha256()
-    for key, value in reader.scan(b"\x00", b"\xff"):
+    for key, value in reader.scan(start, stop):
         for part in (key, value):
             hashed.update(len(part).to_bytes(4, "big") + part)
     return hashed.digest()

@@ -1,6 +1,6 @@
 """Snapshots: the whole state after one block, in chunks that anybody can check.
 
-    snapshots/<height>/manifest, 00000, 00001, …      (`<height>.part` until it is whole)
+    snapshots/<height>/manifest, 00000, …  (`<height>.part` until it is whole, then `.gone`)
 
 Why chunks by hash: they come from several peers in any order, and a false one is known at once.
 Why the cut is fixed by the pairs alone: every node makes the same chunks of the same height.
@@ -12,6 +12,7 @@ What this file does not know: peers, and which headers are trusted.
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Final, NamedTuple
@@ -39,6 +40,7 @@ MANIFEST_BYTES_MAX: Final = 1 << 20
 KEPT: Final = 2
 MANIFEST_NAME: Final = "manifest"
 PART_SUFFIX: Final = ".part"
+GONE_SUFFIX: Final = ".gone"
 
 _CHUNK: Final = ListOf(Record(Bytes(KEY_BYTES_MAX, 1), Bytes(VALUE_BYTES_MAX)), PAIRS_MAX, 1)
 _MANIFEST: Final = Record(
@@ -166,6 +168,8 @@ class SnapshotStore:
         self._kept = kept
         self._lock = Lock()  # of the folder's entries
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for path in directory.glob(f"*{GONE_SUFFIX}"):
+            shutil.rmtree(path, ignore_errors=True)
         found = {height: read_manifest(self.folder(height)) for height in self._heights()}
         self._manifests = {height: one for height, one in found.items() if one is not None}
         self.unreadable = tuple(sorted(found.keys() - self._manifests.keys()))
@@ -232,7 +236,7 @@ class SnapshotStore:
         """A folder with all chunks and its manifest becomes the snapshot of its height."""
         with self._lock:
             target = self.folder(manifest.height)
-            shutil.rmtree(target, ignore_errors=True)
+            self._remove(manifest.height)
             os.replace(part, target)
             sync_directory(self._directory)
             self._manifests[manifest.height] = manifest
@@ -262,8 +266,16 @@ class SnapshotStore:
             gone = [height for height in newest[self._kept :] if height != pinned]
             for height in gone:
                 del self._manifests[height]
-                shutil.rmtree(self.folder(height), ignore_errors=True)
+                self._remove(height)
             return len(gone)
+
+    def _remove(self, height: int) -> None:
+        """An end in the middle leaves no snapshot that looks whole and lacks a chunk."""
+        gone = self._directory / f"{height}{GONE_SUFFIX}"
+        shutil.rmtree(gone, ignore_errors=True)
+        with suppress(FileNotFoundError):
+            os.replace(self.folder(height), gone)
+            shutil.rmtree(gone, ignore_errors=True)
 
     # -- what is on its way
 

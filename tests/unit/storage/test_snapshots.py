@@ -87,6 +87,21 @@ def test_two_newest_are_kept_and_the_one_we_stand_on(snapped: Snapped, tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["10", "30", "40"]
 
 
+def test_removal_that_was_ended_in_the_middle_leaves_no_snapshot(
+    snapped: Snapped, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not one that looks whole and lacks a chunk."""
+    store = SnapshotStore(tmp_path, kept=0)
+    snapped.put_part(store)
+    store.adopt(store.part(snapped.height), snapped.manifest)
+    with monkeypatch.context() as patch:
+        patch.setattr("node.storage.snapshots.shutil.rmtree", lambda *_, **__: None)
+        assert store.prune() == 1
+    assert [path.name for path in tmp_path.iterdir()] == [f"{snapped.height}.gone"]
+    assert SnapshotStore(tmp_path).manifests() == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_chunks_end_at_both_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = [(b"%06d" % i, bytes(30)) for i in range(PAIRS_MAX + 1)]
     by_count = [decode_chunk(raw) for raw in cut_chunks(pairs)]

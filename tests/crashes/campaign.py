@@ -33,6 +33,7 @@ OPERATIONS_MAX: Final = 240  # of a life that ends by count: some ten blocks
 DELAY_S_MAX: Final = 0.03  # of a kill from outside, after a block was told
 BLOCKS_MAX: Final = 6  # before that
 CATCHES_UP: Final = 0.3  # of all lives
+PRUNES: Final = 0.5  # of all homes
 END: Final = 1 << 40  # no life has so many operations
 
 
@@ -114,7 +115,7 @@ class Campaign:
         with Lives() as lives:
             grown = new_home(self._folder / "grown")
             told_before = Told()
-            self._live_once(lives, Plan(str(grown), END, blocks=height), told_before)
+            self._live_once(lives, Plan(str(grown), END, blocks=height, prunes=True), told_before)
             for last in count(1):
                 before = self.found.at.copy()
                 self._end_in_a_copy(lives, grown, told_before, last, tears=False)
@@ -130,27 +131,31 @@ class Campaign:
         home = Path(shutil.copytree(grown, self._folder / "copy"))
         before = replace(told_before)
         for operation in (last, END):
-            plan = Plan(str(home), operation, tears, blocks=1, told=asdict(before))
+            plan = Plan(str(home), operation, tears, blocks=1, prunes=True, told=asdict(before))
             self._live_once(lives, plan, before)
         shutil.rmtree(home)
 
     def _live_in_a_home(self, lives: Lives, points: int) -> None:
         home, before = new_home(self._folder / str(self.found.homes)), Told()
+        prunes = self._chance.random() < PRUNES
         while self.found.points < points and before.height < len(told()):
             if self.found.faults:
                 return  # the home stays as it is, to be looked at
-            self._live_once(lives, self._plan(home, before), before)
-        self._live_once(lives, Plan(str(home), END, told=asdict(before)), before)
+            self._live_once(lives, self._plan(home, before, prunes=prunes), before)
+        self._live_once(lives, Plan(str(home), END, prunes=prunes, told=asdict(before)), before)
         checked = check_home(home, CHAIN_ID)
         self.found.different += [finding.what for finding in checked.findings]
         self.found.homes += 1
         shutil.rmtree(home)
 
-    def _plan(self, home: Path, before: Told) -> Plan:
+    def _plan(self, home: Path, before: Told, *, prunes: bool) -> Plan:
         way = self._chance.choice(("count", "count", "tear", "time"))
         last = 0 if way == "time" else self._chance.randrange(1, OPERATIONS_MAX)
         catches_up = self._chance.random() < CATCHES_UP
-        return Plan(str(home), last, way == "tear", catches_up=catches_up, told=asdict(before))
+        told_before = asdict(before)
+        return Plan(
+            str(home), last, way == "tear", prunes=prunes, catches_up=catches_up, told=told_before
+        )
 
     def _live_once(self, lives: Lives, plan: Plan, before: Told) -> None:
         """Take what it tells; a plan without a last operation is ended from here."""

@@ -11,11 +11,10 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
-from unittest import mock
 
 from accused_kit import HEIGHT, Accused
 from crashes.campaign import END, Lives
-from crashes.life import Plan, open_home
+from crashes.life import Plan, all_is_old, open_home
 from crashes.story import CHAIN_ID, EVERYTHING, digest, new_home, small_files, told
 from stored_kit import GENESIS
 
@@ -85,7 +84,7 @@ def _live(home: Path, blocks: int) -> None:
 def pruned(folder: Path) -> Path:
     """A home that has lived, and dropped old payloads."""
     home = Path(shutil.copytree(folder / "lived", folder / "pruned"))
-    with small_files(), mock.patch("node.storage.chain.BODIES_KEPT_MS", -(10**12)):
+    with small_files(), all_is_old():
         ground = open_home(home)
         assert ground.chain.prune_payloads(PRUNED_BELOW) == PRUNED_BELOW - 1
         ground.close()

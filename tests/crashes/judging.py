@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from crashes.story import Step, digest, told
+from crashes.story import Step, digest_but_places, told
 from ledger_kit import supply_is_whole
 
 from consensus.records import SignerRecord
@@ -57,18 +57,18 @@ class Faults(NamedTuple):
     different: tuple[str, ...]
 
 
-def find_faults(home: Path, ground: Ground, before: Told) -> Faults:
-    """Judge an open home by what was told of it."""
+def find_faults(home: Path, ground: Ground, before: Told, whole_from: int) -> Faults:
+    """Judge an open home by what was told of it. Older blocks than `whole_from` may be pruned."""
     assert ground.journal is not None, ground.why_silent
-    lost = (*_lost_of(ground, before), *_lost_snapshot(home, before))
-    return Faults(lost, tuple(_different(ground)))
+    lost = (*_lost_of(ground, before, whole_from), *_lost_snapshot(home, before))
+    return Faults(lost, tuple(_different(ground, whole_from)))
 
 
-def _lost_of(ground: Ground, before: Told) -> Iterator[str]:
+def _lost_of(ground: Ground, before: Told, whole_from: int) -> Iterator[str]:
     chain, journal = ground.chain, ground.journal
     if chain.height < before.height:
         yield f"blocks {chain.height + 1} to {before.height}"
-    for step in told()[: chain.height]:
+    for step in told()[max(0, whole_from - 1) : chain.height]:
         for bundle in step.bundles:
             if chain.bundles.get(bundle.hash) != bundle:
                 yield f"the body of bundle {bundle.hash.hex()}"
@@ -106,11 +106,11 @@ def _lost_snapshot(home: Path, before: Told) -> Iterator[str]:
                 check_chunk(mark, raw)
 
 
-def _different(ground: Ground) -> Iterator[str]:
+def _different(ground: Ground, whole_from: int) -> Iterator[str]:
     chain, view = ground.chain, ground.chain.view()
     steps = told()[: chain.height]
-    yield from _different_blocks(view, steps)
-    if steps and digest(view.reader) != steps[-1].database:
+    yield from _different_blocks(view, steps, whole_from)
+    if steps and digest_but_places(view.reader) != steps[-1].database:
         yield f"the database of height {chain.height}"
     if _root_anew(view) != tree.root_hash(view.base.tree_root):
         yield f"the state of height {chain.height} is not its root's"
@@ -118,11 +118,13 @@ def _different(ground: Ground) -> Iterator[str]:
         yield "the totals do not add up to the supply"
 
 
-def _different_blocks(view: View, steps: tuple[Step, ...]) -> Iterator[str]:
+def _different_blocks(view: View, steps: tuple[Step, ...], whole_from: int) -> Iterator[str]:
     settled: set[bytes] = set()
     for height, step in enumerate(steps, start=1):
-        record = view.record(height)
-        if record is None or decode_block(record.block) != step.block:
+        record, block = view.head(height), step.block
+        if view.is_pruned(height) and height < whole_from:
+            block = block._replace(payload=b"")
+        if record is None or decode_block(record.block) != block:
             yield f"block {height}"
             continue
         bundles = decode_payload(step.block.payload).bundles

@@ -15,7 +15,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -50,6 +50,7 @@ class Plan:
     last_operation: int = 0  # SIGKILL instead of this one; 0: only who reads us may kill
     tears: bool = False  # it is half done, if it is a write
     blocks: int = 1_000  # then it ends by itself
+    prunes: bool = False  # old bodies and payloads, with each snapshot; the same for all of a home
     catches_up: bool = False  # decided blocks, several under one sync, without a vote
     told: dict[str, Any] = field(default_factory=lambda: asdict(Told()))
 
@@ -108,19 +109,26 @@ def say(what: str, **facts: Any) -> None:
 def live(plan: Plan) -> None:
     """Open, be judged, go on with the story to its end."""
     steps = told()
-    with small_files(), Operations(plan.last_operation, plan.tears).counted():
+    with small_files(), all_is_old(), Operations(plan.last_operation, plan.tears).counted():
         try:
             ground = open_home(Path(plan.home))
         except StorageError as error:
             say("refused", why=str(error))
             return
-        faults = find_faults(Path(plan.home), ground, Told(**plan.told))
+        snapshots = SnapshotStore(Path(plan.home) / "snapshots")
+        whole_from = snapshots.oldest_height() if plan.prunes else 0
+        faults = find_faults(Path(plan.home), ground, Told(**plan.told), whole_from)
         say("judged", height=ground.chain.height, **faults._asdict())
         go = catch_up if plan.catches_up else agree
         last = ground.chain.height + plan.blocks
-        go(ground, steps[:last], SnapshotStore(Path(plan.home) / "snapshots"))
+        go(ground, steps[:last], partial(keep_snapshot, ground, snapshots, plan.prunes))
         ground.close()
     say("finished")
+
+
+def all_is_old() -> AbstractContextManager[object]:
+    """The challenge window and the week after it are over for every block."""
+    return mock.patch("node.storage.chain.BODIES_KEPT_MS", -(10**12))
 
 
 def open_home(home: Path) -> Ground:
@@ -128,7 +136,7 @@ def open_home(home: Path) -> Ground:
     return open_ground(home, home / "genesis", validator_key=VALIDATOR, keep_versions=KEEP_VERSIONS)
 
 
-def agree(ground: Ground, steps: Sequence[Step], snapshots: SnapshotStore) -> None:
+def agree(ground: Ground, steps: Sequence[Step], keep: Callable[[], None]) -> None:
     """Block after block as a validator: bodies, promises, commit."""
     chain, journal = ground.chain, ground.journal
     assert journal is not None
@@ -147,7 +155,7 @@ def agree(ground: Ground, steps: Sequence[Step], snapshots: SnapshotStore) -> No
         chain.commit(block_id, step.certificate)
         journal.end()
         say("committed", height=height)
-        keep_snapshot(ground, snapshots)
+        keep()
 
 
 def promise(ground: Ground, kind: int, height: int, block_id: bytes) -> None:
@@ -162,7 +170,7 @@ def promise(ground: Ground, kind: int, height: int, block_id: bytes) -> None:
     say("promised", place=record.place(), body=record.body.hex())
 
 
-def catch_up(ground: Ground, steps: Sequence[Step], snapshots: SnapshotStore) -> None:
+def catch_up(ground: Ground, steps: Sequence[Step], keep: Callable[[], None]) -> None:
     """Decided blocks as from a peer; what comes next is above any promise."""
     chain = ground.chain
     while chain.height < len(steps):
@@ -172,15 +180,20 @@ def catch_up(ground: Ground, steps: Sequence[Step], snapshots: SnapshotStore) ->
                 chain.bundles.append(bundle)
         chain.commit_many([(step.block, step.certificate) for step in some])
         say("committed", height=chain.height)
-        keep_snapshot(ground, snapshots)
+        keep()
 
 
-def keep_snapshot(ground: Ground, snapshots: SnapshotStore) -> None:
-    """Now and then, as the daemon does."""
-    if ground.chain.height % SNAPSHOT_EVERY == 0:
-        snapshots.make(ground.chain.view())
-        snapshots.prune()
-        say("kept", height=ground.chain.height)
+def keep_snapshot(ground: Ground, snapshots: SnapshotStore, prunes: bool) -> None:
+    """Now and then, and drop what is older, as the daemon does."""
+    chain = ground.chain
+    if chain.height % SNAPSHOT_EVERY:
+        return
+    snapshots.make(chain.view())
+    snapshots.prune()
+    say("kept", height=chain.height)
+    if prunes:
+        chain.prune_bodies(snapshots.oldest_height())
+        chain.prune_payloads(snapshots.oldest_height())
 
 
 def main() -> None:

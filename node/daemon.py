@@ -64,6 +64,7 @@ from node.web.app import Backend, make_app, serve_socket
 from p2p.network import Libp2pNetwork, PeerId, StatusFacts
 
 PRUNE_EVERY_S: Final = 3_600.0
+PEERS_WAIT_S: Final = 60.0
 LOOK_EVERY_S: Final = 1.0  # for damage that only readers have met
 ROLE_BITS: Final = {"validator": 1, "provider": 2, "auditor": 32}
 
@@ -550,6 +551,11 @@ class Node:
 
     async def _fetch_lost(self, names: Sequence[bytes]) -> Sequence[bytes]:
         """Bodies that the disk has lost, from whoever has them; gives those nobody had."""
+        with trio.move_on_after(PEERS_WAIT_S):  # at a start nobody is here yet
+            while True:
+                if self._find_sources():
+                    break
+                await trio.sleep(LOOK_EVERY_S)
         still = await self._relay.fetch_bodies(names, self._find_sources())
         await trio.to_thread.run_sync(self._chain.bundles.sync)
         return still

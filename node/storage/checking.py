@@ -36,7 +36,7 @@ from node.storage.opening import BLOCKS_NAME, BUNDLES_NAME, SNAPSHOTS_NAME
 from node.storage.pasts import PASTS_NAME, read_past
 from node.storage.segments import segment_names
 from node.storage.snapshots import SnapshotStore, check_chunk, verify_manifest
-from node.storage.store import LevelKV, Reader
+from node.storage.store import LevelKV, Reader, why_suspected
 
 COPY_NAME: Final = "db.check"
 REBUILD: Final = "olnode db rebuild"
@@ -176,6 +176,8 @@ def _check_database(home: Path, checked: Checked, tell: Tell) -> None:
     if not (home / DB_NAME / "CURRENT").exists():
         checked.add("database", "there is none", REBUILD)
         return
+    if why := why_suspected(home / DB_NAME):
+        checked.add("database", f"it failed while in use: {why}", REBUILD)
     try:
         with _copied(home) as store:
             _check_keys(store, checked, tell)

@@ -1,11 +1,14 @@
 """The benches of the ledger still run; their figures are for a quiet machine."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import trio
 from bench import crash, flips, proofs, settle, settling, state
+from crashes.campaign import Found
+from crashes.flips import FoundFlips
 
 SCHEMAS = json.loads((Path(__file__).parents[1] / "vectors/cli/schemas.json").read_text())
 SHELL = {"budgets", "seconds", "machine", "versions", "load"}  # added by `olnode bench`
@@ -43,13 +46,17 @@ def test_four_daemons_settle_all_that_they_are_told(tmp_path: Path) -> None:
     assert figures["lost"] == 0 < figures["settled"]
 
 
-def test_kills_are_counted_and_judged() -> None:
-    figures = crash.figures_of([crash.run_batch((1, 3))])
+def test_kills_are_told_by_what_they_came_to() -> None:
+    """The campaign itself runs in `tests/crashes/`."""
+    found = [Found(points=3, lost=["a block"]), Found(points=4)]
+    figures = crash.figures_of(found)
     assert promised("crash") <= figures.keys()
-    assert [figures[key] for key in ("points", "lost", "different", "refused")] == [3, 0, 0, 0]
+    assert [figures[key] for key in ("points", "lost", "different", "refused")] == [7, 1, 0, 0]
 
 
-def test_flips_are_counted_by_how_they_end() -> None:
-    figures = flips.figures_of([flips.run_batch((1, 12))])
+def test_flips_are_told_by_how_they_ended() -> None:
+    ends = Counter({("table", "equal"): 2, ("light", "told"): 1})
+    figures = flips.figures_of([FoundFlips(ends), FoundFlips(ends)])
     assert promised("flips") <= figures.keys()
-    assert [figures[key] for key in ("flips", "silent", "failed")] == [12, 0, 0]
+    assert [figures[key] for key in ("flips", "equal", "told", "silent")] == [6, 4, 2, 0]
+    assert figures["by_kind"] == {"light": {"told": 2}, "table": {"equal": 4}}

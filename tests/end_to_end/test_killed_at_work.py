@@ -38,7 +38,7 @@ START_S = 60.0
 
 FEE_MAX = 10_000_000
 VALID_MS = 600_000
-WORK_S = (0.3, 1.5)  # after the first is settled
+WORK_S = (0.2, 0.8)  # after the first is settled
 
 
 class Payer:

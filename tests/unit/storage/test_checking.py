@@ -12,6 +12,7 @@ from node.storage.chain import Chain
 from node.storage.checking import Checked, check_home
 from node.storage.errors import StorageError
 from node.storage.snapshots import SnapshotStore
+from node.storage.store import suspect
 
 CHAIN_ID = sha256(GENESIS)
 
@@ -105,6 +106,13 @@ def test_a_state_that_is_not_its_roots_is_found(home: Path) -> None:
     (finding, *_) = check(home).findings
     assert (finding.part, finding.mend) == ("database", "olnode db rebuild")
     assert "is not its root's" in finding.what
+
+
+def test_a_database_that_failed_while_in_use_is_told_of(home: Path) -> None:
+    suspect(home / "db", "block checksum mismatch")
+    (finding,) = check(home).findings
+    assert "checksum mismatch" in finding.what
+    assert finding.mend == "olnode db rebuild"
 
 
 def test_a_node_that_is_missing_is_found(home: Path) -> None:

@@ -49,7 +49,13 @@ from node.storage.scrubbing import Progress, Scrub
 from node.storage.segments import Place
 from node.storage.store import CACHE_BYTES, KV, Reader
 from node.storage.views import Tip, View
-from node.storage.writing import PRUNED_PER_BLOCK_MAX, head_places, prune_tree, write_block
+from node.storage.writing import (
+    PRUNED_PER_BLOCK_MAX,
+    head_places,
+    prune_roots,
+    prune_tree,
+    write_block,
+)
 
 EXECUTED_MAX: Final = 4  # block ids whose outcome is kept
 SYNC_BLOCKS_MAX: Final = 64  # under one fsync while catching up
@@ -337,6 +343,7 @@ class Chain:
         while True:
             batch = Batch(self._store)
             gone = prune_tree(batch, self.height, self._keep_versions)
+            prune_roots(batch, self.height, self._keep_versions)
             batch.write_to(self._store)
             dropped += gone
             if gone < PRUNED_PER_BLOCK_MAX:

@@ -246,7 +246,7 @@ class _Ladder:
         for height in sorted(map(int, names), reverse=True):
             folder = self._snapshots / str(height)
             manifest = read_manifest(folder)
-            header = self._header_in_log(height)
+            header = None if manifest is None else self._header_in_log(height)
             if manifest is None or header is None:
                 continue
             try:

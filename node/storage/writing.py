@@ -101,9 +101,15 @@ def prune_tree(batch: Batch, height: int, keep_versions: int) -> int:
         batch.delete(keyspace.NODE + key[9:])
         batch.delete(key)
     # Nodes stale since `last` served the versions below it, which can no longer be proved.
-    for key in [key for key, _ in batch.scan(keyspace.ROOT, keyspace.ROOT + keyspace.u64(last))]:
-        batch.delete(key)
+    batch.delete(keyspace.ROOT + keyspace.u64(last - 1))
     return len(gone)
+
+
+def prune_roots(batch: Batch, height: int, keep_versions: int) -> None:
+    """Delete all roots of versions that can no longer be proved, as after more were kept."""
+    stop = keyspace.ROOT + keyspace.u64(max(0, height - keep_versions))
+    for key in [key for key, _ in batch.scan(keyspace.ROOT, stop)]:
+        batch.delete(key)
 
 
 def _write_payload(batch: Batch, executed: Executed) -> None:

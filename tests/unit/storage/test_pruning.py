@@ -11,6 +11,7 @@ from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node.ledger.wire.blocks import decode_payload
 from node.ledger.wire.transactions import decode_transaction
+from node.storage.adopting import take_in
 from node.storage.chain import Chain
 from node.storage.checking import check_home
 from node.storage.errors import StorageError
@@ -224,6 +225,39 @@ def test_end_between_heads_and_database_loses_no_block(
     assert again.prune_payloads(OLDER) == lost
     again.close()
     assert check_home(home, sha256(GENESIS)).findings == []
+
+
+def test_node_that_began_with_a_snapshot_drops_payloads_too(
+    grown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also what its block log stood on: the database still says so, or a newer snapshot does."""
+    monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", -(10**12))
+    source, store = SnapshotStore(grown / "snapshots"), SnapshotStore(tmp_path / "snapshots", 1)
+    manifest = source.find(OLDER)
+    assert manifest is not None
+    store.copy_in(manifest, source.folder(OLDER))
+    take_in(tmp_path, store, manifest)
+    chain = opened(tmp_path)
+    for step in told()[OLDER:HEIGHT]:
+        for bundle in step.bundles:
+            chain.bundles.append(bundle)
+        chain.commit_many([(step.block, step.certificate)])
+    store.make(chain.view())
+    store.prune()
+    assert chain.prune_payloads(store.oldest_height()) == HEIGHT - OLDER - 1
+    chain.close()
+    opened(tmp_path).close()
+    chain = opened(tmp_path)
+    view = chain.view()
+    assert (view.earliest, view.earliest_whole) == (OLDER + 1, HEIGHT)
+    assert view.header(OLDER) == manifest.footing.header
+    assert all(view.certificate(height) for height in range(OLDER + 1, HEIGHT + 1))
+    assert check_home(tmp_path, sha256(GENESIS)).findings == []
+    chain.close()
+    shutil.rmtree(tmp_path / "db")
+    chain = opened(tmp_path)
+    assert chain.steps[0] == f"database: loaded from the snapshot of block {HEIGHT}"
+    chain.close()
 
 
 def folder_bytes(folder: Path) -> int:

@@ -22,6 +22,7 @@ from node.cli.tx_accounts import (
     rotate_key,
     transfer,
     unbond,
+    unjail,
     update_provider,
 )
 from node.cli.tx_channels import close_channel, coop_close, open_channel, top_up_channel
@@ -55,6 +56,7 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {  # page 30 §11, in its orde
     "update-provider": update_provider,
     "bond": bond,
     "unbond": unbond,
+    "unjail": unjail,
     "create-datanet": create_datanet,
     "contribute": contribute,
     "curate": curate,

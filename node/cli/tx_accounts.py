@@ -149,6 +149,19 @@ def bond(
     Desk(ctx).do(payload)
 
 
+def unjail(
+    ctx: typer.Context,
+    role: Annotated[str, typer.Option(help="provider")] = "provider",
+) -> None:
+    """Serve again after a jail: once its time is over and the bond is at least the smallest.
+
+    Signed by the node's key.
+    """
+    from node.ledger.wire.transactions import Unjail
+
+    Desk(ctx, "node", "operator").do(Unjail(word_in(role, "--role", ROLES)))
+
+
 def unbond(
     ctx: typer.Context,
     target: Annotated[str, typer.Argument(help="account of the validator or provider")],

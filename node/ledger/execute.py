@@ -325,6 +325,7 @@ RULES_1: Final = Rules(
         wire.UpdateProvider: staking.apply_update,
         wire.Bond: staking.apply_bond,
         wire.Unbond: staking.apply_unbond,
+        wire.Unjail: staking.apply_unjail,
         wire.CreateDatanet: registry.apply_create_datanet,
         wire.Contribute: registry.apply_contribute,
         wire.Curate: registry.apply_curate,

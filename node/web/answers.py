@@ -111,11 +111,12 @@ class ProviderAnswer:
     key: Account  # that its bundles and offers are signed with
     peer_key: Account
     reward_account: Account
-    status: str  # "active", "paused"
+    status: str  # "active", "paused", "jailed"
     takes_channels: bool  # active, and bonded with enough
     last_bundle: int  # the number of the last one that settled, 0 for none
     bonded: Grains
     channels: int  # to it that are not closed
+    jailed_until_ms: int  # 0 while free; then it takes an unjailing
 
 
 @dataclass(frozen=True, slots=True)

@@ -186,17 +186,25 @@ def find_provider(view: View, account: bytes) -> answers.ProviderAnswer | None:
     found = state.find(tables.PROVIDER, account)
     if found is None:
         return None
+    conduct = state.find(tables.CONDUCT, tables.ROLE_PROVIDER, account) or tables.Conduct()
     return answers.ProviderAnswer(
         provider=account,
         key=current_key(state, account),
         peer_key=found.peer_key,
         reward_account=found.reward_account,
-        status="active" if found.status == tables.PROVIDER_ACTIVE else "paused",
+        status=_provider_status(found, conduct),
         takes_channels=is_active_provider(state, account),
         last_bundle=found.bundle_seq,
         bonded=bonded(state, tables.ROLE_PROVIDER, account),
         channels=served_channels(state, account),
+        jailed_until_ms=conduct.jailed_until_ms,
     )
+
+
+def _provider_status(provider: tables.Provider, conduct: tables.Conduct) -> str:
+    if conduct.jailed_until_ms:
+        return "jailed"
+    return "active" if provider.status == tables.PROVIDER_ACTIVE else "paused"
 
 
 def _maturing_of(state: State, account: bytes) -> dict[tuple[int, bytes], int]:

@@ -224,6 +224,7 @@ TRANSACTIONS = (
     wire.UpdateProvider(party("new peer").key, PAYER.key, 2),
     wire.Bond(1, PROVIDER.key, 10**12),
     wire.Unbond(1, PROVIDER.key, 10**12),
+    wire.Unjail(1),
     wire.CreateDatanet(b"stews-2", TERMS),
     wire.Contribute(1, 0, h("root"), h("content"), 65_536, 9_000_000, 7, 0, b""),
     wire.Curate(1, 1, h("reason")),

@@ -228,6 +228,8 @@ class Story:
             (CREATOR, pair),
             (PAYER, pair),  # 24
             (PAYER, wire.OpenChannel(PROVIDER.key, PAYER.key, OPEN, 0)),  # 23: jailed
+            (PROVIDER, wire.Unjail(tables.ROLE_PROVIDER)),  # 27
+            (PAYER, wire.Unjail(tables.ROLE_PROVIDER)),  # 21
         )
 
     def rotate(self) -> None:
@@ -249,6 +251,9 @@ class Story:
         self.block((GIVERS[2], wire.Transfer(GIVERS[1].key, 1, bytes(64))), later_ms=4 * MINUTE_MS)
         self.block(later_ms=10 * MINUTE_MS)  # the superseded version's deposit returns
         self.block(later_ms=21 * DAY_MS)  # what was unbonded is paid
+        free = (PROVIDER, wire.Unjail(tables.ROLE_PROVIDER))
+        more = (PROVIDER, wire.Bond(tables.ROLE_PROVIDER, PROVIDER.key, OPEN))
+        self.block(free, more, free, free)  # 23: its bond is too small; then 0; then 23
 
     def told(self) -> dict[str, Any]:
         """The vector: what every node must agree on, by height."""

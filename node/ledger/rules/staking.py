@@ -22,6 +22,7 @@ from node.ledger.wire.transactions import (
     RegisterProvider,
     Transaction,
     Unbond,
+    Unjail,
     UpdateProvider,
 )
 
@@ -82,6 +83,26 @@ def apply_update(state: State, context: Context, tx: Transaction, payload: Updat
         status=payload.status,
     )
     state.put(tables.PROVIDER, (tx.sender,), changed)
+
+
+def apply_unjail(state: State, context: Context, tx: Transaction, payload: Unjail) -> None:
+    """Type 24: a provider serves again, once its jail time is over and its bond is whole.
+
+    Raises Invalid: 21 never jailed in that role, 23 free, out for good, waiting for a decision,
+    bonded below the minimum, or a validator, which comes back under a new key, 27 too early.
+    """
+    role, account = payload.role, tx.sender
+    conduct = state.find(tables.CONDUCT, role, account) if role in ROLES else None
+    if conduct is None:
+        raise Invalid("tx.not_found", role=role)
+    is_for_good = conduct.tombstone or conduct.frozen_ms or role != ROLE_PROVIDER
+    if is_for_good or not conduct.jailed_until_ms:
+        raise Invalid("tx.wrong_state", role=role)
+    if context.time_ms < conduct.jailed_until_ms:
+        raise Invalid("tx.too_early_or_late", until_ms=conduct.jailed_until_ms)
+    if bonded(state, role, account) < state.parameter("provider_bond_min"):
+        raise Invalid("tx.wrong_state", why="below the smallest bond")
+    state.put(tables.CONDUCT, (role, account), conduct._replace(jailed_until_ms=0))
 
 
 def is_active_provider(state: State, account: bytes) -> bool:

@@ -116,6 +116,10 @@ class Unbond(NamedTuple):
     amount: int
 
 
+class Unjail(NamedTuple):
+    role: int
+
+
 class CreateDatanet(NamedTuple):
     name: bytes
     terms: tuple[Any, ...]  # of tables.Terms
@@ -210,6 +214,7 @@ Payload = (
     | UpdateProvider
     | Bond
     | Unbond
+    | Unjail
     | CreateDatanet
     | Contribute
     | Curate
@@ -257,6 +262,7 @@ TYPES: Final = (
     Type(21, UpdateProvider, Record(H, H, U8), 2),
     Type(22, Bond, Record(U8, H, U63), 4),
     Type(23, Unbond, Record(U8, H, U63), 8),
+    Type(24, Unjail, Record(U8), 1),
     Type(30, CreateDatanet, Record(_TEXT, _TERMS), 5),
     Type(31, Contribute, Record(U63, U8, H, H, U32, U63, U8, U63, _NONE_OR_H), 5),
     Type(32, Curate, Record(U63, U8, H), 6),
@@ -277,7 +283,6 @@ LATER: Final = {
     4: ("ClaimVested", "unlocks"),
     14: ("GrantAllowance", "allowances"),
     15: ("RevokeAllowance", "allowances"),
-    24: ("Unjail", "evidence"),
     35: ("AmendDatanet", "open review"),
     36: ("Appoint", "open review"),
     37: ("OpenSealed", "upkeep"),

@@ -51,7 +51,7 @@ CHANNEL = answers.ChannelAnswer(
     10**10, PAID, "open", 1, 0,
 )  # fmt: skip
 
-SERVER = answers.ProviderAnswer(ALICE, ALICE, ALICE, ALICE, "active", True, 7, 10**9, 1)
+SERVER = answers.ProviderAnswer(ALICE, ALICE, ALICE, ALICE, "active", True, 7, 10**9, 1, 0)
 
 Capture = pytest.CaptureFixture[str]
 

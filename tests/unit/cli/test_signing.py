@@ -42,6 +42,7 @@ WORDS = {  # a good call of each; FILE is a file of records, FILE.… of a conse
     "update-provider": ["--status", "paused"],
     "bond": [account_text(ALICE), "10"],
     "unbond": [account_text(ALICE), "10"],
+    "unjail": [],
     "create-datanet": ["cases", "--charter", "For the law.", "--licence", "CC0-1.0"],
     "contribute": ["facts", "FILE", "--licence", "CC0-1.0"],
     "curate": ["2", "accept"],

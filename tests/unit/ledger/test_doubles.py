@@ -31,7 +31,7 @@ from node.ledger.rules import channels, doubles, rotation, staking
 from node.ledger.state import State
 from node.ledger.wire.codes import find_code
 from node.ledger.wire.receipts import COMPLETE, PARTIAL, encode_receipt, receipt_message
-from node.ledger.wire.transactions import Evidence, Unbond, make_evidence
+from node.ledger.wire.transactions import Evidence, Unbond, Unjail, make_evidence
 
 ROLE = tables.ROLE_PROVIDER
 BOND = 1_000 * OPEN
@@ -179,6 +179,62 @@ def test_jailed_provider_takes_no_channel_and_settles_nothing() -> None:
     assert not staking.is_active_provider(state, PROVIDER.key)
     assert channels.find_provider_key(state, PROVIDER.key) is None
     assert state.get(tables.CONDUCT, ROLE, PROVIDER.key).tombstone == 0
+
+
+# ---- back again
+
+AGAIN_MS = NOW_MS + DAY_MS
+
+
+def unjail(state: State, at_ms: int = AGAIN_MS, role: int = ROLE, who: Party = PROVIDER) -> None:
+    payload = Unjail(role)
+    staking.apply_unjail(state, context(at_ms), transaction(who, payload), payload)
+
+
+def jailed_state(bond_min: int = BOND * 95 // 100) -> State:
+    """After evidence took 5 % of the bond: by default all that is left of it is enough."""
+    state = new_state()
+    accuse(state, pair(open_channel(state)))
+    state.put(tables.PARAMETER, (b"provider_bond_min",), tables.Parameter((bond_min,)))
+    return state
+
+
+def test_provider_serves_again_once_its_time_is_over_and_its_bond_whole() -> None:
+    state = jailed_state()
+    unjail(state)
+    assert staking.is_active_provider(state, PROVIDER.key)
+    assert channels.find_provider_key(state, PROVIDER.key) == PROVIDER.key
+
+
+@pytest.mark.parametrize(
+    ("desc", "fields", "code"),
+    [
+        ("a millisecond early", {"at_ms": AGAIN_MS - 1}, 27),
+        ("another role", {"role": tables.ROLE_VALIDATOR}, 21),
+        ("no such role", {"role": 9}, 21),
+        ("never jailed", {"who": CREATOR}, 21),
+    ],
+)
+def test_unjailing_is_refused_by_code(desc, fields, code) -> None:
+    state = jailed_state()
+    with pytest.raises(Invalid) as refused:
+        unjail(state, **fields)
+    assert find_code(refused.value) == code, desc
+
+
+@pytest.mark.parametrize("why", ["bond", "tombstone", "frozen_ms", "free", "validator"])
+def test_who_may_not_come_back_stays_jailed(why) -> None:
+    state = jailed_state(BOND * 95 // 100 + (why == "bond"))
+    role = tables.ROLE_VALIDATOR if why == "validator" else ROLE
+    conduct = state.get(tables.CONDUCT, ROLE, PROVIDER.key)
+    if why == "free":
+        conduct = tables.Conduct()
+    elif why in ("tombstone", "frozen_ms"):
+        conduct = conduct._replace(**{why: 1})
+    state.put(tables.CONDUCT, (role, PROVIDER.key), conduct)
+    with pytest.raises(Invalid) as refused:
+        unjail(state, role=role)
+    assert find_code(refused.value) == 23
 
 
 # ---- what is no evidence

@@ -33,7 +33,7 @@ from node.ledger.rules.staking import is_jailed
 from node.ledger.wire import transactions as wire
 from node.ledger.wire.bundles import Bundle
 
-ACCUSED_FROM = 110
+ACCUSED_FROM = 90
 UNBONDING_MS = 21 * 86_400_000
 PEOPLE = (FAUCET, STEWARD, CREATOR, PAYER, PROVIDER, *CONTRIBUTORS)
 
@@ -75,6 +75,7 @@ class Program:
             lambda: wire.UpdateProvider(other, other, chance.randrange(1, 4)),
             lambda: wire.Bond(role, chance.choice((other, who.key)), amount),
             lambda: wire.Unbond(role, chance.choice((other, who.key)), amount % 10**8),
+            lambda: wire.Unjail(role),
             lambda: wire.CreateDatanet(chance.choice((b"facts", b"more", b"x")), TERMS),
             lambda: wire.Contribute(number, 0, some, some, chance.randrange(20), 9, 1, 0, b""),
             lambda: wire.Curate(self.pending(), chance.randrange(6), some),
@@ -90,6 +91,8 @@ class Program:
         if who is STEWARD and chance.random() < 0.4:  # the only one who may
             vote = wire.Curate(self.pending(), chance.randrange(1, 5), some)
             return chance.choice((vote, self.snapshot(some)))
+        if who is PROVIDER and is_jailed(self.chain.state(), tables.ROLE_PROVIDER, who.key):
+            return wire.Unjail(tables.ROLE_PROVIDER)
         return chance.choice(kinds)()
 
     def payments(self, amount: int) -> tuple[tuple[bytes, int], ...]:
@@ -235,7 +238,7 @@ def run_program(seed: int, blocks: int) -> tuple[list[bytes], set[str], set[int]
 
 def test_random_programs_keep_the_supply_and_replay_equal() -> None:
     done, seen, punished = set(), set(), 0
-    for seed in (7, 10, 12):
+    for seed in (12, 15, 16):
         program = run_program(seed, 120)
         assert program[0] == run_program(seed, 120)[0]
         done, seen, punished = done | program[1], seen | program[2], punished + program[3]

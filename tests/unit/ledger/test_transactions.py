@@ -26,6 +26,7 @@ PAYLOADS = [
     wire.UpdateProvider(H1, BEN.key, 2),
     wire.Bond(1, ANA.key, 10**9),
     wire.Unbond(1, ANA.key, 10**9),
+    wire.Unjail(1),
     wire.CreateDatanet(b"facts", TERMS),
     wire.Contribute(1, 0, H1, H2, 12, 345, 1, 0, b""),
     wire.Curate(1, 1, H1),

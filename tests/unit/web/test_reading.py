@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 from bundle_kit import Party, party
-from chain_kit import CONTRIBUTORS, CREATOR, OPEN, PAYER, PROVIDER, TERMS, rotation
+from chain_kit import CONTRIBUTORS, CREATOR, OPEN, PAYER, PROVIDER, TERMS, accusation, rotation
 from stored_kit import CREDITS, Stored, Told
 
 from consensus.primitives.errors import Invalid
@@ -113,6 +113,19 @@ def test_provider_tells_where_it_is_paid_and_whether_it_takes_channels(told: Tol
     assert found.last_bundle == 1
     assert found.bonded > 0
     assert reading.find_provider(told.view(), CREATOR.key) is None
+
+
+def test_jailed_provider_is_told_with_the_end_of_its_time(tmp_path: Path) -> None:
+    own = Told(tmp_path)
+    receipt = reading.find_receipt(own.view(), own.receipt)
+    assert receipt is not None
+    made = own.made
+    made.block(made.tx(CREATOR, accusation(made.chain_id, receipt.channel, PROVIDER)))
+    found = reading.find_provider(own.view(), PROVIDER.key)
+    assert found is not None
+    assert (found.status, found.takes_channels) == ("jailed", False)
+    assert found.jailed_until_ms == made.chain.tip.time_ms + 86_400_000
+    made.chain.close()
 
 
 def test_earnings_mature_with_their_bucket(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from node.holdings import HeldModel, Holdings
 from node.ledger import tables
 from node.ledger.rules.channels import lane_of
 from node.ledger.rules.models import has_ended
+from node.ledger.rules.staking import is_jailed
 from node.ledger.state import State
 from node.ledger.wire.bundles import Bundle
 from node.ledger.wire.orders import OFFER_MODELS_MAX, Load, Offer, OfferedModel
@@ -37,6 +38,7 @@ from p2p.network import Network
 LOOK_S: Final = 0.5
 OFFER_VERSION: Final = 1
 RELEASED_MS: Final = 5 * 60_000  # so that what was served settles before the signature
+JAIL_MEND: Final = "olnode query provider ACCOUNT tells until when; then olnode tx unjail"
 DOWN_MEND: Final = "see memory and the worker's last words above; then olnode stop, olnode start"
 
 log = get_log("shop")
@@ -128,6 +130,7 @@ class Shop:
             # Before the base, which may be lost or no longer wanted: what was answered is owed.
             nursery.start_soon(bundler.run)
             nursery.start_soon(self._make_entruster().run)
+            nursery.start_soon(self._watch_jail)
             base = await self._wait_base()
             settings = EngineSettings(base_folder=str(base), threads=self._threads)
             self._engine = engine = self._make_engine(settings)
@@ -142,6 +145,23 @@ class Shop:
                 return
             nursery.start_soon(_watch, engine)
             await self._load_models(engine, base)
+
+    def _is_jailed(self) -> bool:
+        return is_jailed(self._counter.get_state(), tables.ROLE_PROVIDER, self._counter.provider)
+
+    async def _watch_jail(self) -> None:
+        """Tell the operator when the ledger jails this provider, and when it is free again."""
+        was_jailed = False
+        while True:
+            if self._is_jailed() is not was_jailed:
+                was_jailed = not was_jailed
+                if was_jailed:
+                    log.error(
+                        "this provider is jailed: it serves and settles nothing", mend=JAIL_MEND
+                    )
+                else:
+                    log.info("this provider is free again")
+            await trio.sleep(LOOK_S)
 
     def _make_bundler(self) -> Bundler:
         counter = self._counter
@@ -242,7 +262,7 @@ class Shop:
             for held in self._holdings.all()
             if held.is_ready and not has_ended(state, (held.model, held.version), now_ms)
         ]
-        if not ready or self.engine_word != "ready":
+        if not ready or self.engine_word != "ready" or self._is_jailed():
             return None
         models = _choose_offered([(held.model, held.version) for held in ready])
         self.left_out = len(ready) - len(models)

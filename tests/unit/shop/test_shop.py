@@ -182,6 +182,27 @@ async def test_channel_of_another_provider_is_not_released(tmp_path) -> None:
             assert refused.value.code == "channel.not_found"
 
 
+async def test_jail_is_told_once_and_nothing_is_offered_in_it(tmp_path, autojump_clock) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        around.engine.may_start.set()
+        around.hold(held(is_ready=True))
+        key = (tables.ROLE_PROVIDER, PROVIDER.key)
+        with capture_logs() as logs:
+            await look()
+            assert shop.make_offer(1, NOW_MS + 1) is not None
+            around.state.put(tables.CONDUCT, key, tables.Conduct(jailed_until_ms=1))
+            await look()
+            await look()
+            assert shop.make_offer(2, NOW_MS + 1) is None
+            around.state.put(tables.CONDUCT, key, tables.Conduct())
+            await look()
+            assert shop.make_offer(3, NOW_MS + 1) is not None
+        told = [line["event"] for line in logs if line["event"].startswith("this provider")]
+        assert told == [
+            "this provider is jailed: it serves and settles nothing", "this provider is free again"
+        ]  # fmt: skip
+
+
 def fill(book: ReceiptBook, channel: bytes, answers: int) -> None:
     """Answers of FEE that no block has."""
     for seq in range(1, answers + 1):

@@ -285,15 +285,23 @@ class Play:
     def _restart(self, who: str) -> None:
         """The power of one side is off, then on: it knows what its disk says."""
         side = self.payer if who == "payer" else self.provider
+        cut, self.streams = sorted(self.streams), set()
         self.disk.crash(side.folder)
-        if who == "payer":
-            self.payer.forget_orders()
-            for number in sorted(self.streams):
-                self.provider.finish(number)
-        self.streams.clear()
         side.close()
         self.disk.revive(side.folder)
+        if who == "payer":
+            self.payer.forget_orders()
         side.open()
+        if who == "payer":
+            self._cut_off(cut)
+
+    def _cut_off(self, lanes: list[int]) -> None:
+        """The provider's end of streams whose payer is gone; its own power may fail meanwhile."""
+        try:
+            for number in lanes:
+                self.provider.finish(number)
+        except PowerLost:
+            self._restart("provider")
 
     def _restart_one(self) -> None:
         self.counts["restarts"] += 1

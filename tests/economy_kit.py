@@ -51,6 +51,7 @@ SEED: Final = 40
 BLOCKS: Final = 150
 PER_BLOCK: Final = 76
 SPLIT: Final = (2_000, 3_700, 1_500, 1_000, 1_000, 500, 300)  # with something to burn
+CHARTER: Final = TERMS._replace(stake_per_record=100_001)  # odd: halves of it are not equal
 PROVIDERS: Final = VALIDATORS[:2]
 PEOPLE: Final = (FAUCET, STEWARD, CREATOR, PAYER, *CONTRIBUTORS, *PROVIDERS)
 EVERYBODY: Final = (FAUCET, STEWARD, CREATOR, PAYER, *CONTRIBUTORS, *VALIDATORS)
@@ -73,7 +74,7 @@ def told_story() -> TinyChain:
     genesis = devnet()
     changed = dict(genesis.parameters) | {b"split_bps": SPLIT}
     chain = TinyChain(genesis._replace(parameters=tuple(sorted(changed.items()))))
-    chain.tell_story()
+    chain.tell_story(CHARTER)
     second = PROVIDERS[1]
     chain.block(
         chain.tx(second, wire.RegisterProvider(second.key, CONTRIBUTORS[2].key)),
@@ -117,7 +118,7 @@ def economy_of(chain: TinyChain) -> Economy:
         )  # fmt: skip
         made.gifts[int.from_bytes(number, "big")] = gift
     datanet = state.get(tables.DATANET, 1)
-    made.steward, made.terms, made.datanet_pool = STEWARD.key, TERMS, datanet.pool
+    made.steward, made.terms, made.datanet_pool = STEWARD.key, CHARTER, datanet.pool
     made.accepted = datanet.accepted
     first = state.get(tables.SNAPSHOT, 1)
     made.snapshots = {1: Root(first.last_contribution, first.records, first.made_ms)}
@@ -188,8 +189,8 @@ class Market:
         """Of the data behind a version; seldom of some other, or to nobody."""
         chance = self.chance
         known = sorted(self.model.creditable(which))
-        if chance.random() < 0.02:
-            known = sorted(self.model.gifts)
+        if chance.random() < 0.03:
+            known = sorted(n for n, gift in self.model.gifts.items() if gift.accepted_ms)
         count = min(len(known), chance.choice((0, 1, 2, 3, 3, 5)))
         if not count:
             return ()
@@ -220,6 +221,8 @@ class Market:
                 else:
                     self._bury(lane)
                     self.refuse(self._bundle(provider, [*parts, part], parcel.number))
+            if parts and self.chance.random() < 0.1:
+                self.refuse(self._bundle(provider, parts, self._next(provider) - 1))
             if parts:
                 made.append(self._send(provider, parts, stretches))
         return made
@@ -488,7 +491,7 @@ def _snapshot(market: Market, who: Party) -> wire.Payload:
     """Of the newest contribution that was accepted, seldom of another."""
     model, chance = market.model, market.chance
     accepted = [number for number, gift in model.gifts.items() if gift.status == ACCEPTED]
-    last = chance.choice((*accepted[-1:] * 4, chance.randrange(9)))
+    last = chance.choice((*accepted[-1:] * 3, *chance.sample(accepted, min(2, len(accepted))), 9))
     records = model.accepted - model.withdrawn + chance.choice((0, 0, 0, 1))
     return wire.Snapshot(1, chance.randbytes(32), last, records)
 

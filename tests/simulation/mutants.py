@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -155,6 +155,44 @@ def _first_failure(folder: Path, tests: tuple[str, ...]) -> str:
     assert failed, f"pytest did not run:\n{ran.stdout}\n{ran.stderr}"
     name = failed[0].split(" ", 1)[1].split(" - ")[0]
     return name.removeprefix("tests/")
+
+
+def told_by(folder: Path, program: Path, *words: str) -> str:
+    """The last line of what a program of the copy prints, or of its error; "" when it is silent."""
+    paths = os.pathsep.join((str(folder), str(folder / "tests")))
+    environment = {**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"}
+    try:
+        ran = subprocess.run(
+            [sys.executable, str(folder / program.relative_to(ROOT)), *words],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"nothing ended within {TIMEOUT_S} s"
+    lines = (ran.stdout if ran.returncode == 0 else ran.stderr).splitlines()
+    return lines[-1] if lines else ""
+
+
+def pass_gate(mutants: Sequence[Mutant], notice: Callable[[Path], str]) -> int:
+    """Try all, print what noticed each; 1 when one lives on. `notice` looks at the copy."""
+    survivors = 0
+    with tempfile.TemporaryDirectory(prefix="olnode-mutants-") as name:
+        folder = Path(name)
+        copy_tree(folder)
+        assert not (broken := notice(folder)), f"fails without a mutant: {broken}"
+        for mutant in mutants:
+            began_s = time.monotonic()
+            with mutated(mutant, folder):
+                noticed = notice(folder)
+            survivors += not noticed
+            told = f"{noticed or 'SURVIVED'}  ({time.monotonic() - began_s:.0f} s)"
+            print(f"{mutant.name:>3}  {mutant.fault:<52} {told}", flush=True)  # noqa: T201
+    print(f"{len(mutants) - survivors} of {len(mutants)} noticed")  # noqa: T201
+    return 1 if survivors else 0
 
 
 def copy_tree(folder: Path) -> None:

@@ -344,8 +344,10 @@ class ReceiptBook:
             served = Served(*decode(payload, _SERVED_SHAPE, RECORD_BYTES_MAX, "book"))
             receipt = decode_receipt(served.receipt)
             lane = self.lane(receipt.channel, receipt.lane)
-            if receipt.seq <= lane.seq:
-                self._index(place, served, receipt)  # settled while we were away
+            is_settled = receipt.seq <= lane.seq  # while we were away
+            is_behind_a_gap = receipt.seq > lane.seq + 1 and _has_ended(state, lane.channel)
+            if is_settled or is_behind_a_gap:
+                self._index(place, served, receipt)
                 return
             if not state.has(tables.CHANNEL, receipt.channel):
                 lane.seq = receipt.seq - 1  # forgotten, and its first receipts are pruned
@@ -372,6 +374,15 @@ K = TypeVar("K")
 
 def _without(index: dict[K, Place], segment: int) -> dict[K, Place]:
     return {key: place for key, place in index.items() if place.segment != segment}
+
+
+def _has_ended(state: State, channel: bytes) -> bool:
+    """Whether the ledger has closed a channel, or forgotten it: nothing of it can be settled.
+
+    What it had not settled, or no longer knows, may have been pruned before later receipts.
+    """
+    record = state.find(tables.CHANNEL, channel)
+    return record is None or record.state == tables.CHANNEL_CLOSED
 
 
 def _lane_at(channel: bytes, number: int, settled: Lane) -> ProviderLane:

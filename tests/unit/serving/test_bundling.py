@@ -41,6 +41,7 @@ from node.serving.bundling import (
     RECUT_MS,
     Bundler,
 )
+from node.storage.segments import SEGMENT_BYTES
 
 FEE = fee_of(3, 5)
 HOUR_MS = 3_600_000
@@ -55,9 +56,10 @@ class Counter:
     ms: int = NOW_MS
     offered: list[Bundle] = field(default_factory=list)
     channels: int = 0
+    segment_bytes: int = SEGMENT_BYTES
 
     def __post_init__(self) -> None:
-        self.book = ReceiptBook(self.folder, lambda: self.state)
+        self.book = ReceiptBook(self.folder, lambda: self.state, self.segment_bytes)
         self.bundler = Bundler(
             book=self.book, chain_id=CHAIN, provider=PROVIDER.key, sign=PROVIDER.sign,
             get_state=lambda: self.state, offer_bundle=self.offer, now_ms=lambda: self.ms,
@@ -310,6 +312,30 @@ async def test_jailed_provider_offers_nothing_that_no_block_would_take(counter: 
     assert await counter.turn() == []
     counter.state.remove(tables.CONDUCT, *key)
     assert await counter.turn() == [[(1, 1)]]
+
+
+@pytest.mark.parametrize("is_forgotten", [False, True])
+async def test_book_opens_that_was_pruned_amid_a_channel_that_ended(
+    tmp_path: Path, is_forgotten: bool
+) -> None:
+    """What was lost, or what the ledger forgot, left a gap at which no provider started again."""
+    counter = Counter(tmp_path / "receipts", segment_bytes=4_096)
+    channel = counter.channel()
+    for _ in range(20):
+        counter.answer(channel)
+        counter.ms += 1
+    record = counter.state.get(tables.CHANNEL, channel)
+    closed = record._replace(state=tables.CHANNEL_CLOSED)
+    counter.state.put(tables.CHANNEL, (channel,), closed)
+    await counter.turn()
+    assert counter.book.prune(counter.ms) > 0
+    counter.book.close()
+    if is_forgotten:
+        counter.state.remove(tables.CHANNEL, channel)
+    again = Counter(tmp_path / "receipts", counter.state, counter.ms, segment_bytes=4_096)
+    assert again.book.find(channel, 0, 20, b"\1" * 32) is not None, "for whoever asks again"
+    assert await again.turn() == []
+    again.book.close()
 
 
 async def test_provider_that_is_not_registered_offers_nothing(counter: Counter) -> None:

@@ -138,6 +138,9 @@ MUTANTS: Final = (
     Mutant("b7", "what was lost on its way is not cut again", BUNDLING,
            "if open_.bundle_seq <= settled or now_ms - open_.offered_ms > RECUT_MS",
            "if open_.bundle_seq <= settled"),
+    Mutant("b8", "a book with a gap does not open", BOOK,
+           "is_behind_a_gap = receipt.seq > lane.seq + 1 and _has_ended(state, lane.channel)",
+           "is_behind_a_gap = False"),
     # the ledger
     Mutant("l1", "an expired voucher pays", CHANNELS,
            "if voucher.expires_ms <= time_ms:", "if False:"),

@@ -2,13 +2,14 @@
 
 The runs are the tests' (`tests/simulation/sessions.py`), numbered from `--seed` times SEEDS_APART
 on, so that two campaigns share none; what ends ill is told with the command that plays it again.
-Ctrl-C ends it and all its processes.
+Ctrl-C ends it and all its processes, and tells how far it was.
 """
 
 import argparse
 import itertools
 import multiprocessing
 import os
+import sys
 import time
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ CAMPAIGN: Final = 1_000_000
 BATCH: Final = 10  # runs of a task
 TOLD_S: Final = 30.0
 FAILURES_SHOWN: Final = 20
+CANCELLED: Final = 130  # as a shell tells of Ctrl-C
 
 Played = list[tuple[int, Outcome]]
 
@@ -44,7 +46,7 @@ class Campaign:
     """Adds up what comes back, until there are enough sessions."""
 
     def __init__(self, sessions: int) -> None:
-        self._wanted = sessions
+        self.wanted = sessions
         self._told_s = time.monotonic()
         self.sessions = 0
         self.holds_lost = 0.0
@@ -54,7 +56,7 @@ class Campaign:
     @property
     def is_done(self) -> bool:
         """Whether there are enough."""
-        return self.sessions >= self._wanted
+        return self.sessions >= self.wanted
 
     def take(self, played: Played) -> None:
         """Count a task's runs."""
@@ -70,7 +72,11 @@ class Campaign:
         now_s = time.monotonic()
         if now_s - self._told_s >= TOLD_S:
             self._told_s = now_s
-            tell(f"sessions {self.sessions:,}, violations {len(self.failures)}")
+            self.tell()
+
+    def tell(self) -> None:
+        """How far it is."""
+        tell(f"sessions {self.sessions:,}, violations {len(self.failures)}")
 
     def figures(self, took_s: float) -> dict[str, Any]:
         """What the note asks for."""
@@ -85,21 +91,19 @@ class Campaign:
         }
 
 
-def run_campaign(sessions: int, seed: int, jobs: int) -> Campaign:
-    """A campaign of at least so many sessions, on so many processes."""
-    campaign = Campaign(sessions)
+def run_campaign(campaign: Campaign, seed: int, jobs: int) -> None:
+    """Until the campaign has its sessions, on so many processes."""
     firsts = itertools.count(seed * SEEDS_APART, BATCH)
     if jobs == 1:
         while not campaign.is_done:
             campaign.take(play_batch(next(firsts)))
-        return campaign
+        return
+    tasks = itertools.islice(firsts, -(-campaign.wanted // (SESSIONS * BATCH)))
     with multiprocessing.get_context("spawn").Pool(jobs) as pool:
-        tasks = itertools.islice(firsts, -(-sessions // (SESSIONS * BATCH)))
         for played in pool.imap_unordered(play_batch, tasks):
             campaign.take(played)
             if campaign.is_done:
                 break
-    return campaign
 
 
 def main() -> None:
@@ -109,8 +113,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the campaign")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     given = parser.parse_args()
-    began_s = time.monotonic()
-    campaign = run_campaign(given.sessions, given.seed, given.jobs)
+    began_s, campaign = time.monotonic(), Campaign(given.sessions)
+    try:
+        run_campaign(campaign, given.seed, given.jobs)
+    except KeyboardInterrupt:
+        campaign.tell()
+        sys.exit(CANCELLED)
     budgets = (
         Budget("loss_max_payer_in_holds", AT_MOST, 1),
         *(Budget(key, AT_MOST, 0) for key in ("loss_max_provider", "above_cap", "violations")),

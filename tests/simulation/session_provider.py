@@ -42,8 +42,7 @@ from node.serving.engine import Ending, Finish, Token
 from node.serving.service import InferenceService, _finished
 from p2p.errors import NetworkError
 
-SEGMENT_BYTES: Final = 16 << 10  # so that a book has segments to drop
-KEEP_MS: Final = 600_000  # and drops them
+SEGMENT_BYTES: Final = 16 << 10  # so that a book has some to drop
 NO_CREDITS: Final = encode_credits(())
 OTHER_CREDITS: Final = encode_credits(((1, 10_000),))
 NEWEST: Final = 2  # vouchers of a lane that a liar tries first

@@ -3,7 +3,8 @@
 Why acknowledged receipts first: a claim from the hold costs every checker a second signature, so
 the last receipt of a lane waits some seconds for its acknowledgement. Why a bundle that does not
 settle is cut anew under a higher number: lanes settle in order, so one that was lost or refused
-would hold up all behind it; a number is never used twice.
+would hold up all behind it; a number is never used twice. Why its lanes then go apart: one section
+that the ledger never takes would sink the others with it, again and again.
 What this file does not know: gossip, pools, how an answer came about.
 """
 
@@ -104,6 +105,7 @@ class Bundler:
         self._now_ms = now_ms
         self._run_blocking = run_blocking
         self._open: list[OpenBundle] = []
+        self._failures: Counter[tuple[bytes, int]] = Counter()  # of a lane's bundles, in a row
         self._full = trio.Event()
         self._since_prune = 0
         self.counters: Counter[str] = Counter()
@@ -149,18 +151,21 @@ class Bundler:
                 before = len(lane.unsettled)
                 self._book.settle(lane, lane_of(state, lane.channel, lane.number))
                 self.counters["settled"] += before - len(lane.unsettled)
+        for open_ in self._open:
+            if _is_settled(state, open_):
+                for place in open_.ends:
+                    self._failures.pop(place, None)
         self._open = [open_ for open_ in self._open if not _is_settled(state, open_)]
 
     def _give_up(self, state: State, now_ms: int) -> None:
         """Cut all open bundles anew once one of them has waited too long or was passed by."""
         settled = state.get(tables.PROVIDER, self._provider).bundle_seq
-        late = [
-            open_
-            for open_ in self._open
-            if open_.bundle_seq <= settled or now_ms - open_.offered_ms > RECUT_MS
-        ]
-        if not late:
+        late = [open_ for open_ in self._open if now_ms - open_.offered_ms > RECUT_MS]
+        is_passed = any(open_.bundle_seq <= settled for open_ in self._open)
+        if not late and not is_passed:
             return
+        for open_ in late:
+            self._failures.update(open_.ends.keys())
         self.counters["recut"] += len(self._open)
         self._open = []
         for lane in self._book.lanes():
@@ -169,13 +174,24 @@ class Bundler:
     def _gather(
         self, state: State, now_ms: int
     ) -> tuple[list[BodyPart], list[tuple[ProviderLane, int]]]:
-        """Sections for one bundle within its limits, all of one base; and where they end."""
+        """Sections for one bundle within its limits, all of one base; and where they end.
+
+        A lane whose last bundle failed comes behind the others, in a bundle of its own.
+        """
         packing, ends = Packing(RECEIPTS_MAX, BYTES_MAX), []
-        for lane in self._book.lanes():
+        for lane in sorted(self._book.lanes(), key=self._failures_of):
+            is_apart = self._failures_of(lane) > 0
+            if is_apart and packing.parts:
+                break
             part = self._cut(state, lane, now_ms)
             if part is not None and packing.take(state, lane, part):
                 ends.append((lane, decode_section(part.section).to_seq))
+                if is_apart:
+                    break
         return packing.parts, ends
+
+    def _failures_of(self, lane: ProviderLane) -> int:
+        return self._failures[lane.channel, lane.number]
 
     def _cut(self, state: State, lane: ProviderLane, now_ms: int) -> BodyPart | None:
         if not lane.unsettled:
@@ -184,6 +200,7 @@ class Bundler:
         if channel is None or channel.state == tables.CHANNEL_CLOSED:
             self.counters["lost"] += len(lane.unsettled)
             lane.unsettled.clear()  # nothing can be settled any more
+            self._failures.pop((lane.channel, lane.number), None)
             return None
         assert lane.voucher is not None
         last = lane.unsettled[-1].receipt

@@ -22,6 +22,7 @@ from ledger_kit import (
     open_channel,
 )
 
+from consensus.primitives.errors import Invalid
 from node.ledger import tables
 from node.ledger.admission import admit_bundle
 from node.ledger.rules import channels
@@ -112,6 +113,23 @@ class Counter:
             admitted = admit_bundle(self.state, CHAIN, bundle)
             channels.apply_bundle(self.state, context(self.ms), admitted.bundle)
         self.offered.clear()
+
+    def try_to_settle(self) -> int:
+        """A block takes what it can of all that was offered; how many that is."""
+        taken = 0
+        for bundle in self.offered:
+            try:
+                with self.state.trial():
+                    checked = admit_bundle(self.state, CHAIN, bundle).bundle
+                    channels.apply_bundle(self.state, context(self.ms), checked)
+                taken += 1
+            except Invalid:
+                continue
+        self.offered.clear()
+        return taken
+
+    def settled(self, channel: bytes, lane: int) -> int:
+        return channels.lane_of(self.state, channel, lane).seq
 
     async def turn(self) -> list[list[tuple[int, int]]]:
         """(from, to) of each section of each bundle that this turn offered."""
@@ -265,6 +283,31 @@ async def test_what_is_not_settled_in_time_is_cut_anew_under_a_higher_number(
     assert await counter.turn() == [[(1, 2)]]
     numbers = [decode_header(bundle.header).bundle_seq for bundle in counter.offered]
     assert numbers == [1, 2, 3]
+
+
+async def test_section_that_the_ledger_never_takes_sinks_no_other_for_long(
+    counter: Counter,
+) -> None:
+    """Its price fell while the answer took its time; lanes go apart once their bundle failed."""
+    add_model(counter.state, 2, BASE)
+    channel = counter.channel()
+    for lane, model in ((0, 2), (1, 1), (2, 1)):
+        counter.answer(channel, lane, model=model)
+        counter.acknowledge(channel, lane)
+    counter.state.put(tables.PRICE, (2, 1), tables.Price(1, 1, 1, 1, 1, 1, 0))
+    assert await counter.turn() == [[(1, 1)] * 3]
+    assert counter.try_to_settle() == 0
+    counter.ms += RECUT_MS + 1
+    assert await counter.turn() == [[(1, 1)]] * 3
+    assert counter.try_to_settle() == 2
+    assert [counter.settled(channel, lane) for lane in range(3)] == [0, 1, 1]
+    counter.answer(channel, 1)
+    counter.acknowledge(channel, 1)
+    counter.answer(channel, 2)
+    counter.acknowledge(channel, 2)
+    counter.ms += RECUT_MS + 1
+    assert await counter.turn() == [[(2, 2)] * 2, [(1, 1)]], "those that settled, together again"
+    assert counter.try_to_settle() == 1
 
 
 async def test_number_is_never_used_twice_over_a_restart(counter: Counter, tmp_path: Path) -> None:

@@ -349,8 +349,6 @@ class ReceiptBook:
             if is_settled or is_behind_a_gap:
                 self._index(place, served, receipt)
                 return
-            if not state.has(tables.CHANNEL, receipt.channel):
-                lane.seq = receipt.seq - 1  # forgotten, and its first receipts are pruned
             self._take(lane, place, served)
             if not lane.is_acknowledged:
                 lane.voucher = decode_voucher(served.voucher)

@@ -51,19 +51,3 @@ def test_released_channel_outlives_the_segment_it_was_written_to(
     again = ReceiptBook(tmp_path, lambda: counter.state)
     assert released(again, channel) is (standing == tables.CHANNEL_OPEN)
     again.close()
-
-
-def test_channel_that_the_ledger_forgot_stops_no_start(tmp_path: Path) -> None:
-    """Its first receipts are pruned, and no lane of the ledger says where the rest begins."""
-    counter = Counter(tmp_path)
-    channel = counter.channel()
-    counter.book.close()
-    book = counter.book = ReceiptBook(tmp_path, lambda: counter.state, segment_bytes=2_000)
-    counter.answer(channel, count=20)
-    book.settle(book.lane(channel, 0), tables.Lane(20, 0, bytes(32)))
-    assert book.prune(counter.ms + 1) > 1
-    book.close()
-    counter.state.remove(tables.CHANNEL, channel)
-    again = ReceiptBook(tmp_path, lambda: counter.state)
-    assert again.lane(channel, 0).seq == 20
-    again.close()

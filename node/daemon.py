@@ -124,7 +124,7 @@ async def _live(settings: Settings, keys: Keys) -> bool:
         try:
             return await node.run()
         except* DatabaseDamaged as damage:
-            suspect(settings.home / DB_NAME, str(damage.exceptions[0]))
+            suspect(settings.home / DB_NAME, _first_of(damage).told)
             raise
         finally:
             with trio.CancelScope(shield=True):
@@ -132,6 +132,12 @@ async def _live(settings: Settings, keys: Keys) -> bool:
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(ground.close)
+
+
+def _first_of(damage: BaseExceptionGroup[DatabaseDamaged]) -> DatabaseDamaged:
+    """Nurseries nest groups in groups."""
+    first = damage.exceptions[0]
+    return _first_of(first) if isinstance(first, BaseExceptionGroup) else first
 
 
 @seldom

@@ -181,7 +181,8 @@ class _Ladder:
 
     def _make_again(self, home: Path, error: Exception, cache_bytes: int) -> tuple[KV, Tip]:
         set_aside(home)
-        self._steps.append(f"database: {error}; moved to {ASIDE_NAME} and made again")
+        why = error.told if isinstance(error, StorageError) else str(error)
+        self._steps.append(f"database: {why}; moved to {ASIDE_NAME} and made again")
         store = LevelKV(home / DB_NAME, cache_bytes)
         try:
             return store, self._bring_up(store)

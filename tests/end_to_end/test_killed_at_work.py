@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from consensus.primitives.keys import public_key
+from node.cli.frame import DAMAGED
 from node.devnet.children import Child
 from node.home import make_home
 from node.ledger.addresses import account_text
@@ -90,8 +91,8 @@ class Payer:
         return told
 
 
-@pytest.fixture
-def child(tmp_path: Path) -> Child:
+def new_child(folder: Path) -> Child:
+    """A validator that is alone."""
     genesis = devnet_genesis(
         name="kills",
         time_ms=time.time_ns() // 1_000_000,
@@ -103,7 +104,7 @@ def child(tmp_path: Path) -> Child:
         "p2p.listen": ["/ip4/127.0.0.1/tcp/0"], "engine.kind": "none",
         "consensus.block_interval_ms": 50, "storage.snapshot_every": 10,
     }  # fmt: skip
-    home = tmp_path / "n0"
+    home = folder / "n0"
     raw = encode_genesis(genesis)
     make_home(home, genesis=raw, chosen=chosen, password=None, seeds=SEEDS)
     return Child("n0", home, ("validator",))
@@ -149,8 +150,11 @@ def judge(payer: Payer) -> None:
     assert paid == int(payer.account(public_key(SENDER))["nonce"]) >= len(payer.settled)
 
 
-def test_node_killed_in_the_middle_of_its_work_loses_nothing_settled(child: Child) -> None:
+@pytest.fixture(scope="module")
+def worked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Child, Payer]:
+    """A node after its lives, each judged by the next."""
     chance = random.Random(11)
+    child = new_child(tmp_path_factory.mktemp("killed"))
     genesis = decode_genesis((child.home / "genesis").read_bytes())
     payer = Payer(child, genesis.chain_id)
     for _ in range(KILLS):
@@ -158,8 +162,33 @@ def test_node_killed_in_the_middle_of_its_work_loses_nothing_settled(child: Chil
             payer.start_again()
             judge(payer)
             work(payer, chance.uniform(*WORK_S))
+    return child, payer
+
+
+def test_node_killed_in_the_middle_of_its_work_loses_nothing_settled(
+    worked: tuple[Child, Payer],
+) -> None:
+    child, payer = worked
     with living(child):
         judge(payer)
         told = child.node.get("/status")
         assert (told["why_silent"], told["damage"]) == ("", "")
     assert load_progress(child.home).ended_ms > 0, "and a scrub was over in one of its lives"
+
+
+def test_node_ends_by_name_when_a_scrub_meets_damage_and_its_next_start_mends_it(
+    worked: tuple[Child, Payer],
+) -> None:
+    child, payer = worked
+    table = max((child.home / "db").glob("*.ldb"), key=lambda path: path.stat().st_size)
+    raw = bytearray(table.read_bytes())
+    raw[100] ^= 1  # in the first block: indices that a start does not read
+    table.write_bytes(bytes(raw))
+    (child.home / "scrub").unlink()
+    child.start()
+    assert child.process is not None
+    assert child.process.wait(START_S) == DAMAGED
+    assert "restart olnode" in child.last_lines()
+    with living(child):
+        judge(payer)
+        assert "made again" in child.log_path.read_text()

@@ -11,6 +11,7 @@ What this file does not know: whether a bundle is good.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
 from typing import Final
@@ -128,21 +129,25 @@ class BundleStore:
             return None
         return bundle
 
-    def prune(self, height: int) -> int:
-        """Drop the oldest segments in which all bodies were appended below chain height `height`.
+    def prune(self, height: int, settled: Callable[[bytes], int] = lambda name: 0) -> int:
+        """Drop the oldest segments in which all bodies are from before chain height `height`.
 
-        Returns how many bodies went.
+        That is appended below it, and `settled` below it too: a body that came early, in a pool or
+        with blocks before its own, may be settled long after. 0: not settled. Returns how many
+        bodies went.
         """
         with self._lock:
-            return self._prune(height)
+            return self._prune(height, settled)
 
-    def _prune(self, height: int) -> int:
+    def _prune(self, height: int, settled: Callable[[bytes], int]) -> int:
         gone = 0
         while len(self._log.segments) > 1:
             segment = self._log.segments[0]
             if self._newest_in(segment) >= height:
                 break
             old = [key for key, place in self._places.items() if place.segment == segment]
+            if any(settled(key) >= height for key in old):
+                break
             for key in old:
                 del self._places[key]
             gone += len(old)

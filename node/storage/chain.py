@@ -313,7 +313,7 @@ class Chain:
         For a node that is no archive. `snapshot`: height of an own one; what came after it stays,
         for the database is made again from there on. 0: all stays. Blocks for directory syncs.
         """
-        return self.bundles.prune(min(self.bodies_from(), snapshot))
+        return self.bundles.prune(min(self.bodies_from(), snapshot), self._view.settled_at)
 
     def prune_payloads(self, snapshot: int) -> int:
         """Drop payloads that need not be kept, as bodies; returns how many. For any one thread.

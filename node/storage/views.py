@@ -361,6 +361,11 @@ class View:
             else FoundTransaction(height, index, code, payload.transactions[index])
         )
 
+    def settled_at(self, bundle_hash: bytes) -> int:
+        """Height of the block that settled a bundle; 0: none has."""
+        raw = self.reader.get(keyspace.BUNDLE + bundle_hash)
+        return 0 if raw is None else keyspace.decode_bundle_place(raw)[0]
+
     def find_bundle(self, bundle_hash: bytes) -> FoundBundle | None:
         """A settled bundle by its hash; None also when its body is no longer kept."""
         raw = self.reader.get(keyspace.BUNDLE + bundle_hash)

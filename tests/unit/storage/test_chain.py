@@ -619,7 +619,7 @@ def test_young_bodies_are_kept_and_old_ones_go(
     chain.bundles.append(story.bundle)
     chain.commit_many(story.decided)
     asked: list[int] = []
-    monkeypatch.setattr(chain.bundles, "prune", lambda height: asked.append(height) or 0)
+    monkeypatch.setattr(chain.bundles, "prune", lambda height, _: asked.append(height) or 0)
     chain.prune_bodies(story.height)
     window_ms = chain.state().parameter("challenge_window_ms")
     monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", 2_000 - window_ms)

@@ -68,9 +68,29 @@ def test_bodies_older_than_every_snapshot_go_and_the_others_stay(
 ) -> None:
     assert 0 < dropped(home, monkeypatch) <= OLDER
     chain = opened(home)
-    kept = [bundle for step in told()[OLDER:HEIGHT] for bundle in step.bundles]
+    kept = [bundle for step in told()[OLDER - 1 : HEIGHT] for bundle in step.bundles]
     assert [chain.bundles.get(bundle.hash) for bundle in kept] == kept
     assert chain.prune_bodies(0) == 0, "nothing goes where there is no snapshot"
+    chain.close()
+
+
+def test_body_that_came_before_its_block_goes_by_its_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when catching up, or from a pool: it is dated long before it is settled."""
+    monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", -(10**12))
+    chain = opened(tmp_path)
+    for start in range(0, HEIGHT, OLDER):
+        some = told()[start : start + OLDER]
+        for step in some:
+            for bundle in step.bundles:
+                chain.bundles.append(bundle)
+        chain.commit_many([(step.block, step.certificate) for step in some])
+    assert chain.prune_bodies(OLDER) > 0
+    assert chain.prune_bodies(NEWER) > 0
+    for height, step in enumerate(told()[:HEIGHT], start=1):
+        held = [chain.bundles.get(bundle.hash) for bundle in step.bundles]
+        assert held == list(step.bundles) or height < NEWER
     chain.close()
 
 

@@ -6,28 +6,22 @@ rebuilding need the home to themselves: stop the node first.
 """
 
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import typer
 
 from node.cli.frame import DAMAGED, frame_of, new_noun, table
+from node.config import Settings
 
-app = new_noun("Check, rebuild and size up the files of the ledger.")
+if TYPE_CHECKING:
+    from node.storage.ground import Ground
+
+app = new_noun("Check, scrub, rebuild, prune and size up the files of the ledger.")
 
 COUNTED: Final = ("blocks", "bundles", "keys", "snapshots", "bytes")
-FOLDERS: Final = (
-    "blocks",
-    "heads",
-    "bundles",
-    "db",
-    "snapshots",
-    "past",
-    "blobs",
-    "receipts",
-    "journal",
-)
+LEDGER: Final = ("blocks", "heads", "bundles", "db", "snapshots", "past")
+FOLDERS: Final = (*LEDGER, "blobs", "receipts", "journal")
 
 
 @app.command()
@@ -61,25 +55,17 @@ def scrub(ctx: typer.Context) -> None:
     and at full speed. Opens the ledger as a start does, so it mends what a start mends."""
     from node.observe import seldom
     from node.storage.adopting import DB_NAME
+    from node.storage.checking import Finding
     from node.storage.errors import DatabaseDamaged
-    from node.storage.ground import open_ground
     from node.storage.scrubbing import Progress, lost_body
     from node.storage.store import suspect
 
     frame = frame_of(ctx)
     settings, tell = frame.initialised(), seldom(_tell_read)
-    storage, read = settings.config.storage, 0
-    ground = open_ground(
-        settings.home,
-        settings.home / settings.config.chain.genesis,
-        keep_versions=storage.keep_versions,
-        cache_bytes=storage.cache_mb << 20,
-        tell=lambda height, last: tell(f"blocks up to {last:,}", height),
-    )
-    findings = []
+    read, findings, ground = 0, list[Finding](), _open(settings)
     try:
         height, steps = ground.chain.height, ground.chain.steps
-        scrub = ground.chain.scrub(Progress(), is_archive=storage.archive)
+        scrub = ground.chain.scrub(Progress(), is_archive=settings.config.storage.archive)
         while not scrub.is_over:
             step = scrub.step()
             read += step.bytes_read
@@ -96,9 +82,8 @@ def scrub(ctx: typer.Context) -> None:
         lines += table(("part", "what", "mend"), [tuple(row.values()) for row in rows])
     else:
         lines.append("everything is as it was written")
-    frame.show(
-        "db.scrub/1", {"height": height, "bytes": read, "steps": steps, "findings": rows}, lines
-    )
+    told = {"height": height, "bytes": read, "steps": steps, "findings": rows}
+    frame.show("db.scrub/1", told, lines)
     if rows:
         raise typer.Exit(DAMAGED)
 
@@ -106,24 +91,15 @@ def scrub(ctx: typer.Context) -> None:
 @app.command()
 def rebuild(ctx: typer.Context) -> None:
     """Make the database again from the block log; the old one stays as db.damaged."""
-    from node.observe import seldom
-    from node.storage.ground import open_ground
     from node.storage.lock import lock_home
     from node.storage.opening import ASIDE_NAME, set_aside
 
     frame = frame_of(ctx)
     settings = frame.initialised()
-    storage, tell = settings.config.storage, seldom(_tell_read)
     with lock_home(settings.home):
         set_aside(settings.home)
     # An end here, or during the replay, leaves less of an index: the next opening goes on.
-    ground = open_ground(
-        settings.home,
-        settings.home / settings.config.chain.genesis,
-        keep_versions=storage.keep_versions,
-        cache_bytes=storage.cache_mb << 20,
-        tell=lambda height, last: tell(f"blocks up to {last:,}", height),
-    )
+    ground = _open(settings)
     height, steps = ground.chain.height, ground.chain.steps
     ground.close()
     told = {"height": height, "aside": str(settings.home / ASIDE_NAME), "steps": steps}
@@ -138,31 +114,16 @@ def prune(ctx: typer.Context) -> None:
     as old if `storage.prune_payloads`, versions of the state beyond `storage.keep_versions`,
     snapshots beyond `storage.snapshots_kept`.
     """
-    from node.observe import seldom
-    from node.storage.ground import open_ground
     from node.storage.opening import SNAPSHOTS_NAME
     from node.storage.snapshots import SnapshotStore
 
     frame = frame_of(ctx)
-    settings, tell = frame.initialised(), seldom(_tell_read)
+    settings = frame.initialised()
     storage, home = settings.config.storage, settings.home
-    before, open_it = (
-        _all_bytes(home),
-        partial(
-            open_ground,
-            home,
-            home / settings.config.chain.genesis,
-            keep_versions=storage.keep_versions,
-            cache_bytes=storage.cache_mb << 20,
-            tell=lambda height, last: tell(f"blocks up to {last:,}", height),
-        ),
-    )
-    ground = open_it()
+    before, ground = _all_bytes(home), _open(settings)
     try:
-        chain, snapshots = (
-            ground.chain,
-            SnapshotStore(home / SNAPSHOTS_NAME, storage.snapshots_kept),
-        )
+        chain = ground.chain
+        snapshots = SnapshotStore(home / SNAPSHOTS_NAME, storage.snapshots_kept)
         gone = {
             "bodies": 0 if storage.archive else chain.prune_bodies(snapshots.oldest_height()),
             "payloads": 0,
@@ -174,7 +135,7 @@ def prune(ctx: typer.Context) -> None:
     finally:
         ground.close()
     if gone["payloads"]:
-        open_it().close()  # an opening drops the files that nobody looks into any more
+        _open(settings).close()  # an opening drops the files that nobody looks into any more
     freed = max(0, before - _all_bytes(home))  # opening a small one writes more than it drops
     lines = [f"{number:,} {name}" for name, number in gone.items()]
     frame.show("db.prune/1", {**gone, "freed_bytes": freed}, [*lines, f"{freed:,} bytes freed"])
@@ -192,8 +153,23 @@ def size(ctx: typer.Context) -> None:
     frame.show("db.size/1", {"folders": rows}, lines)
 
 
+def _open(settings: Settings) -> "Ground":
+    """The ledger, opened as a start does."""
+    from node.observe import seldom
+    from node.storage.ground import open_ground
+
+    storage, tell = settings.config.storage, seldom(_tell_read)
+    return open_ground(
+        settings.home,
+        settings.home / settings.config.chain.genesis,
+        keep_versions=storage.keep_versions,
+        cache_bytes=storage.cache_mb << 20,
+        tell=lambda height, last: tell(f"blocks up to {last:,}", height),
+    )
+
+
 def _all_bytes(home: Path) -> int:
-    return sum(_measured(home / name)["bytes"] for name in FOLDERS)
+    return sum(_measured(home / name)["bytes"] for name in LEDGER)
 
 
 def _measured(folder: Path) -> dict[str, int]:

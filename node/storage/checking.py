@@ -106,7 +106,9 @@ def _frames(
         if name != names[-1] and (end < len(data) or not data):  # none but the newest may be empty
             bounds.append((end, len(data)))
         for start, stop in bounds:
-            checked.add(part, f"bytes {start} to {stop} of {part}/{name} are damaged", mend)
+            checked.add(
+                part, f"bytes {start} to {stop} of {directory.name}/{name} are damaged", mend
+            )
         yield from frames
 
 

@@ -101,7 +101,6 @@ class Campaign:
         self.found = Found()
         self._folder = folder
         self._chance = random.Random(seed)
-        self._seed = seed
 
     def run(self, points: int) -> Found:
         """So many kills, each of them judged."""

@@ -29,7 +29,7 @@ from crashes.story import CHAIN_ID, new_home, told
 from node.storage.checking import check_home
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-OPERATIONS_MAX: Final = 240  # of a life that ends by count: some ten blocks
+OPERATIONS_MAX: Final = 200  # of a life that ends by count: some ten blocks
 DELAY_S_MAX: Final = 0.03  # of a kill from outside, after a block was told
 BLOCKS_MAX: Final = 6  # before that
 CATCHES_UP: Final = 0.3  # of all lives

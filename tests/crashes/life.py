@@ -36,10 +36,7 @@ from node.storage.store import LevelKV
 SNAPSHOT_EVERY: Final = 10
 CATCH_UP: Final = 4  # blocks under one sync
 ROUND: Final = 0
-FILE_CALLS: Final = (
-    *("fdatasync", "fsync", "ftruncate"),
-    *("replace", "rename", "unlink", "mkdir", "open"),
-)
+FILE_CALLS: Final = ("fdatasync", "fsync", "ftruncate", "replace", "rename", "unlink")
 
 
 @dataclass(frozen=True)

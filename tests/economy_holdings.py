@@ -135,8 +135,10 @@ class Holdings:
         self.servers: dict[bytes, Server] = {}
         self.bonds: dict[Bond, tuple[int, int]] = {}  # amount, index at entry
         self.pots: dict[tuple[int, bytes], Pot] = {}
-        self.leaving: dict[int, tuple[Bond, int]] = {}  # number → whose, amount
-        self.validators: tuple[bytes, ...] = ()
+        self.leaving: dict[int, tuple[Bond, int, int]] = {}  # number → whose, amount, since when
+        self.validators: tuple[bytes, ...] = ()  # who acts
+        self.standing: tuple[bytes, ...] = ()  # who may be bonded on
+        self.offences: list[tuple[int, bytes, int]] = []  # when, who, with how much power in bps
         self.gifts: dict[int, Gift] = {}
         self.steward = b""
         self.terms: Any = None
@@ -241,6 +243,8 @@ class Holdings:
         step_ms = window_ms // 24
         bucket_ms = -((now_ms + window_ms) // -step_ms) * step_ms
         self.payouts = []
+        guilty = {key for _, key, _ in self.offences}
+        self.validators = tuple(key for key in self.validators if key not in guilty)
         for which in sorted({answer.which for _, answer in self._taken}):
             mine = [item for item in self._taken if item[1].which == which]
             self._settle(which, mine, bucket_ms)
@@ -310,11 +314,68 @@ class Holdings:
         who are bonded."""
         bonded = {key: self.pots[VALIDATING, key].bonded for key in self.validators}
         for key, part in shares(self.stakers + amount, bonded).items():
+            if not part:
+                continue
             pot, operator = self.pots[VALIDATING, key], part * self.value("operator_bps") // WHOLE
             self.balance[key] += operator
             pot.undistributed += part - operator
             pot.index += (part - operator) * 2**64 // pot.bonded
         self.stakers = 0
+
+    # ---- who voted twice
+
+    def punish(self, offences: list[tuple[int, bytes, int]]) -> None:
+        """When, who, with how much power; those of one block pay for each other. The guilty act to
+        the end of the block."""
+        self.offences += offences
+        for at_ms, key, _ in offences:
+            bps = self._slash_bps(at_ms)
+            taken = self._slash_leaving(key, at_ms, bps)
+            for place in [place for place in self.bonds if place[:2] == (VALIDATING, key)]:
+                taken += self._slash(place, bps)
+            self.treasury += taken - taken // 2
+            self.supply -= taken // 2
+
+    def _slash_bps(self, offence_ms: int) -> int:
+        window_ms = self.value("offence_window_ms")
+        together = {
+            who: bps for at_ms, who, bps in self.offences if abs(at_ms - offence_ms) <= window_ms
+        }
+        factor = self.value("double_vote_power_factor")
+        return min(WHOLE, self.value("double_vote_slash_bps") + factor * sum(together.values()))
+
+    def _slash_leaving(self, key: bytes, offence_ms: int, bps: int) -> int:
+        taken = 0
+        for number, (place, amount, since_ms) in self.leaving.items():
+            if place[:2] == (VALIDATING, key) and since_ms >= offence_ms:
+                cut = amount * bps // WHOLE
+                self.leaving[number] = (place, amount - cut, since_ms)
+                taken += cut
+        return taken
+
+    def _slash(self, place: Bond, bps: int) -> int:
+        """What it earned is paid first."""
+        self._collect(place, self._owed(place))
+        amount, entry = self.bonds[place]
+        cut = amount * bps // WHOLE
+        self.pots[place[:2]].bonded -= cut
+        self.bonds[place] = (amount - cut, entry)
+        if cut == amount:
+            del self.bonds[place]
+        return cut
+
+    def _owed(self, place: Bond) -> int:
+        if place not in self.bonds:
+            return 0
+        amount, entry = self.bonds[place]
+        return amount * (self.pots[place[:2]].index - entry) // 2**64
+
+    def _collect(self, place: Bond, owed: int) -> None:
+        if place in self.bonds:
+            pot = self.pots[place[:2]]
+            self.bonds[place] = (self.bonds[place][0], pot.index)
+            pot.undistributed -= owed
+            self.balance[place[2]] += owed
 
     # ---- sums
 
@@ -325,7 +386,7 @@ class Holdings:
             "accounts": self.balance.total(),
             "channels": sum(x.cap - x.paid for x in self.channels.values()),
             "bonds": sum(amount for amount, _ in self.bonds.values()),
-            "unbonding": sum(amount for _, amount in self.leaving.values()),
+            "unbonding": sum(amount for _, amount, _ in self.leaving.values()),
             "maturing": self.maturing.total(),
             "funds": self.funds.total(),
             "pools": self.treasury + self.stakers,

@@ -39,9 +39,11 @@ from economy_holdings import (
     Stretch,
 )
 from economy_model import Economy
+from evidence_kit import raw_double_vote
 
 from consensus.primitives.errors import Invalid
 from node.ledger import tables
+from node.ledger.context import PastHeight
 from node.ledger.state import State
 from node.ledger.wire import transactions as wire
 from node.ledger.wire.bundles import BodyPart, Bundle, build_bundle
@@ -64,6 +66,7 @@ TOKENS: Final = 2_000  # of an answer: dear enough for any fee here
 FEE_MAX: Final = 60_000_000
 CHANNEL_MAX: Final = OPEN
 ANSWERS_MAX: Final = 60  # for a block
+LATELY: Final = 12  # heights back, for offences
 REMEMBERED: Final = 20  # bundles, to be sent again
 
 Lane = tuple[bytes, int]
@@ -110,7 +113,7 @@ def economy_of(chain: TinyChain) -> Economy:
         made.bonds[role[0], target, owner] = (bond.amount, bond.entry)
     for (role, target), stake in state.scan(tables.STAKE):
         made.pots[role[0], target] = Pot(stake.bonded, stake.per_grain, stake.undistributed)
-    made.validators = tuple(sorted(who.key for who in VALIDATORS))
+    made.validators = made.standing = tuple(sorted(who.key for who in VALIDATORS))
     for (number,), record in state.scan(tables.CONTRIBUTION):
         gift = Gift(
             record.contributor, record.content_hash, record.records, record.stake, record.made_ms,
@@ -145,6 +148,7 @@ class Market:
         self.chain = told_story()
         self.model = economy_of(self.chain)
         self.waiting: list[tuple[Party, wire.Payload]] = []
+        self.accused: list[tuple[Party, PastHeight]] = []  # who voted twice, at which height
         self.sessions: dict[Lane, LaneSession] = {}
         self.unsettled: dict[Lane, list[Answer]] = {}
         self.dead: set[Lane] = set()  # lanes whose receipts can never be settled
@@ -311,9 +315,35 @@ class Market:
         """Role and target of a bond, mostly one that is."""
         mine = [place[:2] for place in self.model.bonds if place[2] == who.key]
         mine = [place for place in mine if place != (0, who.key)]  # the set stays as it is
-        others = ((0, self.chance.choice(VALIDATORS[2:]).key), (1, who.key), (2, BASE_HASH))
+        member = self.chance.choice([one for one in VALIDATORS if one != who])
+        others = ((0, member.key), (1, who.key), (2, BASE_HASH))
         odd = (self.chance.choice((1, 2, 3)), self.chance.choice(PEOPLE).key)
         return self.chance.choice((*mine, *others, odd))
+
+    def accuse(self) -> None:
+        """One or both of two validators voted twice, each once, at some height of late."""
+        guilty = {key for _, key, _ in self.model.offences}
+        innocent = [who for who in VALIDATORS[2:] if who.key not in guilty]
+        if innocent and not self.accused:
+            past = self.chance.choice(self.chain.past[-LATELY:])
+            count = min(len(innocent), self.chance.choice((1, 2, 2)))
+            self.accused = [(who, past) for who in self.chance.sample(innocent, count)]
+
+    def _punish(self, now_ms: int) -> tuple[bytes, ...]:
+        """In the model, and by what proves it: pieces of evidence for the block."""
+        oldest_ms = now_ms - self.model.value("evidence_age_ms_max")
+        proved = [(who, past) for who, past in self.accused if past.time_ms >= oldest_ms]
+        self.accused = []
+        offences = []
+        for who, past in proved:
+            power = past.validators.power(who.key) * 10_000 // past.validators.total
+            offences.append((past.time_ms, who.key, power))
+            self._note("slashed")
+        self.model.punish(offences)
+        return tuple(
+            raw_double_vote(who, past.validators, self.chain.chain_id, past.height)
+            for who, past in proved
+        )
 
     # ---- a block
 
@@ -325,6 +355,7 @@ class Market:
             if bucket_ms <= now_ms:
                 self._note(f"matured {kind}")
         model.advance(now_ms)
+        evidence = self._punish(now_ms)
         self.later_ms = later_ms
         bundles = self._cut(now_ms)
         raws, foretold = [], []
@@ -339,7 +370,9 @@ class Market:
             foretold.append(model.take(raws[-1], now_ms, proposer))
         self.waiting.clear()
         model.end_block(now_ms)
-        outcome = chain.block(*raws, bundles=tuple(bundles), later_ms=later_ms)
+        outcome = chain.block(
+            *raws, bundles=tuple(bundles), later_ms=later_ms, evidence=evidence
+        )  # fmt: skip
         assert list(outcome.codes) == foretold
         self.count += len(raws)
         for raw, code in zip(raws, foretold, strict=True):
@@ -409,7 +442,7 @@ class Market:
         }
         assert pots == self.model.pots
         leaving = {
-            int.from_bytes(number, "big"): ((x.role, x.target, x.owner), x.amount)
+            int.from_bytes(number, "big"): ((x.role, x.target, x.owner), x.amount, x.made_ms)
             for (number,), x in state.scan(tables.UNBONDING)
         }
         assert leaving == self.model.leaving
@@ -546,5 +579,7 @@ def run_economy(seed: int, blocks: int, transactions: int) -> Market:
             market.answer()
         if chance.random() < 0.1:
             market.replay()
+        if chance.random() < 0.02:
+            market.accuse()
         market.block(LONG_STEP_MS if chance.random() < 0.02 else chance.choice(STEPS_MS))
     return market

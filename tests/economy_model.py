@@ -2,7 +2,7 @@
 
 It says beforehand which code a transaction will get, which bundles settle, and what everybody holds
 after each block (pages 30 §11, 40 §4 to §8), from `economy_holdings.py`.
-What it leaves out: slashes, corrections, changes of the set of validators, the end of a model.
+What it leaves out: corrections, new validators, the end of a model, slashes but for double votes.
 """
 
 from collections.abc import Callable
@@ -160,7 +160,7 @@ class Economy(Holdings):
             check(target == owner, BAD_VALUE)
             check(target in self.servers, NOT_FOUND)
         if role == VALIDATING and target != owner:
-            check(target in self.validators, NOT_FOUND)
+            check(target in self.standing, NOT_FOUND)
             check(not amount or amount >= self.value("delegation_min"), BAD_VALUE)
         owed = self._owed(place)
         check(self.balance[owner] + owed >= amount, INSUFFICIENT)
@@ -182,7 +182,7 @@ class Economy(Holdings):
         is_delegation = role == VALIDATING and target != owner
         is_small = 0 < held - amount < self.value("delegation_min")
         check(not (amount and is_delegation and is_small), LIMIT)
-        on_its_way = sum(whose == place for whose, _ in self.leaving.values())
+        on_its_way = sum(whose == place for whose, _, _ in self.leaving.values())
         check(not amount or on_its_way < LEAVING_MAX, LIMIT)
         self._collect(place, self._owed(place))
         if amount:
@@ -196,25 +196,12 @@ class Economy(Holdings):
             del self.bonds[place]
         self.departures += 1
         number = self.departures
-        self.leaving[number] = (place, amount)
+        self.leaving[number] = (place, amount, now_ms)
         self.add_due(now_ms + self.value("unbonding_ms"), lambda _: self._leave(number))
 
     def _leave(self, number: int) -> None:
-        (_, _, owner), amount = self.leaving.pop(number)
+        (_, _, owner), amount, _ = self.leaving.pop(number)
         self.balance[owner] += amount
-
-    def _owed(self, place: Bond) -> int:
-        if place not in self.bonds:
-            return 0
-        amount, entry = self.bonds[place]
-        return amount * (self.pots[place[:2]].index - entry) // 2**64
-
-    def _collect(self, place: Bond, owed: int) -> None:
-        if place in self.bonds:
-            pot = self.pots[place[:2]]
-            self.bonds[place] = (self.bonds[place][0], pot.index)
-            pot.undistributed -= owed
-            self.balance[place[2]] += owed
 
     # data
 

@@ -24,6 +24,7 @@ PLAY: Final = "--play"
 AMOUNTS, PAYOUT = "node/ledger/amounts.py", "node/ledger/rules/payout.py"
 CHANNELS, STAKING = "node/ledger/rules/channels.py", "node/ledger/rules/staking.py"
 REGISTRY, MODELS = "node/ledger/rules/registry.py", "node/ledger/rules/models.py"
+OFFENCES = "node/ledger/rules/offences.py"
 
 # fmt: off
 MUTANTS: Final = (
@@ -86,6 +87,16 @@ MUTANTS: Final = (
     Mutant("23", "nothing of a taken stake burns", REGISTRY,
            "state.move(stake, purses.BURN, amount - amount // 2)",
            "state.move(stake, purses.pool(tables.TREASURY), amount - amount // 2)"),
+    Mutant("24", "what unbonds is not slashed", OFFENCES,
+           "        taken = slash_leaving(state, gone, key, bps, offence.time_ms, answered_ms)\n",
+           "        taken = 0\n"),
+    Mutant("25", "a slash takes what a bond has earned", OFFENCES,
+           "        collect(state, role, target, owner)\n        purse = purses.bond",
+           "        purse = purses.bond"),
+    Mutant("26", "who offends together does not pay for it", OFFENCES,
+           "factor * sum(powers.values())", "factor * max(powers.values())"),
+    Mutant("27", "all that is slashed burns", OFFENCES,
+           "purses.BURN, taken >> 1)", "purses.BURN, taken)"),
 )
 # fmt: on
 
@@ -93,7 +104,7 @@ MUTANTS: Final = (
 def main() -> int:
     """Try all mutants, or those named, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="1 to 23")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="1 to 27")
     parser.add_argument(PLAY, action="store_true", help="this tree's program, once")
     given = parser.parse_args()
     if given.play:

@@ -42,6 +42,11 @@ class LedgerBesideModel(RuleBasedStateMachine):
         self.market.chance = chance
         self.market.replay()
 
+    @rule(chance=CHANCE)
+    def accuse(self, chance: random.Random) -> None:
+        self.market.chance = chance
+        self.market.accuse()
+
     @rule(chance=CHANCE, later_ms=st.sampled_from((*STEPS_MS, LONG_STEP_MS)))
     def block(self, chance: random.Random, later_ms: int) -> None:
         self.market.chance = chance

@@ -578,5 +578,3 @@ class Node:
             async for _ in signals:
                 self._stop.set()
                 return
-
-    # --- what it is asked

@@ -237,9 +237,10 @@ class Membership:
         self._disconnect(peer)
 
     def unban(self, peer: PeerId) -> bool:
-        was_banned = self.is_banned(peer)
+        if not self.is_banned(peer):
+            return False
         self.scores.forgive(peer)
-        return was_banned
+        return True
 
     def bans(self) -> Mapping[PeerId, float]:
         return self.scores.bans(trio.current_time())

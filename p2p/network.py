@@ -329,7 +329,7 @@ class Libp2pNetwork(Switchboard):
         """Dial an address with `/p2p/<peer id>` at once; until the next start the peer is reserved.
 
         Its own record, once it has come, outlives that. Raises ValueError for a bad address, our
-        own, and one that `deny` holds.
+        own, one that `deny` holds, and one of a banned peer.
         """
         (address,) = addresses_of([text], with_peer=True)
         assert address.peer is not None
@@ -337,6 +337,8 @@ class Libp2pNetwork(Switchboard):
             raise ValueError("this node itself")
         if self._is_denied(address.peer, address.host):
             raise ValueError("denied by the config")
+        if self.members.is_banned(address.peer):
+            raise ValueError("banned: olnode peers unban comes first")
         self.members.reserve(address.peer)
         self._discovery.add(address.peer, address)
         return address.peer

@@ -20,6 +20,8 @@ async def test_operator_adds_bans_and_lets_in_again(nursery):
     assert (seen.peer_id, seen.direction, seen.reserved) == (peer_id_text(b.me), "out", True)
     peers.ban(seen.peer_id, 600)
     await wait_until(lambda: not peers.connected())
+    with pytest.raises(Invalid, match="banned"):
+        peers.add(address)
     (ban,) = peers.banned()
     assert (ban.peer_id, 590 < ban.seconds_left <= 600) == (seen.peer_id, True)
     assert peers.unban(seen.peer_id)

@@ -439,8 +439,10 @@ async def test_banned_peer_is_gone_until_it_is_let_in_again(world, nursery):
     await trio.sleep(1.5)  # it redials within this time
     assert not a.peers()
     assert a.unban(b.me)
-    assert not a.unban(b.me)
     await wait_until(lambda: admitted(a) == 1)
+    a.penalise(b.me, 40, "forged")
+    assert not a.unban(b.me)
+    assert a.peers()[0].score >= 39, "no ban, so nothing is forgiven"
 
 
 async def test_binding_is_shown_only_if_the_owner_judges_it_good(world, nursery):

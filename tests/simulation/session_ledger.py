@@ -91,6 +91,12 @@ class Referee:
         promised = others + voucher.cumulative + voucher.hold
         require(promised <= self.cap, "more than the cap is promised")
 
+    def note_durable(self, voucher: Voucher) -> None:
+        """A journal holds a voucher that the power kept from leaving: its number is used."""
+        known = self._newest.get(voucher.lane)
+        if known is None or (voucher.seq, voucher.sub) > (known.seq, known.sub):
+            self._newest[voucher.lane] = voucher
+
     def accepted_in(self, lane: int) -> int:
         """How many receipts of a lane were accepted."""
         return sum(number == lane for number, _ in self.accepted)

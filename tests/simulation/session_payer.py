@@ -33,8 +33,8 @@ from node.ledger.wire.orders import (
 from node.wallet.checks import CheckFailed, Purchase, check_receipt
 from node.wallet.promises import OwnChannel, PayerLane, PromiseBook
 
-TOKENS_MAX: Final = 8
-QUANTA: Final = (2, 3, 256)
+TOKENS_MAX: Final = (8, 8, 8, 60)  # sixty cost a third of a cap
+QUANTA: Final = (2, 3, 20, 256)
 LIVES_MS: Final = (21 * 60_000, 40 * 60_000, 2 * 3_600_000)  # of vouchers
 DEADLINES_MS: Final = (2_000, 60_000, 600_000, 3_500_000)  # of orders, from now
 LIFE_LEAST_MS: Final = 20 * 60_000  # that a provider takes
@@ -92,6 +92,8 @@ class PayerSide:
             require(lane.seq >= count, "a receipt that was accepted is forgotten")
             if lane.seq > count:
                 referee.note_accepted(*self._accepting)  # durable before the power failed
+            if lane.last is not None:
+                referee.note_durable(lane.last)
 
     def close(self) -> None:
         """Let go of the disk."""
@@ -152,7 +154,7 @@ class PayerSide:
 
     def _purchase(self, lane: PayerLane) -> tuple[Purchase, bytes]:
         rng = self.rng
-        sampling = SAMPLING._replace(max_tokens=rng.randrange(1, 1 + TOKENS_MAX))
+        sampling = SAMPLING._replace(max_tokens=rng.randrange(1, 1 + rng.choice(TOKENS_MAX)))
         order = make_order(
             sampling=sampling, quantum=rng.choice(QUANTA), salt16=rng.randbytes(16),
             deadline_ms=self.ledger.now_ms + rng.choice(DEADLINES_MS),

@@ -550,7 +550,8 @@ class Node:
         ways += [("payloads", chain.prune_payloads)] if storage.prune_payloads else []
         while True:
             for what, prune in ways:
-                gone = await trio.to_thread.run_sync(prune, self._snapshots.oldest_height())
+                oldest = self._snapshots.oldest_height(chain.view().earliest)
+                gone = await trio.to_thread.run_sync(prune, oldest)
                 if gone:
                     log.info("what was old is dropped", what=what, number=gone)
             await trio.sleep(PRUNE_EVERY_S)

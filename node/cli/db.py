@@ -124,13 +124,16 @@ def prune(ctx: typer.Context) -> None:
     try:
         chain = ground.chain
         snapshots = SnapshotStore(home / SNAPSHOTS_NAME, storage.snapshots_kept)
+        view = chain.view()
+        oldest = snapshots.oldest_height(view.earliest)
         gone = {
-            "bodies": 0 if storage.archive else chain.prune_bodies(snapshots.oldest_height()),
+            "bodies": 0 if storage.archive else chain.prune_bodies(oldest),
             "payloads": 0,
             "nodes": chain.prune_tree(),
-            "snapshots": snapshots.prune(chain.view().earliest - 1),
+            "snapshots": snapshots.prune(view.needed_snapshot),
         }
-        while storage.prune_payloads and (moved := chain.prune_payloads(snapshots.oldest_height())):
+        oldest = snapshots.oldest_height(view.earliest)
+        while storage.prune_payloads and (moved := chain.prune_payloads(oldest)):
             gone["payloads"] += moved
     finally:
         ground.close()

@@ -95,7 +95,7 @@ class SnapshotKeeper:
             self.counters["made"] += 1
             took_ms = round((trio.current_time() - begun_s) * 1_000)
             log.info("snapshot made", height=made.height, chunks=len(made.chunks), took_ms=took_ms)
-            await self._run_blocking(self._store.prune, view.earliest - 1)
+            await self._run_blocking(self._store.prune, view.needed_snapshot)
 
     async def _tell_the_end(self) -> None:
         """A thread cannot be cancelled: it looks at this between two chunks."""

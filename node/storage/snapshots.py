@@ -182,10 +182,10 @@ class SnapshotStore:
         with self._lock:
             return [self._manifests[height] for height in sorted(self._manifests, reverse=True)]
 
-    def oldest_height(self) -> int:
-        """Height of the oldest that is whole; 0: there is none."""
+    def oldest_height(self, earliest: int = 1) -> int:
+        """Height of the oldest that is whole and not below `earliest`; 0: there is none."""
         with self._lock:
-            return min(self._manifests, default=0)
+            return min((height for height in self._manifests if height >= earliest), default=0)
 
     def find(self, height: int) -> Manifest | None:
         """The snapshot of a height, if it is here whole."""

@@ -157,6 +157,15 @@ class View:
         return 1 if footing is None else footing.height + 1
 
     @property
+    def needed_snapshot(self) -> int:
+        """Height of the one that a lost database must be loaded from; 0: genesis, or the newest.
+
+        Once something was dropped for its age, no snapshot but a newer one brings it back.
+        """
+        has_dropped = self._bundles.has_dropped or self._log.has_dropped
+        return 0 if has_dropped else self.earliest - 1
+
+    @property
     def earliest_whole(self) -> int:
         """Height of the first block that is held with its payload."""
         return max(self.earliest, self._log.heads.height + 1)

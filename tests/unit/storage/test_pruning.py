@@ -262,13 +262,14 @@ def test_node_that_began_with_a_snapshot_drops_payloads_too(
         for bundle in step.bundles:
             chain.bundles.append(bundle)
         chain.commit_many([(step.block, step.certificate)])
-    store.make(chain.view())
-    store.prune()
-    assert chain.prune_payloads(store.oldest_height()) == HEIGHT - OLDER - 1
+    assert keep_and_drop(chain, store, "payloads") == HEIGHT - OLDER - 1
+    assert store.find(OLDER) is not None, "nothing but it brings a lost database back yet"
     chain.close()
     opened(tmp_path).close()
     chain = opened(tmp_path)
     view = chain.view()
+    assert store.prune(view.needed_snapshot) == 1
+    assert store.find(OLDER) is None
     assert (view.earliest, view.earliest_whole) == (OLDER + 1, HEIGHT)
     assert view.header(OLDER) == manifest.footing.header
     assert all(view.certificate(height) for height in range(OLDER + 1, HEIGHT + 1))
@@ -277,6 +278,31 @@ def test_node_that_began_with_a_snapshot_drops_payloads_too(
     shutil.rmtree(tmp_path / "db")
     chain = opened(tmp_path)
     assert chain.steps[0] == f"database: loaded from the snapshot of block {HEIGHT}"
+    chain.close()
+
+
+def keep_and_drop(chain: Chain, store: SnapshotStore, what: str) -> int:
+    """As a node does: a snapshot of now, then what is older goes; how much did."""
+    store.make(chain.view())
+    store.prune(chain.view().needed_snapshot)
+    prune = {"bodies": chain.prune_bodies, "payloads": chain.prune_payloads}[what]
+    return prune(store.oldest_height(chain.view().earliest))
+
+
+@pytest.mark.parametrize("what", ["bodies", "payloads"])
+def test_node_that_came_back_from_its_own_snapshot_goes_on_dropping(
+    home: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    dropped(home, monkeypatch)
+    shutil.rmtree(home / "db")
+    chain, store = opened(home), SnapshotStore(home / "snapshots", 1)
+    assert chain.view().earliest == NEWER + 1
+    assert keep_and_drop(chain, store, what) > 0
+    assert [manifest.height for manifest in store.manifests()] == [HEIGHT]
+    chain.close()
+    shutil.rmtree(home / "db")
+    chain = opened(home)
+    assert chain.tip.block_id == told()[HEIGHT - 1].block_id
     chain.close()
 
 

@@ -5,6 +5,8 @@ to execute it and for proofs, and may go some time after the challenge window.
 Why the index is in memory: a bundle carries hundreds of receipts and costs about 200 bytes here
 (8 MB for ten million receipts); after a start it is read back from the heads of the frames.
 A body that rotted is forgotten at opening, or fails loudly when read: peers have it by hash.
+Why what is too old is found without the lock: the loop appends, and votes wait for a sync; files
+of 64 MiB and an index of millions are not gone through meanwhile.
 Why one may be replaced: its hash covers header and body, not the signature, so who gives us one may
 have put a false signature under it; execution finds that out, and the true one takes its place.
 What this file does not know: whether a bundle is good.
@@ -43,13 +45,14 @@ class BundleStore:
         self._log = SegmentLog(directory, FORMAT, segment_bytes)
         self._lock = Lock()
         self._places: dict[bytes, Place] = {}
+        self._names: dict[int, list[bytes]] = {}  # segment → what was ever placed in it
         self._newest_height: dict[int, int] = {}  # segment → the youngest date in it
         self._refuted: OrderedDict[bytes, bool] = OrderedDict()
         self.damaged_count = len(self._log.damage)
         for segment in self._log.segments[:-1]:
             self._index_older(segment)
         for place, frame in self._log.newest_frames():
-            self._places[frame.payload[:HASH_BYTES]] = place
+            self._put(frame.payload[:HASH_BYTES], place)
             self._date(place.segment, frame.height)
 
     def __contains__(self, bundle_hash: bytes) -> bool:
@@ -84,7 +87,7 @@ class BundleStore:
             if name in self._places:
                 return
             place = self._log.append(KIND_BUNDLE, payload, self.height)
-            self._places[name] = place
+            self._put(name, place)
             self._date(place.segment, self.height)
 
     def confirm(self, bundle: Bundle) -> None:
@@ -124,35 +127,50 @@ class BundleStore:
             if name != bundle_hash:
                 raise Damaged("a bundle stands where another should")
         except (Damaged, Invalid):
-            self._places.pop(bundle_hash, None)
-            self.damaged_count += 1
+            self._forget(bundle_hash, place)
             return None
         return bundle
+
+    def _forget(self, bundle_hash: bytes, place: Place) -> None:
+        """A body that cannot be read, unless it was replaced or dropped meanwhile."""
+        with self._lock:
+            if self._places.get(bundle_hash) == place:
+                del self._places[bundle_hash]
+                self.damaged_count += 1
 
     def prune(self, height: int, settled: Callable[[bytes], int] = lambda name: 0) -> int:
         """Drop the oldest segments in which all bodies are from before chain height `height`.
 
         That is appended below it, and `settled` below it too: a body that came early, in a pool or
         with blocks before its own, may be settled long after. 0: not settled. Returns how many
-        bodies went.
+        bodies went. One caller at a time; reads segments, and nobody waits for it.
         """
-        with self._lock:
-            return self._prune(height, settled)
-
-    def _prune(self, height: int, settled: Callable[[bytes], int]) -> int:
         gone = 0
         while len(self._log.segments) > 1:
             segment = self._log.segments[0]
             if self._newest_in(segment) >= height:
                 break
-            old = [key for key, place in self._places.items() if place.segment == segment]
-            if any(settled(key) >= height for key in old):
+            names = self._names.get(segment, ())  # no body comes to an older segment
+            old = [name for name in names if self._is_in(segment, name)]
+            if any(settled(name) >= height for name in old):
                 break
-            for key in old:
-                del self._places[key]
-            gone += len(old)
-            self._log.drop(segment)
+            gone += self._drop(segment, old)
+        return gone
+
+    def _is_in(self, segment: int, name: bytes) -> bool:
+        place = self._places.get(name)
+        return place is not None and place.segment == segment
+
+    def _drop(self, segment: int, names: list[bytes]) -> int:
+        with self._lock:
+            held = len(self._places)
+            for name in names:
+                if self._is_in(segment, name):  # else it was forgotten or placed anew meanwhile
+                    del self._places[name]
+            gone = held - len(self._places)
+            self._names.pop(segment, None)
             self._newest_height.pop(segment, None)
+        self._log.drop(segment)
         return gone
 
     def close(self) -> None:
@@ -162,7 +180,7 @@ class BundleStore:
     def _index_older(self, segment: int) -> None:
         end = 0
         for place, head in self._log.segment_heads(segment, HASH_BYTES):
-            self._places[head] = place
+            self._put(head, place)
             end = place.offset + place.frame_bytes
         size = self._log.segment_size(segment)
         if size and end == size:
@@ -171,8 +189,12 @@ class BundleStore:
         frames, gaps = self._log.segment_frames(segment)  # a head rotted: find what lies behind it
         self.damaged_count += len(gaps)
         for place, frame in frames:
-            self._places[frame.payload[:HASH_BYTES]] = place
+            self._put(frame.payload[:HASH_BYTES], place)
             self._date(segment, frame.height)
+
+    def _put(self, name: bytes, place: Place) -> None:
+        self._places[name] = place
+        self._names.setdefault(place.segment, []).append(name)
 
     def _date(self, segment: int, height: int) -> None:
         self._newest_height[segment] = max(height, self._newest_height.get(segment, 0))

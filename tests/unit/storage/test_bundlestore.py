@@ -2,9 +2,14 @@
 
 import random
 from pathlib import Path
+from threading import Thread
+
+import pytest
 
 from node.ledger.wire.bundles import Bundle
 from node.storage.bundlestore import REFUTED_MAX, BundleStore
+from node.storage.errors import Damaged
+from node.storage.frames import Frame
 
 
 def bundle(number: int) -> Bundle:
@@ -57,6 +62,56 @@ def test_old_segments_go_and_younger_bodies_stay(tmp_path: Path) -> None:
     assert bundle(39).hash in store  # the newest segment is never dropped
     store.close()
     assert len(BundleStore(tmp_path, 600)) == len(store)
+
+
+def test_nobody_waits_while_it_is_asked_what_is_settled(tmp_path: Path) -> None:
+    store, given = fill(tmp_path, 40), 40
+
+    def settled(name: bytes) -> int:
+        nonlocal given
+        other = Thread(target=lambda: store.append(bundle(given)), daemon=True)
+        other.start()
+        other.join(5)
+        given += 1
+        assert not other.is_alive(), "an append waited"
+        return 0
+
+    assert 0 < store.prune(10, settled) <= given - 40
+    assert all(bundle(number).hash in store for number in range(20, given))
+    store.close()
+
+
+def test_body_that_came_anew_while_its_old_place_was_found_rotten_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, name = fill(tmp_path, 20), bundle(3).hash
+
+    def read(*_: object) -> Frame:
+        store.refute(name)  # as another thread may
+        store.append(bundle(3))
+        raise Damaged("a record is damaged")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store._log, "read", read)
+        assert store.get(name) is None
+    assert store.get(name) == bundle(3)
+    assert store.damaged_count == 0
+    store.close()
+
+
+def test_segment_with_a_rotten_head_goes_too(tmp_path: Path) -> None:
+    """Its bodies are then indexed twice: by heads up to there, and by frames."""
+    fill(tmp_path, 40).close()
+    path = tmp_path / "000001"
+    data = path.read_bytes()
+    half = len(data) // 2
+    path.write_bytes(data[:half] + bytes(40) + data[half + 40 :])
+    store = BundleStore(tmp_path, 600)
+    held = len(store)
+    gone = store.prune(10**9)
+    assert len(store) == held - gone
+    assert store.get(bundle(0).hash) is None
+    store.close()
 
 
 def test_pruning_after_a_restart_reads_the_dates_back(tmp_path: Path) -> None:

@@ -104,8 +104,8 @@ class Scrubber:
 
     def _note(self, finding: Finding) -> None:
         self.counters["errors"] += 1
-        log.error("the disk has lost something", **finding._asdict())
         if len(self._found) < FINDINGS_MAX:
+            log.error("the disk has lost something", **finding._asdict())
             self._found.append(finding)
 
     async def _save(self, scrub: Scrub) -> None:

@@ -352,7 +352,7 @@ class Chain:
 
     def scrub(self, progress: Progress, *, is_archive: bool) -> Scrub:
         """A pass over blocks, bodies and keys, from there on; its steps may run in a thread."""
-        bodies_from = 0 if is_archive else self.bodies_from()
+        bodies_from = (lambda: 0) if is_archive else self.bodies_from
         return Scrub(self.view, self.bundles, self.chain_id, bodies_from, progress)
 
     def close(self) -> None:

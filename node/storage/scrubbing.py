@@ -19,6 +19,7 @@ from consensus.primitives.errors import Invalid
 from node.ledger import tree
 from node.ledger.wire.blocks import decode_block, decode_payload
 from node.storage import keyspace
+from node.storage.blocklog import BlockRecord
 from node.storage.bundlestore import BundleStore
 from node.storage.checking import FETCHED, Finding, check_record
 from node.storage.errors import FRESH_HOME, Damaged, DatabaseDamaged
@@ -84,10 +85,10 @@ class Scrub:
         take_view: Callable[[], View],
         bundles: BundleStore,
         chain_id: bytes,
-        bodies_from: int,
+        bodies_from: Callable[[], int],
         progress: Progress,
     ) -> None:
-        """`bodies_from`: of older blocks the bodies may have been dropped."""
+        """`bodies_from`: of older blocks the bodies may have been dropped; it rises meanwhile."""
         self._take_view = take_view
         self._bundles = bundles
         self._chain_id = chain_id
@@ -112,7 +113,7 @@ class Scrub:
 
     def _step_blocks(self, view: View) -> Step:
         done, findings, lost = 0, list[Finding](), list[bytes]()
-        height = max(self.progress.height, view.earliest)
+        height, bodies_from = max(self.progress.height, view.earliest), self._bodies_from()
         while height <= view.height and done < STEP_BYTES:
             try:
                 record = view.head(height)
@@ -120,9 +121,8 @@ class Scrub:
                     raise DatabaseDamaged(f"block {height} is missing in the database")
                 done += len(record.block) + len(record.certificate)
                 self._before = check_record(record, self._before, self._chain_id)
-                if height >= max(self._bodies_from, view.earliest_whole):
-                    names = decode_payload(decode_block(record.block).payload).bundles
-                    done += sum(self._body_bytes(name, lost) for name in names)
+                if height >= max(bodies_from, view.earliest_whole):
+                    done += self._read_bodies(record, lost)
             except DatabaseDamaged:
                 raise
             except (Damaged, Invalid) as error:
@@ -133,12 +133,13 @@ class Scrub:
         self.progress = self.progress._replace(height=height, key=b"\x00" if is_last else b"")
         return Step(done, tuple(findings), tuple(lost))
 
-    def _body_bytes(self, name: bytes, lost: list[bytes]) -> int:
-        bundle = self._bundles.get(name)
-        if bundle is None:
-            lost.append(name)
-            return 0
-        return len(bundle.header) + len(bundle.body)
+    def _read_bodies(self, record: BlockRecord, lost: list[bytes]) -> int:
+        names = decode_payload(decode_block(record.block).payload).bundles
+        found = {name: self._bundles.get(name) for name in names}
+        missing = [name for name, bundle in found.items() if bundle is None]
+        if missing and record.height >= self._bodies_from():  # else dropped while we read
+            lost += missing
+        return sum(len(bundle.header) + len(bundle.body) for bundle in found.values() if bundle)
 
     # -- keys
 

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trio
 
-from node.scrubber import DAY_MS, LOOK_EVERY_S, Scrubber
+from node import scrubber
+from node.scrubber import DAY_MS, FINDINGS_MAX, LOOK_EVERY_S, Scrubber
 from node.storage.checking import Finding
 from node.storage.errors import DatabaseDamaged
 from node.storage.scrubbing import Progress, Step, load_progress, save_progress
@@ -127,6 +129,18 @@ async def test_lost_bodies_are_fetched_and_only_the_others_are_told(
     assert scene.asked == [b"a" * 32, b"b" * 32]
     assert (scene.scrubber.counters["bodies_fetched"], scene.scrubber.counters["errors"]) == (1, 1)
     assert "62" * 32 in scene.scrubber.damage
+
+
+async def test_log_holds_only_so_many_findings_of_a_pass(
+    tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[object] = []
+    log = SimpleNamespace(error=lambda *_, **told: said.append(told), info=lambda *_, **_told: None)
+    monkeypatch.setattr(scrubber, "log", log)
+    scene = Scene(tmp_path, [Step(10, (ROTTEN,) * (FINDINGS_MAX + 5))])
+    await scene.run(60)
+    assert len(said) == FINDINGS_MAX
+    assert scene.scrubber.counters["errors"] == FINDINGS_MAX + 5
 
 
 async def test_damage_of_the_database_ends_it(tmp_path: Path, autojump_clock: Any) -> None:

@@ -125,10 +125,31 @@ def test_lost_body_of_a_young_block_is_named(home: Path, is_kept: bool) -> None:
     flip(home / "bundles" / "000001", 200)
     scrub = begin(chain)
     if not is_kept:  # its block is older than bodies are kept
-        scrub = Scrub(chain.view, chain.bundles, chain.chain_id, chain.height, Progress())
+        scrub = Scrub(chain.view, chain.bundles, chain.chain_id, lambda: chain.height, Progress())
     lost = [name for step in run_to_end(scrub) for name in step.lost]
     assert len(lost) == is_kept
     assert chain.bodies_from() == 0, "all of them are young"
+    chain.close()
+
+
+@pytest.mark.parametrize("is_read", [False, True])
+def test_body_that_is_dropped_during_a_pass_is_not_lost(
+    home: Path, monkeypatch: pytest.MonkeyPatch, is_read: bool
+) -> None:
+    """Before its block is read, or while it is."""
+    chain, bodies_from = Chain.open(home, GENESIS), 0
+
+    def get(name: bytes) -> None:
+        nonlocal bodies_from
+        bodies_from = chain.height
+
+    monkeypatch.setattr(chain.bundles, "get", get)
+    scrub = Scrub(chain.view, chain.bundles, chain.chain_id, lambda: bodies_from, Progress())
+    first = scrub.step()
+    assert bodies_from == 0, "the body is of a later block"
+    if not is_read:
+        get(b"")
+    assert not any(step.lost for step in [first, *run_to_end(scrub)])
     chain.close()
 
 
@@ -144,6 +165,6 @@ def test_false_or_missing_record_of_the_database_ends_the_pass(home: Path, table
     snapshot = chain._store.snapshot()
     view = View(snapshot, chain.tip, chain._log, chain.bundles, chain.pasts)
     with pytest.raises(DatabaseDamaged):
-        run_to_end(Scrub(lambda: view, chain.bundles, chain.chain_id, 0, BEGINNING))
+        run_to_end(Scrub(lambda: view, chain.bundles, chain.chain_id, lambda: 0, BEGINNING))
     snapshot.close()
     chain.close()

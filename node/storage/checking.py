@@ -64,6 +64,7 @@ class Checked:
     height: int = 0
     headers: dict[int, Header] = field(default_factory=dict)  # of the heights of snapshots
     footing: Header | None = None  # of a log that does not begin with block 1
+    stands_on: int = 0  # height up to which blocks are not held whole, and some of them not at all
 
     def add(self, part: str, what: str, mend: str) -> None:
         """One more finding."""
@@ -76,13 +77,16 @@ def check_home(home: Path, chain_id: bytes, tell: Tell = lambda part, done: None
         raise StorageError(f"{home} has no ledger yet", mend="olnode start")
     checked, snapshots = Checked(), SnapshotStore(home / SNAPSHOTS_NAME)
     wanted = {manifest.height for manifest in snapshots.manifests()}
-    for _ in _check_blocks(home / HEADS_NAME, chain_id, checked, tell):
-        pass  # those of snapshots are younger
     for header in _check_blocks(home / BLOCKS_NAME, chain_id, checked, tell):
         if header.height in wanted:
             checked.headers[header.height] = header
     _check_bundles(home / BUNDLES_NAME, checked, tell)
-    _check_database(home, checked, tell)
+    if _check_database(home, checked, tell):
+        checked.stands_on = checked.footing.height if checked.footing else 0
+    else:
+        checked.stands_on = max(wanted, default=0)  # it will be loaded from there
+    for _ in _check_blocks(home / HEADS_NAME, chain_id, checked, tell):
+        pass  # those of snapshots are younger
     _check_snapshots(snapshots, checked, tell)
     _check_pasts(home / PASTS_NAME, checked)
     return checked
@@ -118,6 +122,8 @@ def _check_blocks(
     """The header of each good block, and of the one that the log stands on."""
     before: Header | None = None
     for frame in _frames(directory, blocklog.FORMAT, "blocks", FRESH_HOME, checked):
+        if before and before.height + 1 < frame.height <= checked.stands_on + 1:
+            before = None  # what is between was never held, or went with an old database
         try:
             before = _check_block(frame, before, chain_id)
             if frame.kind == blocklog.KIND_FOOTING:
@@ -127,7 +133,7 @@ def _check_blocks(
             checked.add("blocks", f"block {frame.height}: {refusal}", FRESH_HOME)
             before = None
         checked.counts["blocks"] += frame.kind != blocklog.KIND_FOOTING
-        checked.height = frame.height
+        checked.height = max(checked.height, frame.height)
         tell("blocks", checked.counts["blocks"])
 
 
@@ -174,10 +180,11 @@ def _check_bundles(directory: Path, checked: Checked, tell: Tell) -> None:
 # ---- the database
 
 
-def _check_database(home: Path, checked: Checked, tell: Tell) -> None:
+def _check_database(home: Path, checked: Checked, tell: Tell) -> bool:
+    """Whether it can be read, whatever it holds."""
     if not (home / DB_NAME / "CURRENT").exists():
         checked.add("database", "there is none", REBUILD)
-        return
+        return False
     if why := why_suspected(home / DB_NAME):
         checked.add("database", f"it failed while in use: {why}", REBUILD)
     try:
@@ -185,6 +192,8 @@ def _check_database(home: Path, checked: Checked, tell: Tell) -> None:
             _check_keys(store, checked, tell)
     except Damaged as error:
         checked.add("database", error.told, REBUILD)
+        return False
+    return True
 
 
 @contextmanager

@@ -218,6 +218,26 @@ def test_chain_goes_on_and_a_lost_database_comes_back_without_old_payloads(
     assert opened(home).height == HEIGHT + 1
 
 
+@pytest.mark.parametrize("lacks", ["nothing", "database"])
+def test_gap_in_the_heads_of_a_chain_that_came_back_from_its_snapshot_is_no_damage(
+    home: Path, monkeypatch: pytest.MonkeyPatch, lacks: str
+) -> None:
+    """Nor where the database that says so is lost once more."""
+    pruned(home, monkeypatch).close()
+    shutil.rmtree(home / "db")
+    chain, store = opened(home), SnapshotStore(home / "snapshots")
+    store.make(chain.view())
+    assert chain.prune_payloads(HEIGHT) > 0
+    heights = [height for height, _ in chain._log.heads.places()]
+    assert heights[OLDER - 2 : OLDER] == [OLDER - 1, NEWER + 1]
+    chain.close()
+    if lacks == "database":
+        shutil.rmtree(home / "db")
+    checked = check_home(home, sha256(GENESIS))
+    assert {finding.part for finding in checked.findings} <= {lacks}
+    assert checked.height == HEIGHT
+
+
 @pytest.mark.parametrize("loses", ["database", "heads"])
 def test_end_between_heads_and_database_loses_no_block(
     home: Path, monkeypatch: pytest.MonkeyPatch, loses: str

@@ -5,6 +5,8 @@ closes is paid by whoever still holds one. Why only from the provider's own peer
 was gossiped, of fewer sections and a greater number, others could push out what it gave us.
 Why checks in this order: shape and numbers cost nothing, a signature 42 µs, a whole bundle some
 milliseconds; each stage refuses what the next one would pay for (page 30 §8).
+Why only what a block would take now: a place here is then paid for by a bonded provider and by a
+payer's cap. What never settles would hold its place for a day, and take the room of honest ones.
 Why on the disk: both may be down for a while, and the payer's waiting time is a day.
 Why not audited: its provider may be gone and cannot state its scores. Disputes are for that.
 What this file does not know: how a bundle settles, what is in it beside lanes and vouchers.
@@ -25,7 +27,13 @@ from consensus.primitives.errors import Invalid
 from consensus.primitives.keys import is_signed_by
 from node.ledger import tables
 from node.ledger.admission import admit_bundle
-from node.ledger.rules.channels import find_provider_key, lane_of
+from node.ledger.context import Context
+from node.ledger.rules.channels import (
+    apply_bundle,
+    find_provider_key,
+    lane_of,
+    served_channels,
+)
 from node.ledger.state import State
 from node.ledger.wire.bundles import (
     BODY_BYTES_MAX,
@@ -49,6 +57,7 @@ KEEP: Final = 1  # the kind of the request, beside 0 that asks for bodies
 KEEPERS: Final = 2  # whom we hand our own to
 KEPT_MAX: Final = 256  # providers, the newest bundle of each
 KEPT_BYTES_MAX: Final = 64 << 20
+KEPT_LANES_MAX: Final = 32_768  # 1,024 a bundle; a look at one costs some microseconds
 KEPT_MS_MAX: Final = 24 * 3_600_000  # also where vouchers last longer
 EVERY_S: Final = 5.0  # of one provider, at least
 CHECKED_S: Final = 4.0  # whole bundles, of all providers together
@@ -70,13 +79,19 @@ log = get_log("watching")
 
 @dataclass(slots=True)
 class Kept:
-    """A bundle we hold for its provider; `begins`: (channel, lane, first receipt) of its lanes."""
+    """A bundle we hold for its provider; `begins`: (channel, lane, first receipt) of its lanes.
+
+    `amounts`: what it takes out of each channel. `settled`: the provider's number on the ledger
+    when its lanes were last looked at; they stand still as long as it does.
+    """
 
     bundle: Bundle
     provider: bytes
     number: int
     until_ms: int  # the first of its vouchers is void then, and all of it with that
     begins: tuple[tuple[bytes, int, int], ...]
+    amounts: dict[bytes, int]
+    settled: int = -1
     is_closing: bool = False  # one of its channels
     closing_s: float | None = None  # since when we know
     told_s: float = float("-inf")
@@ -176,8 +191,9 @@ class Watching:
     async def answer(self, peer: PeerId, body: bytes) -> bytes:
         """[1, header, signature, body] → [until_ms]: kept until then, or told and settled.
 
-        Refused: 7 not its provider's peer, 9 its number or a lane is settled, or it expires too
-        soon, 3 too soon after the last one, or too much is kept or to be checked.
+        Refused: 7 not its provider's peer, 9 its number or a lane is settled, or a voucher is
+        void, or a channel is another's or holds too little, 3 too soon after the last one, or our
+        ledger would not take it yet, or too much is kept or to be checked.
         """
         try:
             _, *fields = decode(body, _REQUEST, PROTOCOLS["bundles"].request_max, "watching")
@@ -194,7 +210,7 @@ class Watching:
         self._take_turn(header.provider)
         kept = await self._run_blocking(self._verified, state, bundle)
         async with self._writing:
-            self._check_room(bundle, header)  # another may have come meanwhile
+            self._check_room(bundle, header, len(kept.begins))  # another may have come meanwhile
             await self._run_blocking(self._write, kept)
             self._kept[kept.provider] = kept
         self.counters["taken"] += 1
@@ -211,18 +227,23 @@ class Watching:
             self._refuse("jailed", Code.NOT_ALLOWED)
         if not is_new_bundle(state, header):
             self._refuse("settled", Code.EXPIRED)
+        if not served_channels(state, header.provider):  # for one, it was bonded
+            self._refuse("unserved", Code.BUSY, 1_000)
         self._check_room(bundle, header)
         waited_s = trio.current_time() - self._taken_s.get(header.provider, float("-inf"))
         if waited_s < EVERY_S:
             self._refuse("soon", Code.BUSY, round(1_000 * (EVERY_S - waited_s)))
 
-    def _check_room(self, bundle: Bundle, header: BundleHeader) -> None:
+    def _check_room(self, bundle: Bundle, header: BundleHeader, lanes: int = 1) -> None:
         before = self._kept.get(header.provider)
         if before is not None and before.number >= header.bundle_seq:
             self._refuse("older", Code.EXPIRED)
-        others = sum(_size(kept.bundle) for kept in self._kept.values() if kept is not before)
-        is_full = before is None and len(self._kept) >= KEPT_MAX
-        if is_full or others + _size(bundle) > KEPT_BYTES_MAX:
+        others = [kept for kept in self._kept.values() if kept is not before]
+        if (
+            len(others) >= KEPT_MAX
+            or sum(_size(kept.bundle) for kept in others) + _size(bundle) > KEPT_BYTES_MAX
+            or sum(len(kept.begins) for kept in others) + lanes > KEPT_LANES_MAX
+        ):
             self._refuse("full", Code.BUSY)
 
     def _take_turn(self, provider: bytes) -> None:
@@ -237,9 +258,9 @@ class Watching:
             del self._taken_s[next(iter(self._taken_s))]
 
     def _verified(self, state: State, bundle: Bundle) -> Kept:
-        """After A1 to A7, and what the ledger says of its lanes; raises Misbehaving or Refused."""
+        """After A1 to B4, as in a block now; raises Misbehaving or Refused. `state` is spoilt."""
         try:
-            admit_bundle(state, self._chain_id, bundle)
+            admitted = admit_bundle(state, self._chain_id, bundle)
         except Invalid as refusal:
             if refusal.facts.get("why") == "unknown channel":  # newer than our ledger
                 self._refuse("unknown", Code.BUSY, 1_000)
@@ -247,7 +268,22 @@ class Watching:
         kept = _kept_of(bundle, self._now_ms())
         if self._is_void(state, kept):
             self._refuse("void", Code.EXPIRED)
+        try:
+            apply_bundle(state, self._next_block(), admitted.bundle)
+        except Invalid:  # a gap before a lane, a price: our ledger may be behind
+            self._refuse("unfit", Code.BUSY, 1_000)
         return kept
+
+    def _next_block(self) -> Context:
+        """What a bundle may know of it: its time."""
+        return Context(
+            self._chain_id,
+            self._get_height() + 1,
+            self._now_ms(),
+            proposer=b"",
+            last_signers=(),
+            parent_id=b"",
+        )
 
     def _refuse(self, why: str, code: Code, retry_ms: int = 0) -> NoReturn:
         self.counters[f"refused.{why}"] += 1
@@ -289,23 +325,29 @@ class Watching:
             else:
                 kept.is_closing = any(
                     state.get(tables.CHANNEL, channel).state == tables.CHANNEL_CLOSING
-                    for channel, _, _ in kept.begins
+                    for channel in kept.amounts
                 )
         return void
 
     def _is_void(self, state: State, kept: Kept) -> bool:
-        """A bundle settles whole: one lane that went on or ended, or one voucher, is enough."""
+        """A bundle settles whole: one lane that went on, or one channel, is enough."""
         if self._now_ms() >= kept.until_ms or find_provider_key(state, kept.provider) is None:
             return True
-        if state.get(tables.PROVIDER, kept.provider).bundle_seq >= kept.number:
+        settled = state.get(tables.PROVIDER, kept.provider).bundle_seq
+        if settled >= kept.number:
             return True
-        for channel, lane, from_seq in kept.begins:
+        for channel, amount in kept.amounts.items():
             record = state.find(tables.CHANNEL, channel)
             if record is None or record.state == tables.CHANNEL_CLOSED:
                 return True
-            if lane_of(state, channel, lane).seq >= from_seq:
+            if record.provider != kept.provider or record.paid + amount > record.cap:
                 return True
-        return False
+        if settled == kept.settled:
+            return False
+        kept.settled = settled
+        return any(
+            lane_of(state, channel, lane).seq >= from_seq for channel, lane, from_seq in kept.begins
+        )
 
     async def _drop(self, kept: Kept) -> None:
         async with self._writing:
@@ -351,10 +393,14 @@ def _kept_of(bundle: Bundle, now_ms: int) -> Kept:
     header, parts = check_bytes(bundle)
     sections = [decode_section(part.section) for part in parts]
     expires_ms = min(decode_voucher(section.voucher).expires_ms for section in sections)
+    amounts: Counter[bytes] = Counter()
+    for section in sections:
+        amounts[section.channel] += section.amount
     return Kept(
         bundle=bundle,
         provider=header.provider,
         number=header.bundle_seq,
         until_ms=min(expires_ms, now_ms + KEPT_MS_MAX),
         begins=tuple((s.channel, s.lane, s.from_seq) for s in sections),
+        amounts=amounts,
     )

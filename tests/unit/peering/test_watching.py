@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import trio
 from bundle_kit import LaneSession, party
-from chain_kit import OPEN, PAYER, PROVIDER, TinyChain, golden_answer
+from chain_kit import CONTRIBUTORS, OPEN, PAYER, PROVIDER, TinyChain, golden_answer
 from exchange_kit import at_once
 
 from consensus.primitives.encoding import decode, encode
@@ -33,6 +33,7 @@ from p2p.errors import Code, Misbehaving, Refused
 from p2p.memory import MemoryHub
 
 PEER = PROVIDER.key  # the story registers the provider under its own key
+SQUATTER = CONTRIBUTORS[0]  # an account with a balance
 OTHERS = [party(f"node {i}").key for i in range(3)]
 MINUTE_MS = 60_000
 FEE = 27_309_200
@@ -186,6 +187,84 @@ async def test_lane_that_went_on_is_refused(
     assert keeper.watching.counters["refused.void"] == 1
 
 
+# ---- nor what no block would take
+
+
+def squat(ledger: Ledger, cap: int = 0) -> Bundle:
+    """A bundle of another provider on our provider's channel, signed as it should be.
+
+    `cap`: of a channel of its own that is opened for it.
+    """
+    register = wire.RegisterProvider(SQUATTER.key, SQUATTER.key)
+    bond = wire.Bond(tables.ROLE_PROVIDER, SQUATTER.key, 2 * OPEN)
+    done = [ledger.chain.block(ledger.chain.tx(SQUATTER, register))]
+    if cap:
+        opened = wire.OpenChannel(SQUATTER.key, PAYER.key, cap, 0)
+        done += [ledger.chain.block(ledger.chain.tx(SQUATTER, bond))]
+        done += [ledger.chain.block(ledger.chain.tx(PAYER, opened))]
+    assert all(outcome.codes == (0,) for outcome in done)
+    lane = LaneSession(ledger.channel, 0, PAYER, SQUATTER, random.Random(1), ledger.chain.chain_id)
+    golden_answer(lane, ())
+    return build_bundle(
+        chain_id=ledger.chain.chain_id, provider=SQUATTER.key, bundle_seq=1,
+        parts=[lane.cut(from_hold=True)], sign=SQUATTER.sign,
+    )  # fmt: skip
+
+
+async def test_provider_without_a_channel_has_nothing_checked(
+    ledger: Ledger, keeper: Keeper, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An account with a deposit and no bond could else fill what is kept for honest ones."""
+    monkeypatch.setattr(watching, "is_signed_by", None)
+    assert (await keeper.refusal(squat(ledger), SQUATTER.key))[0] == Code.BUSY
+    assert keeper.watching.counters["refused.unserved"] == 1
+
+
+async def test_bundle_on_anothers_channel_is_refused(
+    ledger: Ledger, keeper: Keeper, autojump_clock: Any
+) -> None:
+    assert (await keeper.refusal(squat(ledger, OPEN), SQUATTER.key))[0] == Code.EXPIRED
+    assert keeper.watching.kept == 0
+
+
+async def test_bundle_behind_a_gap_is_refused(
+    ledger: Ledger, keeper: Keeper, autojump_clock: Any
+) -> None:
+    ledger.bundle(1)  # neither told nor settled: the lane goes on behind it
+    assert (await keeper.refusal(ledger.bundle()))[0] == Code.BUSY
+    assert keeper.watching.counters["refused.unfit"] == 1
+
+
+async def test_bundle_above_a_channels_cap_is_refused(
+    ledger: Ledger, keeper: Keeper, autojump_clock: Any
+) -> None:
+    ledger.lane = ledger.chain.open_channel(cap=2 * FEE - 1)
+    both = ledger.bundle(1_024, ledger.lane, ledger.other_lane())
+    assert (await keeper.refusal(both))[0] == Code.EXPIRED
+    assert keeper.watching.kept == 0
+
+
+async def test_it_is_dropped_once_other_lanes_used_up_the_channel(
+    ledger: Ledger, keeper: Keeper, autojump_clock: Any
+) -> None:
+    ledger.lane = ledger.chain.open_channel(cap=2 * FEE - 1)
+    await keeper.give(ledger.bundle())
+    ledger.chain.block(bundles=(ledger.bundle(7, ledger.other_lane()),))
+    await keeper.watch(2 * LOOK_S)
+    assert keeper.watching.kept == 0
+
+
+async def test_lanes_stand_still_while_their_providers_number_does(
+    ledger: Ledger, keeper: Keeper, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Thousands of lanes are not read at each block."""
+    await keeper.give(ledger.bundle())
+    monkeypatch.setattr(watching, "lane_of", None)
+    ledger.chain.block()
+    await keeper.watch(2 * LOOK_S)
+    assert keeper.watching.kept == 1
+
+
 def replace_number(ledger: Ledger, bundle: Bundle, number: int) -> Bundle:
     """The same sections under another number."""
     return build_bundle(
@@ -264,15 +343,17 @@ async def test_whole_checks_of_all_providers_are_bounded(
     await keeper.give(bundle)
 
 
-@pytest.mark.parametrize("limit", ["KEPT_MAX", "KEPT_BYTES_MAX"])
+@pytest.mark.parametrize("limit", ["KEPT_MAX", "KEPT_BYTES_MAX", "KEPT_LANES_MAX"])
 async def test_what_is_kept_is_bounded(
     ledger: Ledger, keeper: Keeper, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
-    bundle = ledger.bundle()
-    size = len(bundle.header) + len(bundle.body)
-    monkeypatch.setattr(watching, limit, 0 if limit == "KEPT_MAX" else size - 1)
+    bundle = ledger.bundle(1_024, ledger.lane, ledger.other_lane())
+    length = len(bundle.header) + len(bundle.body)
+    size = {"KEPT_MAX": 1, "KEPT_BYTES_MAX": length, "KEPT_LANES_MAX": 2}[limit]
+    monkeypatch.setattr(watching, limit, size - 1)
     assert (await keeper.refusal(bundle))[0] == Code.BUSY
-    monkeypatch.setattr(watching, limit, 1 if limit == "KEPT_MAX" else size)
+    await trio.sleep(EVERY_S)
+    monkeypatch.setattr(watching, limit, size)
     await keeper.give(bundle)
 
 

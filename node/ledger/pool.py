@@ -306,8 +306,8 @@ class BundlePool:
         return {entry.name: entry.admitted for entry in self._lines.best_first()}
 
     def add(self, state: State, admitted: Admitted) -> None:
-        """Admit a checked bundle; `Invalid` `pool.known`, `pool.settled`, `pool.provider_full`,
-        `pool.same_number`, `pool.full`."""
+        """Admit a checked bundle; `Invalid` `pool.known`, `pool.settled`, `pool.stale`,
+        `pool.provider_full`, `pool.same_number`, `pool.full`."""
         try:
             self._add(state, admitted)
         except Invalid:
@@ -321,6 +321,8 @@ class BundlePool:
         provider = state.find(tables.PROVIDER, header.provider)
         if provider is None or header.bundle_seq <= provider.bundle_seq:
             raise Invalid("pool.settled", bundle_seq=header.bundle_seq)
+        if not is_still_good(state, admitted):  # an audit may have taken blocks since the check
+            raise Invalid("pool.stale", bundle=admitted.bundle.hash)
         line = self._lines.line(header.provider)
         if header.bundle_seq in line:
             raise Invalid("pool.same_number", bundle_seq=header.bundle_seq)

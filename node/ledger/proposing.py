@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from consensus.primitives.errors import Invalid
-from node.ledger.admission import Admitted
+from node.ledger.admission import Admitted, is_still_good
 from node.ledger.context import Context
 from node.ledger.execute import Rules, apply_due, apply_transaction
 from node.ledger.pool import payload_order
@@ -49,7 +49,7 @@ def choose_payload(
     for admitted in sorted(bundles, key=payload_order):
         try:
             with state.trial():
-                channels.apply_bundle(state, context, admitted.bundle)
+                _settle(state, context, admitted)
         except Invalid as refusal:
             bad_bundles.append((admitted.bundle.hash, refusal.code))
         else:
@@ -66,6 +66,12 @@ def choose_payload(
             kept.append(tx.raw)
     payload = Payload(tuple(kept), tuple(taken), tuple(accusations))
     return Choice(payload, tuple(bad_transactions), tuple(bad_bundles), tuple(bad_evidence))
+
+
+def _settle(state: State, context: Context, admitted: Admitted) -> None:
+    if not is_still_good(state, admitted):  # what falls due may change the minimum fee
+        raise Invalid("pool.stale", bundle=admitted.bundle.hash)
+    channels.apply_bundle(state, context, admitted.bundle)
 
 
 def _accuse(

@@ -2,7 +2,16 @@
 
 import pytest
 from bundle_kit import party
-from chain_kit import FAUCET, OPEN, PAYER, PROVIDER, STEWARD, TinyChain, golden_answer
+from chain_kit import (
+    FAUCET,
+    OPEN,
+    PAYER,
+    PROVIDER,
+    STEWARD,
+    TinyChain,
+    accusation,
+    golden_answer,
+)
 
 from consensus.primitives.errors import Invalid
 from node.ledger.admission import admit_bundle, is_still_good
@@ -12,6 +21,7 @@ from node.ledger.pool import (
     BundlePool,
     TransactionPool,
 )
+from node.ledger.proposing import choose_payload
 from node.ledger.wire import transactions as wire
 from node.ledger.wire.transactions import Transfer
 
@@ -216,6 +226,21 @@ def test_void_bundles_are_dropped(selling) -> None:
     pool.add(chain.state(), admitted[0])
     pool.review(chain.state(), 4_000_000_000_000)  # past the vouchers' end
     assert len(pool) == 0
+
+
+def test_bundle_of_a_provider_jailed_meanwhile_is_not_taken() -> None:
+    """Its check was good, then came an audit, and the block with the evidence: proposed, it would
+    make our payload invalid."""
+    chain = TinyChain()
+    chain.tell_story()
+    session = chain.open_channel()
+    golden_answer(session, ())
+    admitted = admit_bundle(chain.state(), chain.chain_id, chain.bundle(session))
+    evidence = accusation(chain.chain_id, session.channel, PROVIDER)
+    assert chain.block(chain.tx(STEWARD, evidence)).codes == (0,)
+    assert refused(BundlePool(), chain, admitted) == "pool.stale"
+    choice = choose_payload(chain.rules, chain.state(), chain.context(), (), [admitted])
+    assert choice.refused_bundles == ((admitted.bundle.hash, "pool.stale"),)
 
 
 def test_what_was_checked_with_other_keys_is_checked_again(selling) -> None:

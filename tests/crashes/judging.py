@@ -41,8 +41,8 @@ class Told:
     def take(self, event: dict[str, Any]) -> None:
         """Note what a life said."""
         match event["what"]:
-            case "committed":
-                self.height = event["height"]
+            case "committed" | "judged":  # what a life has opened, it shows
+                self.height = max(self.height, event["height"])
             case "promised":
                 height, round_number, kind = event["place"]
                 self.place, self.body = (height, round_number, kind), event["body"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 import typer
 
-from node.cli.frame import DAMAGED, frame_of, new_noun, table
+from node.cli.frame import DAMAGED, CommandError, frame_of, new_noun, table
 from node.config import Settings
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def scrub(ctx: typer.Context) -> None:
             tell("bytes", read)
     except DatabaseDamaged as damage:
         suspect(settings.home / DB_NAME, damage.told)
-        raise
+        what, mend = damage.what, damage.mend
+        raise CommandError(what, status=DAMAGED, mend=mend, why=damage.why) from damage
     finally:
         ground.close()
     rows = [finding._asdict() for finding in findings]

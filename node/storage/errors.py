@@ -63,7 +63,12 @@ class Damaged(StorageError):
 
 
 class DatabaseDamaged(Damaged):
-    """The database is not what was written. It is an index: the next start makes it again."""
+    """The database is not what was written. It is an index: the next start makes it again.
+
+    So its status is one that a service manager starts again after.
+    """
+
+    exit_status = 1
 
     def __init__(self, what: str, *, why: str = "") -> None:
         super().__init__(what, why=why, mend=MAKE_AGAIN)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from consensus.primitives.keys import public_key
-from node.cli.frame import DAMAGED
+from node.cli.frame import FAILED
 from node.devnet.children import Child
 from node.home import make_home
 from node.ledger.addresses import account_text
@@ -187,7 +187,7 @@ def test_node_ends_by_name_when_a_scrub_meets_damage_and_its_next_start_mends_it
     (child.home / "scrub").unlink()
     child.start()
     assert child.process is not None
-    assert child.process.wait(START_S) == DAMAGED
+    assert child.process.wait(START_S) == FAILED, "a service manager starts it again"
     assert "restart olnode" in child.last_lines()
     with living(child):
         judge(payer)

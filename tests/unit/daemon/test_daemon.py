@@ -9,6 +9,8 @@ import pytest
 import trio
 
 from node import daemon
+from node.cli.faults import tell
+from node.cli.frame import FAILED
 from node.config import P2p, Serving
 from node.storage.errors import DatabaseDamaged
 from node.storage.store import why_suspected
@@ -88,8 +90,9 @@ async def test_files_of_the_parts_are_closed_before_the_ground_they_stand_on(
 async def test_database_that_failed_is_made_again_by_the_next_start(monkeypatch, tmp_path) -> None:
     (tmp_path / "db").mkdir()
     life = Life(monkeypatch, tmp_path, DatabaseDamaged("the state tree lacks a node"))
-    with pytest.RaisesGroup(DatabaseDamaged):
+    with pytest.RaisesGroup(DatabaseDamaged) as ended:
         await life.run()
+    assert tell(ended.value, as_json=False) == FAILED, "a service manager starts it again"
     assert "lacks a node" in why_suspected(tmp_path / "db")
 
 

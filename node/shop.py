@@ -84,7 +84,7 @@ class Shop:
     ) -> None:
         self._counter, self._network, self._holdings = counter, network, holdings
         self._threads, self._make_engine = threads, make_engine
-        self.book = ReceiptBook(folder, counter.get_state)
+        self.book = ReceiptBook(folder, counter.get_state, now_ms=counter.now_ms())
         self._engine: EngineClient | None = None
         self._has_failed = False
         self.left_out = 0  # ready versions that the newest offer had no room for

@@ -216,7 +216,7 @@ class World:
         self.nursery: trio.Nursery
         self.attributed: Any = UNATTRIBUTED
         self.model: ServedModel | None = ServedModel(None, True, 0, False)
-        self.book = ReceiptBook(folder / "provider", lambda: self.state)
+        self.book = ReceiptBook(folder / "provider", lambda: self.state, now_ms=NOW_MS)
         self.promises = self.open_promises()
         self.service = self.new_service()
         self.bundler = self.new_bundler()

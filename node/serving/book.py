@@ -3,6 +3,8 @@
 Why a receipt is durable before it is sent: a payer who has it may acknowledge it, and the next
 voucher then counts it, so it must outlive a crash of ours. Acknowledgements may be lost: the last
 receipt is then claimed from the hold.
+Why a book knows when it was made: a payer may hold receipts that were in another one, lost with its
+disk. A second one for the same place costs the provider's bond, so channels of before get none.
 Why a channel can be released: who signs a CoopClose gives up all that was served and not settled,
 so nothing more is served on it while that signature is good.
 Why whole answers are kept: asked again for (channel, lane, seq, order), the provider returns what
@@ -54,10 +56,15 @@ RECORD_BYTES_MAX: Final = EVIDENCE_BYTES_MAX + 6 * PROMPT_BYTES_MAX
 UNSETTLED_MAX: Final = 256  # of one lane: a lane is settled whole, so it must fit into one bundle
 RESERVED_EVERY: Final = 1_024  # its multiples number what others keep for us, none that we tell
 RESERVED_ROOM: Final = 512  # told within a minute at most, so that none passes a kept one by
+DAMAGED_MEND: Final = (
+    "close the provider's channels (olnode tx close-channel), then move the folder aside: what was "
+    "not settled is lost, and channels of before are not served"
+)
 KEEP_MS: Final = 24 * 3_600_000  # answers, for whoever asks again and for auditors
 _FORMAT: Final = FrameFormat(MAGIC, has_height=False, payload_bytes_max=RECORD_BYTES_MAX)
 
-_SERVED, _VOUCHER, _BUNDLE, _RELEASED = 1, 2, 3, 4
+_SERVED, _VOUCHER, _BUNDLE, _RELEASED, _BEGUN = 1, 2, 3, 4, 5
+_BEGUN_SHAPE: Final = Record(U63)
 _VOUCHER_SHAPE: Final = Record(Bytes(VOUCHER_BYTES_MAX), SIG)
 _RELEASED_SHAPE: Final = Record(H, U63, U63)
 _BUNDLE_SHAPE: Final = Record(Bytes(HEADER_BYTES_MAX))
@@ -157,9 +164,14 @@ class ReceiptBook:
     """Durable lanes and answers of one provider. Methods that write block for an fsync."""
 
     def __init__(
-        self, directory: Path, get_state: Callable[[], State], segment_bytes: int = SEGMENT_BYTES
+        self,
+        directory: Path,
+        get_state: Callable[[], State],
+        segment_bytes: int = SEGMENT_BYTES,
+        *,
+        now_ms: int,
     ) -> None:
-        """Open or make the book and read it back; raises `Damaged`."""
+        """Open or make the book, at `now_ms`, and read it back; raises `Damaged`."""
         self._get_state = get_state
         self._lock = Lock()
         self._lanes: dict[tuple[bytes, int], ProviderLane] = {}
@@ -168,18 +180,24 @@ class ReceiptBook:
         self._newest_ms: dict[int, int] = {}  # segment → its latest receipt
         self._released: dict[bytes, Released] = {}
         self.bundle_seq = self.reserved_seq = 0  # the last number of either kind
+        self._begun_ms = 0  # of a book that was made before books noted it
         self._log = SegmentLog(directory, _FORMAT, segment_bytes)
-        state = get_state()
+        state, is_new = get_state(), True
         for segment in self._log.segments:
             frames, gaps = self._log.segment_frames(segment)
             if gaps:
                 raise Damaged(
                     f"the receipts in {directory} are damaged",
                     why=f"at byte {gaps[0].start} of segment {segment}",
-                    mend="move the folder aside: receipts that were not settled are lost",
+                    mend=DAMAGED_MEND,
                 )
             for place, frame in frames:
+                is_new = False
                 self._replay(state, place, frame.kind, frame.payload)
+        if is_new:
+            self._begun_ms = now_ms
+            self._log.append(_BEGUN, encode((now_ms,)))
+            self._log.sync()
 
     def close(self) -> None:
         """Let go of the files."""
@@ -247,6 +265,10 @@ class ReceiptBook:
             self._log.append(_RELEASED, encode(released))
             self._log.sync()
 
+    def is_older(self, opened_ms: int) -> bool:
+        """Whether a channel opened then may have been served from a book that we lost."""
+        return opened_ms < self._begun_ms
+
     def is_released(self, channel: bytes, paid: int, now_ms: int) -> bool:
         """Whether nothing may be served on a channel of which the ledger has `paid`."""
         found = self._released.get(channel)
@@ -274,7 +296,7 @@ class ReceiptBook:
                 segment = self._log.segments[0]
                 if self._newest_ms.get(segment, 0) >= min(before_ms, oldest):
                     break
-                self._keep_released()  # those of this segment would be forgotten with it
+                self._keep_standing()  # what is in this segment would be forgotten with it
                 self._log.drop(segment)
                 self._newest_ms.pop(segment, None)
                 self._places = _without(self._places, segment)
@@ -303,7 +325,9 @@ class ReceiptBook:
 
     # -- inside
 
-    def _keep_released(self) -> None:
+    def _keep_standing(self) -> None:
+        if self._begun_ms:
+            self._log.append(_BEGUN, encode((self._begun_ms,)))
         state = self._get_state()
         for channel in list(self._released):
             record = state.find(tables.CHANNEL, channel)
@@ -365,6 +389,8 @@ class ReceiptBook:
         elif kind == _BUNDLE:
             (header,) = decode(payload, _BUNDLE_SHAPE, RECORD_BYTES_MAX, "book")
             self._take_number(decode_header(header).bundle_seq)
+        elif kind == _BEGUN:
+            (self._begun_ms,) = decode(payload, _BEGUN_SHAPE, RECORD_BYTES_MAX, "book")
 
 
 K = TypeVar("K")

@@ -113,6 +113,8 @@ def verify_order(
         raise OrderRefused(exchange.UNKNOWN_CHANNEL, "no open channel of ours")
     if book.is_released(voucher.channel, channel.paid, now_ms):
         raise OrderRefused(exchange.CLOSING, "its coop close is signed")
+    if book.is_older(channel.opened_ms):
+        raise OrderRefused(exchange.CLOSING, "opened before our book of receipts was made")
     if is_jailed(state, tables.ROLE_PROVIDER, provider):
         raise OrderRefused(exchange.NOT_SERVED, "jailed: no bundle of ours settles")
     model = find_model(order.model, order.model_version)

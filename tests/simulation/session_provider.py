@@ -113,7 +113,9 @@ class ProviderSide:
         """What the disk says."""
         self.running.clear()
         self.offered.clear()
-        self.book = ReceiptBook(self.folder, lambda: self.ledger.state, SEGMENT_BYTES)
+        self.book = ReceiptBook(
+            self.folder, lambda: self.ledger.state, SEGMENT_BYTES, now_ms=self._now_ms()
+        )
         self.service = InferenceService(
             chain_id=CHAIN, provider=PROVIDER.key, sign=PROVIDER.sign, engine=self.engine,
             attribute=self._attribute, book=self.book, find_model=lambda *_: self.model,

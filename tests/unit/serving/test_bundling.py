@@ -60,7 +60,7 @@ class Counter:
     segment_bytes: int = SEGMENT_BYTES
 
     def __post_init__(self) -> None:
-        self.book = ReceiptBook(self.folder, lambda: self.state, self.segment_bytes)
+        self.book = ReceiptBook(self.folder, lambda: self.state, self.segment_bytes, now_ms=NOW_MS)
         self.bundler = Bundler(
             book=self.book, chain_id=CHAIN, provider=PROVIDER.key, sign=PROVIDER.sign,
             get_state=lambda: self.state, offer_bundle=self.offer, now_ms=lambda: self.ms,

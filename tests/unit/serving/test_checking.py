@@ -41,7 +41,7 @@ class Door:
     def __init__(self, folder: Path) -> None:
         self.state: State = new_state()
         self.channel = open_channel(self.state)
-        self.book = ReceiptBook(folder, lambda: self.state)
+        self.book = ReceiptBook(folder, lambda: self.state, now_ms=NOW_MS)
         self.model: ServedModel | None = READY
         self.provider = PROVIDER.key
 
@@ -87,6 +87,19 @@ def test_released_channel_is_served_no_more_until_more_is_paid(door: Door) -> No
     door.state.put(tables.CHANNEL, (door.channel,), record._replace(paid=1))
     assert door.refusal(door.start(), later_ms - 1).code == exchange.CLOSING, "it settles first"
     door.check(door.start(), later_ms)
+
+
+def test_channel_older_than_the_book_is_not_served(door: Door, tmp_path: Path) -> None:
+    """Its payer may hold receipts that the lost book had: a second one for the same place costs
+    the provider's bond."""
+    door.book.close()
+    for now_ms in (NOW_MS + 1, NOW_MS + 2):  # made, and opened again
+        door.book = ReceiptBook(tmp_path / "new", lambda: door.state, now_ms=now_ms)
+        assert door.refusal(door.start()).code == exchange.CLOSING
+        door.book.close()
+    door.channel = open_channel(door.state, nonce=1, opened_ms=NOW_MS + 1)
+    door.book = ReceiptBook(tmp_path / "new", lambda: door.state, now_ms=NOW_MS + 3)
+    door.check(door.start())
 
 
 def test_jailed_provider_serves_nothing_that_it_could_not_settle(door: Door) -> None:

@@ -488,7 +488,7 @@ async def test_after_a_restart_answers_and_lanes_are_there(tmp_path, autojump_cl
         *_, finished = await ask(world, start)
         await trio.sleep(10)
         world.book.close()
-        world.book = ReceiptBook(tmp_path / "provider", lambda: world.state)
+        world.book = ReceiptBook(tmp_path / "provider", lambda: world.state, now_ms=NOW_MS)
         lane = world.book.lane(channel, 0)
         expected = accumulate_receipt(accumulator_start(channel, 0), finished.receipt)
         assert (lane.seq, lane.accumulator) == (1, expected)

@@ -11,7 +11,7 @@ What this file does not know: how to mend; `opening.py` does, at the next start.
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,7 +63,8 @@ class Checked:
     counts: Counter[str] = field(default_factory=Counter)  # blocks, bundles, keys, snapshots, bytes
     height: int = 0
     headers: dict[int, Header] = field(default_factory=dict)  # of the heights of snapshots
-    footing: Header | None = None  # of a log that does not begin with block 1
+    footing: Header | None = None  # of a ledger that does not begin with block 1
+    log_footing: Header | None = None  # the same of its block log; the database may have a newer
     stands_on: int = 0  # height up to which blocks are not held whole, and some of them not at all
 
     def add(self, part: str, what: str, mend: str) -> None:
@@ -127,7 +128,7 @@ def _check_blocks(
         try:
             before = _check_block(frame, before, chain_id)
             if frame.kind == blocklog.KIND_FOOTING:
-                checked.footing = before
+                checked.footing = checked.log_footing = before
             yield before
         except Invalid as refusal:
             checked.add("blocks", f"block {frame.height}: {refusal}", FRESH_HOME)
@@ -232,7 +233,7 @@ def _check_keys(store: LevelKV, checked: Checked, tell: Tell) -> None:
         pass  # only the root is wanted
     assert builder.record is not None
     if raw := store.get(keyspace.FOOTING):
-        checked.footing = decode_footing(raw).header  # newer than the log's, if they differ
+        checked.footing = decode_footing(raw).header
     told = store.get(keyspace.ROOT + keyspace.u64(height)) or b""
     if not told or tree.root_hash(builder.record) != tree.root_hash(told):
         checked.add("database", f"the state of height {height} is not its root's", REBUILD)
@@ -281,14 +282,25 @@ def _check_snapshots(store: SnapshotStore, checked: Checked, tell: Tell) -> None
 
 
 def _check_pasts(folder: Path, checked: Checked) -> None:
-    """Each proves itself under the block that the log stands on."""
+    """Each proves itself under the block that the ledger stands on, or its log."""
+    footings = [one for one in (checked.log_footing, checked.footing) if one is not None]
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if not path.name.isdigit():  # a crash's half of one, made anew when it is needed
             continue
         try:
-            if checked.footing is None:
-                raise Invalid("past.footing")
-            read_past(path, checked.footing)
+            _check_past(path, footings)
         except (Invalid, OSError) as error:
             checked.add("past", f"{path.name}: {error}", NEEDED)
         checked.counts["bytes"] += path.stat().st_size
+
+
+def _check_past(path: Path, footings: Sequence[Header]) -> None:
+    refusal = Invalid("past.footing")
+    for footing in footings:
+        try:
+            read_past(path, footing)
+        except Invalid as error:
+            refusal = error
+        else:
+            return
+    raise refusal

@@ -7,7 +7,8 @@ Why a mismatch is never repaired in place: LevelDB's own repair left holes or wr
 always. The directory is moved aside and made again from genesis, or the snapshot that our block
 log stands on, and our block log, each block giving its header's state root; what cannot be made
 again is told with its mend. Where bodies were dropped for their age no block before the newest
-snapshot can be executed again: the chain then stands on that.
+snapshot can be executed again: the chain then stands on that, or on an older one where evidence
+in a later block speaks of what was before it.
 What this file does not know: peers. No vote leaves before this is done.
 """
 
@@ -28,7 +29,7 @@ from node.ledger import tree
 from node.ledger.genesis import Genesis, decode_genesis, start
 from node.ledger.rules.staking import validator_set
 from node.ledger.state import State
-from node.ledger.wire.blocks import decode_block
+from node.ledger.wire.blocks import decode_block, decode_payload
 from node.storage import keyspace
 from node.storage.adopting import DB_NAME, adopt_prepared
 from node.storage.batch import Batch
@@ -41,6 +42,7 @@ from node.storage.executing import (
     check_header,
     check_last_commit,
     execute_next,
+    named_heights,
 )
 from node.storage.footing import Footing, decode_footing
 from node.storage.headlog import is_head
@@ -242,7 +244,7 @@ class _Ladder:
             self._stand_on(decode_footing(raw))
 
     def _newest_snapshot(self) -> Footing | None:
-        """What our newest snapshot stands on that is whole and of a block of our log."""
+        """What our newest snapshot stands on that is whole, of a block of our log, and enough."""
         names = [path.name for path in self._snapshots.glob("*") if path.name.isdigit()]
         for height in sorted(map(int, names), reverse=True):
             folder = self._snapshots / str(height)
@@ -254,10 +256,22 @@ class _Ladder:
                 verify_manifest(manifest, header)
                 for index, mark in enumerate(manifest.chunks):
                     check_chunk(mark, read_chunk(folder, index) or b"")
+                self._check_enough(manifest.footing)
             except Invalid:
                 continue
             return manifest.footing
         return None
+
+    def _check_enough(self, footing: Footing) -> None:
+        """Raise `Invalid` if evidence behind it is of a height before it that nothing here proves.
+
+        That block could not be executed again: it was judged by blocks that are then as never held.
+        """
+        pasts = PastBlocks(self._pasts_folder, footing.header)
+        for _, record in self._log.records_from(footing.height + 1):
+            evidence = decode_payload(decode_block(record.block).payload).evidence
+            if missing := pasts.missing(named_heights(evidence)):
+                raise Invalid("snapshot.past", height=footing.height, missing=missing)
 
     def _header_in_log(self, height: int) -> Header | None:
         if not self._log.first <= height <= self._log.height:

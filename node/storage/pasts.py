@@ -6,7 +6,8 @@ Why single blocks and not all of them: evidence may be three weeks old, which is
 at one a second, while an offence names one. Why a file for each that was used: blocks of our log
 that hold such evidence must be executed again when the database is lost, with no peer to ask.
 Why files are believed: each proves itself against the block that our log stands on, and they go
-when it goes; one that does not, of a bad disk, is as none.
+when it goes; one that does not, of a bad disk, is as none. It stays: while the database stands on a
+snapshot of our own, the log may still need it.
 What this file does not know: peers, and what evidence is.
 """
 
@@ -96,15 +97,11 @@ class PastBlocks:
                 self._held.popitem(last=False)
 
     def _read(self, height: int) -> PastBlock | None:
-        path = self._path(height)
         if self.footing is None:
             return None
         try:
-            return read_past(path, self.footing)
-        except FileNotFoundError:
-            return None
-        except Invalid:
-            path.unlink(missing_ok=True)
+            return read_past(self._path(height), self.footing)
+        except (FileNotFoundError, Invalid):
             return None
 
     def _path(self, height: int) -> Path:

@@ -19,6 +19,7 @@ from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node.ledger.wire.blocks import Block, Payload, encode_payload
 from node.storage.adopting import take_in
+from node.storage.bundlestore import BundleStore
 from node.storage.chain import Chain
 from node.storage.pasts import MissingPast
 from node.storage.snapshots import SnapshotStore
@@ -80,6 +81,26 @@ def test_database_made_again_judges_the_evidence_again(made: Stored, tmp_path: P
     again = Chain.open(home, GENESIS)
     assert again.tip == tip
     assert again.tip.validators.index(WHO.key) is None
+    again.close()
+
+
+def test_snapshot_between_an_offence_and_its_evidence_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under it, blocks that the node had are as never held, and nobody is there to ask."""
+    made, snapshots = Stored(tmp_path), SnapshotStore(tmp_path / "snapshots")
+    for height in (1, 2, 3, 4):
+        made.block(made.pay())
+        if height in (2, 4):
+            snapshots.make(made.chain.view())
+    made.block(evidence=(accused(made, 3),))
+    tip = made.chain.tip
+    made.chain.close()
+    shutil.rmtree(tmp_path / "db")
+    monkeypatch.setattr(BundleStore, "has_dropped", True)
+    again = Chain.open(tmp_path, GENESIS)
+    assert again.steps[0] == "database: loaded from the snapshot of block 2"
+    assert again.tip == tip
     again.close()
 
 

@@ -19,6 +19,7 @@ from consensus.primitives.errors import Invalid
 from node.ledger.wire.blocks import decode_payload
 from node.storage import chain, executing, pasts
 from node.storage.adopting import take_in
+from node.storage.bundlestore import BundleStore
 from node.storage.chain import Chain
 from node.storage.checking import check_home
 from node.storage.errors import StorageError
@@ -313,6 +314,30 @@ def test_check_of_the_home_reads_what_was_kept_and_finds_a_flipped_bit(
     file.rename(tmp_path / "past" / str(HEIGHT + 1))
     (found,) = check_home(tmp_path, chain.chain_id).findings
     assert "past.name" in found.what
+
+
+def test_kept_past_is_there_when_the_chain_stands_on_its_log_again(
+    accused: Accused, tmp_path: Path
+) -> None:
+    """A snapshot of its own was newer, and is lost as well."""
+    chain = accused.caught_up(tmp_path)
+    tip = chain.tip
+    made = SnapshotStore(tmp_path / "snapshots").make(chain.view())
+    assert made is not None
+    chain.close()
+    shutil.rmtree(tmp_path / "db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BundleStore, "has_dropped", True)
+        chain = Chain.open(tmp_path, GENESIS)
+    assert chain.view().earliest == made.height + 1
+    assert chain.pasts.find(HEIGHT) is None, "it does not prove itself under this one"
+    chain.close()
+    assert check_home(tmp_path, chain.chain_id).findings == []
+    for name in ("db", f"snapshots/{made.height}"):
+        shutil.rmtree(tmp_path / name)
+    chain = Chain.open(tmp_path, GENESIS)
+    assert chain.tip == tip
+    chain.close()
 
 
 def test_kept_past_goes_with_the_block_that_proved_it(tmp_path: Path) -> None:

@@ -153,7 +153,10 @@ class _Ladder:
         self._steps = steps
         self._snapshots = home / SNAPSHOTS_NAME
         self._pasts_folder = home / PASTS_NAME
-        self._stand_on(decode_footing(log.footing) if log.footing else None)
+        self._stand_on_log()
+
+    def _stand_on_log(self) -> None:
+        self._stand_on(decode_footing(self._log.footing) if self._log.footing else None)
 
     def _stand_on(self, footing: Footing | None) -> None:
         """Blocks up to this one are known by it alone; None: all from genesis on."""
@@ -183,6 +186,7 @@ class _Ladder:
 
     def _make_again(self, home: Path, error: Exception, cache_bytes: int) -> tuple[KV, Tip]:
         set_aside(home)
+        self._stand_on_log()  # what this database stood on goes with it
         why = error.told if isinstance(error, StorageError) else str(error)
         self._steps.append(f"database: {why}; moved to {ASIDE_NAME} and made again")
         store = LevelKV(home / DB_NAME, cache_bytes)

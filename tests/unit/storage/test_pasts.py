@@ -17,7 +17,7 @@ from consensus.header import decode_header
 from consensus.pastblocks import verify_past_block
 from consensus.primitives.errors import Invalid
 from node.ledger.wire.blocks import decode_payload
-from node.storage import chain, executing, pasts
+from node.storage import chain, executing, keyspace, pasts
 from node.storage.adopting import take_in
 from node.storage.bundlestore import BundleStore
 from node.storage.chain import Chain
@@ -336,6 +336,29 @@ def test_kept_past_is_there_when_the_chain_stands_on_its_log_again(
     for name in ("db", f"snapshots/{made.height}"):
         shutil.rmtree(tmp_path / name)
     chain = Chain.open(tmp_path, GENESIS)
+    assert chain.tip == tip
+    chain.close()
+
+
+def test_damaged_database_takes_the_snapshot_that_it_alone_stood_on_with_it(
+    accused: Accused, tmp_path: Path
+) -> None:
+    """Met at the same start: the log still says what the chain is made again from."""
+    chain = accused.caught_up(tmp_path)
+    tip = chain.tip
+    made = SnapshotStore(tmp_path / "snapshots").make(chain.view())
+    assert made is not None
+    chain.close()
+    shutil.rmtree(tmp_path / "db")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BundleStore, "has_dropped", True)
+        chain = Chain.open(tmp_path, GENESIS)
+        assert chain.view().earliest == made.height + 1
+        chain._store.write([], [keyspace.ROOT + keyspace.u64(chain.height)])
+        chain.close()
+        (tmp_path / "snapshots" / str(made.height) / "00000").write_bytes(b"rotten")
+        chain = Chain.open(tmp_path, GENESIS)
+    assert chain.steps[1] == f"database: loaded from the snapshot of block {accused.height}"
     assert chain.tip == tip
     chain.close()
 

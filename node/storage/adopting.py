@@ -54,15 +54,18 @@ def take_in(home: Path, snapshots: SnapshotStore, manifest: Manifest) -> None:
 def adopt_prepared(home: Path, log: BlockLog, chain_id: bytes) -> str | None:
     """Put a prepared database in its place; gives the line for the log, or None if there is none.
 
-    One that is of another chain, or no newer than our blocks, is removed.
+    One that cannot be read, is of another chain, or no newer than our blocks, is removed.
     """
     shutil.rmtree(home / LOADING_NAME, ignore_errors=True)
     path = home / PREPARED_NAME
     if not path.exists():
         return None
     raw = _footing_of(path, chain_id)
-    footing = None if raw is None else decode_footing(raw)
-    if raw is None or footing is None or (footing.height <= log.height and raw != log.footing):
+    if raw is None:
+        shutil.rmtree(path)
+        return "snapshot: one that cannot be read, or is of another chain, was removed"
+    footing = decode_footing(raw)
+    if footing.height <= log.height and raw != log.footing:
         shutil.rmtree(path)
         return "snapshot: one that is no newer than our blocks was removed"
     if raw != log.footing:

@@ -141,6 +141,16 @@ def test_prepared_database_of_an_older_height_is_removed(snapped: Snapped, tmp_p
     chain.close()
 
 
+def test_prepared_database_that_cannot_be_read_is_removed(snapped: Snapped, tmp_path: Path) -> None:
+    behind(tmp_path, snapped)
+    fetched(tmp_path, snapped)
+    (tmp_path / PREPARED_NAME / "CURRENT").write_bytes(b"rotten")
+    chain = reopen(tmp_path)
+    said = "snapshot: one that cannot be read, or is of another chain, was removed"
+    assert (chain.steps[0], chain.height) == (said, OLD_BLOCKS)
+    chain.close()
+
+
 def _bundles(snapped: Snapped) -> list[Any]:
     chain, found = snapped.made.chain, []
     for height in range(1, chain.height + 1):

@@ -3,8 +3,9 @@
 What this file does not know: routes, and how any part does what it is asked.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Container
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -24,6 +25,10 @@ from node.web.app import Backend, Order
 from node.web.peers import Peers
 from node.web.reading import Reading, make_ledger, make_light
 
+CLOSED_SHOP_MEND: Final = (
+    'start with roles = ["provider"] in config.toml until all that was served has settled'
+)
+
 
 def make_backend(
     *,
@@ -35,11 +40,15 @@ def make_backend(
     store: BlobStore,
     shop: Shop | None,
     purse: Purse | None,
+    own_providers: Container[bytes],
     own_validator: bytes | None,
     next_nonce: Callable[[bytes], int],
     stop: Callable[[], None],
 ) -> Backend:
-    """The daemon's Backend; `shop` and `purse` are None without those roles."""
+    """The daemon's Backend; `shop` and `purse` are None without those roles.
+
+    `own_providers`: the accounts that this home's node key serves as, in that role.
+    """
     reading = Reading(
         take_view=chain.view,
         own_validator=own_validator,
@@ -54,6 +63,8 @@ def make_backend(
         record = chain.state().find(tables.CHANNEL, channel)
         if record is None:
             raise Invalid("channel.not_found", channel=channel)
+        if record.provider in own_providers:  # its book of receipts is not open
+            raise Invalid("channel.role_is_off", channel=channel, mend=CLOSED_SHOP_MEND)
         return answers.ReleaseAnswer(channel, record.paid, 0, 0)  # nothing is served here
 
     async def store_goods(kind: int, identity: bytes, folder: Path) -> None:

@@ -402,6 +402,7 @@ class Node:
             store=self._store,
             shop=self._shop,
             purse=self._purse,
+            own_providers=(self._provider, self._keys.node.public_key),
             own_validator=None if own is None else own.public_key,
             next_nonce=self._next_nonce,
             stop=self._stop.set,

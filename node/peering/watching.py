@@ -12,7 +12,6 @@ Why not audited: its provider may be gone and cannot state its scores. Disputes 
 What this file does not know: how a bundle settles, what is in it beside lanes and vouchers.
 """
 
-import os
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -48,7 +47,7 @@ from node.ledger.wire.bundles import (
 from node.ledger.wire.orders import decode_voucher
 from node.observe import get_log
 from node.peering.topics import is_new_bundle
-from node.storage.segments import write_durably
+from node.storage.segments import sync_directory, write_durably
 from p2p.errors import Code, Misbehaving, NetworkError, Refused
 from p2p.limits import PROTOCOLS, TokenBucket
 from p2p.network import Network, PeerId
@@ -353,7 +352,7 @@ class Watching:
         async with self._writing:
             if self._kept.get(kept.provider) is kept:
                 del self._kept[kept.provider]
-                await self._run_blocking(self._path(kept.provider).unlink, True)
+                await self._run_blocking(_remove, self._path(kept.provider))
         self.counters["dropped"] += 1
 
     # --- the files
@@ -364,8 +363,11 @@ class Watching:
     def _write(self, kept: Kept) -> None:
         """Durable before it is promised; raises Refused where it cannot be."""
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not self._folder.is_dir():
+                self._folder.mkdir(mode=0o700, parents=True)
+                sync_directory(self._folder.parent)
             write_durably(self._path(kept.provider), encode(kept.bundle))
+            sync_directory(self._folder)
         except OSError as error:
             log.warning("a bundle is not kept", why=str(error))
             self._refuse("unwritten", Code.OUR_FAILURE)
@@ -381,7 +383,15 @@ class Watching:
             except (OSError, Invalid) as error:
                 self.counters["unreadable"] += 1
                 log.warning("a kept bundle is lost", file=str(path), why=str(error))
-                os.unlink(path)
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    """One that the disk does not let go is read again at the next start, and dropped again."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("a kept bundle is not removed", file=str(path), why=str(error))
 
 
 def _size(bundle: Bundle) -> int:

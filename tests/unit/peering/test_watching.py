@@ -368,6 +368,22 @@ async def test_full_disk_is_our_failure_and_promises_nothing(
     assert keeper.watching.kept == 0
 
 
+async def test_its_name_is_durable_before_it_is_promised(
+    ledger: Ledger, keeper: Keeper, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[Path, int]] = []
+
+    def sync(folder: Path) -> None:
+        synced.append((folder, len(list(keeper.folder.iterdir()))))
+
+    monkeypatch.setattr(watching, "sync_directory", sync)
+    await keeper.give(ledger.bundle())
+    assert synced == [(keeper.folder.parent, 0), (keeper.folder, 1)]
+    await trio.sleep(EVERY_S)
+    await keeper.give(ledger.bundle(2_048, ledger.other_lane()))
+    assert synced[2:] == [(keeper.folder, 1)]
+
+
 # ---- when it is told
 
 
@@ -411,6 +427,20 @@ async def test_it_is_dropped_with_the_time_it_was_promised_for(
     ledger: Ledger, keeper: Keeper, autojump_clock: Any
 ) -> None:
     await keeper.give(ledger.bundle())
+    ledger.later_ms = KEPT_MS_MAX
+    ledger.chain.block()
+    await keeper.watch(3 * LOOK_S)
+    assert keeper.watching.kept == 0
+
+
+async def test_disk_that_lets_go_of_nothing_ends_no_node(
+    ledger: Ledger, keeper: Keeper, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "read-only file system")
+
+    await keeper.give(ledger.bundle())
+    monkeypatch.setattr(Path, "unlink", refuse)
     ledger.later_ms = KEPT_MS_MAX
     ledger.chain.block()
     await keeper.watch(3 * LOOK_S)

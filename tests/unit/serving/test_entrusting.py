@@ -1,10 +1,12 @@
 """What is not settled, in one bundle for others: when it is made, what is in it, what it costs."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from bundle_kit import CHAIN
 from exchange_kit import at_once
 from ledger_kit import PROVIDER, add_model, context
@@ -15,6 +17,7 @@ from node.ledger.admission import admit_bundle
 from node.ledger.rules import channels
 from node.ledger.wire import bundles
 from node.ledger.wire.bundles import Bundle, decode_body, decode_header, decode_section
+from node.serving import entrusting
 from node.serving.book import RESERVED_EVERY, RESERVED_ROOM, ReceiptBook
 from node.serving.bundling import CLAIM_AFTER_MS, CUT_EVERY_S, OPEN_MAX
 from node.serving.entrusting import REFRESH_S, SOON_S, VOUCHER_LEFT_MS, WAITED_MS, Entruster
@@ -165,6 +168,35 @@ async def test_section_whose_voucher_is_soon_void_sinks_no_others(
     counter.answer(channel, 1)
     waited(counter)
     assert await counter.look() == [(0, 1, 1), (1, 1, 1)][late_ms:]
+
+
+async def test_what_fits_nowhere_is_not_gathered_each_second(
+    counter: Careful, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered: list[object] = []
+    monkeypatch.setattr(entrusting, "cut_section", lambda lane, **_: gathered.append(lane))
+    counter.answer(counter.channel())
+    waited(counter)
+    for _ in range(3):
+        assert await counter.look() == []
+        counter.pass_time(SOON_S / 2)
+    assert len(gathered) == 2, "at once, and after ten seconds"
+
+
+async def test_it_is_built_in_a_thread(counter: Careful, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of receipts take longer than the loop may stand still."""
+    built_by: list[int] = []
+
+    def build(**fields: Any) -> Bundle:
+        built_by.append(threading.get_ident())
+        return bundles.build_bundle(**fields)
+
+    monkeypatch.setattr(entrusting, "build_bundle", build)
+    counter.entruster._run_blocking = trio.to_thread.run_sync
+    counter.answer(counter.channel())
+    waited(counter)
+    assert len(await counter.look()) == 1
+    assert built_by != [threading.get_ident()]
 
 
 async def test_it_is_of_one_base_and_within_a_bundles_limits(

@@ -25,9 +25,12 @@ from node.observe import get_log
 from node.storage.segments import sync_directory, write_durably
 
 SEEN_MAX: Final = 4_096  # receipts remembered; the oldest are forgotten first
-PAIRS_MAX: Final = 64  # each is an offence of its own, but the first has the provider jailed
+PAIRS_MAX: Final = (
+    64  # open ones; each is an offence of its own, but the first has the provider jailed
+)
 LOOK_EVERY_S: Final = 30.0
 PREFIX: Final = "receipt-"
+ENDED_FOLDER: Final = "ended"  # of pairs that the ledger needs no more; never read
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
@@ -56,7 +59,6 @@ class Doubles:
         self._seen: dict[Place, tuple[bytes, bytes]] = {}
         self._pairs: dict[Place, Evidence] = {}
         self._told: set[Place] = set()  # of whom the operator knows that a try has failed
-        self._ended: set[Place] = set()  # the ledger has punished it, or forgotten its channel
         self._found = trio.Event()
         self.counters: Counter[str] = Counter()
         self._read_kept()
@@ -80,8 +82,8 @@ class Doubles:
         """Keep what is found and bring it to the ledger, for ever."""
         while True:
             self._found = trio.Event()
-            for place in [place for place in self._pairs if place not in self._ended]:
-                await self._follow(place, self._pairs[place])
+            for place, pair in list(self._pairs.items()):
+                await self._follow(place, pair)
             with trio.move_on_after(LOOK_EVERY_S):
                 await self._found.wait()
 
@@ -90,7 +92,7 @@ class Doubles:
         state = self._get_state()
         channel = state.find(tables.CHANNEL, place[0])
         if channel is None or is_punished(state, place):
-            self._ended.add(place)
+            await self._end(place, pair)
             return
         if place not in self._kept:
             self._kept.add(place)
@@ -108,9 +110,16 @@ class Doubles:
                 mend = f"olnode tx evidence {' '.join(map(str, self._paths(pair)))}"
                 log.warning("not accused yet", code=refusal.code, why=str(refusal), mend=mend)
             return
-        self._ended.add(place)
+        await self._end(place, pair)
         self.counters["accused"] += 1
         log.info("the provider's bond pays for its two receipts", provider=channel.provider)
+
+    async def _end(self, place: Place, pair: Evidence) -> None:
+        """The ledger has punished it, or forgotten its channel: it makes room for others."""
+        del self._pairs[place]
+        self._kept.discard(place)
+        self._told.discard(place)
+        await self._run_blocking(self._put_away, pair)
 
     # --- the files
 
@@ -130,6 +139,17 @@ class Doubles:
         except OSError as error:
             self.counters["unkept"] += 1
             log.warning("the two receipts are not kept", why=str(error))
+
+    def _put_away(self, pair: Evidence) -> None:
+        """What stays where it was is looked at again at the next start."""
+        ended = self._folder / ENDED_FOLDER
+        for path in self._paths(pair):
+            try:
+                if path.exists():
+                    ended.mkdir(mode=0o700, exist_ok=True)
+                    path.rename(ended / path.name)
+            except OSError as error:
+                log.warning("a receipt is not put away", file=str(path), why=str(error))
 
     def _read_kept(self) -> None:
         for path in sorted(self._folder.glob(f"{PREFIX}*.json")):

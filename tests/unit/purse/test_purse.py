@@ -33,7 +33,7 @@ from node.ledger.wire.transactions import (
 from node.peering import blobs
 from node.purse import POLL_S, SETTLE_S, VALID_MS, Purse, Question
 from node.wallet.buying import Answer, PaymentFailed
-from node.wallet.doubles import LOOK_EVERY_S
+from node.wallet.doubles import ENDED_FOLDER, LOOK_EVERY_S
 from node.wallet.keystore import Key
 from node.wallet.payer import Limits
 from node.web.errors import find_refusal
@@ -475,7 +475,8 @@ async def test_provider_that_signed_twice_is_accused_by_the_wallet_itself(
         assert bonded(around) == BOND - SLASHED
         gained = fee_of(3, 5) + (SLASHED - fee_of(3, 5)) // 20
         assert around.world.state.account(PAYER.key).balance == before + gained
-        kept = [json.loads(path.read_text()) for path in (tmp_path / "evidence").iterdir()]
+        ended = tmp_path / "evidence" / ENDED_FOLDER
+        kept = [json.loads(path.read_text()) for path in ended.iterdir()]
         signed = [(bytes.fromhex(x["body"]), bytes.fromhex(x["signature"])) for x in kept]
         assert make_evidence(*signed) == pair
         await trio.sleep(3 * LOOK_EVERY_S)

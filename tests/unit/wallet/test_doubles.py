@@ -98,6 +98,38 @@ async def test_pairs_are_bounded(
     assert (len(bench.accused), bench.doubles.counters["dropped"]) == (2, 1)
 
 
+@pytest.mark.parametrize("is_restarted", [False, True])
+async def test_ended_pairs_make_room(
+    bench: Bench, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch, is_restarted: bool
+) -> None:
+    """Or a wallet would notice nothing any more after as many, also of channels long forgotten."""
+    monkeypatch.setattr(wallet, "PAIRS_MAX", 2)
+    for seq in range(1, 6):
+        bench.doubles.note(*bench.signed(seq, fee=1))
+        bench.doubles.note(*bench.signed(seq, fee=2))
+        await bench.run()
+        if is_restarted:
+            bench.doubles = bench.open()
+    assert (len(bench.accused), bench.doubles.counters["dropped"]) == (5, 0)
+    assert [path.name for path in bench.folder.iterdir()] == [wallet.ENDED_FOLDER]
+    assert len(list((bench.folder / wallet.ENDED_FOLDER).iterdir())) == 10, "for the operator"
+
+
+async def test_pair_that_cannot_be_put_away_ends_no_wallet(
+    bench: Bench, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(30, "read-only file system")
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    for fee in (1, 2):
+        bench.doubles.note(*bench.signed(fee=fee))
+    await bench.run(2 * LOOK_EVERY_S)
+    bench.doubles = bench.open()
+    await bench.run(2 * LOOK_EVERY_S)
+    assert len(bench.accused) == 1
+
+
 async def test_pair_on_the_disk_is_not_accused_of_twice(bench: Bench, autojump_clock: Any) -> None:
     for fee in (1, 2):
         bench.doubles.note(*bench.signed(fee=fee))

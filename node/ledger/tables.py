@@ -27,6 +27,7 @@ from consensus.primitives.encoding import (
 )
 
 RECORD_BYTES_MAX: Final = 16_384
+LEAVING_MAX: Final = 7  # parts of one bond on their way out, so that a slash can walk them
 ANY: Final = -1  # width of a key part of any length: only the last one
 
 R = TypeVar("R")
@@ -454,7 +455,7 @@ TAKEN: Final = Table(0x1C, (6, 8, 8, 8), Counter, _NUMBER)  # taken/, Datanet, n
 MEMBERS: Final = Table(0x1C, (ANY,), Members, Record(H, ListOf(H, 100)))
 USED_EVIDENCE: Final = Table(0x1C, (ANY,), UsedEvidence, Record(
     U63, U63, ListOf(Record(H, U16), 100, 1), U8))
-DEPARTURES: Final = Table(0x1C, (8, 1, 32, 32), Departures, Record(ListOf(U63, 7, 1)))
+DEPARTURES: Final = Table(0x1C, (8, 1, 32, 32), Departures, Record(ListOf(U63, LEAVING_MAX, 1)))
 DOUBLE: Final = Table(0x1C, (7, 32, 2, 8), Counter, _NUMBER)  # double/, place of a receipt: repaid
 FORMER_KEY: Final = Table(0x1C, (7, 32, 32), Counter, _NUMBER)  # former/, provider, key: until when
 SEAT: Final = Table(0x1D, (8, 32), Seat, Record(U8, U63))

@@ -29,7 +29,6 @@ from node.ledger.wire.transactions import (
 INDEX_SHIFT: Final = 64
 GRAINS_PER_POWER: Final = GRAINS_PER_OPEN
 OWNERS_MAX: Final = 1_000  # bonds of one target, so that a slash can walk them
-LEAVING_MAX: Final = 7  # parts of one bond on their way out, for the same reason
 SIGNED_STRETCH: Final = 10_000  # heights over which signatures are counted
 VALIDATORS_NAME: Final = b"validators"
 ROLES: Final = (ROLE_VALIDATOR, ROLE_PROVIDER, ROLE_AUDITOR)
@@ -224,7 +223,7 @@ def _start_unbonding(state: State, context: Context, payload: Unbond, owner: byt
 def note_leaving(state: State, role: int, target: bytes, owner: bytes, number: int) -> None:
     """One more part of a bond is on its way out: a slash walks them all, so they are bounded."""
     numbers = _leaving(state, role, target, owner)
-    if len(numbers) >= LEAVING_MAX:
+    if len(numbers) >= tables.LEAVING_MAX:
         raise Invalid("tx.limit", leaving=len(numbers))
     _put_leaving(state, role, target, owner, (*numbers, number))
 

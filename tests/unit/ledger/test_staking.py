@@ -242,7 +242,7 @@ def test_bonds_of_every_role_are_taken_out_to_the_last_grain(chain, role, target
 
 def test_seven_parts_of_a_bond_leave_at_once_and_no_eighth(chain) -> None:
     bonded_by_new(chain)
-    for _ in range(staking.LEAVING_MAX):
+    for _ in range(tables.LEAVING_MAX):
         assert code(chain, NEW, Unbond(ROLE_0, FIRST.key, 1)) == 0
     assert code(chain, NEW, Unbond(ROLE_0, FIRST.key, 1)) == 25
     assert code(chain, NEW, Unbond(ROLE_0, FIRST.key, 0)) == 0

@@ -47,7 +47,7 @@ def make_backend(
 ) -> Backend:
     """The daemon's Backend; `shop` and `purse` are None without those roles.
 
-    `own_providers`: the accounts that this home's node key serves as, in that role.
+    `own_providers`: the accounts that this home may hold a provider's receipts of.
     """
     reading = Reading(
         take_view=chain.view,

@@ -48,6 +48,7 @@ from node.precheck import check_addresses, rotated_account
 from node.purse import Purse
 from node.reasons import Reasons
 from node.scrubber import Scrubber
+from node.serving.book import has_book
 from node.shop import Counter, Shop
 from node.storage.adopting import DB_NAME, take_in
 from node.storage.attackfiles import keep_attack
@@ -402,11 +403,16 @@ class Node:
             store=self._store,
             shop=self._shop,
             purse=self._purse,
-            own_providers=(self._provider, self._keys.node.public_key),
+            own_providers=self._find_book_owners(),
             own_validator=None if own is None else own.public_key,
             next_nonce=self._next_nonce,
             stop=self._stop.set,
         )
+
+    def _find_book_owners(self) -> tuple[bytes, ...]:
+        """Who may have receipts in this home; nobody where none was ever signed."""
+        has_served = has_book(self._settings.home / "receipts")
+        return (self._provider, self._keys.node.public_key) if has_served else ()
 
     def _next_nonce(self, account: bytes) -> int:
         return self._transactions.next_nonce(self._chain.state(), account)

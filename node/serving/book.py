@@ -49,7 +49,7 @@ from node.ledger.wire.receipts import (
 from node.serving.verify import EVIDENCE_BYTES_MAX
 from node.storage.errors import Damaged
 from node.storage.frames import FrameFormat
-from node.storage.segments import SEGMENT_BYTES, Place, SegmentLog
+from node.storage.segments import SEGMENT_BYTES, Place, SegmentLog, segment_names
 
 MAGIC: Final = b"OLRB"
 RECORD_BYTES_MAX: Final = EVIDENCE_BYTES_MAX + 6 * PROMPT_BYTES_MAX
@@ -391,6 +391,11 @@ class ReceiptBook:
             self._take_number(decode_header(header).bundle_seq)
         elif kind == _BEGUN:
             (self._begun_ms,) = decode(payload, _BEGUN_SHAPE, RECORD_BYTES_MAX, "book")
+
+
+def has_book(directory: Path) -> bool:
+    """Whether a book was ever made there."""
+    return bool(segment_names(directory))
 
 
 K = TypeVar("K")

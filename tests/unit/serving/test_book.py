@@ -7,13 +7,20 @@ from ledger_kit import NOW_MS, new_state, open_channel
 from unit.serving.test_bundling import Counter
 
 from node.ledger import tables
-from node.serving.book import ReceiptBook, Released
+from node.serving.book import ReceiptBook, Released, has_book
 
 MINUTE_MS = 60_000
 
 
 def released(book: ReceiptBook, channel: bytes, paid: int = 7) -> bool:
     return book.is_released(channel, paid, NOW_MS + MINUTE_MS)
+
+
+def test_folder_without_a_book_is_known_from_one_with(tmp_path: Path) -> None:
+    assert not has_book(tmp_path / "none")
+    assert not has_book(tmp_path)
+    ReceiptBook(tmp_path, new_state, now_ms=NOW_MS).close()
+    assert has_book(tmp_path)
 
 
 def test_released_channel_stays_so_over_a_restart(tmp_path: Path) -> None:

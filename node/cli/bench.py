@@ -90,7 +90,7 @@ def _missing(what: str, where: str) -> CommandError:
 
 
 def _run(name: str, path: Path, options: list[str]) -> Mapping[str, Any]:
-    """The object that a bench prints; its progress goes to our stderr."""
+    """The object that a bench prints; its progress goes to our stderr, its help to our stdout."""
     root = path.parents[2]
     paths = os.pathsep.join((str(root), str(root / "tests")))
     command = [sys.executable, str(path), *options]
@@ -104,6 +104,9 @@ def _run(name: str, path: Path, options: list[str]) -> Mapping[str, Any]:
     )
     if ran.returncode != 0:
         raise CommandError(f"the bench {name} failed with status {ran.returncode}")
+    if ran.stdout and not ran.stdout.startswith(b"{"):
+        sys.stdout.write(ran.stdout.decode())
+        raise typer.Exit(DONE)
     told = json.loads(ran.stdout) if ran.stdout else {"figures": {}, "budgets": []}
     assert isinstance(told, dict)
     return told

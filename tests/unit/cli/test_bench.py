@@ -86,6 +86,13 @@ def test_bench_that_cannot_run_says_why(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("words", ["bench finality -- --help", "bench finality -o json -- --help"])
+def test_benchs_own_help_is_shown_as_it_is(checkout: Path, capsys: Capture, words: str) -> None:
+    (checkout / "tests" / "bench" / "finality.py").write_text("print('usage: finality [--seed]')")
+    assert run(words.split()) == 0
+    assert capsys.readouterr().out == "usage: finality [--seed]\n"
+
+
 def test_without_a_checkout_exit_3_says_so(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -71,6 +71,11 @@ class Ledger:
 
 def routes(ledger: Ledger) -> list[Route]:
     """The routes under /ledger."""
+    return [*_read_routes(ledger), *_proof_routes(ledger)]
+
+
+def _read_routes(ledger: Ledger) -> list[Route]:
+    """What the ledger holds, and the way in for transactions."""
 
     async def account(request: Request) -> Response:
         check_parameters(request)
@@ -87,24 +92,6 @@ def routes(ledger: Ledger) -> list[Route]:
     async def earnings(request: Request) -> Response:
         query = earnings_query(request)
         return shown(await ledger.find_earnings(account_in_path(request), query), "account")
-
-    async def state_proof(request: Request, key: bytes) -> Response:
-        check_parameters(request, "height")
-        asked = "height" in request.query_params
-        height = number_in(request, "height") if asked else None
-        return proof(request, await ledger.prove_state(key, height))
-
-    async def account_proof(request: Request) -> Response:
-        key = tables.ACCOUNT.flat_key((account_in_path(request),))
-        return await state_proof(request, key)
-
-    async def channel_proof(request: Request) -> Response:
-        return await state_proof(request, tables.CHANNEL.flat_key((hash_in_path(request),)))
-
-    async def version_proof(request: Request) -> Response:
-        model = number_of(request.path_params["model"], "model")
-        version = number_of(request.path_params["version"], "version", VERSION_MAX)
-        return await state_proof(request, tables.VERSION.flat_key((model, version)))
 
     async def block(request: Request) -> Response:
         check_parameters(request)
@@ -124,10 +111,6 @@ def routes(ledger: Ledger) -> list[Route]:
         check_parameters(request)
         return shown(await ledger.find_shares(hash_in_path(request)), "receipt")
 
-    async def receipt_proof(request: Request) -> Response:
-        check_parameters(request)
-        return proof(request, await ledger.prove_receipt(hash_in_path(request)))
-
     async def models(request: Request) -> Response:
         return page("models", await ledger.list_models(*paging(request)))
 
@@ -140,14 +123,6 @@ def routes(ledger: Ledger) -> list[Route]:
 
     async def snapshots(request: Request) -> Response:
         return page("snapshots", await ledger.list_snapshots(*paging(request)))
-
-    async def contribution_proof(request: Request) -> Response:
-        number = number_of(request.path_params["number"], "contribution")
-        return await state_proof(request, tables.CONTRIBUTION.flat_key((number,)))
-
-    async def transaction_proof(request: Request) -> Response:
-        check_parameters(request)
-        return proof(request, await ledger.prove_transaction(hash_in_path(request)))
 
     async def validators(request: Request) -> Response:
         check_parameters(request)
@@ -165,25 +140,62 @@ def routes(ledger: Ledger) -> list[Route]:
     return [
         route("GET", "/ledger/accounts/{account}", account),
         route("GET", "/ledger/accounts/{account}/earnings", earnings),
-        route("GET", "/ledger/accounts/{account}/proof", account_proof),
         route("GET", "/ledger/channels/{id}", channel),
-        route("GET", "/ledger/channels/{id}/proof", channel_proof),
         route("GET", "/ledger/providers/{account}", provider),
         route("GET", "/ledger/blocks/{height}", block),
         route("GET", "/ledger/transactions/{id}", transaction),
-        route("GET", "/ledger/transactions/{id}/proof", transaction_proof),
         route("POST", "/ledger/transactions", submit),
         route("GET", "/ledger/receipts/{id}", receipt),
         route("GET", "/ledger/receipts/{id}/shares", receipt_shares),
-        route("GET", "/ledger/receipts/{id}/proof", receipt_proof),
         route("GET", "/ledger/models", models),
-        route("GET", "/ledger/models/{model}/versions/{version}/proof", version_proof),
         route("GET", "/ledger/datanets", datanets),
         route("GET", "/ledger/datanets/{datanet}/contributions", contributions),
-        route("GET", "/ledger/contributions/{number}/proof", contribution_proof),
         route("GET", "/ledger/snapshots", snapshots),
         route("GET", "/ledger/validators", validators),
         route("GET", "/ledger/params", params),
+    ]
+
+
+def _proof_routes(ledger: Ledger) -> list[Route]:
+    """Files that show it to whoever trusts no node."""
+
+    async def state_proof(request: Request, key: bytes) -> Response:
+        check_parameters(request, "height")
+        asked = "height" in request.query_params
+        height = number_in(request, "height") if asked else None
+        return proof(request, await ledger.prove_state(key, height))
+
+    async def account_proof(request: Request) -> Response:
+        key = tables.ACCOUNT.flat_key((account_in_path(request),))
+        return await state_proof(request, key)
+
+    async def channel_proof(request: Request) -> Response:
+        return await state_proof(request, tables.CHANNEL.flat_key((hash_in_path(request),)))
+
+    async def version_proof(request: Request) -> Response:
+        model = number_of(request.path_params["model"], "model")
+        version = number_of(request.path_params["version"], "version", VERSION_MAX)
+        return await state_proof(request, tables.VERSION.flat_key((model, version)))
+
+    async def receipt_proof(request: Request) -> Response:
+        check_parameters(request)
+        return proof(request, await ledger.prove_receipt(hash_in_path(request)))
+
+    async def contribution_proof(request: Request) -> Response:
+        number = number_of(request.path_params["number"], "contribution")
+        return await state_proof(request, tables.CONTRIBUTION.flat_key((number,)))
+
+    async def transaction_proof(request: Request) -> Response:
+        check_parameters(request)
+        return proof(request, await ledger.prove_transaction(hash_in_path(request)))
+
+    return [
+        route("GET", "/ledger/accounts/{account}/proof", account_proof),
+        route("GET", "/ledger/channels/{id}/proof", channel_proof),
+        route("GET", "/ledger/transactions/{id}/proof", transaction_proof),
+        route("GET", "/ledger/receipts/{id}/proof", receipt_proof),
+        route("GET", "/ledger/models/{model}/versions/{version}/proof", version_proof),
+        route("GET", "/ledger/contributions/{number}/proof", contribution_proof),
     ]
 
 

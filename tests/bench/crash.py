@@ -4,7 +4,6 @@ Each process has homes of its own and a seed of its own, so that a campaign can 
 """
 
 import argparse
-import multiprocessing
 import os
 import tempfile
 import time
@@ -12,12 +11,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
+from bench.batches import run_batches
 from bench.protocol import AT_LEAST, AT_MOST, Budget, finish, quiet, tell
 from crashes.campaign import Campaign, Found
 
 POINTS: Final = 1_000
 BATCH: Final = 50
-SEEDS_APART: Final = 10**6
 FAULTS_SHOWN: Final = 20
 
 
@@ -31,16 +30,14 @@ def run_batch(task: tuple[int, int]) -> Found:
 
 def run_campaign(points: int, seed: int, processes: int) -> list[Found]:
     """So many kills on so many processes."""
-    tasks = [
-        (seed * SEEDS_APART + number, min(BATCH, points - number * BATCH))
-        for number in range(-(-points // BATCH))
-    ]
-    found: list[Found] = []
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for one in pool.imap_unordered(run_batch, tasks):
-            found.append(one)
-            tell(f"{sum(each.points for each in found):,} points")
-    return found
+    return run_batches(
+        run_batch,
+        points,
+        batch=BATCH,
+        seed=seed,
+        processes=processes,
+        tell=lambda found: tell(f"{sum(each.points for each in found):,} points"),
+    )
 
 
 def figures_of(found: list[Found]) -> dict[str, object]:

@@ -4,7 +4,6 @@ Each process flips in homes of its own, with a seed of its own.
 """
 
 import argparse
-import multiprocessing
 import os
 import tempfile
 import time
@@ -12,13 +11,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
+from bench.batches import run_batches
 from bench.protocol import AT_LEAST, AT_MOST, Budget, finish, quiet, tell
 from crashes.flips import Flipper, FoundFlips
 from crashes.spoiling import DEFECTS, ENDS, Judge
 
 FLIPS: Final = 2_000
 BATCH: Final = 250
-SEEDS_APART: Final = 10**6
 DEFECTS_SHOWN: Final = 20
 
 
@@ -32,16 +31,14 @@ def run_batch(task: tuple[int, int]) -> FoundFlips:
 
 def run_campaign(flips: int, seed: int, processes: int) -> list[FoundFlips]:
     """So many flips on so many processes."""
-    tasks = [
-        (seed * SEEDS_APART + number, min(BATCH, flips - number * BATCH))
-        for number in range(-(-flips // BATCH))
-    ]
-    found: list[FoundFlips] = []
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        for one in pool.imap_unordered(run_batch, tasks):
-            found.append(one)
-            tell(f"{sum(each.flips for each in found):,} flips")
-    return found
+    return run_batches(
+        run_batch,
+        flips,
+        batch=BATCH,
+        seed=seed,
+        processes=processes,
+        tell=lambda found: tell(f"{sum(each.flips for each in found):,} flips"),
+    )
 
 
 def figures_of(found: list[FoundFlips]) -> dict[str, object]:

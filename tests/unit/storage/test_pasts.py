@@ -26,7 +26,8 @@ from node.storage.errors import StorageError
 from node.storage.executing import named_heights
 from node.storage.pasts import MissingPast, PastBlocks
 from node.storage.proving import payout_proofs
-from node.storage.snapshots import SnapshotStore
+from node.storage.snapshots import Manifest, SnapshotStore
+from node.storage.views import Tip
 from node.web.standing import accusation
 
 OTHER = VALIDATORS[3]
@@ -316,16 +317,22 @@ def test_check_of_the_home_reads_what_was_kept_and_finds_a_flipped_bit(
     assert "past.name" in found.what
 
 
+def lost_database(accused: Accused, home: Path) -> tuple[Tip, Manifest]:
+    """A home that has its log and a snapshot of its own newest block, and no database."""
+    chain = accused.caught_up(home)
+    tip = chain.tip
+    made = SnapshotStore(home / "snapshots").make(chain.view())
+    assert made is not None
+    chain.close()
+    shutil.rmtree(home / "db")
+    return tip, made
+
+
 def test_kept_past_is_there_when_the_chain_stands_on_its_log_again(
     accused: Accused, tmp_path: Path
 ) -> None:
     """A snapshot of its own was newer, and is lost as well."""
-    chain = accused.caught_up(tmp_path)
-    tip = chain.tip
-    made = SnapshotStore(tmp_path / "snapshots").make(chain.view())
-    assert made is not None
-    chain.close()
-    shutil.rmtree(tmp_path / "db")
+    tip, made = lost_database(accused, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BundleStore, "has_dropped", True)
         chain = Chain.open(tmp_path, GENESIS)
@@ -344,12 +351,7 @@ def test_damaged_database_takes_the_snapshot_that_it_alone_stood_on_with_it(
     accused: Accused, tmp_path: Path
 ) -> None:
     """Met at the same start: the log still says what the chain is made again from."""
-    chain = accused.caught_up(tmp_path)
-    tip = chain.tip
-    made = SnapshotStore(tmp_path / "snapshots").make(chain.view())
-    assert made is not None
-    chain.close()
-    shutil.rmtree(tmp_path / "db")
+    tip, made = lost_database(accused, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(BundleStore, "has_dropped", True)
         chain = Chain.open(tmp_path, GENESIS)

@@ -31,7 +31,7 @@ JOURNAL, CHAIN, CERTIFICATE = (
     "consensus/certificate.py",
 )
 RULES: Final = ("tests/unit/consensus",)
-STORAGE: Final = ("tests/unit/storage/test_journal.py", "tests/unit/storage/test_chain.py")
+STORAGE: Final = tuple(f"tests/unit/storage/test_{n}.py" for n in ("journal", "chain", "opening"))
 SEARCH: Final = (
     "tests/simulation/test_twins.py",
     "tests/simulation/test_engine_faults.py",

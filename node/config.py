@@ -139,6 +139,10 @@ class Payer(Section, frozen=True):
     recheck_bps: Bps = 100       # of answers, given to an auditor
 
 
+class Metrics(Section, frozen=True):
+    listen: str = "127.0.0.1:7019"  # for Prometheus; "" = off
+
+
 class Shutdown(Section, frozen=True):
     drain_s: Count = 30
     engine_s: Count = 10
@@ -169,6 +173,7 @@ class Config(Section, frozen=True):
     attribution: Attribution = Attribution()
     audit: Audit = Audit()
     payer: Payer = Payer()
+    metrics: Metrics = Metrics()
     shutdown: Shutdown = Shutdown()
     devnet: Devnet = Devnet()
 
@@ -179,6 +184,7 @@ PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {  # what differs from the de
         "p2p.upload_bytes_s": 0, "p2p.keepalive_s": 3, "p2p.outbound_min": 0,
         "consensus.pace": "lan", "consensus.block_interval_ms": 250,
         "consensus.doppelganger_wait_s": 0, "storage.min_free_gb": 1, "shutdown.drain_s": 5,
+        "metrics.listen": "",  # many nodes on one machine
     },
     "testnet": {},
     "mainnet": {},
@@ -412,6 +418,16 @@ def _check_contradictions(config: Config, origins: Mapping[str, str]) -> None:
     for address in (*config.p2p.listen, *config.p2p.announce):
         if not re.search(r"/tcp/\d{1,5}(/|$)", address):
             raise ConfigError(f"[p2p] {address!r} is not an address such as /ip4/0.0.0.0/tcp/7017")
+    if config.metrics.listen:
+        host_and_port(config.metrics.listen)
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """ "127.0.0.1:7019" or "[::1]:7019" in two. Raises ConfigError."""
+    host, _, port = text.rpartition(":")
+    if not host or not re.fullmatch(r"\d{1,5}", port) or int(port) > 65_535:
+        raise ConfigError(f"[metrics] listen: {text!r} is not an address such as 127.0.0.1:7019")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _shift_ports(config: Config) -> Config:
@@ -420,11 +436,17 @@ def _shift_ports(config: Config) -> Config:
         return config
 
     def shifted(match: re.Match[str]) -> str:
-        port = int(match.group(1))
-        return f"/tcp/{port + PORT_STEP * config.instance if port else 0}"  # 0: any free port
+        port = int(match.group(2))
+        return f"{match.group(1)}{port + PORT_STEP * config.instance if port else 0}"  # 0: any free
 
-    listen = tuple(re.sub(r"/tcp/(\d+)", shifted, address) for address in config.p2p.listen)
-    return msgspec.structs.replace(config, p2p=msgspec.structs.replace(config.p2p, listen=listen))
+    replace = msgspec.structs.replace
+    listen = tuple(re.sub(r"(/tcp/)(\d+)", shifted, address) for address in config.p2p.listen)
+    metrics = re.sub(r"(:)(\d+)$", shifted, config.metrics.listen)
+    return replace(
+        config,
+        p2p=replace(config.p2p, listen=listen),
+        metrics=replace(config.metrics, listen=metrics),
+    )
 
 
 def grains_of(open_text: str) -> int:

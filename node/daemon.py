@@ -20,13 +20,14 @@ from consensus.attacks import LightClientAttack, Verdict, encode_attack
 from node.attribution.attribute import Version
 from node.attribution.index import Index
 from node.backend import make_backend
-from node.config import Settings, grains_of
+from node.config import Settings, grains_of, host_and_port
 from node.diskguard import DiskGuard
 from node.holdings import Holdings
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.bundles import CheckedBundle
 from node.ledger.wire.receipts import Receipt
 from node.light import trust_options
+from node.metrics import Counts, Metrics
 from node.neighbours import make_peers
 from node.observe import get_log, seldom
 from node.peering import pace
@@ -62,6 +63,7 @@ from node.telling import Telling
 from node.wallet.keystore import Key
 from node.wallet.payer import Limits
 from node.web.app import Backend, make_app, serve_socket
+from node.web.metrics import run_metrics
 from p2p.network import Libp2pNetwork, PeerId, StatusFacts
 
 PRUNE_EVERY_S: Final = 3_600.0
@@ -486,6 +488,8 @@ class Node:
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._wait_for_signal)
+            if self._config.metrics.listen:  # first, so that a long catching up can be watched
+                nursery.start_soon(self._run_metrics)
             start: Any = nursery.start  # libp2p brings old types for trio
             await start(self._network.run)
             log.info("listening", addresses=self._network.addresses())
@@ -526,6 +530,18 @@ class Node:
             # Only now: open answers had drain_s to end, and `olnode stop` its own answer.
             nursery.cancel_scope.cancel()
         return False
+
+    async def _run_metrics(self) -> None:
+        events: dict[str, Counts] = {
+            "blobs": self._blobs.statistics,
+            "directory": lambda: self._directory.counters,
+            "relay": lambda: self._relay.counters,
+            "replica": lambda: self._replica.statistics().counters,
+            "scrubber": lambda: self._scrubber.counters,
+        }
+        text = Metrics(self._telling, events).text
+        host, port = host_and_port(self._config.metrics.listen)
+        await run_metrics(text, host, port, wait_for_stop=self._stop.wait)
 
     async def _sync_state(self) -> bool:
         """Before anything else: True when this life is over, for a snapshot or a stop."""

@@ -7,6 +7,7 @@ What it does not know: chain, pool, wallet, peers.
 """
 
 import contextlib
+import socket
 import stat
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -207,30 +208,53 @@ async def serve_socket(
     there is a dead daemon's and is replaced. Removes the socket when it ends.
     """
     _remove_dead_socket(path)
-    config = ServerConfig()
-    config.bind = [f"unix:{path}"]
+    config = _server_config(f"unix:{path}", drain_s)
     config.umask = 0o177
-    config.graceful_timeout = drain_s
     config.read_timeout = None
+    try:
+        await _serve(app, config, wait_for_stop, task_status)
+    finally:
+        _remove_dead_socket(path)
+
+
+async def serve_listener(
+    app: Starlette, listener: socket.socket, *, wait_for_stop: Callable[[], Awaitable[None]]
+) -> None:
+    """Serve `app` on a bound socket, which is closed at the end: when `wait_for_stop` returns."""
+    config = _server_config(f"fd://{listener.detach()}", 0)
+    config.read_timeout = HEADER_TIMEOUT_S
+    await _serve(app, config, wait_for_stop, trio.TASK_STATUS_IGNORED)
+
+
+def _server_config(bind: str, drain_s: int) -> ServerConfig:
+    config = ServerConfig()
+    config.bind = [bind]
+    config.graceful_timeout = drain_s
     config.keep_alive_timeout = HEADER_TIMEOUT_S
     config.backlog = CONNECTIONS_MAX
     config.accesslog = None
     config.errorlog = None
     config.include_server_header = False
-    try:
-        async with trio.open_nursery() as nursery:
-            # A trigger is given, so that hypercorn takes no signals: the daemon has them.
-            await nursery.start(
-                lambda task_status: serve(
-                    app,  # type: ignore[arg-type]  # hypercorn's ASGI types are its own
-                    config,
-                    shutdown_trigger=wait_for_stop,
-                    task_status=task_status,
-                )
+    return config
+
+
+async def _serve(
+    app: Starlette,
+    config: ServerConfig,
+    wait_for_stop: Callable[[], Awaitable[None]],
+    task_status: Any,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        # A trigger is given, so that hypercorn takes no signals: the daemon has them.
+        await nursery.start(
+            lambda task_status: serve(
+                app,  # type: ignore[arg-type]  # hypercorn's ASGI types are its own
+                config,
+                shutdown_trigger=wait_for_stop,
+                task_status=task_status,
             )
-            task_status.started()
-    finally:
-        _remove_dead_socket(path)
+        )
+        task_status.started()
 
 
 def _remove_dead_socket(path: Path) -> None:

@@ -29,6 +29,8 @@ from node.serving.engine import (
     GenRequest,
     GradItem,
     Overloaded,
+    Score,
+    ScoreItem,
     Sketch,
     Stream,
     Token,
@@ -209,6 +211,14 @@ class EngineClient:
         answer = await self._ask(lambda call: frames.Gradients(call, tuple(items)))
         assert isinstance(answer, frames.Sketched)
         return list(answer.sketches)
+
+    async def score(self, items: Sequence[ScoreItem]) -> list[Score]:
+        """Others' answers run again, in order."""
+        if not items:
+            return []
+        answer = await self._ask(lambda call: frames.Scores(call, tuple(items)))
+        assert isinstance(answer, frames.Scored)
+        return list(answer.scores)
 
     def stats(self) -> EngineStats:
         """The newest counters, and how often the worker was replaced."""
@@ -394,7 +404,12 @@ class EngineClient:
                     stream.push(finish)
             case frames.Stats(stats):
                 self._stats = stats
-            case frames.Done(number) | frames.Loaded(number) | frames.Sketched(number):
+            case (
+                frames.Done(number)
+                | frames.Loaded(number)
+                | frames.Sketched(number)
+                | frames.Scored(number)
+            ):
                 if call := self._calls.get(number):
                     call.settle(frame)
             case frames.Failed(number):

@@ -181,6 +181,35 @@ class Sketch:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreItem:
+    """One choice of another's answer, to be run again: what it was asked, how, and what it said.
+
+    `slack` in nats: at the edge of a filter a rival counts only if it is inside by more.
+    """
+
+    adapter: bytes | None
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    sampling: Sampling
+    seed: bytes | None = None
+    choice: int = 0
+    slack: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What this engine thinks of an answer, one value a token, in nats.
+
+    `margins`: by how much another token should have been chosen, 0 where the answer's was.
+    `fingerprints`: 8 values each at positions 0, 16, 32 … (page 50 §8).
+    """
+
+    logprobs: tuple[float, ...]
+    margins: tuple[float, ...]
+    fingerprints: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """Counters since the engine started, and what is in it now."""
 
@@ -194,6 +223,7 @@ class EngineStats:
     finished: int
     gradients_waiting: int
     gradients_done: int
+    scored: int
     adapters_ram: int
     adapters_slot: int
     slot_loads: int
@@ -331,6 +361,11 @@ class Engine(Protocol):
 
     async def gradients(self, items: Sequence[GradItem]) -> list[Sketch]:
         """The sketches of answers, in order, at low priority; raises Overloaded."""
+        ...
+
+    async def score(self, items: Sequence[ScoreItem]) -> list[Score]:
+        """Others' answers run again, in order, at low priority; raises Overloaded, TooLong,
+        UnknownAdapter, BadSampling."""
         ...
 
     def stats(self) -> EngineStats:

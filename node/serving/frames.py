@@ -20,6 +20,8 @@ from node.serving.engine import (
     Finish,
     GenRequest,
     GradItem,
+    Score,
+    ScoreItem,
     Sketch,
     Token,
 )
@@ -81,6 +83,13 @@ class Gradients(Frame, tag=True):
     items: tuple[GradItem, ...]
 
 
+class Scores(Frame, tag=True):
+    """Queue answers to be run again; answered by Scored or Failed."""
+
+    call: int
+    items: tuple[ScoreItem, ...]
+
+
 class Close(Frame, tag=True):
     """End when nothing lives, or after `drain_ms`."""
 
@@ -126,6 +135,13 @@ class Sketched(Frame, tag=True):
     sketches: tuple[Sketch, ...]
 
 
+class Scored(Frame, tag=True):
+    """The scores of one call, in order."""
+
+    call: int
+    scores: tuple[Score, ...]
+
+
 class Stats(Frame, tag=True):
     """Counters; also the sign of life."""
 
@@ -140,8 +156,8 @@ class Failed(Frame, tag=True):
     facts: dict[str, int | str]
 
 
-ToWorker = Hello | Load | Unload | Submit | Reveal | Cancel | Gradients | Close
-FromWorker = Ready | Done | Loaded | Tokens | Finished | Sketched | Stats | Failed
+ToWorker = Hello | Load | Unload | Submit | Reveal | Cancel | Gradients | Scores | Close
+FromWorker = Ready | Done | Loaded | Tokens | Finished | Sketched | Scored | Stats | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)

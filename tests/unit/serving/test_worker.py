@@ -219,7 +219,7 @@ class PlayedEngine(EngineClient):
             self.links.append(link)
             info = client.EngineInfo("torch", b"", "fp32", "cpu", 1, 1, 1, 1, (), b"")
             link.say.send_nowait(frames.Ready(info))
-            stats = client.EngineStats(*([0] * 14))
+            stats = client.EngineStats(*([0] * 15))
             link.say.send_nowait(frames.Stats(stats))
             yield link
 

@@ -190,6 +190,12 @@ class EngineClient:
         await self._ask(lambda call: frames.Unload(call, adapter, drain))
         self._refs.pop(adapter, None)
 
+    async def adapters(self) -> list[AdapterInfo]:
+        """Every adapter that the worker knows."""
+        answer = await self._ask(frames.List)
+        assert isinstance(answer, frames.Listed)
+        return list(answer.infos)
+
     @asynccontextmanager
     async def submit(self, request: GenRequest) -> AsyncIterator[Stream]:
         """Queue a request; leaving the context cancels what is left of it."""
@@ -407,6 +413,7 @@ class EngineClient:
             case (
                 frames.Done(number)
                 | frames.Loaded(number)
+                | frames.Listed(number)
                 | frames.Sketched(number)
                 | frames.Scored(number)
             ):

@@ -32,7 +32,7 @@ LOGPROB_UNIT: Final = 2**20
 _I32_MAX: Final = 2**31 - 1
 
 Reason = Literal["stop", "length", "cancelled", "deadline", "engine_lost"]
-Tier = Literal["slot", "ram"]
+Tier = Literal["slot", "ram", "disk"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,8 @@ class AdapterRef:
 
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:
-    """A loaded adapter; `bytes` is its packed size in memory."""
+    """A loaded adapter; `bytes` is its packed size in memory. On disk only, what is not read is 0
+    or empty."""
 
     hash: bytes
     rank: int
@@ -353,6 +354,10 @@ class Engine(Protocol):
 
     async def unload_adapter(self, adapter: bytes, drain: bool = False) -> None:
         """Forget an adapter; raises UnknownAdapter, AdapterBusy unless `drain`."""
+        ...
+
+    async def adapters(self) -> list[AdapterInfo]:
+        """Every adapter that was loaded and not forgotten, with where it lies now."""
         ...
 
     def submit(self, request: GenRequest) -> AbstractAsyncContextManager[Stream]:

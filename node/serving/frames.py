@@ -56,6 +56,12 @@ class Unload(Frame, tag=True):
     drain: bool
 
 
+class List(Frame, tag=True):
+    """Tell of all adapters; answered by Listed."""
+
+    call: int
+
+
 class Submit(Frame, tag=True):
     """Queue a request; answered by Done or Failed."""
 
@@ -115,6 +121,13 @@ class Loaded(Frame, tag=True):
     info: AdapterInfo
 
 
+class Listed(Frame, tag=True):
+    """All adapters that are known."""
+
+    call: int
+    infos: tuple[AdapterInfo, ...]
+
+
 class Tokens(Frame, tag=True):
     """All tokens of one step."""
 
@@ -156,8 +169,8 @@ class Failed(Frame, tag=True):
     facts: dict[str, int | str]
 
 
-ToWorker = Hello | Load | Unload | Submit | Reveal | Cancel | Gradients | Scores | Close
-FromWorker = Ready | Done | Loaded | Tokens | Finished | Sketched | Scored | Stats | Failed
+ToWorker = Hello | Load | Unload | List | Submit | Reveal | Cancel | Gradients | Scores | Close
+FromWorker = Ready | Done | Loaded | Listed | Tokens | Finished | Sketched | Scored | Stats | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)

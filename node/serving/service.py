@@ -97,6 +97,7 @@ REFUSE_FAULT: Final = ((Overloaded, exchange.OVERLOADED), (TooLong, exchange.OVE
                        (EngineLost, exchange.GENERATION_FAILED))  # fmt: skip
 
 Attribute = Callable[[int, int, Sequence[int], Sequence[Sequence[int]]], Awaitable[Attributed]]
+Version = tuple[int, int]  # model, model version
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
 
@@ -145,6 +146,8 @@ class InferenceService:
         self._random = random_bytes
         self._run_blocking = run_blocking
         self.counters: Counter[str] = Counter()
+        self.served: Counter[Version] = Counter()  # answers signed since the start
+        self.earned: Counter[Version] = Counter()  # and their fees, in grains
 
     async def serve(self, peer: bytes, stream: FrameStream) -> None:
         """One stream, to its end. A cancel leaves no receipt for what was not signed yet."""
@@ -377,6 +380,9 @@ class InferenceService:
             voucher_sig=job.voucher_sig,
         )
         await self._run_blocking(self._book.keep, served)
+        which = receipt.model, receipt.model_version
+        self.served[which] += 1
+        self.earned[which] += fee
         return served
 
     async def _attributed(self, line: Line, job: Job, ids: Sequence[Sequence[int]]) -> Attributed:

@@ -169,6 +169,10 @@ class SlotCore:
         """Forget an adapter; raises UnknownAdapter, AdapterBusy."""
         self._bank.unload(adapter, drain)
 
+    def adapters(self) -> list[AdapterInfo]:
+        """Every adapter that is known, with its tier."""
+        return self._bank.infos()
+
     def submit(self, request: GenRequest) -> None:
         """Queue a request; raises an EngineError and keeps nothing then."""
         sampling = request.sampling

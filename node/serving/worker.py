@@ -94,6 +94,8 @@ class Loop:
                 self._answer(call, lambda: frames.Loaded(call, core.load(ref, pin)))
             case frames.Unload(call, adapter, drain):
                 self._answer(call, lambda: core.unload(adapter, drain), frames.Done(call))
+            case frames.List(call):
+                self._answer(call, lambda: frames.Listed(call, tuple(core.adapters())))
             case frames.Submit(call, request):
                 self._answer(call, lambda: core.submit(request), frames.Done(call))
             case frames.Reveal(id, seed):

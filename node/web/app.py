@@ -103,6 +103,7 @@ class Backend:
     peers: Peers
     infer: Callable[[Order, Callable[[str], Awaitable[None]]], Awaitable[answers.InferenceReceipt]]
     stop: Callable[[], None]
+    models: Callable[[], Awaitable[tuple[answers.HeldModel, ...]]]
     store_goods: Callable[[int, bytes, Path], Awaitable[None]]
     release: Callable[[bytes], Awaitable[answers.ReleaseAnswer]]
     ledger: Ledger
@@ -143,6 +144,11 @@ def _node_routes(backend: Backend) -> list[Route]:
         backend.stop()
         return JSONResponse({"stopping": True}, 202)
 
+    async def models(request: Request) -> Response:
+        check_parameters(request)
+        held = [answers.as_json(one) for one in await backend.models()]
+        return JSONResponse({"models": held})
+
     async def goods(request: Request) -> Response:
         check_parameters(request)
         told = await read_struct(request, GoodsBody, GOODS_BYTES_MAX)
@@ -172,6 +178,7 @@ def _node_routes(backend: Backend) -> list[Route]:
         route("GET", "/livez", live),
         route("GET", "/readyz", ready),
         route("POST", "/stop", stop),
+        route("GET", "/models", models),
         route("POST", "/goods", goods),
         route("POST", "/channels/{id}/release", release),
         route("POST", "/infer", infer),

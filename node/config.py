@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -88,9 +89,10 @@ class Storage(Section, frozen=True):
 class Engine(Section, frozen=True):
     kind: Literal["torch", "remote", "none"] = "torch"
     urls: tuple[str, ...] = ()
-    flavour: str = "vllm"
+    flavour: Literal["vllm", "plain"] = "vllm"
     allow_remote: bool = False
-    token_file: str = ""
+    token_file: str = ""  # what the servers want to see
+    local_gradients: bool = True  # beside remote servers: a worker for attribution
     device: str = "auto"
     devices: tuple[str, ...] = ()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -194,7 +196,6 @@ ABSENT: Final = (  # key, the value that this version can honour, what it lacks
     ("p2p.mdns", False, "mDNS discovery"),
     ("p2p.relay", "off", "relays"),
     ("sync", "full", "nodes without the ledger"),
-    ("engine.kind", ("torch", "none"), "remote engines"),
 )
 # fmt: on
 
@@ -204,6 +205,7 @@ ENVIRONMENT_PREFIX: Final = "OLNODE_"
 NOT_CONFIG: Final = {"OLNODE_HOME", "OLNODE_PASSWORD_FILE", "OLNODE_CACHE"}  # read elsewhere
 SOCKET_PATH_BYTES_MAX: Final = 107  # of sockaddr_un
 PORT_STEP: Final = 10
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 
 class ConfigError(Exception):
@@ -403,6 +405,8 @@ def _check_contradictions(config: Config, origins: Mapping[str, str]) -> None:
             raise ConfigError(f"{origins[key]}: {key} = {value!r}: this version has no {what}")
     if len(set(config.roles)) != len(config.roles) or not config.roles:
         raise ConfigError(f"{origins['roles']}: roles: name each role once, and at least one")
+    if config.engine.kind == "remote":
+        _check_urls(config.engine)
     if "provider" in config.roles and config.engine.kind == "none":
         raise ConfigError('roles has "provider", but [engine] kind is "none"')
     if grains_of(config.payer.max_fee_open) > grains_of(config.payer.channel_cap_open):
@@ -420,6 +424,19 @@ def _check_contradictions(config: Config, origins: Mapping[str, str]) -> None:
             raise ConfigError(f"[p2p] {address!r} is not an address such as /ip4/0.0.0.0/tcp/7017")
     if config.metrics.listen:
         host_and_port(config.metrics.listen)
+
+
+def _check_urls(engine: Engine) -> None:
+    if not engine.urls:
+        raise ConfigError('[engine] kind is "remote", but urls is empty')
+    for url in engine.urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"[engine] urls: {url!r} is none such as http://127.0.0.1:8000")
+        if parts.hostname not in LOOPBACK and not engine.allow_remote:
+            raise ConfigError(
+                f"[engine] urls: prompts would go to {parts.hostname}: allow_remote = true"
+            )
 
 
 def host_and_port(text: str) -> tuple[str, int]:

@@ -8,7 +8,7 @@ What this file does not know: any rule.
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as installed_version
@@ -45,11 +45,14 @@ from node.peering.snapshotting import SnapshotKeeper
 from node.peering.statesync import GAP_BLOCKS, GATHER_S, GATHER_UNSURE_S, StateSync
 from node.peering.trusting import Named, Trusting, find_root
 from node.peering.voter import Validator
-from node.precheck import check_addresses, rotated_account
+from node.precheck import check_addresses, engine_token, rotated_account
 from node.purse import Purse
 from node.reasons import Reasons
 from node.scrubber import Scrubber
 from node.serving.book import has_book
+from node.serving.engine import EngineSettings, HostedEngine
+from node.serving.remote import make_remote
+from node.serving.worker import WorkerEngine
 from node.shop import Counter, Shop
 from node.storage.adopting import DB_NAME, take_in
 from node.storage.attackfiles import keep_attack
@@ -94,6 +97,7 @@ async def run(settings: Settings, keys: Keys) -> None:
     Raises `HomeInUse`, `StorageError`, `ConfigError` or p2p's `ListenError`, each with its mend.
     """
     check_addresses(settings.config.p2p)
+    engine_token(settings.config.engine)
     rotated_account(settings.config.serving)
     while await _live(settings, keys):
         log.info("opening again on a snapshot")
@@ -347,8 +351,17 @@ class Node:
             now_ms=now_ms,
         )
         folder = self._settings.home / "receipts"
-        threads = self._config.engine.threads
-        return Shop(counter, self._network, self._holdings, folder, threads)
+        engine = self._config.engine
+        make_engine: Callable[[EngineSettings], HostedEngine] = WorkerEngine
+        if engine.kind == "remote":
+            make_engine = partial(
+                make_remote,
+                urls=engine.urls,
+                flavour=engine.flavour,
+                token=engine_token(engine),
+                local_gradients=engine.local_gradients,
+            )
+        return Shop(counter, self._network, self._holdings, folder, engine.threads, make_engine)
 
     def _make_purse(self, key: Key) -> Purse:
         payer = self._config.payer

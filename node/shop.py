@@ -26,8 +26,15 @@ from node.serving.attributing import Attributor
 from node.serving.book import ReceiptBook, Released
 from node.serving.bundling import Bundler
 from node.serving.checking import ServedModel
-from node.serving.client import EngineClient
-from node.serving.engine import AdapterInfo, AdapterRef, EngineError, EngineSettings, WrongBase
+from node.serving.engine import (
+    AdapterInfo,
+    AdapterRef,
+    EngineError,
+    EngineSettings,
+    HostedEngine,
+    Unsupported,
+    WrongBase,
+)
 from node.serving.entrusting import Entruster
 from node.serving.service import InferenceService
 from node.serving.worker import WorkerEngine
@@ -93,12 +100,12 @@ class Shop:
         holdings: Holdings,
         folder: Path,
         threads: int,
-        make_engine: Callable[[EngineSettings], EngineClient] = WorkerEngine,
+        make_engine: Callable[[EngineSettings], HostedEngine] = WorkerEngine,
     ) -> None:
         self._counter, self._network, self._holdings = counter, network, holdings
         self._threads, self._make_engine = threads, make_engine
         self.book = ReceiptBook(folder, counter.get_state, now_ms=counter.now_ms())
-        self._engine: EngineClient | None = None
+        self._engine: HostedEngine | None = None
         self._service: InferenceService | None = None
         self._has_failed = False
         self.left_out = 0  # ready versions that the newest offer had no room for
@@ -225,7 +232,7 @@ class Shop:
             now_ms=counter.now_ms,
         )
 
-    def _make_service(self, engine: EngineClient, bundler: Bundler) -> InferenceService:
+    def _make_service(self, engine: HostedEngine, bundler: Bundler) -> InferenceService:
         counter = self._counter
         attributor = Attributor(engine=engine, find_index=self._holdings.find_index)
         return InferenceService(
@@ -252,7 +259,7 @@ class Shop:
                     return held.base
             await trio.sleep(LOOK_S)
 
-    async def _load_models(self, engine: EngineClient, base: Path) -> None:
+    async def _load_models(self, engine: HostedEngine, base: Path) -> None:
         """Make models ready as they come to be held; tell of the change."""
         warned: set[str] = set()
         loaded: set[bytes] = set()
@@ -275,7 +282,7 @@ class Shop:
                 log.info("serves", model=held.label)
             await trio.sleep(LOOK_S)
 
-    async def _unload_dropped(self, engine: EngineClient, loaded: set[bytes]) -> None:
+    async def _unload_dropped(self, engine: HostedEngine, loaded: set[bytes]) -> None:
         """Have the engine forget the adapters that no version held needs any more."""
         needed = {hash for held in self._holdings.all() for hash in held.manifest.adapters}
         for hash in sorted(loaded - needed):
@@ -324,7 +331,7 @@ def _choose_offered(ready: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return sorted(ranked[:OFFER_MODELS_MAX])
 
 
-async def _watch(engine: EngineClient) -> None:
+async def _watch(engine: HostedEngine) -> None:
     """Tell the operator when the worker is lost, serves again, or is given up."""
     known = engine.state
     while True:
@@ -340,12 +347,14 @@ async def _watch(engine: EngineClient) -> None:
             log.info("the engine serves again")
 
 
-async def _load(engine: EngineClient, held: HeldModel, base: Path) -> None:
+async def _load(engine: HostedEngine, held: HeldModel, base: Path) -> None:
     """Load what a version needs beside the base; raises EngineError.
 
     A folder is named by its content: another one is another base, though its shapes may fit.
     """
     manifest = held.manifest
+    if held.index is not None and "gradients" not in engine.info.can:
+        raise Unsupported(what="gradients, which its attribution needs")
     if held.base != base:
         raise WrongBase(engine=base.name, model=manifest.base.hex())
     if held.adapter is not None:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -32,7 +32,9 @@ from node.serving.engine import (
     Score,
     ScoreItem,
     Sketch,
+    State,
     Stream,
+    TaskStatus,
     Token,
     logprob_bytes,
 )
@@ -46,20 +48,11 @@ LOSS_WINDOW_S: Final = 600.0
 RESUBMITS_MAX: Final = 1
 CALLS_MAX: Final = 4_096
 
-State = Literal["starting", "ready", "restarting", "down", "closed"]
 Frame = frames.ToWorker | frames.FromWorker
 
 
 class LinkLost(Exception):
     """The worker is gone, silent, or speaks garbage."""
-
-
-class TaskStatus(Protocol):
-    """What `nursery.start` hands over (trio's own type is private to its typing)."""
-
-    def started(self) -> None:
-        """Tell that the engine is ready."""
-        ...
 
 
 class Link(Protocol):

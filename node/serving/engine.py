@@ -33,6 +33,7 @@ _I32_MAX: Final = 2**31 - 1
 
 Reason = Literal["stop", "length", "cancelled", "deadline", "engine_lost"]
 Tier = Literal["slot", "ram", "disk"]
+State = Literal["starting", "ready", "restarting", "down", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,6 +380,28 @@ class Engine(Protocol):
 
     async def aclose(self, drain_s: float = 10.0) -> None:
         """Stop: live streams get up to `drain_s` to end."""
+        ...
+
+
+class TaskStatus(Protocol):
+    """What `nursery.start` hands over (trio's own type is private to its typing)."""
+
+    def started(self) -> None:
+        """Tell that the engine is ready."""
+        ...
+
+
+class HostedEngine(Engine, Protocol):
+    """An engine that its host keeps running: a worker's, or the way to servers."""
+
+    state: State
+
+    async def run(self, *, task_status: TaskStatus = ...) -> None:
+        """Keep it alive until `aclose`; if the first start fails, raises its reason."""
+        ...
+
+    async def wait_ready(self) -> None:
+        """Until it serves; for ever when it is down: give it a deadline."""
         ...
 
 

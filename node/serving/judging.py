@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 from consensus.primitives.errors import Invalid
 from node.ledger.wire.orders import (
     PAYER_SEEDED,
+    REMOTE_OK,
     ZERO_HASH,
     Order,
     OrderSampling,
@@ -127,6 +128,11 @@ def bounds_of(manifest: Manifest) -> Bounds:
     return TABLE[DTYPES[manifest.dtype_class]]
 
 
+def may_be_remote(order: Order, sampling: OrderSampling) -> bool:
+    """Whether the order lets an engine answer that has neither our noise nor fingerprints."""
+    return not sampling.temperature_milli or bool(order.flags & REMOTE_OK)
+
+
 # --- what is exact
 
 
@@ -184,8 +190,10 @@ def _check_choice(
 ) -> None:
     """As many values as tokens, and an end where the rules put it: neither earlier nor later."""
     marks = -(-len(ids) // FINGERPRINT_STRIDE)
-    sizes = _I32_BYTES * len(ids), _I32_BYTES * FINGERPRINT_WIDTH * marks
-    if (len(choice.logprobs), len(choice.fingerprints)) != sizes:
+    sizes = {_I32_BYTES * FINGERPRINT_WIDTH * marks}
+    if may_be_remote(served.order, served.sampling):
+        sizes.add(0)
+    if len(choice.logprobs) != _I32_BYTES * len(ids) or len(choice.fingerprints) not in sizes:
         raise Invalid("answer.tokens", why="lengths")
     if any(token >= len(vocabulary.pieces) for token in (*ids, *served.prompt)):
         raise Invalid("answer.tokens", why="vocabulary")
@@ -246,7 +254,8 @@ def items_of(served: Served, bounds: Bounds) -> list[ScoreItem]:
 
 
 def measure(choice: ChoiceEvidence, score: Score) -> Measures:
-    """One choice against the auditor's own run of it; zeros for one without a token."""
+    """One choice against the auditor's own run of it; zeros for one without a token, and for
+    fingerprints that were not made."""
     told = [value / LOGPROB_UNIT for value in _signed(choice.logprobs)]
     marks = [value / FINGERPRINT_UNIT for value in _signed(choice.fingerprints)]
     away = [
@@ -255,7 +264,7 @@ def measure(choice: ChoiceEvidence, score: Score) -> Measures:
     ]
     distances = [
         _distance(mine, marks[place * FINGERPRINT_WIDTH : (place + 1) * FINGERPRINT_WIDTH])
-        for place, mine in enumerate(score.fingerprints)
+        for place, mine in enumerate(score.fingerprints if marks else ())
     ]
     return Measures(
         max(score.margins, default=0.0),
@@ -265,12 +274,17 @@ def measure(choice: ChoiceEvidence, score: Score) -> Measures:
 
 
 def judge(served: Served, scores: Sequence[Score], bounds: Bounds) -> Judgement:
-    """The worst finding over choices and measures."""
+    """The worst finding over choices and measures.
+
+    Where the payer took an answer without our noise, its tokens were drawn as nobody can repeat.
+    """
     measured = [
         measure(choice, score)
         for choice, score in zip(served.evidence.choices, scores, strict=True)
     ]
     worst = Measures(*(max(values) for values in zip(*measured, strict=True)))
+    if served.order.flags & REMOTE_OK and served.sampling.temperature_milli:
+        worst = worst._replace(margin=0.0)
     findings = {
         name: bound.finding(value)
         for name, bound, value in zip(Measures._fields, bounds, worst, strict=True)

@@ -30,6 +30,7 @@ from node.ledger.wire.exchange import (
 )
 from node.ledger.wire.orders import (
     PRIVATE,
+    REMOTE_OK,
     VERSION,
     ZERO_HASH,
     decode_order,
@@ -202,12 +203,19 @@ class InferenceService:
             find_model=self._find_model,
             now_ms=self._now_ms(),
         )
+        self._check_drawing(job)
         job.lane.is_busy = True
         try:
             self._book.take_voucher(job.lane, job.voucher_raw, job.voucher_sig)
             await self._fulfil(peer, line, send, job)
         finally:
             job.lane.is_busy = False
+
+    def _check_drawing(self, job: Job) -> None:
+        """An engine that cannot draw with the joint seed serves who allows that, or greedily."""
+        can_draw = "exact_sampling" in self._engine.info.can
+        if job.is_seeded and not can_draw and not job.order.flags & REMOTE_OK:
+            raise OrderRefused(exchange.NOT_SERVED, "temperature: a remote engine")
 
     # --- a request that will be served
 

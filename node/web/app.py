@@ -225,12 +225,16 @@ async def serve_socket(
 
 
 async def serve_listener(
-    app: Starlette, listener: socket.socket, *, wait_for_stop: Callable[[], Awaitable[None]]
+    app: Starlette,
+    listener: socket.socket,
+    *,
+    wait_for_stop: Callable[[], Awaitable[None]],
+    task_status: Any = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve `app` on a bound socket, which is closed at the end: when `wait_for_stop` returns."""
     config = _server_config(f"fd://{listener.detach()}", 0)
     config.read_timeout = HEADER_TIMEOUT_S
-    await _serve(app, config, wait_for_stop, trio.TASK_STATUS_IGNORED)
+    await _serve(app, config, wait_for_stop, task_status)
 
 
 def _server_config(bind: str, drain_s: int) -> ServerConfig:

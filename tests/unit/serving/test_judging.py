@@ -8,7 +8,7 @@ import pytest
 from judging_kit import Auditor, Told, manifest_of, questions, sampling_of, serve
 
 from consensus.primitives.errors import Invalid
-from node.ledger.wire.orders import PAYER_SEEDED, encode_order, encode_sampling, pack_ids
+from node.ledger.wire.orders import PAYER_SEEDED, REMOTE_OK, encode_order, encode_sampling, pack_ids
 from node.ledger.wire.receipts import PARTIAL, answer_root
 from node.serving import verify
 from node.serving.engine import AdapterRef, EngineSettings, Score
@@ -318,6 +318,26 @@ def test_order_is_the_payers_own_bytes(honest):
         encode_order(questions(1, max_tokens=20)[0].order)
         == verify.decode_evidence(honest.evidence).order
     )
+
+
+def test_answers_of_a_remote_engine_pass_where_the_order_allows_them(provider, auditor, adapter):
+    """No fingerprints, and at a temperature none of our noise: what is left is still checked."""
+    cold, *_ = serve(provider, questions(1, temperature_milli=0), adapter[0])
+    hot, loose = (
+        serve(provider, [replace(questions(1)[0], flags=flags)], adapter[0], temperature_milli=900)
+        for flags in (0, REMOTE_OK)
+    )
+    bare = [without_fingerprints(one) for one in (cold, *loose)]
+    assert [auditor.judge(one).finding for one in bare] == [Finding.PASS, Finding.PASS]
+    assert refusal(without_fingerprints(hot[0]), auditor) == "answer.tokens"
+    other = serve(provider, [replace(questions(1)[0], flags=REMOTE_OK)], None)
+    lie = other[0].changed(adapter=adapter[0])
+    assert auditor.judge(without_fingerprints(lie)).why == ("logprob",)
+
+
+def without_fingerprints(told: Told) -> Told:
+    (choice,) = verify.decode_evidence(told.evidence).choices
+    return told.changed(choices=(choice._replace(fingerprints=b""),))
 
 
 # --- measures and bounds

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -53,6 +54,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.state = "starting"
+        self.info: Any = None
         self.loaded: list[AdapterRef] = []
         self.start_error: EngineError | None = None
         self.load_error: EngineError | None = None
@@ -200,6 +202,21 @@ async def test_takings_are_told_by_version_also_while_the_engine_is_away(
         assert await shop.takings() == {(1, 1): Takings(2, 70, "ram", 640)}
         around.engine.lose("restarting")
         assert await shop.takings() == {(1, 1): Takings(2, 70, "none", 0)}
+
+
+async def test_version_whose_sketches_cannot_be_made_is_not_served(
+    tmp_path, autojump_clock
+) -> None:
+    async with open_shop(tmp_path) as (_, around):
+        around.engine.info = SimpleNamespace(can=())
+        around.engine.may_start.set()
+        index: Any = object()
+        around.hold(held(index=index), held(model=2))
+        await look()
+        assert [one.is_ready for one in around.all()] == [False, True]
+        around.engine.info = SimpleNamespace(can=("gradients",))
+        await look()
+        assert all(one.is_ready for one in around.all())
 
 
 async def test_channel_of_another_provider_is_not_released(tmp_path) -> None:

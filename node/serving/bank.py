@@ -67,6 +67,10 @@ class AdapterBank:
         """How many are in a slot."""
         return sum(len(slots) for slots in self._slots.values())
 
+    def register(self, ref: AdapterRef) -> None:
+        """Know where an adapter lies, and read it when it is first wanted: thousands at once."""
+        self._known[ref.hash] = ref
+
     def load(self, ref: AdapterRef, pin: bool) -> AdapterInfo:
         """Read, check and pack; raises BadAdapter, WrongBase, Overloaded."""
         packed = self._packed.get(ref.hash) or self._read(ref)

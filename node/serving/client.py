@@ -364,7 +364,7 @@ class EngineClient:
     def _ask_again(self, link: Link) -> None:
         """Adapters first, then calls, then streams that had shown nothing."""
         for ref, pin in self._refs.values():
-            link.send(frames.Load(0, ref, pin))
+            link.send(frames.Load(0, ref, pin) if pin else frames.Register(ref))
         waiting = set()
         for call in self._calls.values():
             frame = call.frame

@@ -48,6 +48,12 @@ class Load(Frame, tag=True):
     pin: bool
 
 
+class Register(Frame, tag=True):
+    """An adapter that an earlier worker has checked; not answered."""
+
+    ref: AdapterRef
+
+
 class Unload(Frame, tag=True):
     """Forget an adapter; answered by Done or Failed."""
 
@@ -169,7 +175,9 @@ class Failed(Frame, tag=True):
     facts: dict[str, int | str]
 
 
-ToWorker = Hello | Load | Unload | List | Submit | Reveal | Cancel | Gradients | Scores | Close
+ToWorker = (
+    Hello | Load | Register | Unload | List | Submit | Reveal | Cancel | Gradients | Scores | Close
+)
 FromWorker = Ready | Done | Loaded | Listed | Tokens | Finished | Sketched | Scored | Stats | Failed
 
 _encoder = msgspec.msgpack.Encoder()

@@ -165,6 +165,10 @@ class SlotCore:
         """Read, check and keep an adapter; raises BadAdapter, WrongBase, Overloaded."""
         return self._bank.load(ref, pin)
 
+    def register(self, ref: AdapterRef) -> None:
+        """Know an adapter that was checked before; it is read when it is first wanted."""
+        self._bank.register(ref)
+
     def unload(self, adapter: bytes, drain: bool = False) -> None:
         """Forget an adapter; raises UnknownAdapter, AdapterBusy."""
         self._bank.unload(adapter, drain)

@@ -92,6 +92,8 @@ class Loop:
         match frame:
             case frames.Load(call, ref, pin):
                 self._answer(call, lambda: frames.Loaded(call, core.load(ref, pin)))
+            case frames.Register(ref):
+                core.register(ref)
             case frames.Unload(call, adapter, drain):
                 self._answer(call, lambda: core.unload(adapter, drain), frames.Done(call))
             case frames.List(call):

@@ -9,6 +9,7 @@ import pytest
 from node.serving.engine import (
     AdapterBusy,
     AdapterRef,
+    BadAdapter,
     BadSampling,
     DeadlinePassed,
     EngineSettings,
@@ -387,6 +388,15 @@ def test_adapters_are_told_with_where_they_lie(tiny_base: Path, make_adapter: Ma
         made[1][0]: "ram",
         made[2][0]: "ram",
     }
+    late = make_adapter(3)
+    core.register(AdapterRef(*late))
+    assert {info.hash: info.tier for info in core.adapters()}[late[0]] == "disk"
+    core.submit(request(2, late[0]))
+    run(core, [request(2).id])
+    false = AdapterRef(bytes(32), late[1])
+    core.register(false)
+    with pytest.raises(BadAdapter):
+        core.submit(request(3, false.hash))
     core.submit(request(1, made[0][0]))
     run(core, [request(1).id])
     assert {info.hash: info.tier for info in core.adapters()}[made[0][0]] == "slot"

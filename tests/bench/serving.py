@@ -1,0 +1,494 @@
+"""`olnode bench serving`: many adapters over one base, beside the base alone and beside peft.
+
+Random weights of two shapes: S, four layers of width 256, where each kernel call counts, and L, two
+of width 2,048, as wide as a model of 1B parameters. Thirty-two rows of rank 16, thread CPU time of
+one torch thread, configurations in turns, the best of the rounds. Decoding is the engine's own
+loop (sampling and evidence included); peft decodes the same rows with transformers' cache.
+Classes of thirty-two rows: distinct (32 adapters), uniform (6), skewed (Zipf 1.5), identical.
+`--device cuda` runs the shape of an 8B model in bf16, without peft; it says so where there is none.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from bench.protocol import AT_LEAST, AT_MOST, Budget, finish, quiet, tell
+
+from node.serving.engine import (
+    AdapterRef,
+    EngineSettings,
+    GenRequest,
+    GradItem,
+    Sampling,
+    ScoreItem,
+    Token,
+)
+
+ROWS: Final = 32
+RANK: Final = 16
+PROMPT: Final = 16
+REGISTERED: Final = 10_000
+LINEARS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class Shape(NamedTuple):
+    """A Llama; `steps` are timed for each configuration."""
+
+    name: str
+    layers: int
+    hidden: int
+    inner: int
+    heads: int
+    kv_heads: int
+    steps: int
+
+
+S: Final = Shape("S", 4, 256, 688, 4, 4, 24)
+L: Final = Shape("L", 2, 2_048, 5_504, 16, 16, 4)
+EIGHT_B: Final = Shape("8B", 32, 4_096, 14_336, 32, 8, 16)
+
+Who = Sequence[int | None]  # the adapter of each row by number; None: the base alone
+BUDGETS: Final = (
+    Budget("ratio_same", AT_LEAST, 0.97),
+    Budget("ratio_distinct_8", AT_LEAST, 0.90),
+    Budget("ratio_distinct_32", AT_LEAST, 0.90),
+    Budget("vs_peft_mixed", AT_LEAST, 4),
+    Budget("vs_peft_switching", AT_LEAST, 12),
+    Budget("vs_peft_mixed_2048", AT_LEAST, 1.15),
+    Budget("vs_peft_switching_2048", AT_LEAST, 6),
+    Budget("registered", AT_LEAST, REGISTERED),
+    Budget("registered_ms", AT_MOST, 100),
+    Budget("ram_to_slot_ms", AT_MOST, 2),
+    Budget("gradient_cost_ratio", AT_MOST, 1.2),
+    Budget("check_cost_ratio", AT_MOST, 0.25),
+)
+CUDA_BUDGETS: Final = (Budget("ratio_distinct_32", AT_LEAST, 0.85),)
+
+
+def classes() -> dict[str, list[int]]:
+    """Which adapter each of the rows has, by the class of popularity."""
+    chance = random.Random(0)
+    zipf = [1 / (place + 1) ** 1.5 for place in range(ROWS)]
+    return {
+        "distinct": list(range(ROWS)),
+        "uniform": [place % 6 for place in range(ROWS)],
+        "skewed": chance.choices(range(ROWS), zipf, k=ROWS),
+        "identical": [0] * ROWS,
+    }
+
+
+# --- what is served
+
+
+def make_base(folder: Path, shape: Shape, dtype: str = "fp32") -> None:
+    """A base with random weights over bytes."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from node.training.tiny_model import write_tokenizer
+
+    folder.mkdir()
+    write_tokenizer(folder, [], merges=0)
+    settings = LlamaConfig(
+        vocab_size=259,
+        hidden_size=shape.hidden,
+        intermediate_size=shape.inner,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=256,
+        bos_token_id=256,
+        eos_token_id=257,
+        pad_token_id=258,
+    )
+    torch.manual_seed(1)
+    kind = torch.float32 if dtype == "fp32" else torch.bfloat16
+    with torch.device("cpu"):
+        torch.set_default_dtype(kind)
+        LlamaForCausalLM(settings).save_pretrained(folder)
+        torch.set_default_dtype(torch.float32)
+
+
+def make_adapters(base: Path, folder: Path, count: int, rank: int = RANK) -> list[AdapterRef]:
+    """Random adapters on every linear, in peft's format."""
+    import torch
+    from safetensors.torch import save
+
+    from node.serving.adapters import write_adapter
+
+    shapes = _linear_shapes(base)
+    refs = []
+    for number in range(count):
+        generator = torch.Generator().manual_seed(number)
+        tensors = {}
+        for name, (outputs, inputs) in shapes.items():
+            key = f"base_model.model.{name}.lora_"
+            tensors[key + "A.weight"] = torch.randn((rank, inputs), generator=generator) * 0.02
+            tensors[key + "B.weight"] = torch.randn((outputs, rank), generator=generator) * 0.02
+        target = folder / f"a{number}"
+        made = write_adapter(target, {"r": rank, "lora_alpha": 32}, save(tensors))
+        refs.append(AdapterRef(made, str(target)))
+    return refs
+
+
+def _linear_shapes(base: Path) -> dict[str, tuple[int, int]]:
+    from safetensors import safe_open
+
+    found = {}
+    for path in sorted(base.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118  # theirs is no mapping
+                if name.removesuffix(".weight").rsplit(".", 1)[-1] in LINEARS:
+                    outputs, inputs = file.get_slice(name).get_shape()
+                    found[name.removesuffix(".weight")] = outputs, inputs
+    return found
+
+
+# --- the engine's decoding
+
+
+class Rows:
+    """Thirty-two rows of one engine, each with the adapter that it is told."""
+
+    def __init__(self, base: Path, refs: Sequence[AdapterRef], *, device: str, dtype: str) -> None:
+        from node.serving.slots import SlotCore
+
+        settings = EngineSettings(
+            str(base), rows=ROWS, slots=64, threads=1, device=device, dtype_class=dtype
+        )
+        self.core = SlotCore(settings)
+        self.refs = refs
+        for ref in refs:
+            self.core.load(ref)
+        chance = random.Random(2)
+        self.prompts = [tuple(chance.randrange(256) for _ in range(PROMPT)) for _ in range(ROWS)]
+
+    def requests(self, who: Who, tokens: int) -> list[GenRequest]:
+        """A greedy one for each row."""
+        return [
+            GenRequest(
+                place.to_bytes(4, "big"),
+                b"t",
+                None if number is None else self.refs[number].hash,
+                self.prompts[place],
+                Sampling(tokens, flags=1),
+            )
+            for place, number in enumerate(who)
+        ]
+
+    def decode(self, who: Who, steps: int) -> tuple[float, dict[int, list[int]]]:
+        """Seconds a step with all rows decoding, and the tokens of each row."""
+        requests = self.requests(who, steps + 3)
+        for request in requests:
+            self.core.submit(request)
+        tokens: dict[int, list[int]] = {place: [] for place in range(len(who))}
+        while self.core._decoding < len(who):
+            self._note(self.core.step(), tokens)
+        self._note(self.core.step(), tokens)
+        began_s = _clock(self.core.info.device)
+        for _ in range(steps):
+            self._note(self.core.step(), tokens)
+        took_s = _clock(self.core.info.device) - began_s
+        for request in requests:
+            self.core.cancel(request.id)
+        return took_s / steps, tokens
+
+    @staticmethod
+    def _note(events: Sequence[tuple[bytes, Any]], tokens: dict[int, list[int]]) -> None:
+        for id, event in events:
+            if isinstance(event, Token):
+                tokens[int.from_bytes(id, "big")].append(event.id)
+
+
+def _clock(device: str) -> float:
+    """CPU time of this thread; on a GPU the wall's, once it is done."""
+    if device == "cpu":
+        return time.thread_time()
+    import torch
+
+    torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+# --- peft's
+
+
+class Peft:
+    """The same rows with peft: mixed in one batch, and one adapter after the other."""
+
+    def __init__(self, base: Path, refs: Sequence[AdapterRef], prompts: Sequence[Any]) -> None:
+        import torch
+        from peft import PeftModel
+
+        from node.serving.model import load_base
+
+        torch.set_num_threads(1)
+        plain = load_base(base)
+        self.config = plain.config
+        self.model: Any = PeftModel.from_pretrained(plain, refs[0].folder, adapter_name="a0")
+        for number, ref in enumerate(refs[1:], 1):
+            self.model.load_adapter(ref.folder, adapter_name=f"a{number}")
+        self.model.train(False)
+        self.ids = torch.tensor([list(prompt) for prompt in prompts])
+
+    def mixed(self, who: Sequence[int], steps: int) -> tuple[float, dict[int, list[int]]]:
+        """Seconds a step."""
+        self.model.set_adapter("a0")
+        names = [f"a{number}" for number in who]
+        took_s, tokens = self._decode(slice(None), steps, adapter_names=names)
+        return took_s / steps, dict(enumerate(tokens))
+
+    def switching(self, who: Sequence[int], steps: int) -> tuple[float, dict[int, list[int]]]:
+        """Seconds in which every row gets one token, each adapter's rows in their turn."""
+        total_s, tokens = 0.0, {}
+        for number in sorted(set(who)):
+            began_s = time.thread_time()
+            self.model.set_adapter(f"a{number}")
+            total_s += time.thread_time() - began_s
+            places = [place for place, other in enumerate(who) if other == number]
+            took_s, made = self._decode(places, steps)
+            total_s += took_s
+            tokens.update(zip(places, made, strict=True))
+        return total_s / steps, tokens
+
+    def _decode(self, rows: Any, steps: int, **more: Any) -> tuple[float, list[list[int]]]:
+        import torch
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.config)
+        with torch.inference_mode():
+            ids, made = self.ids[rows], []
+            for step in range(steps + 2):
+                if step == 2:
+                    began_s = time.thread_time()
+                out = self.model(input_ids=ids, past_key_values=cache, logits_to_keep=1, **more)
+                ids = out.logits[:, -1].argmax(-1, keepdim=True)
+                made.append(ids[:, 0])
+            took_s = time.thread_time() - began_s
+        return took_s, torch.stack(made, 1).tolist()
+
+
+# --- figures
+
+
+def measure_shape(
+    shape: Shape, rounds: int, *, steps: int, with_peft: bool, device: str = "cpu"
+) -> dict[str, Any]:
+    """Seconds a step of each configuration of one shape, the best of `rounds`; `tokens_equal`."""
+    dtype = "fp32" if device == "cpu" else "bf16"
+    with tempfile.TemporaryDirectory(prefix="olnode-bench-") as name:
+        folder = Path(name)
+        tell(f"{shape.name}: a base of {shape.layers} layers of {shape.hidden}, {ROWS} adapters")
+        make_base(folder / "base", shape, dtype)
+        refs = make_adapters(folder / "base", folder, ROWS)
+        rows = Rows(folder / "base", refs, device=device, dtype=dtype)
+        peft = Peft(folder / "base", refs, rows.prompts) if with_peft else None
+        runs: dict[str, Callable[[], tuple[float, Any]]] = {
+            "base": lambda: rows.decode([None] * ROWS, steps),
+            "distinct_8": lambda: rows.decode([place % 8 for place in range(ROWS)], steps),
+        }
+        for kind, who in classes().items():
+            runs[kind] = lambda who=who: rows.decode(who, steps)  # type: ignore[misc]
+        if peft is not None:
+            distinct = classes()["distinct"]
+            runs["peft_mixed"] = lambda: peft.mixed(distinct, steps)
+            runs["peft_switching"] = lambda: peft.switching(distinct, max(2, steps // 4))
+        return _best(runs, rounds)
+
+
+def _best(runs: dict[str, Callable[[], tuple[float, Any]]], rounds: int) -> dict[str, Any]:
+    best: dict[str, float] = {}
+    tokens: dict[str, Any] = {}
+    for number in range(rounds):
+        tell(f"round {number + 1} of {rounds}")
+        for name, run in runs.items():
+            took_s, tokens[name] = run()
+            best[name] = min(best.get(name, took_s), took_s)
+    others = [tokens[name] for name in ("peft_mixed", "peft_switching") if name in tokens]
+    equal = [
+        _common(tokens["distinct"][place], other[place]) for other in others for place in other
+    ]
+    return {**best, "tokens_equal": sum(equal) / len(equal) if equal else None}
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> float:
+    """The share of equal tokens, as far as both go."""
+    pairs = list(zip(one, other, strict=False))
+    return sum(a == b for a, b in pairs) / len(pairs)
+
+
+def measure_costs(answers: int = 16, tokens: int = 48) -> dict[str, float]:
+    """On S: a gradient and a check beside making the answer; a slot filled; many registered."""
+    with tempfile.TemporaryDirectory(prefix="olnode-bench-") as name:
+        folder = Path(name)
+        make_base(folder / "base", S)
+        refs = make_adapters(folder / "base", folder, ROWS)
+        rows = Rows(folder / "base", refs, device="cpu", dtype="fp32")
+        costs = {**_background_costs(rows, answers, tokens), "ram_to_slot_ms": _slot_ms(rows)}
+        return {**costs, **_registering(folder, rows)}
+
+
+def _background_costs(rows: Rows, answers: int, tokens: int) -> dict[str, float]:
+    """Best of three: generating in a batch and alone, two checkpoints' gradients, and a check."""
+    best = dict.fromkeys(("batch", "alone", "gradients", "check"), float("inf"))
+    core = rows.core
+    core._background._load_projector = lambda folder: _Projector()
+    requests = rows.requests([place % ROWS for place in range(answers)], tokens)
+    for _ in range(3):
+        made, took_s = _timed(partial(_generate, core, requests))
+        best["batch"] = min(best["batch"], took_s)
+        _, took_s = _timed(lambda: [_generate(core, [request]) for request in requests])
+        best["alone"] = min(best["alone"], took_s)
+        items = [
+            GradItem((rows.refs[0].hash, rows.refs[1].hash), r.prompt, (made[r.id],), "index")
+            for r in requests
+        ]
+        scores = [ScoreItem(r.adapter, r.prompt, made[r.id], r.sampling) for r in requests]
+        for name, add in (
+            ("gradients", partial(core.add_gradients, 0, items)),
+            ("check", partial(core.add_scores, 0, scores)),
+        ):
+            _, took_s = _timed(partial(_run_all, core, add, answers))
+            best[name] = min(best[name], took_s)
+    return {
+        "gradient_cost_ratio": round(best["gradients"] / 2 / best["batch"], 3),
+        "check_cost_ratio": round(best["check"] / best["alone"], 3),
+    }
+
+
+class _Projector:
+    """In place of an index's: what follows the gradient is attribution's to measure."""
+
+    def rows(self, half: int, gradients: Any) -> Any:
+        import torch
+
+        count = len(next(iter(gradients.values())))
+        return torch.ones((count, 512), dtype=torch.int8)
+
+
+def _timed(run: Callable[[], Any]) -> tuple[Any, float]:
+    began_s = time.thread_time()
+    found = run()
+    return found, time.thread_time() - began_s
+
+
+def _generate(core: Any, requests: Sequence[GenRequest]) -> dict[bytes, tuple[int, ...]]:
+    for request in requests:
+        core.submit(request)
+    ids: dict[bytes, list[int]] = {request.id: [] for request in requests}
+    while core.live:
+        for id, event in core.step():
+            if isinstance(event, Token):
+                ids[id].append(event.id)
+    return {id: tuple(made) for id, made in ids.items()}
+
+
+def _run_all(core: Any, add: Callable[[], None], count: int) -> None:
+    add()
+    made = 0
+    while made < count:
+        core.step()
+        made += len(core.made())
+
+
+def _slot_ms(rows: Rows) -> float:
+    """Milliseconds from packed in RAM to a slot: the median over the adapters."""
+    bank, took = rows.core._bank, []
+    for ref in rows.refs:
+        packed = bank.refer(ref.hash)
+        began_s = time.perf_counter()
+        rows.core._stack.fill(packed.bucket, 0, packed.flat, frozenset(packed.modules))
+        took.append(1_000 * (time.perf_counter() - began_s))
+        bank.release(packed)
+    return round(sorted(took)[len(took) // 2], 3)
+
+
+def _registering(folder: Path, rows: Rows, count: int = REGISTERED) -> dict[str, float]:
+    """Adapters that differ by their scale alone, linked to one file of weights: their hashes are
+    taken first, as a node has them from the ledger."""
+    from node.serving.adapters import read_adapter
+
+    source = Path(rows.refs[0].folder)
+    settings = json.loads((source / "adapter_config.json").read_text())
+    refs = []
+    for number in range(count):
+        target = folder / f"many{number}"
+        target.mkdir()
+        os.link(source / "adapter_model.safetensors", target / "adapter_model.safetensors")
+        text = json.dumps({**settings, "lora_alpha": 100 + number})
+        (target / "adapter_config.json").write_text(text)
+        refs.append(target)
+    known = [AdapterRef(read_adapter(target).hash, str(target)) for target in refs]
+    began_s = time.perf_counter()
+    for ref in known:
+        rows.core.register(ref)
+    took_s = time.perf_counter() - began_s
+    shutil.rmtree(folder, ignore_errors=True)
+    return {
+        "registered": len(rows.core.adapters()) - len(rows.refs),
+        "registered_ms": round(1_000 * took_s, 1),
+    }
+
+
+def figures_of(small: dict[str, Any], large: dict[str, Any]) -> dict[str, Any]:
+    """Ratios of throughput: to the base alone at L, to peft at both."""
+    return {
+        "ratio_same": round(large["base"] / large["identical"], 3),
+        "ratio_distinct_8": round(large["base"] / large["distinct_8"], 3),
+        "ratio_distinct_32": round(large["base"] / large["distinct"], 3),
+        "vs_peft_mixed": round(small["peft_mixed"] / small["distinct"], 2),
+        "vs_peft_switching": round(small["peft_switching"] / small["distinct"], 2),
+        "vs_peft_mixed_2048": round(large["peft_mixed"] / large["distinct"], 2),
+        "vs_peft_switching_2048": round(large["peft_switching"] / large["distinct"], 2),
+        "classes": {
+            kind: {
+                "S": round(small["base"] / small[kind], 3),
+                "L": round(large["base"] / large[kind], 3),
+            }
+            for kind in classes()
+        },
+        "tokens_equal_peft": {"S": small["tokens_equal"], "L": large["tokens_equal"]},
+        "ms_a_step_base": {"S": round(1e3 * small["base"], 2), "L": round(1e3 * large["base"], 1)},
+    }
+
+
+def main() -> None:
+    """The command line of `olnode bench serving`."""
+    parser = argparse.ArgumentParser(prog="olnode bench serving")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--rounds", type=int, default=3, help="of each configuration")
+    given = parser.parse_args()
+    quiet()
+    import torch
+
+    torch.set_num_threads(1)
+    if given.device == "cuda":
+        if not torch.cuda.is_available():
+            sys.exit("no GPU is here: olnode bench serving without --device")
+        found = measure_shape(
+            EIGHT_B, given.rounds, steps=EIGHT_B.steps, with_peft=False, device="cuda"
+        )
+        names = ("identical", "distinct_8", "distinct", "uniform", "skewed")
+        ratios = {f"ratio_{name}": round(found["base"] / found[name], 3) for name in names}
+        figures = {**ratios, "ratio_distinct_32": ratios["ratio_distinct"]}
+        finish({**figures, "ms_a_step_base": round(1e3 * found["base"], 2)}, CUDA_BUDGETS)
+        return
+    small = measure_shape(S, given.rounds, steps=S.steps, with_peft=True)
+    large = measure_shape(L, given.rounds, steps=L.steps, with_peft=True)
+    finish({**figures_of(small, large), **measure_costs()}, BUDGETS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,4 @@
-"""The private surface of transformers that the slot cache stands on, for four architectures."""
+"""The private surface of transformers that the slot cache stands on, for five architectures."""
 
 import random
 from pathlib import Path
@@ -10,7 +10,7 @@ from node.serving.engine import EngineSettings, GenRequest, Sampling, Token
 pytestmark = pytest.mark.ml
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "Gemma"])
+@pytest.mark.parametrize("kind", ["Llama", "Mistral", "Qwen2", "Qwen3", "Gemma"])
 def test_slot_cache_gives_the_tokens_of_the_plain_model(kind: str, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")

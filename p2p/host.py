@@ -75,7 +75,9 @@ log = structlog.get_logger(part="p2p")
 
 MESHSUB: Final = TProtocol("/meshsub/1.1.0")  # 1.2 sends IDONTWANT for each message: CPU × 1.5
 MESSAGE_ID_BYTES: Final = 20
-PEERS_FAULT: Final = (DecodeError, ParseError, CryptographyError, UnicodeDecodeError)
+PEERS_FAULT: Final = (
+    DecodeError, ParseError, CryptographyError, UnicodeDecodeError, Misbehaving
+)  # fmt: skip
 
 
 class Libp2pIdentity:

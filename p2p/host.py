@@ -159,7 +159,7 @@ class Stack(INotifee):
         self._swarm.retry_config = RetryConfig(max_retries=0)
         self._swarm.set_resource_manager(None)  # its limits leak slots; ours are in requests.py
         guard_swarm(self._swarm, self._note, private_allowed=parts.private_allowed)
-        guard_identify(self._host, self._note)
+        guard_identify(self._host)
         self.router = GuardedGossipSub(
             protocols=[MESHSUB],
             degree=MESH,

@@ -19,6 +19,7 @@ FRAME_BODY_S: Final = 10.0  # once its length is read, a whole frame must follow
 STREAMS_MAX: Final = 256  # served at once, all peers together
 STREAMS_PER_PEER_MAX: Final = 16
 STREAMS_PER_CONNECTION_MAX: Final = 64  # the peer's own, raw, before negotiation, all protocols
+REFUSED_STREAMS_MAX: Final = 256  # above that, of one connection: then it is closed
 NEGOTIATION_LINE_BYTES_MAX: Final = 1 * KiB  # a protocol's name, from anybody who connects
 OPEN_S: Final = 5.0  # to open a stream and agree on its protocol
 CLOSE_S: Final = 1.0  # to tell the other side of a reset or close; then we just forget it

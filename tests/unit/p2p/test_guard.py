@@ -1,6 +1,7 @@
 """The guards are in place: a changed library, or a forgotten override, fails here first."""
 
 import importlib.metadata
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -13,13 +14,14 @@ from libp2p.utils.varint import encode_varint_prefixed
 from network_kit import CHAIN, World, admitted, wait_until
 
 from p2p import guard
-from p2p.errors import EndOfStream, ListenError, Misbehaving
+from p2p.errors import EndOfStream, ListenError, Misbehaving, NetworkError
 from p2p.gossip import Verdict
 from p2p.host import topic_text
 from p2p.limits import (
     NEGOTIATION_LINE_BYTES_MAX,
     OUTBOUND_QUEUE,
     PROTOCOLS,
+    REFUSED_STREAMS_MAX,
     RPC_CONTROLS_MAX,
     RPC_IDS_MAX,
     RPC_MESSAGES_MAX,
@@ -71,7 +73,8 @@ async def test_overrides_are_in_place(network):
     assert swarm.common_stream_handler.__module__ == "p2p.guard"
     assert swarm._do_handle_inbound_connection.__module__ == "p2p.guard"
     assert swarm.auto_connector.maybe_connect.__module__ == "p2p.guard"
-    assert host._identify_task_entry.__module__ == "p2p.guard"
+    assert host._schedule_identify.__module__ == "p2p.guard"
+    assert guard.IDENTIFY_PUSH not in host.multiselect.handlers
     assert YamuxStream._auto_tune_and_send_window_update is guard._batched_credit
     assert guard.muxer_module.Yamux is guard.GuardedYamux
     assert guard.communicator_module.read_delim is guard._read_line
@@ -366,6 +369,29 @@ async def test_our_own_open_streams_do_not_shut_out_the_peer(nursery):
     for stream in streams:
         await stream.reset()
     await wait_until(lambda: not a.statistics().streams + b.statistics().streams)
+
+
+async def test_who_opens_streams_on_and_on_is_cut_off(nursery):
+    """Above the limit of one connection a stream is refused; so many refusals are no mistake."""
+
+    async def wait(peer, stream):
+        with pytest.raises(NetworkError):
+            await stream.read(9, float("inf"))
+
+    patient = replace(MANY, at_once_max=200)
+    a, b = await World("libp2p").start(nursery, 2, lambda n: n.accept("infer", wait, patient))
+    link, ends = link_of(a), Counter()
+    with trio.fail_after(60):
+        while not link.is_closed:
+            try:
+                await a.open(b.me, "infer")
+                ends["opened"] += 1
+            except NetworkError:
+                ends["refused"] += 1
+    assert STREAMS_PER_CONNECTION_MAX - 4 <= ends["opened"] <= STREAMS_PER_CONNECTION_MAX
+    assert ends["refused"] >= REFUSED_STREAMS_MAX, "a few too many are forgiven"
+    await wait_until(lambda: b.statistics().faults.get("stream flood") == 1)
+    assert b.statistics().penalties["malformed"] == 1
 
 
 async def test_reset_that_cannot_be_written_still_ends_the_count(nursery):

@@ -1,7 +1,8 @@
 """The attackers' process: runs the attacks that it is told on stdin, one after another.
 
 The first line says whom: an address, the chain's id, a blob's. A line with a name begins an attack,
-an empty one ends it; then a line of JSON says what it did.
+and is answered by an empty one when its first bytes are on their way; an empty line ends it, and is
+answered by what it did, in JSON.
 """
 
 import json
@@ -9,12 +10,15 @@ import logging
 import sys
 import traceback
 from pathlib import Path
+from typing import Final
 
 import trio
 
 sys.path.insert(0, str(Path(__file__).parent))
 from attacking import Siege  # found by the line above
 from attacks import ATTACKS
+
+BEGIN_S: Final = 20.0  # then it attacks nobody, and the test will say so
 
 
 async def run(siege: Siege, name: str, end: trio.Event) -> None:
@@ -31,6 +35,10 @@ async def run(siege: Siege, name: str, end: trio.Event) -> None:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(attack)
+        with trio.move_on_after(BEGIN_S):
+            while not (siege.sent or why):  # noqa: ASYNC110  # the attacks only count
+                await trio.sleep(0.01)
+        print(flush=True)  # noqa: T201  # as below
         await end.wait()
         nursery.cancel_scope.cancel()
     told = {"sent": siege.sent, "peers": siege.peers, "reached": list(siege.reached), "why": why}

@@ -16,12 +16,12 @@ from network_kit import seed_of, wait_until
 
 from node.ledger.wire.transactions import Transfer, decode_transaction
 from node.peering.topics import TXS, VOTES, encode_tx_message
-from p2p.errors import NetworkError
+from p2p.errors import Code, NetworkError, Refused
 from p2p.framing import Value, decode, encode
 from p2p.limits import PROTOCOLS, TOPICS
 from p2p.network import Libp2pNetwork, Verdict
 
-EVERY_S: Final = 0.1  # a question and a payment: half of what `light`, all of what `txs` allows
+EVERY_S: Final = 0.05  # a question and a payment, as often as `light` and the burst of `txs` allow
 ANSWER_S: Final = 5.0
 SETTLED_S: Final = 10.0  # by gossip into a block
 
@@ -114,9 +114,18 @@ class Honest:
         return served
 
     async def _ask(self, served: Served) -> None:
-        with contextlib.suppress(NetworkError):
-            await self._request("light", encode((0, 0)))
-            served.answered += 1
+        """As any client of ours: told that the node is busy, it comes again."""
+        with contextlib.suppress(NetworkError), trio.move_on_after(ANSWER_S):
+            while True:
+                try:
+                    await self._request("light", encode((0, 0)))
+                except Refused as refusal:
+                    if refusal.code not in (Code.BUSY, Code.RATE_EXCEEDED):
+                        raise
+                    await trio.sleep(refusal.retry_ms / 1_000)
+                else:
+                    served.answered += 1
+                    return
 
     async def _pay(self, served: Served) -> None:
         raw = self.node.transaction(sender(self._senders), Transfer(PROVIDER.key, 1, b""))

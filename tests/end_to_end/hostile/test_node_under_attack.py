@@ -25,8 +25,8 @@ from honest import Honest
 from p2p.limits import PROTOCOLS, TOPICS
 
 ROOT: Final = Path(__file__).parents[3]
-PEACE_S: Final = 1.5
-SHORT_S: Final = 0.6
+PEACE_S: Final = 1.0
+SHORT_S: Final = 0.4
 LONG_S: Final = 8.0
 SERVED_SHARE_MIN: Final = 0.8  # of what is served in peace
 PEAK_MB_MAX: Final = 100  # above what it held before, at any moment of an attack
@@ -59,13 +59,18 @@ class Attackers:
     def meet(self, node: Besieged) -> None:
         self._say(f"{node.address} {node.chain_id.hex()} {node.blob_id.hex()}")
 
+    def _hear(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline()
+
     def begin(self, name: str) -> None:
+        """Returns when it is on."""
         self._say(name)
+        self._hear()
 
     def end(self) -> dict[str, Any]:
         self._say("")
-        assert self.process.stdout is not None
-        return dict(json.loads(self.process.stdout.readline()))
+        return dict(json.loads(self._hear()))
 
     def kill(self) -> None:
         self.process.kill()
@@ -105,10 +110,10 @@ def unforeseen(node: Besieged) -> list[dict[str, Any]]:
     return [e for e in node.events() if e["level"] != "info" and e["event"] not in FORESEEN]
 
 
-def are_guilty(node: Besieged) -> set[str]:
-    """Who has points or is banned, as soon as anybody is."""
+def newly_guilty(node: Besieged, before: set[str]) -> set[str]:
+    """Who has points or is banned and was not, as soon as anybody is."""
     until_s = time.monotonic() + GUILT_S
-    while not (found := node.guilty()) and time.monotonic() < until_s:
+    while not (found := node.guilty() - before) and time.monotonic() < until_s:
         time.sleep(0.1)
     return found
 
@@ -116,10 +121,11 @@ def are_guilty(node: Besieged) -> set[str]:
 def withstand(scene: Scene, name: str, seconds: float) -> None:
     """One attack: all that is promised of it holds."""
     node, before, resident_mb = scene.node, scene.node.status(), scene.node.resident_mb()
+    guilty_before = node.guilty()
     node.forget_peak()
     scene.attackers.begin(name)
     served = scene.honest.work(seconds)
-    guilty = are_guilty(node) if ATTACKS[name].has_points else set()
+    guilty = newly_guilty(node, guilty_before) if ATTACKS[name].has_points else set()
     told = scene.attackers.end()
     scene.reached.update(told["reached"])
     assert not told["why"], told["why"]
@@ -132,7 +138,8 @@ def withstand(scene: Scene, name: str, seconds: float) -> None:
     now = node.status()
     assert now["height"] > before["height"], "it decides blocks meanwhile"
     assert now["signing"], "and is not talked out of its own voice"
-    assert not ATTACKS[name].has_points or guilty & set(told["peers"])
+    assert bool(guilty) == ATTACKS[name].has_points
+    assert guilty <= set(told["peers"]), "nobody else is to blame"
 
 
 @pytest.mark.parametrize("name", ATTACKS)

@@ -9,6 +9,7 @@ What this file does not know: topics' rules, who is admitted, what is served.
 
 import contextlib
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Collection
 from typing import Any, Final
@@ -42,6 +43,7 @@ from p2p.limits import (
     NEGOTIATION_LINE_BYTES_MAX,
     OUTBOUND_QUEUE,
     PER_ADDRESS_MAX,
+    PRUNE_BACKOFF_S_MAX,
     REFUSED_STREAMS_MAX,
     RPC_BYTES_MAX,
     RPC_CONTROLS_MAX,
@@ -114,6 +116,9 @@ class GuardedGossipSub(GossipSub):
         super()._periodic_security_cleanup()
         self.equivocation_detection.clear()
         self.recent_message_deliveries.clear()
+        now_s = time.time()
+        for topic, until_s in self.back_off.items():  # kept for every peer there ever was
+            self.back_off[topic] = {peer: s for peer, s in until_s.items() if s > now_s}
 
 
 def _prune_control(control: Any, topics: Collection[str]) -> None:
@@ -134,6 +139,7 @@ def _prune_control(control: Any, topics: Collection[str]) -> None:
             named.extend(ours)
     for prune in control.prune:
         prune.ClearField("peers")
+        prune.backoff = min(prune.backoff, PRUNE_BACKOFF_S_MAX)
 
 
 class NoCache(ValidationCache):

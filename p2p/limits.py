@@ -32,6 +32,7 @@ RPC_MESSAGES_MAX: Final = 1_024  # more than the history that we tell of
 RPC_SUBSCRIPTIONS_MAX: Final = 64
 RPC_CONTROLS_MAX: Final = 64  # of one kind: a few for each topic
 RPC_IDS_MAX: Final = 8_192  # told of or asked for
+PRUNE_BACKOFF_S_MAX: Final = 600  # that a peer may ask of us: it is remembered for so long
 FORWARDER_RATE_S: Final = 300.0
 FORWARDER_BURST: Final = 600
 FORWARDER_BYTES_S: Final = 8 * MiB

@@ -1,6 +1,7 @@
 """The guards are in place: a changed library, or a forgotten override, fails here first."""
 
 import importlib.metadata
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from p2p.limits import (
     NEGOTIATION_LINE_BYTES_MAX,
     OUTBOUND_QUEUE,
     PROTOCOLS,
+    PRUNE_BACKOFF_S_MAX,
     REFUSED_STREAMS_MAX,
     RPC_CONTROLS_MAX,
     RPC_IDS_MAX,
@@ -168,6 +170,20 @@ async def test_control_is_of_our_topics_and_names_nobody_to_dial(network):
     assert not rpc.control.prune[0].peers
     assert topic in router.back_off
     assert "made up" not in router.back_off
+
+
+async def test_back_off_is_kept_for_its_time_only(network):
+    router, topic = network._stack.router, topic_text("votes", CHAIN)
+    rpc = rpc_pb2.RPC()
+    rpc.control.prune.add(topicID=topic, backoff=2**62)
+    await router.handle_rpc(rpc, network._stack.pubsub.my_id)
+    (until_s,) = router.back_off[topic].values()
+    assert until_s <= time.time() + PRUNE_BACKOFF_S_MAX
+    router._periodic_security_cleanup()
+    assert len(router.back_off[topic]) == 1
+    router.back_off[topic] = dict.fromkeys(router.back_off[topic], int(time.time()) - 1)
+    router._periodic_security_cleanup()
+    assert not router.back_off[topic]
 
 
 async def test_inbound_slots_are_given_back(nursery):

@@ -211,7 +211,7 @@ class Requests:
             if served.handler is not None:
                 await self._answer(peer, protocol, served, served.handler, stream)
             elif served.stream_handler is not None:
-                await self._hand_over(peer, protocol, served.stream_handler, stream)
+                await self._hand_over(peer, protocol, served.limits, served.stream_handler, stream)
             is_done = True
         finally:
             if not is_done:
@@ -269,7 +269,8 @@ class Requests:
         if served.handler is None:
             await stream.reset()
             return
-        await self._reply(stream, refusal.code, refusal.retry_ms, refusal.body)
+        limits = served.limits
+        await self._reply(stream, limits, refusal.code, refusal.retry_ms, refusal.body)
 
     async def _answer(
         self, peer: PeerId, protocol: str, served: _Served, handler: Handler, stream: FrameStream
@@ -303,10 +304,15 @@ class Requests:
             self._counters.requests[protocol, "served", int(code)] += 1
         if code == Code.OK:
             await self._pace(len(reply))
-        await self._reply(stream, code, retry_ms, reply)
+        await self._reply(stream, limits, code, retry_ms, reply)
 
     async def _hand_over(
-        self, peer: PeerId, protocol: str, handler: StreamHandler, stream: FrameStream
+        self,
+        peer: PeerId,
+        protocol: str,
+        limits: ServeLimits,
+        handler: StreamHandler,
+        stream: FrameStream,
     ) -> None:
         code = int(Code.OK)
         try:
@@ -320,7 +326,7 @@ class Requests:
             code = Code.OUR_FAILURE
             self._note_fault(protocol, error)
         self._counters.requests[protocol, "served", int(code)] += 1
-        await (part(stream) if code == Code.OK else stream.reset())
+        await (part(stream, limits.request_max) if code == Code.OK else stream.reset())
 
     def _note_fault(self, protocol: str, error: Exception) -> None:
         where = f"handler {protocol}"
@@ -328,12 +334,14 @@ class Requests:
         if self._counters.faults[where] == 1:  # once with its trace, then only counted
             log.error("handler raised", protocol=protocol, exc_info=error)
 
-    async def _reply(self, stream: FrameStream, code: int, retry_ms: int, body: bytes) -> None:
+    async def _reply(
+        self, stream: FrameStream, limits: ServeLimits, code: int, retry_ms: int, body: bytes
+    ) -> None:
         try:
             await stream.write(encode((int(code), retry_ms, body)), OPEN_S)
         except NetworkError:
             return  # it went away; the stream is reset already
-        await part(stream)
+        await part(stream, limits.request_max)
 
     async def _pace(self, size: int) -> None:
         """Wait our turn of the upload rate; small answers (status, light) never wait."""

@@ -312,7 +312,7 @@ async def bounce_to_the_end(peer, stream):
 
 
 async def close_first(stream):
-    await part(stream)
+    await part(stream, 9)
 
 
 async def close_second(stream):

@@ -21,7 +21,6 @@ from p2p.framing import Value, decode, encode
 from p2p.limits import PROTOCOLS, TOPICS
 from p2p.network import Libp2pNetwork, Verdict
 
-EVERY_S: Final = 0.05  # a question and a payment, as often as `light` and the burst of `txs` allow
 ANSWER_S: Final = 5.0
 SETTLED_S: Final = 10.0  # by gossip into a block
 
@@ -59,9 +58,9 @@ class Honest:
         trio.from_thread.run_sync(self._stop.set, trio_token=self._token)
         self._thread.join()
 
-    def work(self, seconds: float) -> Served:
-        """Ask and pay for so long, then wait for what is still on its way."""
-        served: Served = trio.from_thread.run(self._work, seconds, trio_token=self._token)
+    def work(self, seconds: float, every_s: float) -> Served:
+        """Ask and pay so often for so long, then wait for what is still on its way."""
+        served: Served = trio.from_thread.run(self._work, seconds, every_s, trio_token=self._token)
         return served
 
     def ask(self, protocol: str, *question: Value) -> Value:
@@ -100,14 +99,14 @@ class Honest:
         is_admitted = any(view.admitted for view in self._network.peers())
         return is_admitted and self._network.statistics().mesh_peers.get(TXS, 0) == 1
 
-    async def _work(self, seconds: float) -> Served:
+    async def _work(self, seconds: float, every_s: float) -> Served:
         served, began_s = Served(), trio.current_time()
         async with trio.open_nursery() as nursery:
             while trio.current_time() < began_s + seconds:
                 nursery.start_soon(self._ask, served)
                 served.asked += 1
                 await self._pay(served)
-                await trio.sleep_until(began_s + served.asked * EVERY_S)
+                await trio.sleep_until(began_s + served.asked * every_s)
         served.settled = await trio.to_thread.run_sync(
             self.node.count_settled, served.paid, SETTLED_S
         )

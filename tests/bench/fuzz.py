@@ -43,8 +43,14 @@ def run_campaign(inputs: int, seed: int, processes: int) -> list[Found]:
         batch=BATCH,
         seed=seed,
         processes=processes,
-        tell=lambda found: tell(f"{figures_of(found)['inputs_each']:,} inputs each"),
+        tell=tell_reached,
     )
+
+
+def tell_reached(found: list[Found]) -> None:
+    """After each batch: a campaign that is broken off has told something."""
+    figures = figures_of(found)
+    tell(f"{figures['inputs_each']:,} inputs each, {figures['escaped']} escaped")
 
 
 def figures_of(found: list[Found]) -> dict[str, int | float]:

@@ -222,11 +222,11 @@ class Siege:
 
     @asynccontextmanager
     async def peer(
-        self, *, admitted: bool = True, validator: Party | None = None, seed: bytes | None = None
+        self, *, admitted: bool = True, validator: Party | None = None
     ) -> AsyncIterator[Evil]:
-        """A new peer, which nobody has banned yet."""
-        name = seed or hashlib.sha256(b"evil %d" % next(self._seeds)).digest()
-        identity = Libp2pIdentity(name)
+        """A new peer, which nobody has banned yet; `validator`: it says that this runs on it."""
+        seed = hashlib.sha256(b"evil %d" % next(self._seeds)).digest()
+        identity = Libp2pIdentity(seed)
         host: Any = new_host(
             key_pair=identity.pair,
             sec_opt={NOISE: _noise(identity)},
@@ -247,13 +247,17 @@ class Siege:
     async def raw(self) -> trio.SocketStream:
         return await trio.open_tcp_stream(*self.place)
 
+    async def meet(self, once: Callable[[Evil], Awaitable[None]], **how: Any) -> None:
+        """`once(evil)` with a new peer; that it is shut out or cut off is no failure."""
+        try:
+            async with self.peer(**how) as evil:
+                with contextlib.suppress(*CUT_OFF):
+                    await once(evil)
+        except* CUT_OFF:
+            pass
+
     async def again(self, once: Callable[[Evil], Awaitable[None]], **how: Any) -> None:
-        """`once(evil)` with one new peer after another, for as long as the attack lasts."""
+        """The same with one new peer after another, for as long as the attack lasts."""
         while True:
-            try:
-                async with self.peer(**how) as evil:
-                    with contextlib.suppress(*CUT_OFF):
-                        await once(evil)
-            except* CUT_OFF:
-                pass  # shut out, by a ban or for want of room
+            await self.meet(once, **how)
             await trio.sleep(0.01)

@@ -18,14 +18,24 @@ from libp2p.utils import encode_varint_prefixed
 from multiaddr import Multiaddr
 from vectors.hostile import hostile
 
-from consensus.messages import VOTE, Vote, encode_frame, encode_vote, vote_body
+from consensus.messages import (
+    FRAME_BYTES_MAX,
+    VOTE,
+    Vote,
+    decode_frame,
+    encode_frame,
+    encode_vote,
+    vote_body,
+)
 from consensus.primitives.digest import sha256, signing_bytes
 from consensus.primitives.encoding import encode as pack
 from node.ledger.wire import transactions as wire
 from node.ledger.wire.bundles import BundleHeader, encode_header
 from node.ledger.wire.orders import Load, Offer, OfferedModel, encode_offer, offer_message
 from node.peering import topics
+from p2p.errors import NetworkError
 from p2p.framing import encode, frame
+from p2p.guard import Libp2pFrameStream
 from p2p.host import Libp2pIdentity, topic_text
 from p2p.limits import TOPICS, MiB
 
@@ -250,22 +260,18 @@ async def forged_offers(siege: Siege) -> None:
 
 @ATTACKS.note("votes replayed by a validator", has_points=False)
 async def replayed_votes(siege: Siege) -> None:
-    """What the node itself said, old and new, comes back by stream, by gossip and from others."""
+    """What the node itself said, old and new, comes back by stream and by gossip."""
     heard: list[bytes] = []
     has_heard = trio.Event()
 
     async def listen(stream: Any) -> None:
-        raw = b""
-        with contextlib.suppress(Exception):
-            while part := await stream.read(65_536):
-                raw += part
-                while len(raw) >= 4 and len(raw) >= 4 + int.from_bytes(raw[:4], "big"):
-                    length = 4 + int.from_bytes(raw[:4], "big")
-                    heard.append(raw[4:length])
-                    has_heard.set()
-                    raw = raw[length:]
+        frames = Libp2pFrameStream(stream)
+        with contextlib.suppress(NetworkError):
+            while True:
+                heard.append(await frames.read(FRAME_BYTES_MAX, float("inf")))
+                has_heard.set()
 
-    async with siege.peer(validator=TRAITOR, seed=TRAITOR.seed) as evil:
+    async def once(evil: Evil) -> None:
         evil.host.set_stream_handler(protocol_text("consensus"), listen)
         stream = await evil.stream(protocol_text("consensus"))
         await has_heard.wait()
@@ -273,10 +279,13 @@ async def replayed_votes(siege: Siege) -> None:
             said = siege.rng.choice(heard[-200:])
             await stream.write(frame(said))
             siege.sent += 1
-            if said[1] in topics.CONSENSUS_KINDS and siege.rng.random() < 0.2:
-                data = pack((3, said[1], said[4:] if said[2] == 0xC4 else said[5:]))
-                await evil.gossip([published(evil.message("votes", data))])
+            kind, body = decode_frame(said)
+            if kind in topics.CONSENSUS_KINDS and siege.rng.random() < 0.2:
+                again = evil.message("votes", topics.encode_vote_message(kind, body))
+                await evil.gossip([published(again)])
             await trio.sleep(0.01)
+
+    await siege.again(once, validator=TRAITOR)
 
 
 @ATTACKS.note("a validator that sends garbage", has_points=True)

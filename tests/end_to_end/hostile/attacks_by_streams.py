@@ -58,7 +58,8 @@ def protocols() -> list[str]:
 async def garbage(siege: Siege) -> None:
     """Chance, damaged questions, cut-off frames; admitted and not, closed and reset."""
     asked = questions(siege)
-    for is_admitted in cycle((True, False)):
+
+    async def once(evil: Evil) -> None:
         rows = []
         for turn, name in enumerate(protocols() * 3):
             good = asked.get(name.split("/")[2], siege.rng.randbytes(64))
@@ -66,8 +67,10 @@ async def garbage(siege: Siege) -> None:
             raw = (frame(bad or b"\0"), bad, frame(good)[: siege.rng.randrange(1, 9)])[turn % 3]
             rows.append((name, (raw,), ("read", "reset")[turn % 2]))
         siege.rng.shuffle(rows)
-        async with siege.peer(admitted=is_admitted) as evil:
-            await evil.say_all(rows)
+        await evil.say_all(rows)
+
+    for is_admitted in cycle((True, False)):
+        await siege.meet(once, admitted=is_admitted)
 
 
 @ATTACKS.note("msgpack bombs on every protocol and topic", has_points=True)
@@ -299,7 +302,7 @@ async def questions_flood(siege: Siege) -> None:
 
 @ATTACKS.note("identities that say far too much", has_points=False)
 async def identities(siege: Siege) -> None:
-    """identify's answer and its push, as large as the library takes, again and again."""
+    """identify's answer and its push, as large as the library takes; it should take neither."""
     told = Identify(protocols=[f"/{number}" for number in range(60_000)])
     for number in range(20_000):
         told.listen_addrs.append(b"\x04\x7f" + struct.pack(">HB", number, 1) + b"\x06\x10\x00")

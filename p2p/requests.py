@@ -20,8 +20,11 @@ from p2p.errors import Code, Misbehaving, NetworkError, Refused, TooSlow, Unreac
 from p2p.framing import FrameStream, decode, encode, fields, part
 from p2p.limits import (
     AUTHORS_MAX,
+    BULK_BYTES,
     FRAME_BYTES_MAX,
     OPEN_S,
+    REPLIES_BYTES_MAX,
+    REPLIES_BYTES_PER_PEER_MAX,
     STREAMS_MAX,
     STREAMS_PER_PEER_MAX,
     ServeLimits,
@@ -80,6 +83,8 @@ class Requests:
         self._running_of_peer: Counter[PeerId] = Counter()  # requests only, not duplex streams
         self._running_of_protocol: Counter[str] = Counter()
         self._requests_running = 0
+        self._bulk_bytes = 0  # of large replies, for all peers and for each: what one may become,
+        self._bulk_bytes_of_peer: Counter[PeerId] = Counter()  # then what it is, until it is taken
         self._buckets: OrderedDict[tuple[PeerId, str], TokenBucket] = OrderedDict()
         self._upload_bytes_s = upload_bytes_s
         self._upload_due_s = -math.inf
@@ -276,9 +281,10 @@ class Requests:
         self, peer: PeerId, protocol: str, served: _Served, handler: Handler, stream: FrameStream
     ) -> None:
         limits = served.limits
-        code, retry_ms, reply = int(Code.OUR_FAILURE), 0, b""
+        code, retry_ms, reply, held = int(Code.OUR_FAILURE), 0, b"", 0
         try:
             body = await stream.read(limits.request_max, limits.timeout_s)
+            held = self._hold(peer, limits)
             with trio.fail_after(limits.timeout_s):
                 reply = await handler(peer, body)
             code = Code.OK
@@ -302,9 +308,36 @@ class Requests:
             self._note_fault(protocol, error)
         finally:
             self._counters.requests[protocol, "served", int(code)] += 1
-        if code == Code.OK:
-            await self._pace(len(reply))
-        await self._reply(stream, limits, code, retry_ms, reply)
+            kept = min(held, len(reply))
+            self._release(peer, held - kept)
+        try:
+            if code == Code.OK:
+                await self._pace(len(reply))
+            await self._reply(stream, limits, code, retry_ms, reply)
+        finally:
+            self._release(peer, kept)
+
+    def _hold(self, peer: PeerId, limits: ServeLimits) -> int:
+        """Count the largest reply before it is made; Refused when too much is held already.
+
+        Why only then: who has not asked to the end must not keep others from asking. Why small
+        replies are free: who reads slowly keeps nobody's vote or light client waiting.
+        """
+        size = limits.reply_max
+        if size <= BULK_BYTES:
+            return 0
+        if (
+            self._bulk_bytes + size > REPLIES_BYTES_MAX
+            or self._bulk_bytes_of_peer[peer] + size > REPLIES_BYTES_PER_PEER_MAX
+        ):
+            raise Refused(Code.BUSY, BUSY_RETRY_MS)
+        self._bulk_bytes += size
+        self._bulk_bytes_of_peer[peer] += size
+        return size
+
+    def _release(self, peer: PeerId, size: int) -> None:
+        self._bulk_bytes -= size
+        _drop(self._bulk_bytes_of_peer, peer, size)
 
     async def _hand_over(
         self,

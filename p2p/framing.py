@@ -13,7 +13,7 @@ import msgpack
 import trio
 
 from p2p.errors import Misbehaving, NetworkError
-from p2p.limits import CLOSE_S, FRAME_BYTES_MAX
+from p2p.limits import CLOSE_S
 
 INT_MAX: Final = 2**63 - 1
 LENGTH_BYTES: Final = 4
@@ -54,13 +54,17 @@ class FrameStream(Protocol):
         ...
 
 
-async def part(stream: FrameStream) -> None:
-    """Close our side, give the peer a moment to take the rest and close its own; then drop it."""
+async def part(stream: FrameStream, bytes_max: int) -> None:
+    """Close our side, give the peer a moment to take the rest and close its own; then drop it.
+
+    `bytes_max`: what it may have sent before it heard us. More is not waited for: what is thrown
+    away has cost us as much as what is read.
+    """
     try:
         await stream.close()
         with trio.move_on_after(CLOSE_S):
-            while True:  # what it had sent before it heard us, then the end of the stream
-                await stream.read(FRAME_BYTES_MAX, CLOSE_S)
+            while bytes_max > 0:
+                bytes_max -= len(await stream.read(bytes_max, CLOSE_S))
     except NetworkError:
         pass
     finally:

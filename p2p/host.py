@@ -76,7 +76,9 @@ log = structlog.get_logger(part="p2p")
 
 MESHSUB: Final = TProtocol("/meshsub/1.1.0")  # 1.2 sends IDONTWANT for each message: CPU × 1.5
 MESSAGE_ID_BYTES: Final = 20
-PEERS_FAULT: Final = (DecodeError, ParseError, CryptographyError, UnicodeDecodeError)
+PEERS_FAULT: Final = (
+    DecodeError, ParseError, CryptographyError, UnicodeDecodeError, Misbehaving
+)  # fmt: skip
 
 
 class Libp2pIdentity:
@@ -158,7 +160,7 @@ class Stack(INotifee):
         self._swarm.retry_config = RetryConfig(max_retries=0)
         self._swarm.set_resource_manager(None)  # its limits leak slots; ours are in requests.py
         guard_swarm(self._swarm, self._note, private_allowed=parts.private_allowed)
-        guard_identify(self._host, self._note)
+        guard_identify(self._host)
         self.router = GuardedGossipSub(
             protocols=[MESHSUB],
             degree=MESH,

@@ -18,13 +18,24 @@ FRAME_BYTES_MAX: Final = 4 * MiB + 64 * KiB
 FRAME_BODY_S: Final = 10.0  # once its length is read, a whole frame must follow: no slow drip
 STREAMS_MAX: Final = 256  # served at once, all peers together
 STREAMS_PER_PEER_MAX: Final = 16
+BULK_BYTES: Final = 512 * KiB  # a reply that may be larger counts in the next two
+REPLIES_BYTES_MAX: Final = 128 * MiB  # being made, or not taken yet by who asked
+REPLIES_BYTES_PER_PEER_MAX: Final = 20 * MiB  # four of the largest
 STREAMS_PER_CONNECTION_MAX: Final = 64  # the peer's own, raw, before negotiation, all protocols
+REFUSED_STREAMS_MAX: Final = 256  # above that, of one connection: then it is closed
+NEGOTIATION_LINE_BYTES_MAX: Final = 1 * KiB  # a protocol's name, from anybody who connects
 OPEN_S: Final = 5.0  # to open a stream and agree on its protocol
 CLOSE_S: Final = 1.0  # to tell the other side of a reset or close; then we just forget it
 STOP_S: Final = 3.0  # running requests may end while we stop
 
 # --- gossip (§5)
 GOSSIP_BYTES_MAX: Final = 512 * KiB  # at 1 MiB the library drops silently
+RPC_BYTES_MAX: Final = 1 * MiB  # one frame of gossip, and what may stand in it
+RPC_MESSAGES_MAX: Final = 1_024  # more than the history that we tell of
+RPC_SUBSCRIPTIONS_MAX: Final = 64
+RPC_CONTROLS_MAX: Final = 64  # of one kind: a few for each topic
+RPC_IDS_MAX: Final = 8_192  # told of or asked for
+PRUNE_BACKOFF_S_MAX: Final = 600  # that a peer may ask of us: it is remembered for so long
 FORWARDER_RATE_S: Final = 300.0
 FORWARDER_BURST: Final = 600
 FORWARDER_BYTES_S: Final = 8 * MiB

@@ -45,7 +45,7 @@ from p2p.requests import Handler, StreamHandler
 from p2p.switchboard import Switchboard
 
 if TYPE_CHECKING:  # libp2p takes 1.5 s to import: not before a network is made
-    from p2p.host import Stack
+    from p2p.host import Stack, StackParts
 
 log = structlog.get_logger(part="p2p")
 
@@ -276,21 +276,9 @@ class Libp2pNetwork(Switchboard):
 
     async def _supervise(self, scope: trio.CancelScope, *, task_status: TaskStatus) -> None:
         """Build a stack and run it; when it falls, wait, and build the next."""
-        from p2p.host import Stack, StackParts
+        from p2p.host import Stack
 
-        parts = StackParts(
-            identity=self._identity,
-            chain_id=self._chain_id,
-            members=self.members,
-            topics=self.topics,
-            requests=self.requests,
-            counters=self.counters,
-            listen=self._listen,
-            announced=self._announced,
-            is_denied=self._is_denied,
-            private_allowed=self._reach != "public",
-            connections_max=max(self.members.connections_max, len(self.members.reserved()) + 32),
-        )
+        parts = self.stack_parts()
         started: list[TaskStatus] = [task_status]  # told once, by the first stack that listens
 
         async def attach(stack: "Stack", nursery: trio.Nursery) -> None:
@@ -324,6 +312,24 @@ class Libp2pNetwork(Switchboard):
                 self._is_ready = len(self._restarted_s) <= RESTARTS_READY_MAX
                 await trio.sleep(wait_s)
                 wait_s = min(2 * wait_s, RESTART_MAX_S)
+
+    def stack_parts(self) -> "StackParts":
+        """What each stack is built of, and outlives it."""
+        from p2p.host import StackParts
+
+        return StackParts(
+            identity=self._identity,
+            chain_id=self._chain_id,
+            members=self.members,
+            topics=self.topics,
+            requests=self.requests,
+            counters=self.counters,
+            listen=self._listen,
+            announced=self._announced,
+            is_denied=self._is_denied,
+            private_allowed=self._reach != "public",
+            connections_max=max(self.members.connections_max, len(self.members.reserved()) + 32),
+        )
 
     def add(self, text: str) -> PeerId:
         """Dial an address with `/p2p/<peer id>` at once; until the next start the peer is reserved.

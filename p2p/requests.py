@@ -20,8 +20,11 @@ from p2p.errors import Code, Misbehaving, NetworkError, Refused, TooSlow, Unreac
 from p2p.framing import FrameStream, decode, encode, fields, part
 from p2p.limits import (
     AUTHORS_MAX,
+    BULK_BYTES,
     FRAME_BYTES_MAX,
     OPEN_S,
+    REPLIES_BYTES_MAX,
+    REPLIES_BYTES_PER_PEER_MAX,
     STREAMS_MAX,
     STREAMS_PER_PEER_MAX,
     ServeLimits,
@@ -80,6 +83,8 @@ class Requests:
         self._running_of_peer: Counter[PeerId] = Counter()  # requests only, not duplex streams
         self._running_of_protocol: Counter[str] = Counter()
         self._requests_running = 0
+        self._bulk_bytes = 0  # of large replies, for all peers and for each: what one may become,
+        self._bulk_bytes_of_peer: Counter[PeerId] = Counter()  # then what it is, until it is taken
         self._buckets: OrderedDict[tuple[PeerId, str], TokenBucket] = OrderedDict()
         self._upload_bytes_s = upload_bytes_s
         self._upload_due_s = -math.inf
@@ -213,7 +218,7 @@ class Requests:
             if served.handler is not None:
                 await self._answer(peer, protocol, served, served.handler, stream)
             elif served.stream_handler is not None:
-                await self._hand_over(peer, protocol, served.stream_handler, stream)
+                await self._hand_over(peer, protocol, served.limits, served.stream_handler, stream)
             is_done = True
         finally:
             if not is_done:
@@ -271,15 +276,17 @@ class Requests:
         if served.handler is None:
             await stream.reset()
             return
-        await self._reply(stream, refusal.code, refusal.retry_ms, refusal.body)
+        limits = served.limits
+        await self._reply(stream, limits, refusal.code, refusal.retry_ms, refusal.body)
 
     async def _answer(
         self, peer: PeerId, protocol: str, served: _Served, handler: Handler, stream: FrameStream
     ) -> None:
         limits = served.limits
-        code, retry_ms, reply = int(Code.OUR_FAILURE), 0, b""
+        code, retry_ms, reply, held = int(Code.OUR_FAILURE), 0, b"", 0
         try:
             body = await stream.read(limits.request_max, limits.timeout_s)
+            held = self._hold(peer, limits)
             with trio.fail_after(limits.timeout_s):
                 reply = await handler(peer, body)
             code = Code.OK
@@ -303,12 +310,44 @@ class Requests:
             self._note_fault(protocol, error)
         finally:
             self._counters.requests[protocol, "served", int(code)] += 1
-        if code == Code.OK:
-            await self._pace(len(reply))
-        await self._reply(stream, code, retry_ms, reply)
+            kept = min(held, len(reply))
+            self._release(peer, held - kept)
+        try:
+            if code == Code.OK:
+                await self._pace(len(reply))
+            await self._reply(stream, limits, code, retry_ms, reply)
+        finally:
+            self._release(peer, kept)
+
+    def _hold(self, peer: PeerId, limits: ServeLimits) -> int:
+        """Count the largest reply before it is made; Refused when too much is held already.
+
+        Why only then: who has not asked to the end must not keep others from asking. Why small
+        replies are free: who reads slowly keeps nobody's vote or light client waiting.
+        """
+        size = limits.reply_max
+        if size <= BULK_BYTES:
+            return 0
+        if (
+            self._bulk_bytes + size > REPLIES_BYTES_MAX
+            or self._bulk_bytes_of_peer[peer] + size > REPLIES_BYTES_PER_PEER_MAX
+        ):
+            raise Refused(Code.BUSY, BUSY_RETRY_MS)
+        self._bulk_bytes += size
+        self._bulk_bytes_of_peer[peer] += size
+        return size
+
+    def _release(self, peer: PeerId, size: int) -> None:
+        self._bulk_bytes -= size
+        _drop(self._bulk_bytes_of_peer, peer, size)
 
     async def _hand_over(
-        self, peer: PeerId, protocol: str, handler: StreamHandler, stream: FrameStream
+        self,
+        peer: PeerId,
+        protocol: str,
+        limits: ServeLimits,
+        handler: StreamHandler,
+        stream: FrameStream,
     ) -> None:
         code = int(Code.OK)
         try:
@@ -322,7 +361,7 @@ class Requests:
             code = Code.OUR_FAILURE
             self._note_fault(protocol, error)
         self._counters.requests[protocol, "served", int(code)] += 1
-        await (part(stream) if code == Code.OK else stream.reset())
+        await (part(stream, limits.request_max) if code == Code.OK else stream.reset())
 
     def _note_fault(self, protocol: str, error: Exception) -> None:
         where = f"handler {protocol}"
@@ -330,12 +369,14 @@ class Requests:
         if self._counters.faults[where] == 1:  # once with its trace, then only counted
             log.error("handler raised", protocol=protocol, exc_info=error)
 
-    async def _reply(self, stream: FrameStream, code: int, retry_ms: int, body: bytes) -> None:
+    async def _reply(
+        self, stream: FrameStream, limits: ServeLimits, code: int, retry_ms: int, body: bytes
+    ) -> None:
         try:
             await stream.write(encode((int(code), retry_ms, body)), OPEN_S)
         except NetworkError:
             return  # it went away; the stream is reset already
-        await part(stream)
+        await part(stream, limits.request_max)
 
     async def _pace(self, size: int) -> None:
         """Wait our turn of the upload rate; small answers (status, light) never wait."""

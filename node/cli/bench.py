@@ -21,7 +21,14 @@ import typer
 from node.cli.frame import DONE, FAILED, NOT_INITIALISED, CommandError, frame_of, new_noun, table
 
 ALL: Final = "all"
-APART: Final = ("simulate", "sessions", "crash", "flips", "soak")  # as long as one lets them
+APART: Final = (
+    "simulate",
+    "sessions",
+    "crash",
+    "flips",
+    "fuzz",
+    "soak",
+)  # as one lets them
 BENCHES: Final = (
     *("finality", "settle", "state", "proofs", "gossip", "blobs", "serving", "attribution"),
     *("start", "api"),

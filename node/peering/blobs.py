@@ -470,7 +470,8 @@ def _decode_listing(raw: bytes) -> tuple[Entry, ...]:
             raise BlobInvalid("blob.length", length=length)
         entries.append(Entry(check_name(text), blob_id, length))
     names = [entry.name for entry in entries]
-    if not names or names != sorted(set(names)):
+    folders = {name[:at] for name in names for at, mark in enumerate(name) if mark == "/"}
+    if not names or names != sorted(set(names)) or folders & set(names):
         raise BlobInvalid("blob.names", names=len(names))
     return tuple(entries)
 

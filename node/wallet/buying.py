@@ -242,7 +242,7 @@ class Buying:
         finally:
             with trio.move_on_after(WRITE_S) as scope:
                 scope.shield = True
-                await part(stream)
+                await part(stream, exchange.FRAME_BYTES_MAX)
 
     async def _exchange(self, stream: FrameStream, start: Start, deadline_ms: int) -> Answer:
         self.is_open = True

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from bench import crash, flips, proofs, settle, settling, state
+from bench import crash, flips, fuzz, proofs, settle, settling, state
 from crashes.campaign import Found
 from crashes.flips import FoundFlips
+from vectors.fuzzing import Fuzzed
 
 SCHEMAS = json.loads((Path(__file__).parents[1] / "vectors/cli/schemas.json").read_text())
 SHELL = {"budgets", "seconds", "machine", "versions", "load"}  # added by `olnode bench`
@@ -60,3 +61,12 @@ def test_flips_are_told_by_how_they_ended() -> None:
     assert promised("flips") <= figures.keys()
     assert [figures[key] for key in ("flips", "equal", "told", "silent")] == [6, 4, 2, 0]
     assert figures["by_kind"] == {"light": {"told": 2}, "table": {"equal": 4}}
+
+
+def test_fuzzing_is_told_by_what_escaped() -> None:
+    """The fuzzing itself runs in `tests/unit/vectors/`."""
+    batch = {"a": Fuzzed(3, 7, 0.5), "b": Fuzzed(1, 2, 0.25, "b, input 3: KeyError()")}
+    figures = fuzz.figures_of([batch, {"a": Fuzzed(3, 7, 0.1), "b": Fuzzed(5, 5, 0.1)}])
+    assert promised("fuzz") <= figures.keys() | {"seconds"}
+    assert (figures["parsers"], figures["inputs_each"], figures["inputs"]) == (2, 13, 33)
+    assert (figures["taken"], figures["escaped"], figures["slowest_cpu_ms"]) == (12, 1, 500.0)

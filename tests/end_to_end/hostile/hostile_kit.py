@@ -80,13 +80,13 @@ class Attacker:
         await self.host.connect(self.victim)
         return await self.host.new_stream(self.victim.peer_id, [TProtocol(protocol)])
 
-    async def send(self, protocol: str, *pieces: bytes, then: str = "wait") -> None:
+    async def send(self, protocol: str, *pieces: bytes) -> None:
         """Write what it likes; the victim may cut it off, which is no failure of the test."""
         with trio.move_on_after(3), contextlib.suppress(Exception):
             stream = await self.stream(protocol)
             for piece in pieces:
                 await stream.write(piece)
-            await (stream.reset() if then == "reset" else stream.close())
+            await stream.close()
 
     async def be_admitted(self, identity: Libp2pIdentity) -> None:
         record = make_record(identity, CHAIN, seq_ms=_now_ms(), addresses=(), roles=0, binding=b"")
@@ -97,14 +97,13 @@ class Attacker:
 
 
 @asynccontextmanager
-async def attacker(number: int, address: str, *, admitted: bool = True) -> AsyncIterator[Attacker]:
+async def attacker(number: int, address: str) -> AsyncIterator[Attacker]:
     identity = Libp2pIdentity(seed_of(1_000 + number))
     host: Any = new_host(key_pair=identity.pair, sec_opt={NOISE: _noise(identity)})
     victim = info_from_p2p_addr(Multiaddr(address))
     async with host.run([Multiaddr("/ip4/127.0.0.1/tcp/0")]):
         evil = Attacker(host, victim)
-        if admitted:
-            await evil.be_admitted(identity)
+        await evil.be_admitted(identity)
         yield evil
         with trio.move_on_after(2), contextlib.suppress(Exception):
             await host.disconnect(victim.peer_id)

@@ -1,7 +1,5 @@
 """The book: bounded per teller and group, written whole, begun anew when unreadable."""
 
-import random
-
 import pytest
 
 from p2p.addresses import parse_address
@@ -97,17 +95,3 @@ def test_no_file_is_no_book_and_an_unreadable_one_is_put_aside(tmp_path):
     set_book_aside(path)
     assert not path.exists()
     assert (tmp_path / "peers.msgpack.unreadable").read_bytes() == b"rubbish"
-
-
-def test_flipped_bits_raise_only_misbehaving():
-    rng, book = random.Random("book"), Book("lan")
-    for number in range(1, 4):
-        learn_own(book, record_of(number))
-    raw = book.pack([(PeerId(b"b" * 32), 7)])
-    for _ in range(20_000):
-        bad = bytearray(raw)
-        bad[rng.randrange(len(bad))] ^= 1 << rng.randrange(8)
-        try:
-            Book("lan").unpack(bytes(bad), ME, CHAIN, NOW_MS)
-        except Misbehaving:
-            continue

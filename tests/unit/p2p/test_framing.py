@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2p.errors import Misbehaving
-from p2p.framing import INT_MAX, decode, encode, fields, frame, frame_length
+from p2p.framing import INT_MAX, decode, encode, fields, frame, frame_length, part
 
 VALUES = st.recursive(
     st.integers(0, INT_MAX) | st.binary(max_size=40),
@@ -90,3 +90,34 @@ def test_frame_length_holds_its_bounds():
     for head in (b"\0\0\0\0", b"\0\0\0\x06", b"\xff\xff\xff\xff"):
         with pytest.raises(Misbehaving):
             frame_length(head, 5)
+
+
+class Talkative:
+    """Its other side has frames of `size` bytes to say, without end."""
+
+    def __init__(self, size):
+        self.size, self.asked, self.is_closed, self.is_reset = size, [], False, False
+
+    async def read(self, bytes_max, timeout_s):
+        self.asked.append(bytes_max)
+        if self.size > bytes_max:
+            raise Misbehaving("too long")
+        return bytes(self.size)
+
+    async def close(self):
+        self.is_closed = True
+
+    async def reset(self):
+        self.is_reset = True
+
+
+@pytest.mark.parametrize(
+    ("size", "asked"), [(30, [64, 34, 4]), (32, [64, 32]), (64, [64]), (65, [64])]
+)
+async def test_who_parts_takes_no_more_than_was_under_way(size, asked):
+    """What is thrown away costs as much as what is read: 12 ms a refused question, it was."""
+    stream = Talkative(size)
+    await part(stream, 64)
+    assert stream.asked == asked
+    assert stream.is_closed
+    assert stream.is_reset

@@ -1,19 +1,33 @@
 """The guards are in place: a changed library, or a forgotten override, fails here first."""
 
 import importlib.metadata
+import time
+from collections import Counter
 from dataclasses import replace
 
 import pytest
 import trio
+from libp2p.exceptions import ParseError
+from libp2p.io.exceptions import MessageTooLarge
+from libp2p.pubsub.pb import rpc_pb2
 from libp2p.stream_muxer.yamux.yamux import YamuxStream
-from network_kit import World, admitted, wait_until
+from libp2p.utils.varint import encode_varint_prefixed
+from network_kit import CHAIN, World, admitted, wait_until
 
 from p2p import guard
-from p2p.errors import EndOfStream, ListenError
+from p2p.errors import EndOfStream, ListenError, Misbehaving, NetworkError
 from p2p.gossip import Verdict
+from p2p.host import topic_text
 from p2p.limits import (
+    NEGOTIATION_LINE_BYTES_MAX,
     OUTBOUND_QUEUE,
     PROTOCOLS,
+    PRUNE_BACKOFF_S_MAX,
+    REFUSED_STREAMS_MAX,
+    RPC_CONTROLS_MAX,
+    RPC_IDS_MAX,
+    RPC_MESSAGES_MAX,
+    RPC_SUBSCRIPTIONS_MAX,
     STREAMS_PER_CONNECTION_MAX,
     TOPICS,
     ServeLimits,
@@ -61,9 +75,11 @@ async def test_overrides_are_in_place(network):
     assert swarm.common_stream_handler.__module__ == "p2p.guard"
     assert swarm._do_handle_inbound_connection.__module__ == "p2p.guard"
     assert swarm.auto_connector.maybe_connect.__module__ == "p2p.guard"
-    assert host._identify_task_entry.__module__ == "p2p.guard"
+    assert host._schedule_identify.__module__ == "p2p.guard"
+    assert guard.IDENTIFY_PUSH not in host.multiselect.handlers
     assert YamuxStream._auto_tune_and_send_window_update is guard._batched_credit
     assert guard.muxer_module.Yamux is guard.GuardedYamux
+    assert guard.communicator_module.read_delim is guard._read_line
     queue = guard.pubsub_module.RpcQueue()
     assert queue._queue.max_size == OUTBOUND_QUEUE
     assert guard.gossipsub_module.env_to_send_in_RPC(None) == (b"", False)
@@ -77,6 +93,97 @@ async def test_router_holds_no_old_messages(network):
     router._periodic_security_cleanup()
     assert not router.equivocation_detection
     assert not router.recent_message_deliveries
+
+
+class Reader:
+    """A stream that has come whole; it counts what was taken of it."""
+
+    def __init__(self, raw):
+        self.raw, self.at = raw, 0
+
+    async def read(self, n):
+        part = self.raw[self.at : self.at + n]
+        self.at += len(part)
+        return part
+
+
+async def test_a_line_of_negotiation_is_bounded_before_it_is_read():
+    name = b"n" * (NEGOTIATION_LINE_BYTES_MAX - 1)
+    assert await guard._read_line(Reader(encode_varint_prefixed(name + b"\n"))) == name
+    endless = Reader(encode_varint_prefixed(b"n" + name + b"\n"))
+    with pytest.raises(MessageTooLarge):
+        await guard._read_line(endless)
+    assert endless.at == 2, "its length, and no more"
+    with pytest.raises(ParseError):
+        await guard._read_line(Reader(b"\x01n"))
+
+
+@pytest.mark.parametrize(
+    ("field", "item", "most"),
+    [
+        ("publish", rpc_pb2.Message(), RPC_MESSAGES_MAX),
+        ("subscriptions", rpc_pb2.RPC.SubOpts(topicid="t"), RPC_SUBSCRIPTIONS_MAX),
+    ],
+)
+async def test_items_of_one_gossip_frame_are_bounded(network, field, item, most):
+    pubsub = network._stack.pubsub
+    await pubsub._take_rpc(pubsub.my_id, rpc_pb2.RPC(**{field: [item] * most}).SerializeToString())
+    over = rpc_pb2.RPC(**{field: [item] * (most + 1)}).SerializeToString()
+    with pytest.raises(Misbehaving):
+        await pubsub._take_rpc(pubsub.my_id, over)
+
+
+@pytest.mark.parametrize("kind", ["ihave", "iwant", "graft", "prune", "idontwant"])
+def test_control_messages_of_one_frame_are_bounded(kind):
+    control = rpc_pb2.ControlMessage()
+    for _ in range(RPC_CONTROLS_MAX):
+        getattr(control, kind).add()
+    guard._prune_control(control, ["t"])
+    for _ in range(RPC_CONTROLS_MAX + 1):  # those of no topic of ours are gone
+        getattr(control, kind).add()
+    with pytest.raises(Misbehaving):
+        guard._prune_control(control, ["t"])
+
+
+@pytest.mark.parametrize("kind", ["ihave", "iwant", "idontwant"])
+def test_message_ids_of_one_frame_are_bounded(kind):
+    control = rpc_pb2.ControlMessage()
+    getattr(control, kind).add(messageIDs=[b"id"] * RPC_IDS_MAX)
+    guard._prune_control(control, ["t"])
+    getattr(control, kind).add(messageIDs=[b"id"] * (RPC_IDS_MAX + 1))
+    with pytest.raises(Misbehaving):
+        guard._prune_control(control, ["t"])
+
+
+async def test_control_is_of_our_topics_and_names_nobody_to_dial(network):
+    """The library dials whom a PRUNE names, and remembers each topic that a stranger makes up."""
+    topic = topic_text("votes", CHAIN)
+    rpc = rpc_pb2.RPC()
+    for name in (topic, "made up"):
+        rpc.control.prune.add(topicID=name, backoff=10).peers.add(peerID=b"id")
+        rpc.control.graft.add(topicID=name)
+        rpc.control.ihave.add(topicID=name, messageIDs=[b"id"])
+    router = network._stack.router
+    await router.handle_rpc(rpc, network._stack.pubsub.my_id)
+    for kind in ("prune", "graft", "ihave"):
+        assert [each.topicID for each in getattr(rpc.control, kind)] == [topic]
+    assert not rpc.control.prune[0].peers
+    assert topic in router.back_off
+    assert "made up" not in router.back_off
+
+
+async def test_back_off_is_kept_for_its_time_only(network):
+    router, topic = network._stack.router, topic_text("votes", CHAIN)
+    rpc = rpc_pb2.RPC()
+    rpc.control.prune.add(topicID=topic, backoff=2**62)
+    await router.handle_rpc(rpc, network._stack.pubsub.my_id)
+    (until_s,) = router.back_off[topic].values()
+    assert until_s <= time.time() + PRUNE_BACKOFF_S_MAX
+    router._periodic_security_cleanup()
+    assert len(router.back_off[topic]) == 1
+    router.back_off[topic] = dict.fromkeys(router.back_off[topic], int(time.time()) - 1)
+    router._periodic_security_cleanup()
+    assert not router.back_off[topic]
 
 
 async def test_inbound_slots_are_given_back(nursery):
@@ -205,7 +312,7 @@ async def bounce_to_the_end(peer, stream):
 
 
 async def close_first(stream):
-    await part(stream)
+    await part(stream, 9)
 
 
 async def close_second(stream):
@@ -278,6 +385,29 @@ async def test_our_own_open_streams_do_not_shut_out_the_peer(nursery):
     for stream in streams:
         await stream.reset()
     await wait_until(lambda: not a.statistics().streams + b.statistics().streams)
+
+
+async def test_who_opens_streams_on_and_on_is_cut_off(nursery):
+    """Above the limit of one connection a stream is refused; so many refusals are no mistake."""
+
+    async def wait(peer, stream):
+        with pytest.raises(NetworkError):
+            await stream.read(9, float("inf"))
+
+    patient = replace(MANY, at_once_max=200)
+    a, b = await World("libp2p").start(nursery, 2, lambda n: n.accept("infer", wait, patient))
+    link, ends = link_of(a), Counter()
+    with trio.fail_after(60):
+        while not link.is_closed:
+            try:
+                await a.open(b.me, "infer")
+                ends["opened"] += 1
+            except NetworkError:
+                ends["refused"] += 1
+    assert STREAMS_PER_CONNECTION_MAX - 4 <= ends["opened"] <= STREAMS_PER_CONNECTION_MAX
+    assert ends["refused"] >= REFUSED_STREAMS_MAX, "a few too many are forgiven"
+    await wait_until(lambda: b.statistics().faults.get("stream flood") == 1)
+    assert b.statistics().penalties["malformed"] == 1
 
 
 async def test_reset_that_cannot_be_written_still_ends_the_count(nursery):

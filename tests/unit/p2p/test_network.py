@@ -6,8 +6,16 @@ import pytest
 import trio
 from network_kit import admitted, wait_until
 
+from p2p import requests
 from p2p.errors import Code, EndOfStream, Misbehaving, Refused, TooSlow, Unreachable
-from p2p.limits import PROTOCOLS, TOPICS, ServeLimits, TopicLimits
+from p2p.limits import (
+    BULK_BYTES,
+    PROTOCOLS,
+    REPLIES_BYTES_PER_PEER_MAX,
+    TOPICS,
+    ServeLimits,
+    TopicLimits,
+)
 from p2p.network import Joined, Left, StatusFacts, Verdict
 
 BLOCKS = PROTOCOLS["blocks"]
@@ -114,6 +122,63 @@ async def test_one_request_too_many_at_once_answers_3(world, nursery):
     assert caught.value.code == Code.BUSY
     assert caught.value.retry_ms > 0
     go.set()
+
+
+class Slow:
+    """Answers when it is told to; `asked` questions wait."""
+
+    def __init__(self):
+        self.go, self.asked = trio.Event(), 0
+
+    async def answer(self, peer, body):
+        self.asked += 1
+        await self.go.wait()
+        return body
+
+
+BULK = replace(BLOCKS, at_once_max=16, burst=32)
+MOST = REPLIES_BYTES_PER_PEER_MAX // BULK.reply_max
+
+
+async def test_large_replies_that_one_peer_waits_for_are_bounded(world, nursery):
+    """Else 16 of 4 MiB each, made and not taken, are held for every stranger."""
+    slow = Slow()
+    a, b, c = await world.start(nursery, 3, serving(slow.answer, BULK))
+    for _ in range(MOST):
+        nursery.start_soon(lambda: a.request(b.me, "blocks", b"x", **ASK))
+    await wait_until(lambda: slow.asked == MOST)
+    with pytest.raises(Refused) as caught:
+        await a.request(b.me, "blocks", b"x", **ASK)
+    assert caught.value.code == Code.BUSY
+    nursery.start_soon(lambda: c.request(b.me, "blocks", b"x", **ASK))
+    await wait_until(lambda: slow.asked == MOST + 1)
+    slow.go.set()
+    await wait_until(lambda: b.requests._bulk_bytes == 0)
+    assert not b.requests._bulk_bytes_of_peer
+    assert await a.request(b.me, "blocks", b"x", **ASK) == b"x"
+
+
+async def test_large_replies_of_all_peers_together_are_bounded(world, nursery, monkeypatch):
+    monkeypatch.setattr(requests, "REPLIES_BYTES_MAX", BULK.reply_max)
+    slow = Slow()
+    a, b, c = await world.start(nursery, 3, serving(slow.answer, BULK))
+    nursery.start_soon(lambda: a.request(b.me, "blocks", b"x", **ASK))
+    await wait_until(lambda: slow.asked == 1)
+    with pytest.raises(Refused) as caught:
+        await c.request(b.me, "blocks", b"x", **ASK)
+    assert caught.value.code == Code.BUSY
+    slow.go.set()
+
+
+async def test_small_replies_wait_for_nobody(world, nursery, monkeypatch):
+    monkeypatch.setattr(requests, "REPLIES_BYTES_MAX", 0)
+    small, large = (replace(BLOCKS, reply_max=most) for most in (BULK_BYTES, BULK_BYTES + 1))
+    a, b = await world.start(nursery, 2, serving(limits=small))
+    assert await a.request(b.me, "blocks", b"x", **ASK) == b"x"
+    a.serve("headers", echo, large)
+    with pytest.raises(Refused) as caught:
+        await b.request(a.me, "headers", b"x", **ASK)
+    assert caught.value.code == Code.BUSY
 
 
 async def test_request_above_the_rate_answers_5_and_when_to_come_back(world, nursery):

@@ -108,6 +108,24 @@ async def test_a_false_identity_is_left_and_nothing_remains(tmp_path, autojump_c
         assert nodes[1]._store.listing(ADAPTER, IDENTITY) is None
 
 
+async def test_a_listing_that_makes_no_folder_costs_its_source_and_the_next_is_asked(
+    tmp_path, autojump_clock
+) -> None:
+    """A file where another one wants its folder: it broke off the whole fetch."""
+    async with three(tmp_path) as nodes:
+        nodes[1]._store.add_folder(ADAPTER, IDENTITY, make_folder(tmp_path))
+        (_, entry) = nodes[1]._store.listing(ADAPTER, IDENTITY)
+        nodes[0]._store.add_folder(ADAPTER, IDENTITY, make_folder(tmp_path / "same"))
+        nodes[0]._store._listings[ADAPTER, IDENTITY] = (
+            entry._replace(name="sub"),
+            entry._replace(name="sub-"),  # between the two in order
+            entry,
+        )
+        await fetch(nodes[2], tmp_path, KEYS[:2])
+        assert nodes[2].counters["sources_false"] == 1
+        assert (tmp_path / "got" / "sub" / "b.json").read_bytes() == b"{}"
+
+
 async def test_a_blob_that_rotted_here_is_fetched_anew_and_its_source_not_blamed(
     tmp_path, autojump_clock
 ) -> None:

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 import trio
-from libp2p.stream_muxer.yamux.yamux import YamuxStream
+from libp2p.security.noise.io import NoiseTransportReadWriter
+from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from network_kit import World, admitted, wait_until
 
-from p2p import guard
+from p2p import bulk, guard
 from p2p.errors import EndOfStream, ListenError
 from p2p.gossip import Verdict
 from p2p.limits import (
@@ -62,7 +63,11 @@ async def test_overrides_are_in_place(network):
     assert swarm._do_handle_inbound_connection.__module__ == "p2p.guard"
     assert swarm.auto_connector.maybe_connect.__module__ == "p2p.guard"
     assert host._identify_task_entry.__module__ == "p2p.guard"
-    assert YamuxStream._auto_tune_and_send_window_update is guard._batched_credit
+    assert YamuxStream._auto_tune_and_send_window_update is bulk.batched_credit
+    assert YamuxStream.write is bulk.write_frames
+    assert Yamux.read_stream is bulk.read_some
+    assert NoiseTransportReadWriter.write_msg is bulk.write_message
+    assert bulk.tcp_module.TrioTCPStream is bulk.BufferedTcpStream
     assert guard.muxer_module.Yamux is guard.GuardedYamux
     queue = guard.pubsub_module.RpcQueue()
     assert queue._queue.max_size == OUTBOUND_QUEUE

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import trio
 from bench.protocol import quiet
-from network_kit import CHAIN, admitted, seed_of
+from network_kit import CHAIN, admitted, seed_of, wait_until
 
 from consensus.primitives.errors import Invalid
 from node.peering.blobparts import NOTE_BYTES
@@ -29,6 +29,7 @@ from p2p.network import Libp2pNetwork
 ROOT: Final = Path(__file__).resolve().parents[1]
 QUOTA_BYTES: Final = 1 << 40
 MEET_S: Final = 30.0
+LOOK_S: Final = 0.02
 
 
 class BlobNode:
@@ -123,9 +124,7 @@ async def main(
         await nursery.start(network.run)
         say(address=network.addresses()[0], **told)
         if fetch:
-            with trio.fail_after(MEET_S):
-                while admitted(network) < len(peers):  # noqa: ASYNC110  # polls
-                    await trio.sleep(0.01)
+            await wait_until(lambda: admitted(network) >= len(peers), MEET_S)
             say(**await fetch_and_tell(network, blobs, bytes.fromhex(fetch), Path(home) / "got"))
         await wait_for_end()
         nursery.cancel_scope.cancel()
@@ -166,7 +165,7 @@ async def watch(blobs: Blobs, progress: list[dict[str, object]]) -> None:
     """What an operator who looks would see."""
     while True:
         progress += [{**asdict(each), "identity": each.identity.hex()} for each in blobs.coming()]
-        await trio.sleep(0.2)
+        await trio.sleep(LOOK_S)
 
 
 def make_liar(store: BlobStore) -> None:

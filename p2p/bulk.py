@@ -14,6 +14,7 @@ from typing import Any, Final
 import libp2p.stream_muxer.yamux.yamux as yamux_module
 import libp2p.transport.tcp.tcp as tcp_module
 import trio
+from libp2p.io.exceptions import IncompleteReadError
 from libp2p.io.trio import TrioTCPStream
 from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH, NoiseTransportReadWriter
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
@@ -26,7 +27,14 @@ from libp2p.stream_muxer.yamux.yamux import (
 )
 from libp2p.utils import encode_delim
 
-from p2p.limits import CREDIT_LOOK_S, CREDIT_S, FRAMES_AT_ONCE, TCP_READ_BYTES
+from p2p.limits import (
+    CREDIT_LOOK_S,
+    CREDIT_S,
+    FRAME_BODY_S,
+    FRAME_BYTES_S_MIN,
+    FRAMES_AT_ONCE,
+    TCP_READ_BYTES,
+)
 
 MUXED_BYTES_MAX: Final = MAX_PLAINTEXT_LENGTH - HEADER_SIZE  # of a Yamux frame: one Noise message
 CREDIT_SLACK_BYTES: Final = 1_024  # greeting, length and envelope around a reply
@@ -101,6 +109,15 @@ async def read_some(self: Yamux, stream_id: int, n: int = -1) -> bytes:
         if stream.recv_closed:
             raise MuxedStreamEOF("closed by the peer")
         await _wait_news(self, stream_id)
+
+
+async def read_body(self: Yamux, length: int) -> bytes:
+    """`_read_data_body` without the copies of a loop: a session gives all that it is asked for."""
+    with trio.fail_after(FRAME_BODY_S + length / FRAME_BYTES_S_MIN):
+        data = await self.secured_conn.read(length)
+    if len(data) < length:
+        raise IncompleteReadError("cut off", expected_bytes=length, received_bytes=len(data))
+    return data
 
 
 async def _wait_news(conn: Yamux, stream_id: int) -> None:
@@ -203,6 +220,7 @@ def patch_streams() -> None:
         (yamux_module, "MAX_MESSAGE_SIZE", MUXED_BYTES_MAX + HEADER_SIZE),
         (NoiseTransportReadWriter, "write_msg", write_message),
         (Yamux, "read_stream", read_some),
+        (Yamux, "_read_data_body", read_body),
         (YamuxStream, "write", write_frames),
         (YamuxStream, "send_window", SendWindow()),
         (YamuxStream, "_auto_tune_and_send_window_update", batched_credit),

@@ -69,8 +69,13 @@ async def part(stream: FrameStream) -> None:
 
 def frame(body: bytes) -> bytes:
     """`body` with its length before it; an empty body is our own bug."""
+    return frame_head(body) + body
+
+
+def frame_head(body: bytes) -> bytes:
+    """What stands before `body` in its frame."""
     assert body
-    return _LENGTH.pack(len(body)) + body
+    return _LENGTH.pack(len(body))
 
 
 def frame_length(head: bytes, bytes_max: int) -> int:

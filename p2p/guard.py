@@ -10,7 +10,7 @@ What this file does not know: topics' rules, who is admitted, what is served.
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import libp2p.network.swarm as swarm_module
@@ -30,7 +30,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 
 from p2p.bulk import credit_frame, patch_streams, take
 from p2p.errors import EndOfStream, Misbehaving, NetworkError, TooSlow, Unreachable
-from p2p.framing import LENGTH_BYTES, frame, frame_length
+from p2p.framing import LENGTH_BYTES, frame, frame_head, frame_length
 from p2p.limits import (
     CLOSE_S,
     FRAME_BODY_S,
@@ -42,6 +42,7 @@ from p2p.limits import (
 )
 
 READ_BYTES: Final = 64 * 1_024
+COPIED_BYTES_MAX: Final = 256 * 1_024
 STUCK_WRITE_S: Final = 6.0  # a frame half written for so long: the connection is lost
 UNREAD_SLACK_BYTES: Final = 64 * 1_024
 RPC_BYTES_MAX: Final = 1 * MiB
@@ -350,13 +351,17 @@ class Libp2pFrameStream:
         is_whole = False
         try:
             with trio.fail_after(timeout_s):
-                await self._fill(LENGTH_BYTES, between_frames=True, deadline_s=float("inf"))
-                length = frame_length(bytes(self._held[:LENGTH_BYTES]), bytes_max)
-                deadline_s = FRAME_BODY_S + length / FRAME_BYTES_S_MIN
-                await self._fill(LENGTH_BYTES + length, deadline_s=deadline_s)
-            with memoryview(self._held) as view:
-                body = bytes(view[LENGTH_BYTES : LENGTH_BYTES + length])
-            del self._held[: LENGTH_BYTES + length]
+                length = frame_length(await self._read_length(), bytes_max)
+                missing = length - len(self._held)
+                if missing <= 0:
+                    body = bytes(self._held[:length])
+                    del self._held[:length]
+                    await trio.lowlevel.checkpoint()  # many small frames must not starve others
+                else:
+                    with trio.fail_after(FRAME_BODY_S + length / FRAME_BYTES_S_MIN):
+                        rest = await self._read_rest(missing)
+                    body = bytes(self._held) + rest
+                    self._held.clear()
             is_whole = True
             return body
         except trio.TooSlowError:
@@ -365,18 +370,23 @@ class Libp2pFrameStream:
             if not is_whole:
                 await self.reset()
 
-    async def _fill(self, size: int, *, deadline_s: float, between_frames: bool = False) -> None:
-        if len(self._held) >= size:
-            await trio.lowlevel.checkpoint()  # many small frames must not starve other tasks
-            return
-        with trio.fail_after(deadline_s):
-            while len(self._held) < size:
-                part = await self._read_some(size - len(self._held), is_rest=not between_frames)
-                if not part:
-                    if between_frames and not self._held:
-                        raise EndOfStream("closed by the peer")
-                    raise self._cut_off()
-                self._held += part
+    async def _read_length(self) -> bytes:
+        while len(self._held) < LENGTH_BYTES:
+            part = await self._take(self._stream.read, READ_BYTES)
+            if not part:
+                raise self._cut_off() if self._held else EndOfStream("closed by the peer")
+            self._held += part
+        head = bytes(self._held[:LENGTH_BYTES])
+        del self._held[:LENGTH_BYTES]
+        return head
+
+    async def _read_rest(self, missing: int) -> bytes:
+        """What is missing of a frame: it is held here anyway, so all of it may come at once."""
+        await self._take(credit_frame, self._stream.muxed_stream, missing)
+        rest: bytes = await self._take(take, self._stream.muxed_stream, missing)
+        if len(rest) < missing:
+            raise self._cut_off()
+        return rest
 
     def _cut_off(self) -> NetworkError:
         """Half a frame is the peer's fault only while its connection stands: it may have died."""
@@ -384,16 +394,12 @@ class Libp2pFrameStream:
             return Unreachable("the connection broke inside a frame")
         return Misbehaving("the stream ended inside a frame")
 
-    async def _read_some(self, wanted: int, *, is_rest: bool) -> bytes:
-        """What has come; or all that is wanted, where it is the rest of a frame."""
+    async def _take(self, read: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+        """What the library reads; b"" at the end of the stream."""
         if self._is_reset:
             raise Unreachable("the stream was reset")
         try:
-            if is_rest:
-                await credit_frame(self._stream.muxed_stream, wanted)
-                return await take(self._stream.muxed_stream, wanted)
-            part: bytes = await self._stream.read(READ_BYTES)
-            return part
+            return await read(*arguments)
         except StreamEOF:
             return b""
         except Exception as error:  # noqa: BLE001  # whatever it raises, the stream is gone
@@ -406,7 +412,8 @@ class Libp2pFrameStream:
                 if self._is_reset:
                     raise Unreachable("the stream was reset")
                 try:
-                    await self._stream.write(frame(body))
+                    for piece in _pieces(body):
+                        await self._stream.write(piece)
                 except Exception as error:  # noqa: BLE001  # whatever it raises, it is gone
                     raise Unreachable(f"the stream broke: {error!r}") from None
             is_done = True
@@ -427,6 +434,13 @@ class Libp2pFrameStream:
         if not self._is_reset:
             self._is_reset = True
             await reset_stream(self._stream)
+
+
+def _pieces(body: bytes) -> tuple[bytes, ...]:
+    """A frame as it is written: a large body is not copied behind its length."""
+    if len(body) < COPIED_BYTES_MAX:
+        return (frame(body),)
+    return frame_head(body), body
 
 
 def id_of(key: bytes) -> Any:

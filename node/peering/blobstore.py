@@ -280,9 +280,11 @@ class BlobStore:
         tree = self._tree_of(blob_id)
         if index >= len(tree[0]) - 1:
             raise Refused(Code.NOT_FOUND)
-        with self.path(blob_id).open("rb") as file:
-            file.seek(index * CHUNK_BYTES)
-            data = file.read(CHUNK_BYTES)
+        file = os.open(self.path(blob_id), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = os.pread(file, CHUNK_BYTES, index * CHUNK_BYTES)
+        finally:
+            os.close(file)
         if merkle.leaf_hash(data) != tree[0][index + 1]:
             self._drop_rotted(blob_id)
         return data, merkle.path_in(tree, index + 1)

@@ -66,6 +66,7 @@ async def test_overrides_are_in_place(network):
     assert YamuxStream._auto_tune_and_send_window_update is bulk.batched_credit
     assert YamuxStream.write is bulk.write_frames
     assert Yamux.read_stream is bulk.read_some
+    assert Yamux._read_data_body is bulk.read_body
     assert NoiseTransportReadWriter.write_msg is bulk.write_message
     assert bulk.tcp_module.TrioTCPStream is bulk.BufferedTcpStream
     assert guard.muxer_module.Yamux is guard.GuardedYamux

@@ -57,6 +57,40 @@ async def test_a_writer_of_a_whole_reply_never_waits_for_credit(nursery, monkeyp
     assert waits == []
 
 
+async def test_large_replies_to_one_peer_go_one_after_the_other(nursery, monkeypatch):
+    """Side by side they would end together, and each side would wait for the other."""
+    told = []
+
+    async def write(stream, data):
+        is_large = len(data) >= SIZE
+        if is_large:
+            told.append("begins")
+        await bulk.write_frames(stream, data)
+        if is_large:
+            told.append("ends")
+
+    one, other = await two(nursery, blob=give_whole)
+    monkeypatch.setattr(bulk.YamuxStream, "write", write)
+    async with trio.open_nursery() as inner:
+        for _ in range(4):
+            inner.start_soon(ask, one, other)
+    assert told == ["begins", "ends"] * 4
+    assert other.requests._turns == {}
+
+
+async def test_a_peer_that_does_not_read_a_large_reply_has_its_small_ones(nursery):
+    async def echo(peer, body):
+        return body
+
+    one, other = await two(nursery, blob=give_whole, light=echo)
+    unread = await one.open(other.me, "blob")
+    await unread.write(b"x", 5)
+    await wait_until(lambda: other.requests._turns)
+    assert await one.request(other.me, "light", b"hello", timeout_s=5, bytes_max=9) == b"hello"
+    assert other.requests._turns, "it still waits for its reader"
+    await unread.reset()
+
+
 async def test_a_large_frame_of_a_stream_comes_with_the_credit_of_its_length(nursery):
     got = []
 

@@ -13,7 +13,7 @@ from consensus.primitives.errors import Invalid
 from node.holdings import check_identity
 from node.ledger import tables
 from node.ledger.wire.receipts import COMPLETE, receipt_id
-from node.peering.blobs import BlobStore
+from node.peering.blobstore import BlobStore
 from node.peering.relay import Relay
 from node.purse import Purse, Question
 from node.reasons import Reasons

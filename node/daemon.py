@@ -34,7 +34,8 @@ from node.peering import pace
 from node.peering.accusing import Accusing
 from node.peering.auditing import IndexAuditor
 from node.peering.bindings import find_validator, is_binding, make_binding
-from node.peering.blobs import Blobs, BlobStore
+from node.peering.blobs import Blobs
+from node.peering.blobstore import FREE_BYTES_MIN, BlobStore
 from node.peering.directory import Directory
 from node.peering.lightserver import LightServer
 from node.peering.proposer import Proposer
@@ -183,7 +184,11 @@ class Node:
             on_pooled=self._wake,
             on_checked=self._note_bundle,
         )
-        self._store = BlobStore(settings.home / "blobs", self._config.p2p.blob_quota_gb << 30)
+        self._store = BlobStore(
+            settings.home / "blobs",
+            self._config.p2p.blob_quota_gb << 30,
+            free_bytes_min=max(FREE_BYTES_MIN, 2 * floor_bytes),  # blobs never cost a vote
+        )
         self._blobs = Blobs(network=self._network, store=self._store)
         serves = "provider" in self._config.roles
         self._holdings = Holdings(

@@ -23,7 +23,8 @@ from node.ledger import tables
 from node.ledger.rules.models import has_ended, is_servable
 from node.ledger.state import State
 from node.observe import get_log
-from node.peering.blobs import ADAPTER, BASE, CONTENT, INDEX, Blobs, BlobStore
+from node.peering.blobs import Blobs
+from node.peering.blobstore import ADAPTER, BASE, CONTENT, INDEX, BlobStore
 from node.serving.adapters import base_hash, read_adapter
 from node.serving.attributing import HeldIndex
 from node.serving.manifest import Manifest, decode_manifest

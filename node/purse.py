@@ -32,7 +32,7 @@ from node.ledger.wire.transactions import (
     encode_body,
     encode_transaction,
 )
-from node.peering.blobs import BASE, NoRoom
+from node.peering.blobstore import BASE, NoRoom
 from node.peering.directory import Directory
 from node.wallet.buying import Answer, Piece
 from node.wallet.doubles import Doubles

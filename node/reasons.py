@@ -22,7 +22,7 @@ from node.ledger.state import State
 from node.ledger.wire.bundles import decode_header
 from node.ledger.wire.claims import Statement, decode_statement
 from node.ledger.wire.receipts import decode_credits, decode_receipt
-from node.peering.blobs import CONTENT
+from node.peering.blobstore import CONTENT
 from node.storage.views import FoundReceipt, View
 from node.web import answers
 from p2p.errors import NetworkError

@@ -73,8 +73,13 @@ async def part(stream: FrameStream, bytes_max: int) -> None:
 
 def frame(body: bytes) -> bytes:
     """`body` with its length before it; an empty body is our own bug."""
+    return frame_head(body) + body
+
+
+def frame_head(body: bytes) -> bytes:
+    """What stands before `body` in its frame."""
     assert body
-    return _LENGTH.pack(len(body)) + body
+    return _LENGTH.pack(len(body))
 
 
 def frame_length(head: bytes, bytes_max: int) -> int:
@@ -130,6 +135,38 @@ def _check(value: object, depth: int, wrong: type[Exception]) -> None:
             _check(part, depth - 1, wrong)
         return
     raise wrong(f"neither integer, bytes nor array: {kind.__name__}")
+
+
+def encode_reply(code: int, retry_ms: int, body: bytes) -> bytes:
+    """`encode((code, retry_ms, body))`; msgpack would copy a large body three times more."""
+    return _reply_head(code, retry_ms, len(body)) + body
+
+
+def decode_reply(raw: bytes) -> tuple[int, int, bytes]:
+    """(code, retry_ms, body) of what `encode_reply` made; Misbehaving for anything else.
+
+    The body comes last, so that the form is canonical if all before it is.
+    """
+    try:
+        value = msgpack.unpackb(
+            raw, use_list=False, raw=False, max_array_len=3, max_map_len=0, max_str_len=0,
+            max_ext_len=0, max_bin_len=len(raw),
+        )  # fmt: skip
+    except (ValueError, RecursionError, msgpack.UnpackException) as error:
+        raise Misbehaving(f"not canonical: {type(error).__name__}") from None
+    code, retry_ms, body = fields(value, int, int, bytes, what="reply")
+    if not (0 <= code <= INT_MAX and 0 <= retry_ms <= INT_MAX):
+        raise Misbehaving("an integer outside 0..2^63-1")
+    if not raw.startswith(_reply_head(code, retry_ms, len(body))):
+        raise Misbehaving("not canonical: another form of the same value")
+    return code, retry_ms, body
+
+
+def _reply_head(code: int, retry_ms: int, size: int) -> bytes:
+    for byte, width in ((b"\xc4", 1), (b"\xc5", 2), (b"\xc6", 4)):
+        if size < 1 << 8 * width:
+            return encode((code, retry_ms, b""))[:-2] + byte + size.to_bytes(width, "big")
+    raise AssertionError("a body above 4 GiB")
 
 
 def fields(value: Value, *kinds: type, what: str) -> tuple[Any, ...]:

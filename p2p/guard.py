@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -21,11 +21,9 @@ import libp2p.pubsub.gossipsub as gossipsub_module
 import libp2p.pubsub.pubsub as pubsub_module
 import libp2p.stream_muxer.muxer_multistream as muxer_module
 import libp2p.stream_muxer.yamux.yamux as yamux_module
-import libp2p.transport.tcp.tcp as tcp_module
 import trio
 from libp2p.exceptions import ParseError
 from libp2p.identity.identify_push.identify_push import ID_PUSH as IDENTIFY_PUSH
-from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.exceptions import RawConnError
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.stream.exceptions import StreamEOF, StreamError
@@ -37,11 +35,13 @@ from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
-from p2p.errors import EndOfStream, Misbehaving, TooSlow, Unreachable
-from p2p.framing import LENGTH_BYTES, frame, frame_length
+from p2p.bulk import credit_frame, patch_streams, take
+from p2p.errors import EndOfStream, Misbehaving, NetworkError, TooSlow, Unreachable
+from p2p.framing import LENGTH_BYTES, frame, frame_head, frame_length
 from p2p.limits import (
     CLOSE_S,
     FRAME_BODY_S,
+    FRAME_BYTES_S_MIN,
     NEGOTIATION_LINE_BYTES_MAX,
     OUTBOUND_QUEUE,
     PER_ADDRESS_MAX,
@@ -56,6 +56,7 @@ from p2p.limits import (
 )
 
 READ_BYTES: Final = 64 * 1_024
+COPIED_BYTES_MAX: Final = 256 * 1_024
 STUCK_WRITE_S: Final = 6.0  # a frame half written for so long: the connection is lost
 UNREAD_SLACK_BYTES: Final = 64 * 1_024
 PENDING_MAX: Final = 8  # gossip kept for a peer whose subscriptions are not known yet
@@ -256,21 +257,6 @@ class _LongQueue(RpcQueue):
 
 # --- connections and streams
 
-BYTES_MOVED: Final[Counter[str]] = Counter()  # in, out: of all sockets of this process
-
-
-class CountedTcpStream(TrioTCPStream):
-    """Counts what passes; the library makes one for each socket and knows no network of ours."""
-
-    async def read(self, n: int | None = None) -> bytes:
-        part = await super().read(n)
-        BYTES_MOVED["in"] += len(part)
-        return part
-
-    async def write(self, data: bytes) -> None:
-        await super().write(data)
-        BYTES_MOVED["out"] += len(data)
-
 
 class _BoundedBuffer(bytearray):
     """What a stream has received and nobody read: the library only logs an exceeded window."""
@@ -311,20 +297,6 @@ class GuardedYamux(Yamux):
         if scope.cancelled_caught:
             await self._cleanup_on_error()
             raise RawConnError("connection stuck")
-        await trio.lowlevel.checkpoint()
-
-
-async def _batched_credit(self: YamuxStream, *, bytes_read: int = 0) -> None:
-    """The library sends a window update after every read, 70 % of all frames; half a window is
-    soon enough: frames 170 → 53/s, CPU a block 8.6 → 5.8 ms, bulk no slower (measured)."""
-    self._pending_recv_release += bytes_read
-    if self._pending_recv_release < self.target_recv_window // 2:
-        return
-    increment, self._pending_recv_release = self._pending_recv_release, 0
-    self.recv_window += increment
-    buffered = len(self.conn.stream_buffers.get(self.stream_id, b""))
-    increment += self._apply_autotune_epoch(buffered)
-    await self.send_window_update(increment)
 
 
 async def reset_stream(stream: Any) -> None:
@@ -434,8 +406,7 @@ def patch_library() -> None:
     untyped(
         muxer_module
     ).Yamux = GuardedYamux  # it makes its own and ignores the class that it is given
-    untyped(tcp_module).TrioTCPStream = CountedTcpStream
-    untyped(YamuxStream)._auto_tune_and_send_window_update = _batched_credit
+    patch_streams()
     untyped(swarm_module)._HAPPY_EYEBALLS_DELAY = 0.01  # we dial one address: no second one
     consume = getattr(
         pubsub.maybe_consume_signed_record, "inner", pubsub.maybe_consume_signed_record
@@ -471,11 +442,17 @@ class Libp2pFrameStream:
         is_whole = False
         try:
             with trio.fail_after(timeout_s):
-                await self._fill(LENGTH_BYTES, between_frames=True, deadline_s=float("inf"))
-                length = frame_length(bytes(self._held[:LENGTH_BYTES]), bytes_max)
-                await self._fill(LENGTH_BYTES + length, deadline_s=FRAME_BODY_S)
-            body = bytes(self._held[LENGTH_BYTES : LENGTH_BYTES + length])
-            del self._held[: LENGTH_BYTES + length]
+                length = frame_length(await self._read_length(), bytes_max)
+                missing = length - len(self._held)
+                if missing <= 0:
+                    body = bytes(self._held[:length])
+                    del self._held[:length]
+                    await trio.lowlevel.checkpoint()  # many small frames must not starve others
+                else:
+                    with trio.fail_after(FRAME_BODY_S + length / FRAME_BYTES_S_MIN):
+                        rest = await self._read_rest(missing)
+                    body = bytes(self._held) + rest
+                    self._held.clear()
             is_whole = True
             return body
         except trio.TooSlowError:
@@ -484,25 +461,36 @@ class Libp2pFrameStream:
             if not is_whole:
                 await self.reset()
 
-    async def _fill(self, size: int, *, deadline_s: float, between_frames: bool = False) -> None:
-        if len(self._held) >= size:
-            await trio.lowlevel.checkpoint()  # many small frames must not starve other tasks
-            return
-        with trio.fail_after(deadline_s):
-            while len(self._held) < size:
-                part = await self._read_some(max(READ_BYTES, size - len(self._held)))
-                if not part:
-                    if between_frames and not self._held:
-                        raise EndOfStream("closed by the peer")
-                    raise Misbehaving("the stream ended inside a frame")
-                self._held += part
+    async def _read_length(self) -> bytes:
+        while len(self._held) < LENGTH_BYTES:
+            part = await self._take(self._stream.read, READ_BYTES)
+            if not part:
+                raise self._cut_off() if self._held else EndOfStream("closed by the peer")
+            self._held += part
+        head = bytes(self._held[:LENGTH_BYTES])
+        del self._held[:LENGTH_BYTES]
+        return head
 
-    async def _read_some(self, most: int) -> bytes:
+    async def _read_rest(self, missing: int) -> bytes:
+        """What is missing of a frame: it is held here anyway, so all of it may come at once."""
+        await self._take(credit_frame, self._stream.muxed_stream, missing)
+        rest: bytes = await self._take(take, self._stream.muxed_stream, missing)
+        if len(rest) < missing:
+            raise self._cut_off()
+        return rest
+
+    def _cut_off(self) -> NetworkError:
+        """Half a frame is the peer's fault only while its connection stands: it may have died."""
+        if self._stream.muxed_stream.conn.event_shutting_down.is_set():
+            return Unreachable("the connection broke inside a frame")
+        return Misbehaving("the stream ended inside a frame")
+
+    async def _take(self, read: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
+        """What the library reads; b"" at the end of the stream."""
         if self._is_reset:
             raise Unreachable("the stream was reset")
         try:
-            part: bytes = await self._stream.read(most)
-            return part
+            return await read(*arguments)
         except StreamEOF:
             return b""
         except Exception as error:  # noqa: BLE001  # whatever it raises, the stream is gone
@@ -515,7 +503,8 @@ class Libp2pFrameStream:
                 if self._is_reset:
                     raise Unreachable("the stream was reset")
                 try:
-                    await self._stream.write(frame(body))
+                    for piece in _pieces(body):
+                        await self._stream.write(piece)
                 except Exception as error:  # noqa: BLE001  # whatever it raises, it is gone
                     raise Unreachable(f"the stream broke: {error!r}") from None
             is_done = True
@@ -536,6 +525,13 @@ class Libp2pFrameStream:
         if not self._is_reset:
             self._is_reset = True
             await reset_stream(self._stream)
+
+
+def _pieces(body: bytes) -> tuple[bytes, ...]:
+    """A frame as it is written: a large body is not copied behind its length."""
+    if len(body) < COPIED_BYTES_MAX:
+        return (frame(body),)
+    return frame_head(body), body
 
 
 def id_of(key: bytes) -> Any:

@@ -34,12 +34,12 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from p2p.addresses import Address, parse_address
+from p2p.bulk import BYTES_MOVED, CREDIT_SLACK_BYTES, credit_frame, greet
 from p2p.counters import Counters
 from p2p.errors import ListenError, Misbehaving, TooSlow, Unreachable
 from p2p.framing import FrameStream
 from p2p.gossip import Topics
 from p2p.guard import (
-    BYTES_MOVED,
     GuardedGossipSub,
     GuardedPubsub,
     GuardedYamux,
@@ -48,6 +48,7 @@ from p2p.guard import (
     guard_swarm,
     id_of,
     patch_library,
+    reset_stream,
     shielded,
     untyped,
 )
@@ -232,16 +233,28 @@ class Stack(INotifee):
 
     # --- Transport
 
-    async def open_stream(self, peer: PeerId, protocol: str) -> FrameStream:
+    async def open_stream(
+        self, peer: PeerId, protocol: str, *, credit_bytes: int = 0
+    ) -> FrameStream:
         peer_id = id_of(peer)
         if not self._swarm.get_connections(peer_id):
             raise Unreachable("not connected")
+        stream = None
+        is_open = False
         try:
-            stream = await self._host.new_stream(peer_id, [TProtocol(protocol_text(protocol))])
+            with trio.fail_after(UPGRADE_S):
+                stream = await self._swarm.new_stream(peer_id)
+                await credit_frame(stream.muxed_stream, credit_bytes + CREDIT_SLACK_BYTES)
+                await greet(stream, protocol_text(protocol))
+            stream.set_protocol(TProtocol(protocol_text(protocol)))
+            is_open = True
         except trio.TooSlowError:
             raise TooSlow(f"{protocol}: no agreement in time") from None
         except Exception as error:  # noqa: BLE001  # whatever it raises, there is no stream
             raise Unreachable(f"{protocol}: {error!r}") from None
+        finally:
+            if stream is not None and not is_open:
+                await reset_stream(stream)
         return Libp2pFrameStream(stream)
 
     async def disconnect(self, peer: PeerId) -> None:

@@ -16,6 +16,11 @@ MiB: Final = 1 << 20
 # --- frames and streams (§6, §7)
 FRAME_BYTES_MAX: Final = 4 * MiB + 64 * KiB
 FRAME_BODY_S: Final = 10.0  # once its length is read, a whole frame must follow: no slow drip
+FRAME_BYTES_S_MIN: Final = 64 * KiB  # so a large one has so much more time
+TCP_READ_BYTES: Final = 128 * KiB  # taken from a socket at once
+FRAMES_AT_ONCE: Final = 4  # of one stream, 64 KiB each; then another may write
+CREDIT_S: Final = 5.0  # as the library: a writer without credit for so long loses its stream
+CREDIT_LOOK_S: Final = 0.1
 STREAMS_MAX: Final = 256  # served at once, all peers together
 STREAMS_PER_PEER_MAX: Final = 16
 BULK_BYTES: Final = 512 * KiB  # a reply that may be larger counts in the next two
@@ -183,7 +188,7 @@ PROTOCOLS: Final[Mapping[str, ServeLimits]] = MappingProxyType(
         "bundles": ServeLimits(2 * MiB + 128 * KiB, 4 * MiB, 10, 8, 2, burst=16),
         "pool": ServeLimits(16 * 67 * KiB, 64, 5, 1, 1),
         "snapshot": ServeLimits(64, 4 * MiB + 64 * KiB, 20, 8, 2, burst=16),
-        "blob": ServeLimits(64, 1 * MiB + 64 * KiB, 20, 32, 4, burst=64),
+        "blob": ServeLimits(64, 1 * MiB + 64 * KiB, 20, 128, 4, burst=128),
         "offers": ServeLimits(64, 256 * KiB, 5, 1, 1),
         "audit": ServeLimits(8 * KiB, 4 * MiB, 30, 4, 2, burst=8),
         "consensus": replace(_DUPLEX, burst=8),

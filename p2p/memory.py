@@ -439,7 +439,9 @@ class MemoryNetwork(Switchboard):
 
     # --- Transport
 
-    async def open_stream(self, peer: PeerId, protocol: str) -> FrameStream:
+    async def open_stream(
+        self, peer: PeerId, protocol: str, *, credit_bytes: int = 0
+    ) -> FrameStream:
         await trio.lowlevel.checkpoint()
         other = self._hub.find_node(peer)
         if other is None or not self._is_alive:

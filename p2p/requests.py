@@ -8,7 +8,8 @@ What this file does not know: libp2p, what a body means, who is connected how.
 
 import math
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ import trio
 
 from p2p.counters import Counters
 from p2p.errors import Code, Misbehaving, NetworkError, Refused, TooSlow, Unreachable
-from p2p.framing import FrameStream, decode, encode, fields, part
+from p2p.framing import FrameStream, decode_reply, encode_reply, part
 from p2p.limits import (
     AUTHORS_MAX,
     BULK_BYTES,
@@ -36,6 +37,7 @@ log = structlog.get_logger(part="p2p")
 
 ENVELOPE_BYTES_MAX = 32  # what [code, retry_ms, body] adds to a body
 BUSY_RETRY_MS = 200
+LARGE_BYTES = 64 * 1_024  # a larger reply waits its turn
 
 Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
 StreamHandler = Callable[[PeerId, FrameStream], Awaitable[None]]
@@ -52,7 +54,9 @@ def _drop(counter: Counter[Any], name: Any, count: int) -> None:
 class Opener(Protocol):
     """Opens streams to connected peers; raises Unreachable or TooSlow."""
 
-    async def open_stream(self, peer: PeerId, protocol: str) -> FrameStream: ...
+    async def open_stream(
+        self, peer: PeerId, protocol: str, *, credit_bytes: int = 0
+    ) -> FrameStream: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +90,7 @@ class Requests:
         self._bulk_bytes = 0  # of large replies, for all peers and for each: what one may become,
         self._bulk_bytes_of_peer: Counter[PeerId] = Counter()  # then what it is, until it is taken
         self._buckets: OrderedDict[tuple[PeerId, str], TokenBucket] = OrderedDict()
+        self._turns: dict[PeerId, trio.Lock] = {}  # of large replies to a peer
         self._upload_bytes_s = upload_bytes_s
         self._upload_due_s = -math.inf
         self._idle = trio.Event()
@@ -138,7 +143,7 @@ class Requests:
         is_done = False
         try:
             with trio.fail_after(timeout_s):
-                stream = await opener.open_stream(peer, protocol)
+                stream = await opener.open_stream(peer, protocol, credit_bytes=bytes_max)
                 await stream.write(body, timeout_s)
                 raw = await stream.read(bytes_max + ENVELOPE_BYTES_MAX, timeout_s)
                 is_done = True
@@ -149,13 +154,12 @@ class Requests:
                 if is_done:
                     await stream.close()
                 await stream.reset()
-        code, retry_ms, reply = fields(decode(raw, len(raw)), int, int, bytes, what="reply")
+        code, retry_ms, reply = decode_reply(raw)
         if code != Code.OK:
             raise Refused(code, retry_ms, reply)
         if len(reply) > bytes_max:
             raise Misbehaving(f"a reply of {len(reply)} bytes, {bytes_max} asked for")
-        answer: bytes = reply
-        return answer
+        return reply
 
     async def open(self, opener: Opener, peer: PeerId, protocol: str) -> FrameStream:
         """A duplex stream, opened within OPEN_S."""
@@ -277,7 +281,9 @@ class Requests:
             await stream.reset()
             return
         limits = served.limits
-        await self._reply(stream, limits, refusal.code, refusal.retry_ms, refusal.body)
+        reply = refusal.code, refusal.retry_ms, refusal.body
+        if await self._reply(stream, *reply, OPEN_S):
+            await part(stream, limits.request_max)
 
     async def _answer(
         self, peer: PeerId, protocol: str, served: _Served, handler: Handler, stream: FrameStream
@@ -313,11 +319,14 @@ class Requests:
             kept = min(held, len(reply))
             self._release(peer, held - kept)
         try:
-            if code == Code.OK:
-                await self._pace(len(reply))
-            await self._reply(stream, limits, code, retry_ms, reply)
+            async with self._turn(peer, len(reply)):
+                if code == Code.OK:
+                    await self._pace(len(reply))
+                is_written = await self._reply(stream, code, retry_ms, reply, limits.timeout_s)
         finally:
             self._release(peer, kept)
+        if is_written:
+            await part(stream, limits.request_max)
 
     def _hold(self, peer: PeerId, limits: ServeLimits) -> int:
         """Count the largest reply before it is made; Refused when too much is held already.
@@ -370,17 +379,34 @@ class Requests:
             log.error("handler raised", protocol=protocol, exc_info=error)
 
     async def _reply(
-        self, stream: FrameStream, limits: ServeLimits, code: int, retry_ms: int, body: bytes
-    ) -> None:
+        self, stream: FrameStream, code: int, retry_ms: int, body: bytes, timeout_s: float
+    ) -> bool:
         try:
-            await stream.write(encode((int(code), retry_ms, body)), OPEN_S)
+            await stream.write(encode_reply(int(code), retry_ms, body), timeout_s)
         except NetworkError:
-            return  # it went away; the stream is reset already
-        await part(stream, limits.request_max)
+            return False  # it went away; the stream is reset already
+        return True
+
+    @asynccontextmanager
+    async def _turn(self, peer: PeerId, size: int) -> AsyncIterator[None]:
+        """Large replies to one peer go one after the other: it looks at the first meanwhile.
+
+        Side by side they would all be there at once, and each side would wait for the other.
+        """
+        if size <= LARGE_BYTES:
+            yield
+            return
+        lock = self._turns.setdefault(peer, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._turns.pop(peer, None)
 
     async def _pace(self, size: int) -> None:
         """Wait our turn of the upload rate; small answers (status, light) never wait."""
-        if not self._upload_bytes_s or size <= 64 * 1_024:
+        if not self._upload_bytes_s or size <= LARGE_BYTES:
             return
         now_s = trio.current_time()
         self._upload_due_s = max(self._upload_due_s, now_s)

@@ -25,8 +25,11 @@ from p2p.requests import Handler, Requests, StreamHandler
 class Transport(Protocol):
     """How bytes travel, for as long as one libp2p stack (or one simulated node) lives."""
 
-    async def open_stream(self, peer: PeerId, protocol: str) -> FrameStream:
-        """Never dials: Unreachable at once when not connected."""
+    async def open_stream(
+        self, peer: PeerId, protocol: str, *, credit_bytes: int = 0
+    ) -> FrameStream:
+        """Never dials: Unreachable at once when not connected. The peer may send `credit_bytes`
+        before we read any: what the caller will hold anyway."""
         ...
 
     async def disconnect(self, peer: PeerId) -> None:

@@ -10,7 +10,7 @@ from attribution_kit import sound_rows, write_index
 from consensus.primitives.digest import sha256
 from node.ledger import tables
 from node.ledger.state import State
-from node.peering.blobs import ADAPTER, BASE, CONTENT, INDEX, BlobStore
+from node.peering.blobstore import ADAPTER, BASE, CONTENT, INDEX, BlobStore
 from node.serving.adapters import base_hash, write_adapter
 from node.serving.manifest import Manifest, encode_manifest
 

@@ -167,7 +167,7 @@ class TappedNode(Switchboard):
 
     # --- the transport
 
-    async def open_stream(self, peer: PeerId, protocol: str) -> TappedEnd:
+    async def open_stream(self, peer: PeerId, protocol: str, *, credit_bytes: int = 0) -> TappedEnd:
         ours, theirs = self._tap(protocol)
         assert peer == self.other.me
         assert self.other._nursery is not None

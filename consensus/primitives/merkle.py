@@ -13,12 +13,19 @@ from consensus.primitives.digest import HASH_BYTES, sha256
 from consensus.primitives.errors import Invalid
 
 EMPTY_ROOT: Final = sha256()
+LARGE_BYTES: Final = 65_536
 LEAVES_MAX: Final = 2**63 - 1
+
+Levels = list[list[bytes]]
 
 
 def leaf_hash(data: bytes) -> bytes:
     """SHA-256(00 ‖ data)."""
-    return _sha256(b"\0" + data).digest()
+    if len(data) < LARGE_BYTES:
+        return _sha256(b"\0" + data).digest()
+    digest = _sha256(b"\0")
+    digest.update(data)  # a copy would cost a fifth of the hash itself
+    return digest.digest()
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
@@ -54,14 +61,22 @@ def prove(leaves: Iterable[bytes], index: int) -> tuple[bytes, ...]:
 
 def prove_hashes(hashes: Sequence[bytes], index: int) -> tuple[bytes, ...]:
     """The same over leaf hashes."""
-    assert 0 <= index < len(hashes)
-    level, path = list(hashes), []
-    while len(level) > 1:
-        sibling = index ^ 1
-        if sibling < len(level):
-            path.append(level[sibling])
-        level, index = _parents(level), index // 2
-    return tuple(path)
+    return path_in(levels_of(hashes), index)
+
+
+def levels_of(hashes: Sequence[bytes]) -> Levels:
+    """A whole tree over one leaf hash or more: the leaves first, the root alone last."""
+    levels = [list(hashes)]
+    while len(levels[-1]) > 1:
+        levels.append(_parents(levels[-1]))
+    return levels
+
+
+def path_in(levels: Levels, index: int) -> tuple[bytes, ...]:
+    """The sibling hashes from leaf `index` up to the root of a tree that is held."""
+    assert 0 <= index < len(levels[0])
+    siblings = ((level, (index >> height) ^ 1) for height, level in enumerate(levels))
+    return tuple(level[sibling] for level, sibling in siblings if sibling < len(level))
 
 
 def path_length(index: int, size: int) -> int:

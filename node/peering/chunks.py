@@ -1,174 +1,291 @@
-"""Fetching the chunks of one snapshot: from several peers, each checked, each kept as it comes.
+"""Fetching chunks from several peers at once: each checked, each kept as it comes.
 
-Why each chunk is a file at once: an ended process goes on where it was. Why a false one bars its
+Snapshots and blobs both come this way; what a chunk is, and when it is true, their `Goods` say.
+Why each chunk is kept at once: an ended process goes on where it was. Why a false one bars its
 sender and a slow one only costs it its place: the first is a lie, the second may be our own line.
-What this file does not know: whether the snapshot is true. Its loader finds out.
+Why a chunk is checked and written before its asker asks again: a slow disk then slows the asking,
+and no stream ever waits half read for it. Why the last chunks are asked for twice: else the
+slowest source would decide when all is here.
+What this file does not know: whether the whole is true. Its loader finds out.
 """
 
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
 
 import trio
 
-from consensus.primitives.encoding import decode, encode
 from consensus.primitives.errors import Invalid
 from node.observe import get_log
-from node.peering.snapshotting import CHUNK, CHUNK_REPLY, PROTOCOL, REPLY_BYTES_MAX
-from node.storage.snapshots import Manifest, check_chunk, read_chunk, write_chunk
-from p2p.errors import Code, NetworkError, Refused
-from p2p.limits import PENALTIES, PROTOCOLS
+from p2p.errors import Code, NetworkError, Refused, TooSlow
+from p2p.limits import PENALTIES
 from p2p.network import Network, PeerId
 
 SOURCES_AT_ONCE_MAX: Final = 4
-IN_FLIGHT_PER_SOURCE: Final = 2  # so at most 32 MiB wait in memory
-FAILURES_MAX: Final = 3  # of one source, then another takes its place
+IN_FLIGHT_MAX: Final = 8  # of all sources: as many chunks wait in memory
+IN_FLIGHT_PER_SOURCE: Final = 2  # or more where sources are few, if they answer more at once
+FAILURES_MAX: Final = 3  # of one source in a row, then another takes its place
 REST_MIN_S: Final = 0.05  # of a source that is busy and does not say for how long
 REST_MAX_S: Final = 2.0
-RESTS_MAX: Final = 1_000  # of one source that is always busy
+RESTS_MAX: Final = 1_000  # in a row of one source: it is always busy
+LATE_S: Final = 2.0  # on its way for so long, one of the last chunks is asked for twice
+ASKED_TWICE_MAX: Final = 4  # of them
+SLOW_BYTES_S: Final = 64 << 10
+SLOW_S: Final = 20.0  # below that rate for so long, another source takes its place if there is one
 PROGRESS_S: Final = 10.0  # between two lines that tell how far we are
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
-log = get_log("statesync")
+log = get_log("chunks")
+
+
+class Goods(Protocol):
+    """What is fetched. `missing` and `keep` block, and run in threads."""
+
+    @property
+    def name(self) -> str:
+        """For the log."""
+        ...
+
+    @property
+    def chunks(self) -> int:
+        """How many it has in all."""
+        ...
+
+    @property
+    def at_once_max(self) -> int:
+        """How many one source answers at once."""
+        ...
+
+    def missing(self) -> list[int]:
+        """Chunks that are not on the disk as they should be."""
+        ...
+
+    def is_at(self, peer: PeerId, index: int) -> bool:
+        """Whether that source says that it has this chunk."""
+        ...
+
+    async def ask(self, peer: PeerId, index: int) -> bytes:
+        """What a source sends; raises NetworkError."""
+        ...
+
+    def keep(self, index: int, raw: bytes) -> None:
+        """Write it to the disk; raises Invalid where it is false."""
+        ...
+
+    def note_kept(self, index: int) -> None:
+        """It is on the disk now."""
+        ...
+
+
+@dataclass(slots=True)
+class _Source:
+    """One peer, and how it does."""
+
+    peer: PeerId
+    askers_max: int
+    askers: int = 0
+    failures: int = 0
+    rests: int = 0
+    is_left: bool = False
+    bytes: int = 0  # since `since_s`
+    since_s: float = field(default_factory=trio.current_time)
+
+
+@dataclass(slots=True)
+class _Asked:
+    """A chunk on its way, and from whom."""
+
+    of: list[PeerId] = field(default_factory=list)
+    since_s: float = field(default_factory=trio.current_time)
 
 
 class ChunkFetch:
-    """The chunks of a verified manifest on their way into `folder`."""
+    """The chunks of some goods on their way to the disk."""
 
     def __init__(
         self,
         *,
         network: Network,
-        manifest: Manifest,
-        folder: Path,
+        goods: Goods,
         sources: Sequence[PeerId],
         counters: Counter[str],
         run_blocking: RunBlocking,
     ) -> None:
         self._network = network
-        self._manifest = manifest
-        self._folder = folder
+        self._goods = goods
         self._spare = deque(sources)
         self._counters = counters
         self._run_blocking = run_blocking
         self._wanted: deque[int] = deque()
-        self._in_flight = 0
-        self._failures: Counter[PeerId] = Counter()
-        self._rests: Counter[PeerId] = Counter()
-        self._left: set[PeerId] = set()
+        self._asked: dict[int, _Asked] = {}  # chunks on their way
+        self._keeping: set[int] = set()  # of these, what is being written
+        at_once = min(SOURCES_AT_ONCE_MAX, max(1, len(sources)))
+        most = max(IN_FLIGHT_PER_SOURCE, IN_FLIGHT_MAX // at_once)
+        self._askers_each = min(goods.at_once_max, most)
         self._changed = trio.Event()
         self._told_s = 0.0
 
     async def run(self) -> bool:
         """Until every chunk is here (True), or no source is left. What came is kept either way."""
         self._told_s = trio.current_time()
-        self._wanted.extend(await self._run_blocking(self._missing))
-        self._counters["chunks_resumed"] += len(self._manifest.chunks) - len(self._wanted)
+        self._wanted.extend(await self._run_blocking(self._goods.missing))
+        self._counters["chunks_resumed"] += self._goods.chunks - len(self._wanted)
+        if not self._wanted:
+            return True
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             for _ in range(SOURCES_AT_ONCE_MAX):
                 self._start_next_source()
-        return not self._wanted
+        return not self.missing
 
-    def _missing(self) -> list[int]:
-        """Chunks that are not on the disk as they should be."""
-        missing = []
-        for index, mark in enumerate(self._manifest.chunks):
-            raw = read_chunk(self._folder, index)
-            try:
-                if raw is None:
-                    raise Invalid("snapshot.chunk_missing")
-                check_chunk(mark, raw)
-            except Invalid:
-                missing.append(index)
-        return missing
+    @property
+    def missing(self) -> int:
+        """Chunks that are not here yet."""
+        return len(self._wanted) + len(self._asked)
+
+    # -- sources
 
     def _start_next_source(self) -> None:
-        if self._spare:
-            peer = self._spare.popleft()
-            for _ in range(IN_FLIGHT_PER_SOURCE):
-                self._nursery.start_soon(self._fetch_from, peer)
+        if not self._spare:
+            return
+        source = _Source(self._spare.popleft(), self._askers_each)
+        for _ in range(source.askers_max):
+            source.askers += 1
+            self._nursery.start_soon(self._fetch_from, source)
 
-    async def _fetch_from(self, peer: PeerId) -> None:
-        while (index := await self._next(peer)) is not None:
-            is_here = False
-            try:
-                is_here = await self._fetch(peer, index)
-            finally:
-                self._in_flight -= 1
-                if not is_here:
-                    self._wanted.appendleft(index)
-                self._tell()
+    def _leave(self, source: _Source) -> None:
+        """Ask this source for nothing more, and another in its place."""
+        if not source.is_left:
+            source.is_left = True
+            self._start_next_source()
+            self._tell()
 
-    async def _next(self, peer: PeerId) -> int | None:
-        """A chunk to fetch; waits while others may still fail; None when `peer` is done."""
-        while peer not in self._left:
-            if self._wanted:
-                self._in_flight += 1
-                return self._wanted.popleft()
-            if not self._in_flight:
-                break
-            await self._changed.wait()
+    async def _fetch_from(self, source: _Source) -> None:
+        try:
+            while (index := await self._next(source)) is not None:
+                await self._fetch_one(source, index)
+        finally:
+            source.askers -= 1
+
+    async def _next(self, source: _Source) -> int | None:
+        """A chunk to ask for; waits while others may still fail; None when there is no more."""
+        while not source.is_left and source.askers <= source.askers_max:
+            index = self._choose(source.peer)
+            if index is not None:
+                self._asked.setdefault(index, _Asked()).of.append(source.peer)
+                return index
+            if not self._asked:
+                break  # all is here, or nobody is at work on what this source has not
+            with trio.move_on_after(LATE_S):
+                await self._changed.wait()
         return None
 
-    async def _fetch(self, peer: PeerId, index: int) -> bool:
+    def _choose(self, peer: PeerId) -> int | None:
+        for place, index in enumerate(self._wanted):
+            if self._goods.is_at(peer, index):
+                del self._wanted[place]
+                return index
+        if self._wanted or len(self._asked) > ASKED_TWICE_MAX:
+            return None
+        late_s = trio.current_time() - LATE_S
+        for index, asked in self._asked.items():
+            is_late = len(asked.of) == 1 and asked.since_s <= late_s
+            if is_late and peer not in asked.of and self._goods.is_at(peer, index):
+                return index
+        return None
+
+    # -- one chunk
+
+    async def _fetch_one(self, source: _Source, index: int) -> None:
+        is_here = False
         try:
-            await self._run_blocking(self._keep, index, await self._ask(peer, index))
+            is_here = await self._try(source, index)
+        finally:
+            self._settle(source, index, is_here=is_here)
+
+    def _settle(self, source: _Source, index: int, *, is_here: bool) -> None:
+        asked = self._asked.get(index)
+        if asked is None:
+            return  # another source was quicker
+        asked.of.remove(source.peer)
+        if is_here:
+            del self._asked[index]
+            self._counters["chunks"] += 1
+            self._goods.note_kept(index)
+            if not self.missing:
+                self._nursery.cancel_scope.cancel()  # what was asked for twice
+        elif not asked.of:
+            del self._asked[index]
+            self._wanted.appendleft(index)
+        self._tell()
+
+    async def _try(self, source: _Source, index: int) -> bool:
+        try:
+            raw = await self._goods.ask(source.peer, index)
+            source.bytes += len(raw)
+            if index not in self._asked or index in self._keeping:
+                return False  # asked for twice, and this is the second
+            await self._keep(index, raw)
         except Invalid as refusal:
             self._counters["chunks_false"] += 1
-            log.warning("a peer sent a false chunk", peer=peer, code=refusal.code)
-            self._network.penalise(peer, PENALTIES["false_chunk"], "false_chunk")
-            self._leave(peer)
+            log.warning(
+                "a peer sent a false chunk", what=self._goods.name, peer=source.peer,
+                code=refusal.code,
+            )  # fmt: skip
+            self._network.penalise(source.peer, PENALTIES["false_chunk"], "false_chunk")
+            self._leave(source)
+            return False
         except NetworkError as error:
-            await self._fail(peer, error)
+            await self._fail(source, error)
+            return False
+        source.failures = source.rests = 0
+        self._tell_progress()
+        self._replace_if_slow(source)
+        return True
+
+    async def _keep(self, index: int, raw: bytes) -> None:
+        self._keeping.add(index)
+        try:
+            await self._run_blocking(self._goods.keep, index, raw)
+        finally:
+            self._keeping.discard(index)
+
+    async def _fail(self, source: _Source, error: NetworkError) -> None:
+        if isinstance(error, Refused) and error.code in (Code.RATE_EXCEEDED, Code.BUSY):
+            source.rests += 1
+            if source.rests < RESTS_MAX:
+                await trio.sleep(min(REST_MAX_S, max(REST_MIN_S, error.retry_ms / 1_000)))
+                return
+        if isinstance(error, TooSlow):
+            source.askers_max = 1  # one chunk may come in time where two together do not
+        self._counters["chunks_failed"] += 1
+        source.failures += 1
+        if source.failures >= FAILURES_MAX:
+            self._leave(source)
         else:
-            self._counters["chunks"] += 1
-            self._tell_progress()
-            return True
-        return False
+            self._replace_if_slow(source)
+
+    def _replace_if_slow(self, source: _Source) -> None:
+        """Only where another waits: a slow source is better than none."""
+        took_s = trio.current_time() - source.since_s
+        if took_s < SLOW_S:
+            return
+        if source.bytes < SLOW_BYTES_S * took_s and self._spare:
+            self._counters["sources_slow"] += 1
+            self._leave(source)
+        source.bytes, source.since_s = 0, trio.current_time()
+
+    # -- telling
+
+    def _tell(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
     def _tell_progress(self) -> None:
         now_s = trio.current_time()
         if now_s - self._told_s >= PROGRESS_S:
             self._told_s = now_s
-            count = len(self._manifest.chunks)
-            log.info("fetching a snapshot", chunks=count, missing=len(self._wanted))
-
-    async def _ask(self, peer: PeerId, index: int) -> bytes:
-        raw = await self._network.request(
-            peer,
-            PROTOCOL,
-            encode((CHUNK, self._manifest.height, index)),
-            timeout_s=PROTOCOLS[PROTOCOL].timeout_s,
-            bytes_max=REPLY_BYTES_MAX,
-        )
-        (chunk,) = decode(raw, CHUNK_REPLY, REPLY_BYTES_MAX, "snapshot.reply")
-        return bytes(chunk)
-
-    def _keep(self, index: int, raw: bytes) -> None:
-        check_chunk(self._manifest.chunks[index], raw)
-        write_chunk(self._folder, index, raw)
-
-    async def _fail(self, peer: PeerId, error: NetworkError) -> None:
-        if isinstance(error, Refused) and error.code in (Code.RATE_EXCEEDED, Code.BUSY):
-            self._rests[peer] += 1
-            if self._rests[peer] < RESTS_MAX:
-                await trio.sleep(min(REST_MAX_S, max(REST_MIN_S, error.retry_ms / 1_000)))
-                return
-        self._counters["chunks_failed"] += 1
-        self._failures[peer] += 1
-        if self._failures[peer] >= FAILURES_MAX:
-            self._leave(peer)
-
-    def _leave(self, peer: PeerId) -> None:
-        """Ask this source for nothing more, and another in its place."""
-        if peer not in self._left:
-            self._left.add(peer)
-            self._start_next_source()
-            self._tell()
-
-    def _tell(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
+            name, count = self._goods.name, self._goods.chunks
+            log.info("fetching", what=name, chunks=count, missing=self.missing)

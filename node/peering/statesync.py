@@ -13,6 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import trio
@@ -22,13 +23,23 @@ from consensus.primitives.encoding import decode, encode
 from consensus.primitives.errors import Invalid
 from node.observe import get_log
 from node.peering.chunks import ChunkFetch
-from node.peering.snapshotting import LIST, LIST_REPLY, PROTOCOL, REPLY_BYTES_MAX
+from node.peering.snapshotting import (
+    CHUNK,
+    CHUNK_REPLY,
+    LIST,
+    LIST_REPLY,
+    PROTOCOL,
+    REPLY_BYTES_MAX,
+)
 from node.storage.snapshots import (
     Manifest,
     SnapshotStore,
+    check_chunk,
     decode_manifest,
+    read_chunk,
     read_manifest,
     verify_manifest,
+    write_chunk,
     write_manifest,
 )
 from p2p.errors import NetworkError
@@ -57,6 +68,59 @@ class _Offer:
 
     height: int
     told: dict[PeerId, Manifest] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotGoods:
+    """The chunks of a manifest that verified, each of them a file of `folder`."""
+
+    network: Network
+    manifest: Manifest
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"snapshot {self.manifest.height}"
+
+    @property
+    def chunks(self) -> int:
+        return len(self.manifest.chunks)
+
+    @property
+    def at_once_max(self) -> int:
+        return PROTOCOLS[PROTOCOL].at_once_max
+
+    def missing(self) -> list[int]:
+        missing = []
+        for index, mark in enumerate(self.manifest.chunks):
+            raw = read_chunk(self.folder, index)
+            try:
+                if raw is None:
+                    raise Invalid("snapshot.chunk_missing")
+                check_chunk(mark, raw)
+            except Invalid:
+                missing.append(index)
+        return missing
+
+    def is_at(self, peer: PeerId, index: int) -> bool:
+        return True  # whoever told the manifest has all of it
+
+    async def ask(self, peer: PeerId, index: int) -> bytes:
+        return await self.network.request(
+            peer,
+            PROTOCOL,
+            encode((CHUNK, self.manifest.height, index)),
+            timeout_s=PROTOCOLS[PROTOCOL].timeout_s,
+            bytes_max=REPLY_BYTES_MAX,
+        )
+
+    def keep(self, index: int, raw: bytes) -> None:
+        (chunk,) = decode(raw, CHUNK_REPLY, REPLY_BYTES_MAX, "snapshot.reply")
+        check_chunk(self.manifest.chunks[index], chunk)
+        write_chunk(self.folder, index, chunk)
+
+    def note_kept(self, index: int) -> None:
+        """The folder tells."""
 
 
 class StateSync:
@@ -171,8 +235,7 @@ class StateSync:
         log.info("state sync", height=manifest.height, chunks=len(manifest.chunks), peers=len(true))
         fetch = ChunkFetch(
             network=self._network,
-            manifest=manifest,
-            folder=self._store.part(manifest.height),
+            goods=SnapshotGoods(self._network, manifest, self._store.part(manifest.height)),
             sources=list(true),
             counters=self.counters,
             run_blocking=self._run_blocking,

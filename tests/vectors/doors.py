@@ -30,13 +30,13 @@ from consensus.primitives.errors import Invalid
 from node.peering import blobs
 from node.peering.accusing import Accusing
 from node.peering.bindings import make_binding, read_binding
-from node.peering.blobs import Blobs, BlobStore
+from node.peering.blobs import Blobs
+from node.peering.blobstore import CONTENT, BlobStore, decode_listing
 from node.peering.catchup import Catchup
-from node.peering.chunks import ChunkFetch
 from node.peering.directory import Directory
 from node.peering.hearing import Hearing
 from node.peering.lightsource import PeerSource
-from node.peering.statesync import StateSync
+from node.peering.statesync import SnapshotGoods, StateSync
 from node.peering.window import Range
 from node.serving import manifest as models
 from node.storage import snapshots
@@ -107,6 +107,28 @@ class Pieces:
 
     async def reset(self) -> None:
         """It is gone."""
+
+    @property
+    def muxed_stream(self) -> Any:
+        """What the rest of a long frame is taken from: all that is left, then the end."""
+
+        async def give(*_: object, **__: object) -> None: ...
+
+        rest, self._at = bytearray(self._raw[self._at :]), len(self._raw)
+        conn = SimpleNamespace(stream_buffers={1: rest}, event_shutting_down=trio.Event())
+        return self.__dict__.setdefault(
+            "rest",
+            SimpleNamespace(
+                conn=conn,
+                stream_id=1,
+                reset_received=False,
+                recv_closed=True,
+                recv_window=0,
+                target_recv_window=0,
+                send_window_update=give,
+                _auto_tune_and_send_window_update=give,
+            ),
+        )
 
 
 async def open_doors(home: Path, nursery: trio.Nursery) -> Doors:
@@ -229,14 +251,11 @@ def snapshot_doors(scenes: Scenes, net: Any, reading: Callable[..., Door]) -> Do
         verify_header=lambda height: None, take_in=lambda manifest: None, gap_blocks=0,
         gather_s=1, run_blocking=at_once,
     )  # type: ignore[arg-type, return-value]  # fmt: skip
-    fetch: Any = ChunkFetch(
-        network=net, manifest=scenes.story.manifest, folder=scenes.home, sources=[],
-        counters=Counter(), run_blocking=at_once,
-    )  # fmt: skip
+    goods: Any = SnapshotGoods(net, scenes.story.manifest, scenes.home)
     peer = scenes.server.me
 
     async def chunk() -> object:
-        raw = await fetch._ask(peer, 0)
+        raw = await goods.ask(peer, 0)
         snapshots.decode_chunk(raw)  # before it is checked, which a stranger's may not pass
         return snapshots.check_chunk(scenes.story.manifest.chunks[0], raw)
 
@@ -250,22 +269,18 @@ def blob_doors(scenes: Scenes, net: Any, reading: Callable[..., Door]) -> Doors:
     store = BlobStore(scenes.home / "fuzzed", 1 << 20)
     client: Any = Blobs(network=net, store=store, run_blocking=at_once)
     peer = scenes.server.me
-    (entry,) = scenes.server_blobs.listing(blobs.CONTENT, sha256(BLOB)) or ()
+    (entry,) = scenes.server_blobs.listing(CONTENT, sha256(BLOB)) or ()
+
+    part = store.part(entry.blob_id, entry.length)  # written to only where a chunk is true
 
     async def listing() -> object:
-        return blobs._decode_listing(net.raw)
-
-    part = store.part(
-        entry.blob_id
-    )  # one file for all: it is written to only where a chunk is true
+        return decode_listing(net.raw)
 
     async def described() -> object:
-        (length, _), path, _ = blobs._reply(net.raw, blobs._DESCRIBED)
-        return part.begin(length, path)
+        return blobs._check_described(entry, net.raw)
 
     async def chunk() -> object:
-        part._length, part._leaves = len(BLOB), [bytes(32)]
-        return part.write(0, *blobs._reply(await client._ask(peer, (1, b"", 0)), blobs._CHUNK))
+        return part.keep(0, *blobs._reply(await client.ask_chunk(peer, b"", 0), blobs._CHUNK))
 
     return {
         "told blob": reading("blob 0", described, *REFUSALS),
@@ -306,7 +321,7 @@ def envelope_door(scenes: Scenes, reply: bytes) -> Door:
     class Opener:
         raw = b""
 
-        async def open_stream(self, peer: PeerId, protocol: str) -> Any:
+        async def open_stream(self, peer: PeerId, protocol: str, **_: Any) -> Any:
             async def write(body: bytes, timeout_s: float) -> None: ...
 
             async def read(bytes_max: int, timeout_s: float) -> bytes:

@@ -55,7 +55,8 @@ from node.ledger.wire.receipts import receipt_id
 from node.ledger.wire.transactions import Transfer, UpdateProvider
 from node.light import trust_genesis, verify_file
 from node.peering.bindings import is_binding, make_binding
-from node.peering.blobs import CONTENT, Blobs, BlobStore
+from node.peering.blobs import Blobs
+from node.peering.blobstore import CONTENT, BlobStore
 from node.peering.catchup import Catchup
 from node.peering.directory import Directory
 from node.peering.lightserver import LightServer

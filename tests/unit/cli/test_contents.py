@@ -9,7 +9,7 @@ from consensus.primitives.digest import sha256
 from node.cli import contents
 from node.cli.frame import CommandError
 from node.holdings import check_identity
-from node.peering import blobs
+from node.peering import blobstore as blobs
 
 WORDS = b'{"text":"a fact"}\n'
 

@@ -37,7 +37,7 @@ from node.ledger.wire.transactions import (
     WithdrawContribution,
     decode_transaction,
 )
-from node.peering import blobs
+from node.peering import blobstore as blobs
 from node.web import answers
 
 CHARTER = "For the law."

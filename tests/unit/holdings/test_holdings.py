@@ -17,7 +17,8 @@ from consensus.primitives.errors import Invalid
 from node.holdings import FOLDERS, LOOK_S, Holdings, check_identity, find_current
 from node.ledger import tables
 from node.ledger.state import State
-from node.peering.blobs import ADAPTER, BASE, CONTENT, CONTRIBUTION, INDEX, Blobs, BlobStore
+from node.peering.blobs import Blobs
+from node.peering.blobstore import ADAPTER, BASE, CONTENT, CONTRIBUTION, INDEX, BlobStore
 from p2p.errors import Unreachable
 from p2p.memory import MemoryHub
 

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2p import framing
 from p2p.errors import Misbehaving
 from p2p.framing import INT_MAX, decode, encode, fields, frame, frame_length, part
 
@@ -121,3 +122,35 @@ async def test_who_parts_takes_no_more_than_was_under_way(size, asked):
     assert stream.asked == asked
     assert stream.is_closed
     assert stream.is_reset
+
+
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 65_535, 65_536, 1 << 20])
+def test_a_reply_is_the_canonical_array_of_its_three_fields(size):
+    body = b"b" * size
+    for code, retry_ms in ((0, 0), (5, 1_000), (300, 2**40)):
+        raw = framing.encode_reply(code, retry_ms, body)
+        assert raw == framing.encode((code, retry_ms, body))
+        assert framing.decode_reply(raw) == (code, retry_ms, body)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"\x93\x00\x00",
+        b"\x93\x00\x00\xc5\x00\x01x",  # the body's length in more bytes than it needs
+        b"\x93\xcc\x00\x00\xc4\x01x",  # the code in more bytes than it needs
+        b"\xdc\x00\x03\x00\x00\xc4\x01x",
+        b"\x93\x00\x00\xc4\x01xy",
+        b"\x93\x00\x00\xa1x",
+        b"\x93\xff\x00\xc4\x01x",
+        b"\x93\x00\x00\x00",
+        b"\x92\x00\x00",
+        b"\x94\x00\x00\xc4\x01x\x00",
+        b"\x93\xcf\x80\x00\x00\x00\x00\x00\x00\x00\x00\xc4\x01x",
+        b"\x93\xc3\x00\xc4\x01x",
+    ],
+)
+def test_any_other_form_of_a_reply_is_misbehaving(raw):
+    with pytest.raises(Misbehaving):
+        framing.decode_reply(raw)

@@ -10,11 +10,12 @@ import trio
 from libp2p.exceptions import ParseError
 from libp2p.io.exceptions import MessageTooLarge
 from libp2p.pubsub.pb import rpc_pb2
-from libp2p.stream_muxer.yamux.yamux import YamuxStream
+from libp2p.security.noise.io import NoiseTransportReadWriter
+from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.utils.varint import encode_varint_prefixed
 from network_kit import CHAIN, World, admitted, wait_until
 
-from p2p import guard
+from p2p import bulk, guard
 from p2p.errors import EndOfStream, ListenError, Misbehaving, NetworkError
 from p2p.gossip import Verdict
 from p2p.host import topic_text
@@ -77,7 +78,12 @@ async def test_overrides_are_in_place(network):
     assert swarm.auto_connector.maybe_connect.__module__ == "p2p.guard"
     assert host._schedule_identify.__module__ == "p2p.guard"
     assert guard.IDENTIFY_PUSH not in host.multiselect.handlers
-    assert YamuxStream._auto_tune_and_send_window_update is guard._batched_credit
+    assert YamuxStream._auto_tune_and_send_window_update is bulk.batched_credit
+    assert YamuxStream.write is bulk.write_frames
+    assert Yamux.read_stream is bulk.read_some
+    assert Yamux._read_data_body is bulk.read_body
+    assert NoiseTransportReadWriter.write_msg is bulk.write_message
+    assert bulk.tcp_module.TrioTCPStream is bulk.BufferedTcpStream
     assert guard.muxer_module.Yamux is guard.GuardedYamux
     assert guard.communicator_module.read_delim is guard._read_line
     queue = guard.pubsub_module.RpcQueue()

@@ -1,7 +1,10 @@
 """Blobs: every chunk is proven, a liar is left, nothing from the wire becomes a path."""
 
+import os
 import random
+import time
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -11,9 +14,19 @@ from exchange_kit import at_once
 from consensus.primitives import merkle
 from consensus.primitives.encoding import encode
 from consensus.primitives.errors import Invalid
-from node.peering import blobs
-from node.peering.blobs import ADAPTER, CHUNK_BYTES, Blobs, BlobStore, check_name
-from p2p.errors import Misbehaving, Refused, Unreachable
+from node.peering import blobparts, blobstore
+from node.peering.blobparts import CHUNK_BYTES
+from node.peering.blobs import READING_RETRY_MS, SETTLE_S, Blobs, _BlobGoods, _check_described
+from node.peering.blobstore import (
+    ADAPTER,
+    FREE_BYTES_MIN,
+    PARTS_KEPT_S,
+    BlobStore,
+    Entry,
+    NoRoom,
+    check_name,
+)
+from p2p.errors import Code, Misbehaving, Refused, Unreachable
 from p2p.memory import MemoryHub
 
 KEYS = [party(f"node {i}").key for i in range(3)]
@@ -83,14 +96,13 @@ async def test_a_false_chunk_costs_its_source_and_the_next_is_asked(tmp_path, au
             one._store.add_folder(ADAPTER, IDENTITY, folder)
         true_chunk = nodes[0]._store.chunk
 
-        def lie(blob_id: bytes, index: int) -> bytes:
-            raw = bytearray(true_chunk(blob_id, index))
-            raw[100 % len(raw)] ^= 1
-            return bytes(raw)
+        def lie(blob_id: bytes, index: int) -> tuple[bytes, tuple[bytes, ...]]:
+            data, path = true_chunk(blob_id, index)
+            return bytes([data[0] ^ 1]) + data[1:], path
 
         nodes[0]._store.chunk = lie
         await fetch(nodes[2], tmp_path, KEYS[:2])
-        assert nodes[2].counters["sources_false"] == 1
+        assert nodes[2].counters["chunks_false"] >= 1
         assert (tmp_path / "got" / "sub" / "b.json").read_bytes() == b"{}"
 
 
@@ -193,6 +205,43 @@ async def test_no_room_here_blames_no_source(tmp_path, autojump_clock) -> None:
         with pytest.raises(Invalid, match=r"blob\.quota"):
             await fetch(nodes[1], tmp_path, KEYS[:1])
         assert blamed == []
+        assert nodes[1].counters["fetched_bytes"] == 0
+        assert list((tmp_path / "small" / "blobs").glob("??/*")) == [], "not one byte"
+
+
+async def test_a_full_disk_is_told_before_a_byte(tmp_path, autojump_clock, monkeypatch) -> None:
+    async with three(tmp_path) as nodes:
+        nodes[0]._store.add_folder(ADAPTER, IDENTITY, make_folder(tmp_path))
+        free = FREE_BYTES_MIN + CHUNK_BYTES + 18
+        monkeypatch.setattr(
+            blobstore.shutil, "disk_usage", lambda folder: SimpleNamespace(free=free)
+        )
+        with pytest.raises(NoRoom, match=r"blob\.disk"):
+            await fetch(nodes[1], tmp_path, KEYS[:1])
+        assert nodes[1].counters["fetched_bytes"] == 0
+        free += 1
+        await fetch(nodes[1], tmp_path, KEYS[:1])
+
+
+def test_a_part_takes_no_room_twice(tmp_path) -> None:
+    """A fetch that goes on near the quota is not refused for what it has itself."""
+    held = store(tmp_path, quota=4 * CHUNK_BYTES)
+    entry, other = (Entry("a", name * 32, 3 * CHUNK_BYTES) for name in (b"a", b"b"))
+    held.part(entry.blob_id, entry.length).close()
+    held.check_room([entry])
+    with pytest.raises(NoRoom):
+        held.check_room([other])
+
+
+def test_a_part_that_nobody_goes_on_with_is_dropped_after_a_week(tmp_path) -> None:
+    held = store(tmp_path)
+    for name, age_s in ((b"a", PARTS_KEPT_S + 60), (b"b", 60)):
+        held.part(name * 32, 5).close()
+        for path in blobparts.part_paths(held.path(name * 32)):
+            os.utime(path, (time.time() - age_s,) * 2)
+    store(tmp_path)
+    left = {path.name.partition(".")[0] for path in (tmp_path / "blobs").glob("??/*")}
+    assert left == {(b"b" * 32).hex()}
 
 
 async def test_more_than_the_caller_wants_is_refused_before_a_byte(tmp_path, autojump_clock):
@@ -205,6 +254,150 @@ async def test_more_than_the_caller_wants_is_refused_before_a_byte(tmp_path, aut
         await fetch(nodes[2], tmp_path, [KEYS[0]], bytes_max=total)
 
 
+async def test_a_source_that_hangs_holds_up_nothing(tmp_path, autojump_clock) -> None:
+    async with three(tmp_path) as nodes:
+        nodes[0]._store.add_folder(ADAPTER, IDENTITY, make_folder(tmp_path))
+        true_request = nodes[2]._network.request
+
+        async def hang(peer, *told, **more):
+            if peer == KEYS[1]:
+                await trio.sleep_forever()
+            return await true_request(peer, *told, **more)
+
+        nodes[2]._network.request = hang
+        began_s = trio.current_time()
+        await fetch(nodes[2], tmp_path, [KEYS[1], KEYS[0]])
+        assert trio.current_time() - began_s < 4 * SETTLE_S
+
+
+async def test_the_listing_that_two_tell_goes_before_that_of_one(tmp_path, autojump_clock) -> None:
+    async with three(tmp_path) as nodes:
+        true, other = make_folder(tmp_path), make_folder(tmp_path / "other", size=5)
+        nodes[0]._store.add_folder(ADAPTER, IDENTITY, other)
+        blamed = []
+        async with more_of(nodes, tmp_path, 2) as (third, fourth):
+            for one in (nodes[1], third):
+                one._store.add_folder(ADAPTER, IDENTITY, true)
+            fourth._blame = lambda peer, reason: blamed.append(peer)
+            sources = [KEYS[0], KEYS[1], third._network.me]
+            await fetch(fourth, tmp_path, sources)
+        assert (tmp_path / "got" / "a.safetensors").stat().st_size == CHUNK_BYTES + 17
+        assert blamed == []
+
+
+@asynccontextmanager
+async def more_of(nodes, tmp_path, count):
+    """More nodes on the hub of those."""
+    hub = nodes[0]._network._hub
+    async with trio.open_nursery() as nursery:
+        made = []
+        for i in range(count):
+            network = hub.network(party(f"more {i}").key)
+            one = Blobs(network=network, store=store(tmp_path / f"m{i}"), run_blocking=at_once)
+            one.serve()
+            await nursery.start(network.run)
+            made.append(one)
+        await trio.sleep(3)
+        yield made
+        nursery.cancel_scope.cancel()
+
+
+async def test_of_a_false_identity_no_blob_stays_but_those_of_a_true_one(
+    tmp_path, autojump_clock
+) -> None:
+    """Else a liar fills our quota with what nobody asks for."""
+    async with three(tmp_path) as nodes:
+        folder = make_folder(tmp_path)
+        nodes[0]._store.add_folder(ADAPTER, IDENTITY, folder)
+        shared = folder / "sub"
+        nodes[1]._store.add_folder(ADAPTER, b"\x08" * 32, shared)
+
+        def check(folder) -> None:
+            raise Invalid("adapter.hash")
+
+        with pytest.raises(Unreachable):
+            await fetch(nodes[1], tmp_path, [KEYS[0]], check)
+        left = list((tmp_path / "1" / "blobs").glob("??/*"))
+        assert [path.read_bytes() for path in left] == [b"{}"]
+
+
+async def test_what_rotted_on_our_disk_is_not_sent(tmp_path, autojump_clock) -> None:
+    """It would be a lie of ours: 50 points."""
+    async with three(tmp_path) as nodes:
+        listing = nodes[0]._store.add_folder(ADAPTER, IDENTITY, make_folder(tmp_path))
+        with nodes[0]._store.path(listing[0].blob_id).open("r+b") as file:
+            file.write(b"rot")
+        with pytest.raises(Unreachable):
+            await fetch(nodes[1], tmp_path, [KEYS[0]])
+        assert nodes[1].counters["chunks_false"] == nodes[1].counters["sources_false"] == 0
+        assert not nodes[0]._store.has(listing[0].blob_id)
+
+
+async def test_one_blob_at_a_time_is_read_whole_and_others_are_told_to_wait(
+    tmp_path, autojump_clock
+) -> None:
+    """After a start each thread of ours could else be made to read a file of gigabytes."""
+    store(tmp_path).add_folder(ADAPTER, IDENTITY, make_folder(tmp_path))
+    reading = trio.Event()
+
+    async def slow(function, *arguments):
+        reading.set()
+        await trio.sleep(60)
+        return function(*arguments)
+
+    started = store(tmp_path)
+    one = Blobs(network=MemoryHub(1).network(KEYS[0]), store=started, run_blocking=slow)
+    (first, _) = started.listing(ADAPTER, IDENTITY)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(one.answer, KEYS[1], encode((0, first.blob_id)))
+        await reading.wait()
+        with pytest.raises(Refused) as refused:
+            await one.answer(KEYS[2], encode((1, first.blob_id, 0)))
+        assert (refused.value.code, refused.value.retry_ms) == (Code.BUSY, READING_RETRY_MS)
+    await one.answer(KEYS[2], encode((1, first.blob_id, 0)))
+
+
+async def test_how_far_a_fetch_is_can_be_seen(tmp_path, autojump_clock) -> None:
+    async with three(tmp_path) as nodes:
+        nodes[0]._store.add_folder(ADAPTER, IDENTITY, make_folder(tmp_path))
+        seen = []
+
+        true_note = _BlobGoods.note_kept
+
+        def note(goods, index) -> None:
+            true_note(goods, index)
+            seen.extend((each.bytes_here, each.bytes_total) for each in nodes[1].coming())
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_BlobGoods, "note_kept", note)
+            await fetch(nodes[1], tmp_path, [KEYS[0]])
+        total = CHUNK_BYTES + 19
+        assert {of for _, of in seen} == {total}
+        assert [here for here, _ in seen] == sorted(here for here, _ in seen)
+        assert seen[-1] == (total, total)
+        assert nodes[1].coming() == ()
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        lambda length, path, have: ((length + 1, CHUNK_BYTES), path, have),
+        lambda length, path, have: ((length, CHUNK_BYTES - 1), path, have),
+        lambda length, path, have: ((length, CHUNK_BYTES), path[:-1], have),
+        lambda length, path, have: ((length, CHUNK_BYTES), [*path[:-1], bytes(32)], have),
+        lambda length, path, have: ((length, CHUNK_BYTES), path, have + b"\0"),
+        lambda length, path, have: ((length, CHUNK_BYTES), path, b""),
+    ],
+)
+def test_a_description_that_proves_no_length_is_false(tmp_path, described) -> None:
+    held = store(tmp_path)
+    entry = held.add_folder(ADAPTER, IDENTITY, make_folder(tmp_path))[0]
+    length, path, have = held.describe(entry.blob_id)
+    assert _check_described(entry, encode(((length, CHUNK_BYTES), path, have))) == b"\x03"
+    with pytest.raises(Invalid):
+        _check_described(entry, encode(described(length, list(path), have)))
+
+
 async def test_no_source_is_unreachable(tmp_path, autojump_clock) -> None:
     async with three(tmp_path) as nodes:
         with pytest.raises(Unreachable):
@@ -213,9 +406,9 @@ async def test_no_source_is_unreachable(tmp_path, autojump_clock) -> None:
 
 def test_above_the_quota_nothing_is_taken(tmp_path) -> None:
     held = store(tmp_path, quota=100)
-    held.check_room(100)
+    held.check_room([Entry("a", bytes(32), 60), Entry("b", b"b" * 32, 40)])
     with pytest.raises(Invalid, match=r"blob\.quota"):
-        held.check_room(101)
+        held.check_room([Entry("a", bytes(32), 60), Entry("b", b"b" * 32, 41)])
 
 
 @pytest.mark.parametrize(
@@ -228,13 +421,13 @@ def test_a_name_that_could_leave_its_folder_is_refused(name: str) -> None:
 
 def test_a_listing_with_a_bad_name_order_or_length_is_refused() -> None:
     good = [(b"a", bytes(32), 5), (b"b", bytes(32), 5)]
-    blobs._decode_listing(encode(good))
+    blobstore.decode_listing(encode(good))
     for bad in (
         good[::-1], [good[0], good[0]], [(b"../a", bytes(32), 5)], [(b"a", bytes(32), 0)], [],
         [(b"\xff", bytes(32), 1)],
     ):  # fmt: skip
         with pytest.raises(Invalid):
-            blobs._decode_listing(encode(bad))
+            blobstore.decode_listing(encode(bad))
 
 
 @pytest.mark.parametrize("size", [1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1])
@@ -243,16 +436,16 @@ def test_an_id_binds_every_chunk_and_the_length(tmp_path, size: int) -> None:
     path = tmp_path / "file"
     path.write_bytes(data)
     chunks = [data[i : i + CHUNK_BYTES] for i in range(0, size, CHUNK_BYTES)]
-    leaves = [blobs.first_leaf(size), *chunks]
-    assert merkle.root_of_hashes(blobs.leaves_of(path)) == merkle.root(leaves)
-    assert len(leaves) == blobs.leaf_count(size)
+    leaves = [blobparts.first_leaf(size), *chunks]
+    assert merkle.root_of_hashes(blobstore.leaves_of(path)) == merkle.root(leaves)
+    assert len(leaves) == blobparts.leaf_count(size)
 
 
 def test_an_empty_file_is_no_blob(tmp_path) -> None:
     path = tmp_path / "empty"
     path.touch()
     with pytest.raises(Invalid, match=r"blob\.length"):
-        blobs.leaves_of(path)
+        blobstore.leaves_of(path)
 
 
 async def test_questions_that_make_no_sense_count_against_who_asks(tmp_path) -> None:

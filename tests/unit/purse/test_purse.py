@@ -30,7 +30,7 @@ from node.ledger.wire.transactions import (
     decode_transaction,
     make_evidence,
 )
-from node.peering import blobs
+from node.peering import blobstore as blobs
 from node.purse import POLL_S, SETTLE_S, VALID_MS, Purse, Question
 from node.wallet.buying import Answer, PaymentFailed
 from node.wallet.doubles import ENDED_FOLDER, LOOK_EVERY_S

@@ -1,0 +1,207 @@
+"""A node's network and blobs in a process of their own: to be timed, killed, slowed and lied to.
+
+BlobNode(number=1, home=folder, serve=file)          tells its address and the file's identity
+BlobNode(number=2, home=other, peers=[address], fetch=identity)     tells how the fetch went
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from bench.protocol import quiet
+from network_kit import CHAIN, admitted, seed_of, wait_until
+
+from consensus.primitives.errors import Invalid
+from node.peering.blobparts import NOTE_BYTES
+from node.peering.blobs import Blobs
+from node.peering.blobstore import CONTENT, BlobStore
+from p2p.errors import NetworkError
+from p2p.network import Libp2pNetwork
+
+ROOT: Final = Path(__file__).resolve().parents[1]
+QUOTA_BYTES: Final = 1 << 40
+MEET_S: Final = 30.0
+LOOK_S: Final = 0.02
+
+
+class BlobNode:
+    """One such process. Options are those of `main`."""
+
+    def __init__(
+        self, *, number: int, home: Path, peers: Sequence[str] = (), **options: object
+    ) -> None:
+        self.home = home
+        given = {"number": number, "home": str(home), "peers": list(peers), **options}
+        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, json.dumps(given, default=str)],
+            stdin=subprocess.PIPE,  # its end is the child's
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": paths},
+            text=True,
+        )
+
+    def told(self) -> dict[str, Any]:
+        """The next thing it says; AssertionError if it ended instead."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        assert line, "the process ended"
+        return dict(json.loads(line))
+
+    def cpu_s(self) -> float:
+        """What it has used so far."""
+        words = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(") ")[2].split()
+        return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+    def chunks_kept(self) -> int:
+        """Chunks noted on the disk, of a blob that is not whole yet."""
+        notes = (self.home / "blobs").glob("??/*.notes")
+        return sum(path.stat().st_size // NOTE_BYTES for path in notes)
+
+    def kill(self) -> None:
+        """As a power switch would, for all that this process knows."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def identity_of(file: Path) -> bytes:
+    """What the ledger would name: the SHA-256 of the content."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").digest()
+
+
+def check(identity: bytes, folder: Path) -> None:
+    """Raise Invalid unless `folder` holds that content, alone."""
+    (file,) = folder.iterdir()
+    if identity_of(file) != identity:
+        raise Invalid("content.hash")
+
+
+def say(**told: object) -> None:
+    """To whoever started us."""
+    print(json.dumps(told), flush=True)  # noqa: T201
+
+
+async def main(
+    number: int,
+    home: str,
+    peers: list[str],
+    serve: str = "",
+    fetch: str = "",
+    lies: bool = False,
+    slow_s: float = 0.0,
+) -> None:
+    """`lies`: one bit of each chunk is another; `slow_s`: what a write of a chunk takes longer."""
+    store = BlobStore(Path(home) / "blobs", QUOTA_BYTES)
+    network = Libp2pNetwork(
+        seed=seed_of(number),
+        chain_id=CHAIN,
+        listen=["/ip4/127.0.0.1/tcp/0"],
+        reach="devnet",
+        bootstrap=peers,
+        upload_bytes_s=0,
+    )
+    blobs = Blobs(network=network, store=store)
+    blobs.serve()
+    told: dict[str, object] = {}
+    if serve:
+        identity = await trio.to_thread.run_sync(identity_of, Path(serve))
+        await trio.to_thread.run_sync(store.add_folder, CONTENT, identity, Path(serve))
+        told["identity"] = identity.hex()
+    if lies:
+        make_liar(store)
+    if slow_s:
+        make_slow(store, slow_s)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(network.run)
+        say(address=network.addresses()[0], **told)
+        if fetch:
+            await wait_until(lambda: admitted(network) >= len(peers), MEET_S)
+            say(**await fetch_and_tell(network, blobs, bytes.fromhex(fetch), Path(home) / "got"))
+        await wait_for_end()
+        nursery.cancel_scope.cancel()
+
+
+async def fetch_and_tell(
+    network: Libp2pNetwork, blobs: Blobs, identity: bytes, folder: Path
+) -> dict[str, object]:
+    """How it went, what it took, and whom it was held against."""
+    sources = [view.peer for view in network.peers() if view.admitted]
+    began_s, cpu_s = time.perf_counter(), time.process_time()
+    progress: list[dict[str, object]] = []
+    error = ""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch, blobs, progress)
+        try:
+            await blobs.fetch(
+                CONTENT, identity, folder, peers=sources, bytes_max=QUOTA_BYTES,
+                check=lambda made: check(identity, made),
+            )  # fmt: skip
+        except (NetworkError, Invalid) as raised:
+            error = repr(raised)
+        nursery.cancel_scope.cancel()
+    counted = network.statistics()
+    return {
+        "error": error,
+        "seconds": time.perf_counter() - began_s,
+        "cpu_s": time.process_time() - cpu_s,
+        "counters": blobs.statistics(),
+        "penalties": dict(counted.penalties),
+        "bans": counted.bans,
+        "faults": dict(counted.faults),
+        "progress": progress,
+    }
+
+
+async def watch(blobs: Blobs, progress: list[dict[str, object]]) -> None:
+    """What an operator who looks would see."""
+    while True:
+        progress += [{**asdict(each), "identity": each.identity.hex()} for each in blobs.coming()]
+        await trio.sleep(LOOK_S)
+
+
+def make_liar(store: BlobStore) -> None:
+    true_chunk = store.chunk
+
+    def lie(blob_id: bytes, index: int) -> tuple[bytes, tuple[bytes, ...]]:
+        data, path = true_chunk(blob_id, index)
+        return bytes([data[0] ^ 1]) + data[1:], path
+
+    store.chunk = lie  # type: ignore[method-assign]  # on purpose
+
+
+def make_slow(store: BlobStore, slow_s: float) -> None:
+    true_part = store.part
+
+    def slow_part(blob_id: bytes, length: int) -> Any:
+        part = true_part(blob_id, length)
+        true_keep = part.keep
+
+        def keep(*told: Any) -> None:
+            time.sleep(slow_s)
+            true_keep(*told)
+
+        part.keep = keep  # type: ignore[method-assign]  # on purpose
+        return part
+
+    store.part = slow_part  # type: ignore[method-assign]  # on purpose
+
+
+async def wait_for_end() -> None:
+    """Until our parent closes our standard input, or dies."""
+    lines = trio.lowlevel.FdStream(0)
+    while await lines.receive_some(64):
+        pass
+
+
+if __name__ == "__main__":
+    quiet()
+    trio.run(lambda: main(**json.loads(sys.argv[1])))

@@ -34,8 +34,8 @@ DRAIN_S: Final = 5.5  # after the last message
 START_IN_S: Final = 1.0
 CHILD: Final = Path(__file__).with_name("gossip_node.py")
 ROOT: Final = CHILD.parents[2]
-EXPLAINS: Final = ("shed", "outbound_full", "oversize", Verdict.IGNORE.value)  # a loss: a queue of
-# ours was full, or an author or a forwarder over its rate
+# Why a message may be lost: a queue was full, or its author or forwarder over its rate.
+EXPLAINS: Final = ("shed", "outbound_full", "oversize", Verdict.IGNORE.value)
 
 
 class Node:

@@ -169,7 +169,8 @@ class ServeLimits:
 TOPICS: Final[Mapping[str, TopicLimits]] = MappingProxyType(
     {
         "txs": TopicLimits(66 * KiB, 10, 50, 4_096),
-        "bundles": TopicLimits(GOSSIP_BYTES_MAX, 12, 24, 256),
+        # The burst is 5 s of the rate: what was held up on its way is not its author's fault.
+        "bundles": TopicLimits(GOSSIP_BYTES_MAX, 12, 60, 256),
         "votes": TopicLimits(66 * KiB, 20, 200, 4_096, "drop oldest"),
         "offers": TopicLimits(8 * KiB, 0.1, 3, 512),
     }

@@ -125,10 +125,14 @@ class ChunkFetch:
         most = max(IN_FLIGHT_PER_SOURCE, IN_FLIGHT_MAX // at_once)
         self._askers_each = min(goods.at_once_max, most)
         self._changed = trio.Event()
+        self._disk_error: OSError | None = None
         self._told_s = 0.0
 
     async def run(self) -> bool:
-        """Until every chunk is here (True), or no source is left. What came is kept either way."""
+        """Until every chunk is here (True), or no source is left. What came is kept either way.
+
+        Raises OSError where the disk takes no more.
+        """
         self._told_s = trio.current_time()
         self._wanted.extend(await self._run_blocking(self._goods.missing))
         self._counters["chunks_resumed"] += self._goods.chunks - len(self._wanted)
@@ -138,6 +142,8 @@ class ChunkFetch:
             self._nursery = nursery
             for _ in range(SOURCES_AT_ONCE_MAX):
                 self._start_next_source()
+        if self._disk_error is not None:
+            raise self._disk_error
         return not self.missing
 
     @property
@@ -239,6 +245,10 @@ class ChunkFetch:
             return False
         except NetworkError as error:
             await self._fail(source, error)
+            return False
+        except OSError as error:  # ours: no other source would help
+            self._disk_error = error
+            self._nursery.cancel_scope.cancel()
             return False
         source.failures = source.rests = 0
         self._tell_progress()

@@ -147,7 +147,7 @@ def counted(network: Libp2pNetwork) -> dict[str, Any]:
     """What explains a loss."""
     told = network.statistics()
     return {
-        "messages": {verdict: n for (topic, verdict), n in told.messages.items()},
+        "messages": {f"{topic} {verdict}": n for (topic, verdict), n in told.messages.items()},
         "dropped": {f"{queue} {why}": n for (queue, why), n in told.queue_dropped.items()},
         "faults": dict(told.faults),
         "penalties": dict(told.penalties),

@@ -247,3 +247,18 @@ async def test_a_slow_disk_slows_the_asking_and_no_source_waits_for_it(autojump_
     assert not goods.missing()
     assert counters["chunks_failed"] == 0
     assert len(goods.asked) == goods.chunks
+
+
+async def test_a_disk_that_takes_no_more_ends_it_as_what_it_is(autojump_clock) -> None:
+    """Not as a group of errors, which no caller looks for; and no source is at fault."""
+    goods = Sources(takes_1_s)
+
+    async def full(function: Any, *arguments: Any) -> Any:
+        if function == goods.keep and goods.here:
+            raise OSError(28, "No space left on device")
+        return function(*arguments)
+
+    with pytest.raises(OSError, match="No space left"):
+        await fetch(goods, A, B, run_blocking=full)
+    assert len(goods.here) == 1
+    assert goods.penalties == []

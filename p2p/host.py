@@ -242,13 +242,29 @@ class Stack(INotifee):
         return Libp2pFrameStream(stream)
 
     async def disconnect(self, peer: PeerId) -> None:
-        with shielded(CLOSE_S + 2):
-            try:
-                await self._host.disconnect(id_of(peer))
-            except Exception as error:  # noqa: BLE001  # it is gone already
-                self._note(id_of(peer), "disconnect", error)
+        """Say goodbye where the connection takes it, and cut it after CLOSE_S where it does not.
+
+        A stopped peer's socket is full: the library would wait behind the write that is stuck in
+        it, and its cancelled close would leave a connection that nobody ever hears of again.
+        """
+        peer_id = id_of(peer)
+        with shielded(2 * CLOSE_S + 1):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cut, tuple(self._swarm.get_connections(peer_id)))
+                try:
+                    await self._host.disconnect(peer_id)
+                except Exception as error:  # noqa: BLE001  # it is gone already
+                    self._note(peer_id, "disconnect", error)
+                nursery.cancel_scope.cancel()
         if not self._is_connected(peer):
             self._drop(peer)
+
+    async def _cut(self, connections: tuple[Any, ...]) -> None:
+        """After CLOSE_S close their sockets: whoever waits for one has an error at once."""
+        await trio.sleep(CLOSE_S)
+        for conn in connections:
+            with contextlib.suppress(Exception):  # it is gone already
+                await conn.muxed_conn.secured_conn.close()
 
     async def publish(self, topic: str, data: bytes) -> None:
         await self.pubsub.publish(topic_text(topic, self._parts.chain_id), data)

@@ -69,6 +69,7 @@ PING_EVERY_S: Final = 15.0
 PING_EVERY_DEVNET_S: Final = 3.0
 PING_JITTER: Final = 0.2
 PING_S: Final = 5.0
+PING_AGAIN: Final = 1 / 3  # of the usual wait, after a miss: 15 s to notice in a devnet, 34 else
 PING_MISSES_MAX: Final = 2
 
 # --- addresses and the book (§8)

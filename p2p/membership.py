@@ -32,6 +32,7 @@ from p2p.limits import (
     PENALTIES,
     PER_ADDRESS_MAX,
     PER_GROUP_MAX,
+    PING_AGAIN,
     PING_JITTER,
     PING_MISSES_MAX,
     PING_S,
@@ -73,7 +74,7 @@ class Link:
     binding: bytes = b""
     ping_ms: int | None = None
     misses: int = 0
-    dialled: trio.Event = field(default_factory=trio.Event)
+    stirred: trio.Event = field(default_factory=trio.Event)  # dialled by us, or admitted
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
@@ -216,6 +217,7 @@ class Membership:
         link = self._links.get(peer)
         if link is not None and not link.admitted and not self.is_banned(peer):
             link.admitted = True
+            link.stirred.set()
             log.info("peer joined", peer=peer_id_text(peer), outbound=link.outbound)
             self._tell(self._joined(link))
             for call in self.on_admitted:
@@ -271,14 +273,14 @@ class Membership:
             # Two that dial each other may each see the other's connection first: both send status.
             known.outbound = known.outbound or outbound
             if outbound:
-                known.dialled.set()
+                known.stirred.set()
             return True
         if not self.is_reserved(peer) and not self._has_room(outbound, host):
             return False
         assert self._nursery is not None
         link = Link(peer, outbound, host, trio.current_time(), self._now_ms())
         if outbound:
-            link.dialled.set()
+            link.stirred.set()
         self._links[peer] = link
         self._nursery.start_soon(self._watch, link)
         return True
@@ -328,7 +330,8 @@ class Membership:
                 return
             status_due_s = trio.current_time() + STATUS_EVERY_S
             while True:
-                await trio.sleep(self._ping_every_s * self._jitter())
+                share = PING_AGAIN if link.misses else 1.0
+                await trio.sleep(self._ping_every_s * self._jitter() * share)
                 if not await self._ping(link):
                     self._disconnect(link.peer)
                     return
@@ -339,8 +342,8 @@ class Membership:
     async def _settle(self, link: Link) -> bool:
         """Be admitted by each other, or not at all."""
         with trio.move_on_after(STATUS_WITHIN_S):
-            await link.dialled.wait()
-        if link.dialled.is_set():
+            await link.stirred.wait()
+        if link.outbound:
             return await self._exchange_status(link) or link.admitted
         if not link.admitted:
             self.blame(link.peer, "no_status")

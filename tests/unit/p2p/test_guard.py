@@ -1,6 +1,8 @@
 """The guards are in place: a changed library, or a forgotten override, fails here first."""
 
+import contextlib
 import importlib.metadata
+import os
 from dataclasses import replace
 
 import pytest
@@ -9,7 +11,7 @@ from libp2p.stream_muxer.yamux.yamux import YamuxStream
 from network_kit import World, admitted, wait_until
 
 from p2p import guard
-from p2p.errors import EndOfStream, ListenError
+from p2p.errors import EndOfStream, ListenError, TooSlow
 from p2p.gossip import Verdict
 from p2p.limits import (
     OUTBOUND_QUEUE,
@@ -176,6 +178,39 @@ async def test_peer_that_comes_anew_at_once_is_gossiped_with(nursery):
             await wait_until(lambda b=b: b.statistics().mesh_peers.get("votes") == 1, 6)
             await wait_until(lambda: a.statistics().mesh_peers.get("votes") == 1, 6)
             inner.cancel_scope.cancel()
+
+
+async def test_peer_whose_socket_is_full_is_disconnected_at_once(nursery, monkeypatch):
+    """Bare, the goodbye waits behind the write that is stuck in the socket of a stopped peer."""
+    monkeypatch.setattr(guard, "STUCK_WRITE_S", 120.0)
+    a, b = await World("libp2p").start(nursery, 2)
+
+    async def read_no_more(size=None):
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(link_of(b).muxed_conn.secured_conn, "read", read_no_more)  # as SIGSTOP
+    with pytest.raises(TooSlow):
+        await a.request(b.me, "ping", bytes(9), timeout_s=0.5, bytes_max=9)
+    await fill(socket_of(link_of(a)))
+    a.ban(b.me, 60)
+    await wait_until(lambda: not a.peers(), 5)
+
+
+def socket_of(link):
+    """The kernel's, below Noise and the library's wrappers."""
+    noise = link.muxed_conn.secured_conn.conn
+    return noise.read_writer.read_write_closer.stream.stream.socket
+
+
+async def fill(socket):
+    """Until nothing more goes into it, also after the kernel has moved what it could."""
+    is_full = False
+    while not is_full:
+        is_full = True
+        with contextlib.suppress(BlockingIOError):
+            while os.write(socket.fileno(), bytes(1 << 20)):
+                is_full = False
+        await trio.sleep(0.3)
 
 
 # --- streams come and go, the connection stays

@@ -185,7 +185,6 @@ PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {  # what differs from the de
 }
 
 ABSENT: Final = (  # key, the value that this version can honour, what it lacks
-    ("p2p.mdns", False, "mDNS discovery"),
     ("p2p.relay", "off", "relays"),
     ("sync", "full", "nodes without the ledger"),
     ("engine.kind", ("torch", "none"), "remote engines"),
@@ -409,6 +408,12 @@ def _check_contradictions(config: Config, origins: Mapping[str, str]) -> None:
         raise ConfigError(f"{origins['chain.trusted_id']}: [chain] trusted_id: 64 hex digits")
     if config.chain.trusted_height and not config.chain.trusted_id:
         raise ConfigError("[chain] trusted_height needs trusted_id: a height alone proves nothing")
+    if config.p2p.mdns and config.p2p.network == "public":
+        raise ConfigError(
+            f"{origins['p2p.mdns']}: [p2p] mdns tells the local wire private addresses and dials "
+            'them, which network = "public" forbids',
+            mend='network = "lan" or mdns = false, under [p2p] in config.toml',
+        )
     for address in (*config.p2p.listen, *config.p2p.announce):
         if not re.search(r"/tcp/\d{1,5}(/|$)", address):
             raise ConfigError(f"[p2p] {address!r} is not an address such as /ip4/0.0.0.0/tcp/7017")

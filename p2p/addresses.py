@@ -8,7 +8,7 @@ What this file does not know: libp2p, who is behind an address.
 """
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
@@ -134,3 +134,17 @@ def addresses_of(texts: Iterable[str], *, with_peer: bool) -> tuple[Address, ...
             raise ValueError(f"{text}: /p2p/<peer id> is missing")
         found.append(address)
     return tuple(found)
+
+
+def announced_of(texts: Sequence[str], reach: Reach) -> tuple[Address, ...]:
+    """What the operator lets us tell others; ValueError for what they would not take.
+
+    A record with a name in it is malformed to them, and they would ban us for it.
+    """
+    found = addresses_of(texts, with_peer=False)
+    for text, address in zip(texts, found, strict=True):
+        if address.ip() is None:
+            raise ValueError(f"{text}: peers take IP addresses only, no names")
+        if not is_usable(address, reach):
+            raise ValueError(f"{text}: no peer of a {reach} network would dial it")
+    return found

@@ -26,6 +26,7 @@ from p2p.limits import (
     BACKOFF_FIRST_S,
     BACKOFF_JITTER,
     BACKOFF_NEAR_S,
+    BACKOFF_NEAR_TRIES,
     BOOK_SAVE_S,
     DIAL_S,
     DIALS_AT_ONCE_MAX,
@@ -77,6 +78,7 @@ class Discovery:
         self._rng = random.Random(os.urandom(8))
         self._book = Book(reach)
         self._dialling: set[PeerId] = set()
+        self._anchors: frozenset[PeerId] = frozenset()  # of this run
         self._news = trio.Event()
         self._curious: set[PeerId] = set()  # admitted just now: ask them at once
         self._curiosity = trio.Event()
@@ -95,6 +97,19 @@ class Discovery:
         entry.due_s = entry.aside_until_s = 0.0
         entry.failures, entry.tries = 0, len(entry.configured) - 1
         self._news.set()
+
+    def hint(self, peer: PeerId, addresses: tuple[Address, ...]) -> None:
+        """Somebody near says where `peer` listens: unsigned, so it is only tried."""
+        if peer == self._identity.key:
+            return
+        if self._book.hint(peer, addresses, self._now_ms()):
+            self._news.set()
+        else:
+            self._counters.queue_dropped["hints", "shed"] += 1
+
+    def drop_hint(self, peer: PeerId) -> None:
+        """It has said goodbye to those near it."""
+        self._book.drop_hint(peer)
 
     def known(self) -> int:
         return len(self._book)
@@ -145,7 +160,7 @@ class Discovery:
         others = [e.record for e in self._book.entries() if e.record and not e.failures]
         found: dict[PeerId, AddressRecord] = {}
         for record in self._shuffled(linked) + self._shuffled(others):
-            if record.peer != peer and record.is_fresh(now_ms) and record.usable(self._reach):
+            if record.peer != peer and record.is_fresh(now_ms) and record.is_tellable(self._reach):
                 found.setdefault(record.peer, record)
         return encode(tuple(record.value for record in list(found.values())[:count]))
 
@@ -196,6 +211,7 @@ class Discovery:
     async def _keep_dialling(self, dial: Dial, nursery: trio.Nursery) -> None:
         while True:
             self._news = trio.Event()
+            self._note_anchors()
             for entry, address in self._due():
                 self._dialling.add(entry.peer)
                 nursery.start_soon(self._try, dial, entry, address)
@@ -239,21 +255,22 @@ class Discovery:
             return None
         if self._members.find_link(entry.peer) or self._members.is_banned(entry.peer):
             return None
-        addresses = entry.addresses(self._reach)
-        if not addresses:
-            return None
-        address = addresses[entry.tries % len(addresses)]
-        return None if self._is_denied(entry.peer, address.host) else address
+        addresses = [
+            address
+            for address in entry.addresses(self._reach)
+            if not self._is_denied(entry.peer, address.host)
+        ]
+        return addresses[entry.tries % len(addresses)] if addresses else None
 
     async def _try(self, dial: Dial, entry: Entry, address: Address) -> None:
         entry.tries += 1
-        is_near = self._members.is_reserved(entry.peer) or self._outbound() < OUTBOUND_TARGET
-        most_s = BACKOFF_NEAR_S if is_near else BACKOFF_FAR_S
+        most_s = BACKOFF_NEAR_S if self._is_near(entry) else BACKOFF_FAR_S
         try:
             with trio.fail_after(DIAL_S):
                 await dial(entry.peer, address)
             self._counters.dials["ok"] += 1
             entry.failures = 0
+            entry.was_linked = True
             entry.last_seen_ms = self._now_ms()
         except (NetworkError, trio.TooSlowError):
             self._counters.dials["failed"] += 1
@@ -263,6 +280,21 @@ class Discovery:
         wait_s = min(most_s, BACKOFF_FIRST_S * 2.0 ** min(entry.failures, 16))
         wait_s *= self._rng.uniform(1 - BACKOFF_JITTER, 1 + BACKOFF_JITTER)
         entry.due_s = trio.current_time() + wait_s
+
+    def _is_near(self, entry: Entry) -> bool:
+        """Those whom we would miss: a book full of the dead must not be tried twice a minute."""
+        if self._members.is_reserved(entry.peer) or entry.configured:
+            return True
+        return entry.was_linked and entry.failures < BACKOFF_NEAR_TRIES
+
+    def _note_anchors(self) -> None:
+        """The longest outbound links, for the next run. Nobody linked: those before still count,
+        or a stop, which ends links before it saves, would forget them all."""
+        outbound = sorted(
+            (link for link in self._members.links() if link.outbound), key=lambda x: x.since_s
+        )
+        if outbound:
+            self._anchors = frozenset(link.peer for link in outbound[:ANCHORS_MAX])
 
     def _outbound(self) -> int:
         return sum(
@@ -304,12 +336,8 @@ class Discovery:
     async def _save(self) -> None:
         if self._path is None:
             return
-        outbound = sorted(
-            (link for link in self._members.links() if link.outbound), key=lambda x: x.since_s
-        )
-        anchors = {link.peer for link in outbound[:ANCHORS_MAX]}
         for entry in self._book.entries():
-            entry.is_anchor = entry.peer in anchors if outbound else entry.is_anchor
+            entry.is_anchor = entry.peer in self._anchors if self._anchors else entry.is_anchor
         self._book.forget_old(self._now_ms())
         now_ms = self._now_ms()
         bans = self._members.scores.bans(trio.current_time())

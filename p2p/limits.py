@@ -55,7 +55,8 @@ UPGRADE_S: Final = 5.0
 DIAL_S: Final = 6.0
 DIALS_AT_ONCE_MAX: Final = 8
 BACKOFF_FIRST_S: Final = 1.0
-BACKOFF_NEAR_S: Final = 30.0  # reserved peers, and the first outbound ones
+BACKOFF_NEAR_S: Final = 30.0  # the operator's peers, and those that we were linked with
+BACKOFF_NEAR_TRIES: Final = 20  # of the latter in vain, about ten minutes: then as all others
 BACKOFF_FAR_S: Final = 600.0
 BACKOFF_JITTER: Final = 0.3
 STATUS_WITHIN_S: Final = 5.0  # the dialler sends it, or we disconnect
@@ -92,6 +93,15 @@ EXCHANGE_RECORDS_MAX: Final = 64
 EXCHANGE_PEERS: Final = 2
 EXCHANGE_SOON_S: Final = (5.0, 30.0)  # while outbound peers are missing
 EXCHANGE_LATE_S: Final = 600.0
+
+HINTED_MAX: Final = 64  # peers of which nothing but an unsigned hint is known
+HINT_ADDRESSES_MAX: Final = 4
+
+# --- multicast DNS (§8): only where private addresses are allowed
+MDNS_TEXT_BYTES_MAX: Final = 2 * KiB
+MDNS_QUEUE_MAX: Final = 256  # from its thread to ours
+MDNS_RETRY_S: Final = 60.0
+MDNS_STOP_S: Final = 2.0  # for a goodbye
 
 # --- scores (§8)
 SCORE_HALF_LIFE_S: Final = 600.0

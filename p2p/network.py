@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import structlog
 import trio
 
-from p2p.addresses import Address, Reach, addresses_of, is_usable
+from p2p.addresses import Address, Reach, addresses_of, announced_of, is_usable
 from p2p.counters import NetworkStatistics
 from p2p.discovery import Discovery
 from p2p.errors import ListenError, Misbehaving
@@ -39,6 +39,7 @@ from p2p.limits import (
     ServeLimits,
     TopicLimits,
 )
+from p2p.mdns import Mdns
 from p2p.peers import Joined, Left, PeerId, PeerView, StatusFacts, key_of_peer_id
 from p2p.records import AddressRecord, make_record
 from p2p.requests import Handler, StreamHandler
@@ -193,6 +194,7 @@ class Libp2pNetwork(Switchboard):
         reserved: Sequence[str] = (),
         deny: Sequence[str] = (),
         book: Path | None = None,
+        mdns: bool = False,
         software: str = "olnode",
         facts: Callable[[], StatusFacts] = StatusFacts,
         binding: bytes = b"",
@@ -209,7 +211,7 @@ class Libp2pNetwork(Switchboard):
         self._chain_id = chain_id
         self._reach = reach
         self._listen = addresses_of(listen, with_peer=False)
-        self._announce = addresses_of(announce, with_peer=False)
+        self._announce = announced_of(announce, reach)
         near = addresses_of(reserved, with_peer=True)
         self._facts, self._binding = facts, binding
         self._denied_peers, self._denied_networks = denied_of(deny)
@@ -246,12 +248,31 @@ class Libp2pNetwork(Switchboard):
             is_denied=self._is_denied,
             now_ms=_now_ms,
         )
+        self._mdns = self._make_mdns() if mdns else None
         self.serve("peers", self._discovery.answer_peers, PROTOCOLS["peers"])
+
+    def _make_mdns(self) -> Mdns:
+        if self._reach == "public":
+            raise ValueError("mdns: only where private addresses are allowed")
+        return Mdns(
+            me=self.me,
+            chain_id=self._chain_id,
+            reach=self._reach,
+            counters=self.counters,
+            found=self._discovery.hint,
+            lost=self._discovery.drop_hint,
+        )
 
     def addresses(self) -> tuple[str, ...]:
         """Where we listen now, in full, with the ports that port 0 became; empty when we do not."""
         return tuple(
             Address(a.kind, a.host, a.port, self.me).full_text() for a in self._listening()
+        )
+
+    def announced(self) -> tuple[str, ...]:
+        """What others are told of where we listen, in full; empty where they could not come."""
+        return tuple(
+            Address(a.kind, a.host, a.port, self.me).full_text() for a in self._announced()
         )
 
     async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
@@ -297,6 +318,8 @@ class Libp2pNetwork(Switchboard):
             def begin() -> None:
                 self._stack = stack
                 nursery.start_soon(self._discovery.run, stack.dial)
+                if self._mdns is not None:
+                    nursery.start_soon(self._mdns.run, stack.listening)
                 while started:
                     started.pop().started()
 

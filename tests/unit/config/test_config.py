@@ -67,7 +67,7 @@ REFUSED = [  # what the file holds, and what the sentence says
     ('[chain]\ntrusted_id = "12"', "64 hex digits"),
     ("[chain]\ntrusted_height = 7", "trusted_height needs trusted_id"),
     ('[p2p]\nlisten = ["localhost:7017"]', "is not an address"),
-    ("[p2p]\nmdns = true", "this version has no mDNS"),
+    ("[p2p]\nmdns = true", 'network = "public" forbids'),
     ('[engine]\nkind = "remote"', "this version has no remote engines"),
 ]
 

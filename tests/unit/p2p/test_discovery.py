@@ -81,6 +81,25 @@ async def test_denied_peer_is_neither_dialled_nor_let_in(nursery):
     assert not c.peers()
 
 
+async def test_public_network_is_told_only_what_its_peers_can_dial(nursery):
+    """In our record, to identify and in offers: nothing private, no name."""
+    at_home = Libp2pNetwork(seed=seed_of(1), chain_id=CHAIN, listen=[HERE], reach="public")
+    public = "/ip4/8.8.8.8/tcp/7017"
+    known = Libp2pNetwork(
+        seed=seed_of(2), chain_id=CHAIN, listen=[HERE], reach="public", announce=[public]
+    )
+    for network, told in ((at_home, []), (known, [public])):
+        await nursery.start(network.run)
+        assert [a.text() for a in network._own_record().addresses] == told
+        assert [str(a) for a in network._stack._host.get_addrs()] == [
+            f"{text}/p2p/{peer_id_text(network.me)}" for text in told
+        ]
+        assert list(network.announced()) == [f"{t}/p2p/{peer_id_text(network.me)}" for t in told]
+    for text in ("/ip4/10.0.0.1/tcp/1", "/dns4/node.example.org/tcp/1"):
+        with pytest.raises(ValueError, match=text):
+            Libp2pNetwork(seed=seed_of(3), chain_id=CHAIN, listen=[], announce=[text])
+
+
 async def test_deny_list_with_nonsense_fails_in_one_line():
     with pytest.raises(ValueError, match="nonsense"):
         network_of(1, deny=["nonsense"])

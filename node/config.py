@@ -185,7 +185,6 @@ PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {  # what differs from the de
 }
 
 ABSENT: Final = (  # key, the value that this version can honour, what it lacks
-    ("p2p.relay", "off", "relays"),
     ("sync", "full", "nodes without the ledger"),
     ("engine.kind", ("torch", "none"), "remote engines"),
 )

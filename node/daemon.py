@@ -68,6 +68,7 @@ PRUNE_EVERY_S: Final = 3_600.0
 PEERS_WAIT_S: Final = 60.0
 LOOK_EVERY_S: Final = 1.0  # for damage that only readers have met
 ROLE_BITS: Final = {"validator": 1, "provider": 2, "auditor": 32}
+RELAY_BIT: Final = 8
 
 log = get_log("daemon")
 
@@ -248,6 +249,7 @@ class Node:
             deny=p2p.deny,
             book=self._settings.home / "peers.msgpack",
             mdns=p2p.mdns,
+            relay=p2p.relay,
             software=f"olnode/{installed_version('olnode')}",
             facts=self._facts,
             binding=binding,
@@ -476,6 +478,7 @@ class Node:
         view = self._chain.view()
         tip, snapshot = view.tip, self._keeper.height
         roles = sum(ROLE_BITS.get(role, 0) for role in self._config.roles)
+        roles |= RELAY_BIT if self._config.p2p.relay == "server" else 0
         return StatusFacts(roles, tip.height, tip.block_id, view.earliest_whole, snapshot)
 
     # --- running

@@ -28,6 +28,7 @@ class NetworkStatistics:
     penalties: Mapping[str, int]  # reason
     faults: Mapping[str, int]  # where a guard caught an exception: our bugs, the library's
     mesh_peers: Mapping[str, int]  # topic
+    circuits: Mapping[str, int]  # reserved, refused, carried, taken, over bytes, over time
 
 
 class Counters:
@@ -41,3 +42,4 @@ class Counters:
         self.requests: Counter[tuple[str, str, int]] = Counter()
         self.penalties: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
+        self.circuits: Counter[str] = Counter()

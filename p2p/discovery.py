@@ -65,6 +65,7 @@ class Discovery:
         book_path: Path | None,
         is_denied: Callable[[PeerId, str], bool],
         now_ms: Callable[[], int],
+        through_relays: bool = False,
     ) -> None:
         self._identity = identity
         self._chain_id = chain_id
@@ -75,6 +76,7 @@ class Discovery:
         self._path = book_path
         self._is_denied = is_denied
         self._now_ms = now_ms
+        self._through_relays = through_relays
         self._rng = random.Random(os.urandom(8))
         self._book = Book(reach)
         self._dialling: set[PeerId] = set()
@@ -255,10 +257,12 @@ class Discovery:
             return None
         if self._members.find_link(entry.peer) or self._members.is_banned(entry.peer):
             return None
+        is_relay_fine = self._through_relays and self._members.is_reserved(entry.peer)
         addresses = [
             address
             for address in entry.addresses(self._reach)
             if not self._is_denied(entry.peer, address.host)
+            and (address.relay is None or is_relay_fine)
         ]
         return addresses[entry.tries % len(addresses)] if addresses else None
 
@@ -291,14 +295,15 @@ class Discovery:
         """The longest outbound links, for the next run. Nobody linked: those before still count,
         or a stop, which ends links before it saves, would forget them all."""
         outbound = sorted(
-            (link for link in self._members.links() if link.outbound), key=lambda x: x.since_s
+            (link for link in self._members.links() if link.outbound and not link.relayed),
+            key=lambda x: x.since_s,
         )
         if outbound:
             self._anchors = frozenset(link.peer for link in outbound[:ANCHORS_MAX])
 
     def _outbound(self) -> int:
         return sum(
-            link.outbound and not self._members.is_reserved(link.peer)
+            link.outbound and not link.relayed and not self._members.is_reserved(link.peer)
             for link in self._members.links()
         )
 

@@ -128,21 +128,31 @@ class GuardedPubsub(Pubsub):
         *,
         note: Note,
         admit: Callable[[Any, Any], bool],
+        is_relayed: Callable[[Any], bool],
         **more: Any,
     ) -> None:
         super().__init__(host, router, max_inbound_rpc_size=RPC_BYTES_MAX, **more)
         self.validation_cache = NoCache()
         self._note = note
         self._admit = admit
+        self._is_relayed = is_relayed  # the peer of this id, through nothing but relays
 
     async def continuously_read_stream(self, stream: Any) -> None:
         peer = stream.muxed_conn.peer_id
+        if self._is_relayed(peer):
+            await reset_stream(stream)
+            return
         try:
             await super().continuously_read_stream(stream)
         except Exception as error:  # noqa: BLE001  # bare, it ends the process
             self._note(peer, "gossip stream", error)
             await reset_stream(stream)
             self._handle_dead_peer(peer)
+
+    async def _handle_new_peer(self, peer_id: Any) -> None:
+        """Gossip would fill a circuit within minutes, and votes have no business in one."""
+        if not self._is_relayed(peer_id):
+            await super()._handle_new_peer(peer_id)
 
     async def push_msg(self, msg_forwarder: Any, msg: Any) -> None:
         try:

@@ -11,7 +11,7 @@ import hashlib
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
@@ -61,6 +61,7 @@ from p2p.limits import (
     MESH_HIGH,
     MESH_LOW,
     MESHED_WITHIN_S,
+    RELAYED_PROTOCOLS,
     SEEN_S,
     TOPICS,
     TOPICS_MAX,
@@ -68,6 +69,7 @@ from p2p.limits import (
 )
 from p2p.membership import Membership
 from p2p.peers import PeerId, key_of_id_bytes
+from p2p.relay import RELAY_ROLE, Relaying, RelayUse, Way, is_circuit
 from p2p.requests import Requests
 from p2p.switchboard import TransportLost
 
@@ -75,6 +77,7 @@ log = structlog.get_logger(part="p2p")
 
 MESHSUB: Final = TProtocol("/meshsub/1.1.0")  # 1.2 sends IDONTWANT for each message: CPU × 1.5
 MESSAGE_ID_BYTES: Final = 20
+ADMITTED_LOOK_S: Final = 0.05
 PEERS_FAULT: Final = (DecodeError, ParseError, CryptographyError, UnicodeDecodeError)
 
 
@@ -121,6 +124,7 @@ class StackParts:
     is_denied: Callable[[PeerId, str], bool]
     private_allowed: bool
     connections_max: int
+    relay: RelayUse = "off"
 
 
 class Stack(INotifee):
@@ -183,7 +187,20 @@ class Stack(INotifee):
             allowed_topics=frozenset(self._topic_of),
             note=self._note,
             admit=self._admit,
+            is_relayed=self._is_relayed,
         )
+        self._relaying: Relaying | None = None
+        if parts.relay != "off":
+            way = Way(
+                host=self._host,
+                swarm=self._swarm,
+                me=parts.identity.key,
+                is_admitted=parts.members.is_admitted,
+                relays=self._find_relays,
+                changed=parts.members.hurry_status,
+                counters=parts.counters,
+            )
+            self._relaying = Relaying(way, parts.relay)
         self.pubsub.counter = time.time_ns()  # by the second, a restart reuses sequence numbers
         self._swarm.register_notifee(self)
 
@@ -207,6 +224,8 @@ class Stack(INotifee):
                 for service in (self._swarm.manager, router, pubsub):
                     nursery.start_soon(_watch_service, service)
                 nursery.start_soon(self._watch_meshes)
+                if self._relaying is not None:
+                    nursery.start_soon(self._relaying.keep_reserved)
                 await started(self, nursery)
         finally:
             self._nursery = None
@@ -233,6 +252,8 @@ class Stack(INotifee):
         peer_id = id_of(peer)
         if not self._swarm.get_connections(peer_id):
             raise Unreachable("not connected")
+        if protocol not in RELAYED_PROTOCOLS and self._is_relayed(peer_id):
+            raise Unreachable(f"{protocol}: connected through a relay only")
         try:
             stream = await self._host.new_stream(peer_id, [TProtocol(protocol_text(protocol))])
         except trio.TooSlowError:
@@ -284,6 +305,9 @@ class Stack(INotifee):
             except Misbehaving:
                 await stream.reset()
                 return
+            if protocol not in RELAYED_PROTOCOLS and is_circuit(stream.muxed_conn):
+                await stream.reset()
+                return
             await self._parts.requests.incoming(peer, protocol, Libp2pFrameStream(stream))
 
         self._host.set_stream_handler(TProtocol(protocol_text(protocol)), handle)
@@ -307,11 +331,44 @@ class Stack(INotifee):
         self._forget_peer(peer_id)
         try:
             with trio.fail_after(DIAL_S):
-                await self._host.connect(PeerInfo(peer_id, [_multiaddr(address)]))
+                if address.relay is None:
+                    await self._host.connect(PeerInfo(peer_id, [_multiaddr(address)]))
+                else:
+                    await self._dial_through_relay(peer, address, address.relay)
         except Exception as error:  # noqa: BLE001  # whatever it raises, there is no connection
             raise Unreachable(f"dial: {error!r}") from None
         if self._nursery is not None:
             self._nursery.start_soon(self._ensure_gossip, peer)
+
+    async def _dial_through_relay(self, peer: PeerId, address: Address, relay: PeerId) -> None:
+        if self._relaying is None:
+            raise Unreachable("p2p.relay is off")
+        if self._parts.members.find_link(relay) is None:
+            await self.dial(relay, replace(address, relay=None))
+        while not self._parts.members.is_admitted(relay):  # noqa: ASYNC110  # within DIAL_S
+            await trio.sleep(ADMITTED_LOOK_S)
+        await self._relaying.dial(peer, address)
+
+    def _find_relays(self) -> tuple[PeerId, ...]:
+        return tuple(
+            link.peer
+            for link in self._parts.members.links()
+            if link.admitted and not link.relayed and link.facts.roles & RELAY_ROLE
+        )
+
+    def relayed_addresses(self) -> tuple[Address, ...]:
+        """Where others may call us through the relays that hold a place for us."""
+        found = []
+        for relay in self._relaying.reserved() if self._relaying is not None else ():
+            link = self._parts.members.find_link(relay)
+            if link is not None and link.record is not None:
+                found += [replace(a, relay=relay) for a in link.record.addresses if not a.relay]
+        return tuple(found)
+
+    def _is_relayed(self, peer_id: Any) -> bool:
+        """Whether all that joins us with the peer are circuits."""
+        connections = self._swarm.get_connections(peer_id)
+        return bool(connections) and all(is_circuit(conn.muxed_conn) for conn in connections)
 
     async def _ensure_gossip(self, peer: PeerId) -> None:
         try:
@@ -325,7 +382,8 @@ class Stack(INotifee):
             await trio.sleep(MESHED_WITHIN_S / 2)
             for link in tuple(self._parts.members.links()):
                 age_s = trio.current_time() - link.since_s
-                if id_of(link.peer) in self.pubsub.peers or age_s < MESHED_WITHIN_S:
+                is_meshed = id_of(link.peer) in self.pubsub.peers
+                if is_meshed or link.relayed or age_s < MESHED_WITHIN_S:
                     continue
                 self._parts.counters.faults["no_gossip_stream"] += 1
                 if age_s < 2 * MESHED_WITHIN_S and self._nursery is not None:
@@ -349,7 +407,9 @@ class Stack(INotifee):
             peer is not None
             and peer != self._parts.identity.key
             and not self._parts.is_denied(peer, host)
-            and self._parts.members.connected(peer, outbound=is_outbound, host=host)
+            and self._parts.members.connected(
+                peer, outbound=is_outbound, host=host, relayed=is_circuit(conn.muxed_conn)
+            )
         )
         if not is_kept and self._nursery is not None:
             self._nursery.start_soon(self._refuse, conn)

@@ -75,6 +75,7 @@ PING_MISSES_MAX: Final = 2
 
 # --- addresses and the book (§8)
 ADDRESS_BYTES_MAX: Final = 128
+OPERATORS_ADDRESS_BYTES_MAX: Final = 512  # with names, relays and peer ids in one
 ADDRESSES_MAX: Final = 8
 BINDING_BYTES_MAX: Final = 256
 RECORD_BYTES_MAX: Final = 1 * KiB
@@ -102,6 +103,18 @@ MDNS_TEXT_BYTES_MAX: Final = 2 * KiB
 MDNS_QUEUE_MAX: Final = 256  # from its thread to ours
 MDNS_RETRY_S: Final = 60.0
 MDNS_STOP_S: Final = 2.0  # for a goodbye
+
+# --- circuits through a relay (§13): experimental, off by default
+RESERVATIONS_MAX: Final = 8  # places that a relay gives
+RESERVATION_S: Final = 3_600.0
+RELAYS_USED_MAX: Final = 2  # at which a client holds a place
+CIRCUITS_MAX: Final = 8  # carried at once by a relay; taken at once by a client
+CIRCUIT_S: Final = 120.0
+CIRCUIT_BYTES_MAX: Final = 1 * MiB  # both ways together
+RELAY_MESSAGE_BYTES_MAX: Final = 4 * KiB
+RELAYED_PROTOCOLS: Final = frozenset(
+    {"ping", "status", "peers", "headers", "light", "offers", "infer"}
+)  # all that a circuit may carry: no gossip, consensus, blocks or blobs
 
 # --- scores (§8)
 SCORE_HALF_LIFE_S: Final = 600.0

@@ -50,9 +50,9 @@ def service_type(chain_id: bytes) -> str:
 def is_neighbourly(address: Address, reach: Reach) -> bool:
     """May it be told to the wire, or dialled because the wire said so?"""
     ip = address.ip()
-    if reach == "public" or ip is None or not is_usable(address, reach) or ip.is_global:
+    if reach == "public" or ip is None or address.relay is not None or ip.is_global:
         return False
-    return reach == "devnet" or not ip.is_loopback
+    return is_usable(address, reach) and (reach == "devnet" or not ip.is_loopback)
 
 
 def encode_texts(me: PeerId, addresses: Iterable[Address]) -> bytes:

@@ -67,6 +67,7 @@ class Link:
     host: str  # its IP address as we see it, or "" where there is none
     since_s: float
     since_ms: int
+    relayed: bool = False  # through a relay: not for gossip, and not one of our outbound peers
     admitted: bool = False
     software: str = ""
     facts: StatusFacts = field(default_factory=StatusFacts)
@@ -74,6 +75,7 @@ class Link:
     binding: bytes = b""
     ping_ms: int | None = None
     misses: int = 0
+    status_due_s: float = 0.0  # when the dialler tells its own anew
     stirred: trio.Event = field(default_factory=trio.Event)  # dialled by us, or admitted
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
@@ -209,6 +211,11 @@ class Membership:
     def keep(self, peers: Iterable[PeerId]) -> None:
         self._kept = frozenset(peers) - {self._identity.key}
 
+    def hurry_status(self) -> None:
+        """Our own record has changed: those we dialled hear of it with the next ping."""
+        for link in self._links.values():
+            link.status_due_s = 0.0
+
     def reserve(self, peer: PeerId) -> None:
         """One more that the operator named."""
         self._configured |= {peer}
@@ -263,7 +270,7 @@ class Membership:
             finally:
                 self._nursery = None
 
-    def connected(self, peer: PeerId, *, outbound: bool, host: str) -> bool:
+    def connected(self, peer: PeerId, *, outbound: bool, host: str, relayed: bool = False) -> bool:
         """A connection stands; False if it must be closed again. A second one is no new link."""
         assert peer != self._identity.key
         if self.is_banned(peer):
@@ -272,13 +279,15 @@ class Membership:
         if known is not None:
             # Two that dial each other may each see the other's connection first: both send status.
             known.outbound = known.outbound or outbound
+            if known.relayed and not relayed:
+                known.relayed, known.host = False, host
             if outbound:
                 known.stirred.set()
             return True
         if not self.is_reserved(peer) and not self._has_room(outbound, host):
             return False
         assert self._nursery is not None
-        link = Link(peer, outbound, host, trio.current_time(), self._now_ms())
+        link = Link(peer, outbound, host, trio.current_time(), self._now_ms(), relayed)
         if outbound:
             link.stirred.set()
         self._links[peer] = link
@@ -328,15 +337,15 @@ class Membership:
             if not await self._settle(link):
                 self._disconnect(link.peer)
                 return
-            status_due_s = trio.current_time() + STATUS_EVERY_S
+            link.status_due_s = trio.current_time() + STATUS_EVERY_S
             while True:
                 share = PING_AGAIN if link.misses else 1.0
                 await trio.sleep(self._ping_every_s * self._jitter() * share)
                 if not await self._ping(link):
                     self._disconnect(link.peer)
                     return
-                if link.outbound and trio.current_time() >= status_due_s:
-                    status_due_s = trio.current_time() + STATUS_EVERY_S
+                if link.outbound and trio.current_time() >= link.status_due_s:
+                    link.status_due_s = trio.current_time() + STATUS_EVERY_S
                     await self._exchange_status(link)
 
     async def _settle(self, link: Link) -> bool:

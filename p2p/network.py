@@ -9,6 +9,7 @@ What this file does not know: libp2p, and what any body means.
 import ipaddress
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -47,6 +48,7 @@ from p2p.switchboard import Switchboard
 
 if TYPE_CHECKING:  # libp2p takes 1.5 s to import: not before a network is made
     from p2p.host import Stack
+    from p2p.relay import RelayUse
 
 log = structlog.get_logger(part="p2p")
 
@@ -195,6 +197,7 @@ class Libp2pNetwork(Switchboard):
         deny: Sequence[str] = (),
         book: Path | None = None,
         mdns: bool = False,
+        relay: "RelayUse" = "off",
         software: str = "olnode",
         facts: Callable[[], StatusFacts] = StatusFacts,
         binding: bytes = b"",
@@ -214,6 +217,7 @@ class Libp2pNetwork(Switchboard):
         self._announce = announced_of(announce, reach)
         near = addresses_of(reserved, with_peer=True)
         self._facts, self._binding = facts, binding
+        self._relay = relay
         self._denied_peers, self._denied_networks = denied_of(deny)
         self._stack: Stack | None = None
         self._record: AddressRecord | None = None
@@ -247,6 +251,7 @@ class Libp2pNetwork(Switchboard):
             book_path=book,
             is_denied=self._is_denied,
             now_ms=_now_ms,
+            through_relays=relay != "off",
         )
         self._mdns = self._make_mdns() if mdns else None
         self.serve("peers", self._discovery.answer_peers, PROTOCOLS["peers"])
@@ -265,15 +270,11 @@ class Libp2pNetwork(Switchboard):
 
     def addresses(self) -> tuple[str, ...]:
         """Where we listen now, in full, with the ports that port 0 became; empty when we do not."""
-        return tuple(
-            Address(a.kind, a.host, a.port, self.me).full_text() for a in self._listening()
-        )
+        return tuple(replace(a, peer=self.me).full_text() for a in self._listening())
 
     def announced(self) -> tuple[str, ...]:
-        """What others are told of where we listen, in full; empty where they could not come."""
-        return tuple(
-            Address(a.kind, a.host, a.port, self.me).full_text() for a in self._announced()
-        )
+        """Where others are told that we listen, without our id; empty where they could not come."""
+        return tuple(address.text() for address in self._announced())
 
     async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
         """See Network.run. A cancel refuses new requests, gives running ones STOP_S, and closes."""
@@ -311,6 +312,7 @@ class Libp2pNetwork(Switchboard):
             is_denied=self._is_denied,
             private_allowed=self._reach != "public",
             connections_max=max(self.members.connections_max, len(self.members.reserved()) + 32),
+            relay=self._relay,
         )
         started: list[TaskStatus] = [task_status]  # told once, by the first stack that listens
 
@@ -376,6 +378,9 @@ class Libp2pNetwork(Switchboard):
         if self._announce:
             return self._announce[:ADDRESSES_MAX]
         usable = [address for address in self._listening() if is_usable(address, self._reach)]
+        if not usable and self._stack is not None:
+            relayed = self._stack.relayed_addresses()
+            usable = [address for address in relayed if is_usable(address, self._reach)]
         return tuple(usable[:ADDRESSES_MAX])
 
     def _own_record(self) -> AddressRecord:

@@ -191,6 +191,7 @@ class Switchboard:
             penalties=dict(counters.penalties),
             faults=dict(counters.faults),
             mesh_peers=dict(transport.mesh_peers()) if transport else {},
+            circuits=dict(counters.circuits),
         )
 
     # --- for the transport and its owner

@@ -245,6 +245,7 @@ async def test_neighbours_meet_without_a_bootstrap_and_other_chains_do_not(multi
     await wait_until(lambda: not a._mdns._peers and not a.peers(), 30)  # it said goodbye
 
 
+@pytest.mark.slow
 async def test_denied_neighbour_is_not_dialled(multicast, nursery):
     a = network_of(1, listen=[HERE], deny=[peer_id_text(seed_key(2))])
     b = network_of(2, deny=["127.0.0.0/8"])

@@ -45,6 +45,7 @@ class Entry:
     # only of this run:
     was_linked: bool = False  # or an anchor of the last run
     hinted: tuple[Address, ...] = ()
+    wanted_until_s: float = 0.0  # somebody of ours waits for it
     due_s: float = 0.0
     aside_until_s: float = 0.0
     tries: int = 0

@@ -34,10 +34,11 @@ from p2p.limits import (
     EXCHANGE_PEERS,
     EXCHANGE_RECORDS_MAX,
     EXCHANGE_SOON_S,
+    OUTBOUND_MAX,
     OUTBOUND_TARGET,
     WRONG_CHAIN_S,
 )
-from p2p.membership import Ask, Membership
+from p2p.membership import Ask, Link, Membership
 from p2p.peers import PeerId
 from p2p.records import AddressRecord, Identity, read_record
 
@@ -99,6 +100,30 @@ class Discovery:
         entry.due_s = entry.aside_until_s = 0.0
         entry.failures, entry.tries = 0, len(entry.configured) - 1
         self._news.set()
+
+    def want(self, peer: PeerId, addresses: tuple[Address, ...], seconds: float) -> None:
+        """One of ours waits for `peer`: dialled at once, beyond the target, where we know it to
+        be or else where it says itself. Over OUTBOUND_MAX one that was wanted earlier goes."""
+        if self._book.find(peer) is None:
+            self.hint(peer, addresses)
+        entry = self._book.find(peer)
+        if entry is None:
+            return
+        entry.wanted_until_s = trio.current_time() + seconds
+        entry.due_s = entry.aside_until_s = 0.0
+        self._make_room()
+        self._news.set()
+
+    def _make_room(self) -> None:
+        if self._outbound() < OUTBOUND_MAX:
+            return
+        ours = [link for link in self._members.links() if self._is_outbound(link)]
+        ours.sort(key=lambda link: link.since_s)
+        leaving = ours[OUTBOUND_TARGET].peer
+        known = self._book.find(leaving)
+        if known is not None:
+            known.wanted_until_s = 0.0
+        self._members.part_from(leaving)
 
     def hint(self, peer: PeerId, addresses: tuple[Address, ...]) -> None:
         """Somebody near says where `peer` listens: unsigned, so it is only tried."""
@@ -227,26 +252,31 @@ class Discovery:
         taken = {wide_group_of(x.host) for x in self._members.links() if x.outbound}
         due: list[tuple[Entry, Address]] = []
         for entry in sorted(self._book.entries(), key=self._rank):
-            is_reserved = self._members.is_reserved(entry.peer)
+            is_needed = self._is_needed(entry)
             if len(self._dialling) + len(due) >= DIALS_AT_ONCE_MAX:
                 break
-            if not is_reserved and wanted >= OUTBOUND_TARGET:
+            if not is_needed and wanted >= OUTBOUND_TARGET:
                 continue
             address = self._find_address(entry, now_s)
             if address is None:
                 continue
             group = wide_group_of(address.host)
-            if self._reach == "public" and not is_reserved and not entry.configured:
+            if self._reach == "public" and not is_needed and not entry.configured:
                 if group in taken:
                     continue
                 taken.add(group)
-            wanted += not is_reserved
+            wanted += not is_needed
             due.append((entry, address))
         return due
 
+    def _is_needed(self, entry: Entry) -> bool:
+        """Beyond the target, and wherever it is: reserved, or one of ours waits for it."""
+        is_wanted = entry.wanted_until_s > trio.current_time()
+        return is_wanted or self._members.is_reserved(entry.peer)
+
     def _rank(self, entry: Entry) -> tuple[bool, bool, int]:
         return (
-            not self._members.is_reserved(entry.peer),
+            not self._is_needed(entry),
             not entry.is_anchor,
             entry.failures,
         )
@@ -257,7 +287,7 @@ class Discovery:
             return None
         if self._members.find_link(entry.peer) or self._members.is_banned(entry.peer):
             return None
-        is_relay_fine = self._through_relays and self._members.is_reserved(entry.peer)
+        is_relay_fine = self._through_relays and self._is_needed(entry)
         addresses = [
             address
             for address in entry.addresses(self._reach)
@@ -302,10 +332,12 @@ class Discovery:
             self._anchors = frozenset(link.peer for link in outbound[:ANCHORS_MAX])
 
     def _outbound(self) -> int:
-        return sum(
-            link.outbound and not link.relayed and not self._members.is_reserved(link.peer)
-            for link in self._members.links()
-        )
+        return sum(map(self._is_outbound, self._members.links()))
+
+    def _is_outbound(self, link: Link) -> bool:
+        """One of those that the target counts."""
+        is_direct = link.outbound and not link.relayed
+        return is_direct and not self._members.is_reserved(link.peer)
 
     # --- the book's file
 

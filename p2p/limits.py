@@ -45,7 +45,7 @@ HISTORY: Final = 5
 
 # --- connections (§3, §8)
 CONNECTIONS_MAX: Final = 64
-OUTBOUND_MAX: Final = 16
+OUTBOUND_MAX: Final = 16  # with those that one of ours wanted to ask
 OUTBOUND_TARGET: Final = 8
 INBOUND_MAX: Final = 32
 PER_ADDRESS_MAX: Final = 4  # where private addresses are not allowed
@@ -54,6 +54,7 @@ CONNECTIONS_PER_PEER_MAX: Final = 2
 UPGRADE_S: Final = 5.0
 DIAL_S: Final = 6.0
 DIALS_AT_ONCE_MAX: Final = 8
+REACH_S: Final = 10.0  # for a peer that one of ours wants to ask: dialled, and admitted by status
 BACKOFF_FIRST_S: Final = 1.0
 BACKOFF_NEAR_S: Final = 30.0  # the operator's peers, and those that we were linked with
 BACKOFF_NEAR_TRIES: Final = 20  # of the latter in vain, about ten minutes: then as all others

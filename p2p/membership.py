@@ -251,6 +251,10 @@ class Membership:
         self.scores.forgive(peer)
         return True
 
+    def part_from(self, peer: PeerId) -> None:
+        """It has done nothing; we have no more room for it."""
+        self._disconnect(peer)
+
     def bans(self) -> Mapping[PeerId, float]:
         return self.scores.bans(trio.current_time())
 

@@ -9,27 +9,37 @@ What this file does not know: libp2p, and what any body means.
 import ipaddress
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 import trio
 
-from p2p.addresses import Address, Reach, addresses_of, announced_of, is_usable
+from p2p.addresses import (
+    Address,
+    Reach,
+    addresses_of,
+    announced_of,
+    is_usable,
+    parse_address,
+)
 from p2p.counters import NetworkStatistics
 from p2p.discovery import Discovery
-from p2p.errors import ListenError, Misbehaving
+from p2p.errors import ListenError, Misbehaving, Unreachable
 from p2p.framing import FrameStream, part
 from p2p.gossip import Gossip, Judge, Verdict
 from p2p.limits import (
     ADDRESSES_MAX,
     CONNECTIONS_MAX,
+    HINT_ADDRESSES_MAX,
     INBOUND_MAX,
     PING_EVERY_DEVNET_S,
     PING_EVERY_S,
     PROTOCOLS,
+    REACH_S,
     RECORD_RENEW_S,
     RESTART_FIRST_S,
     RESTART_MAX_S,
@@ -51,6 +61,8 @@ if TYPE_CHECKING:  # libp2p takes 1.5 s to import: not before a network is made
     from p2p.relay import RelayUse
 
 log = structlog.get_logger(part="p2p")
+
+REACH_LOOK_S: Final = 0.05
 
 __all__ = [
     "FrameStream",
@@ -120,6 +132,11 @@ class Network(Protocol):
         Misbehaving out of it answers 1 and counts against the caller; any other exception answers
         10 and counts as our bug.
         """
+        ...
+
+    async def reach(self, peer: PeerId, addresses: Iterable[bytes]) -> None:
+        """Be linked with `peer` before it is asked: dialled where we know it to be, else at what
+        it says of itself, if that may be dialled at all. Unreachable after REACH_S."""
         ...
 
     async def open(self, peer: PeerId, protocol: str) -> FrameStream:
@@ -367,6 +384,28 @@ class Libp2pNetwork(Switchboard):
         self.members.reserve(address.peer)
         self._discovery.add(address.peer, address)
         return address.peer
+
+    async def reach(self, peer: PeerId, addresses: Iterable[bytes]) -> None:
+        if self.members.is_admitted(peer):
+            await trio.lowlevel.checkpoint()
+            return
+        if self.members.is_banned(peer) or peer == self.me:
+            raise Unreachable("banned, or this node itself")
+        self._discovery.want(peer, self._vetted(addresses), REACH_S)
+        with trio.move_on_after(REACH_S):
+            while not self.members.is_admitted(peer):  # noqa: ASYNC110  # many ways lead here
+                await trio.sleep(REACH_LOOK_S)
+            return
+        raise Unreachable("it cannot be dialled")
+
+    def _vetted(self, texts: Iterable[bytes]) -> tuple[Address, ...]:
+        found = []
+        for text in texts:
+            with suppress(Misbehaving, UnicodeDecodeError):
+                address = parse_address(text.decode("ascii"))
+                if is_usable(address, self._reach):
+                    found.append(replace(address, peer=None))
+        return tuple(found[:HINT_ADDRESSES_MAX])
 
     # --- our own addresses
 

@@ -19,6 +19,7 @@ from p2p.limits import (
     BACKOFF_JITTER,
     BACKOFF_NEAR_S,
     BACKOFF_NEAR_TRIES,
+    OUTBOUND_MAX,
     OUTBOUND_TARGET,
     WRONG_CHAIN_S,
 )
@@ -264,6 +265,49 @@ async def test_peer_that_stays_away_is_no_longer_missed(autojump_clock, nursery)
     waits = [after - before for before, after in pairwise(at_s for _, _, at_s in caller.dialled)]
     assert max(waits[: BACKOFF_NEAR_TRIES - 1]) <= BACKOFF_NEAR_S * (1 + BACKOFF_JITTER) + 0.5
     assert min(waits[BACKOFF_NEAR_TRIES:]) >= BACKOFF_FAR_S * (1 - BACKOFF_JITTER)
+
+
+async def test_wanted_peer_is_dialled_at_once_beyond_the_target(autojump_clock, nursery):
+    caller = await started(nursery, Caller())
+    for number in range(1, OUTBOUND_TARGET + 1):
+        caller.knows(number, f"8.{number}.0.1")
+    caller.knows(99, "8.1.7.7")  # in a /16 that is taken
+    await trio.sleep(60)
+    assert len(caller.members.views()) == OUTBOUND_TARGET
+    caller.discovery.want(key(99), (), 10)
+    caller.discovery.want(key(98), (at("9.9.9.9"),), 10)
+    await trio.sleep(1)
+    assert caller.dialled[-1][2] <= trio.current_time() - 1 + 0.1
+    assert {(peer, address.host) for peer, address, _ in caller.dialled[-2:]} == {
+        (key(99), "8.1.7.7"),
+        (key(98), "9.9.9.9"),
+    }
+
+
+async def test_nobody_waits_for_a_peer_for_ever(autojump_clock, nursery):
+    caller = Caller()
+    for number in range(1, OUTBOUND_TARGET + 1):
+        caller.knows(number, f"8.{number}.0.1")
+    await started(nursery, caller, 60)
+    caller.is_there = False
+    caller.discovery.want(key(98), (at("9.9.9.9"),), 10)
+    await trio.sleep(600)
+    assert max(at_s for peer, _, at_s in caller.dialled if peer == key(98)) < 63 + 10
+
+
+async def test_wanted_peers_push_each_other_out_and_not_the_oldest(autojump_clock, nursery):
+    caller = Caller("lan")
+    caller.members._disconnect = caller.members.disconnected
+    for number in range(1, OUTBOUND_TARGET + 1):
+        caller.knows(number, f"8.{number}.0.1")
+    await started(nursery, caller, 60)
+    for number in range(100, 100 + OUTBOUND_MAX):
+        caller.discovery.want(key(number), (at(f"9.{number}.9.9"),), 10)
+        await trio.sleep(1)
+    linked = {view.peer for view in caller.members.views()}
+    assert len(linked) == OUTBOUND_MAX
+    assert {key(number) for number in range(1, OUTBOUND_TARGET + 1)} <= linked
+    assert key(100 + OUTBOUND_MAX - 1) in linked
 
 
 async def test_peer_that_moved_is_dialled_at_its_new_address_at_once(autojump_clock, nursery):

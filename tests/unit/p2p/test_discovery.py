@@ -4,7 +4,7 @@ import pytest
 import trio
 from network_kit import CHAIN, World, admitted, seed_of, wait_until
 
-from p2p.errors import Misbehaving
+from p2p.errors import Misbehaving, Unreachable
 from p2p.framing import decode, encode
 from p2p.network import Libp2pNetwork
 from p2p.peers import peer_id_text
@@ -79,6 +79,30 @@ async def test_denied_peer_is_neither_dialled_nor_let_in(nursery):
     assert not b.statistics().dials
     assert not b.peers()
     assert not c.peers()
+
+
+async def test_peer_that_one_of_ours_wants_is_dialled_where_it_says_it_is(nursery):
+    a, b = network_of(1), network_of(2)
+    for network in (a, b):
+        await nursery.start(network.run)
+    told = [text.encode() for text in b.announced()]
+    await a.reach(b.me, [b"\xff", b"/ip4/1.2.3.4/udp/1", *told])
+    assert a.peers()[0].admitted
+    await a.reach(b.me, [])  # it is here
+
+
+async def test_peer_that_may_not_be_dialled_is_not_reached(nursery, monkeypatch):
+    monkeypatch.setattr("p2p.network.REACH_S", 1.0)
+    b = network_of(2)
+    await nursery.start(b.run)
+    told = [text.encode() for text in b.announced()]
+    public = Libp2pNetwork(seed=seed_of(1), chain_id=CHAIN, listen=[], reach="public")
+    denying = network_of(3, deny=["127.0.0.0/8"])
+    for network in (public, denying):
+        await nursery.start(network.run)
+        with pytest.raises(Unreachable):
+            await network.reach(b.me, told)
+        assert not network.statistics().dials
 
 
 async def test_public_network_is_told_only_what_its_peers_can_dial(nursery):

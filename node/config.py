@@ -59,9 +59,7 @@ class P2p(Section, frozen=True):
     upload_bytes_s: Count = 16_777_216     # 0 = no limit
     blob_quota_gb: Count = 50
     max_connections: Positive = 64
-    max_per_peer: Positive = 2
-    outbound_min: Count = 8
-    dial_timeout_s: Positive = 5
+    outbound_min: Annotated[Int, msgspec.Meta(ge=1, le=16)] = 8
     keepalive_s: Positive = 15
     keepalive_misses: Positive = 2
 
@@ -176,7 +174,7 @@ class Config(Section, frozen=True):
 PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {  # what differs from the defaults
     "devnet": {
         "p2p.listen": ["/ip4/127.0.0.1/tcp/7017"], "p2p.network": "devnet",
-        "p2p.upload_bytes_s": 0, "p2p.keepalive_s": 3, "p2p.outbound_min": 0,
+        "p2p.upload_bytes_s": 0, "p2p.keepalive_s": 3,
         "consensus.pace": "lan", "consensus.block_interval_ms": 250,
         "consensus.doppelganger_wait_s": 0, "storage.min_free_gb": 1, "shutdown.drain_s": 5,
     },

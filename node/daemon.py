@@ -256,7 +256,9 @@ class Node:
             judge_binding=lambda peer, raw: is_binding(chain_id, peer, raw),
             connections_max=p2p.max_connections,
             upload_bytes_s=p2p.upload_bytes_s,
+            outbound_target=p2p.outbound_min,
             ping_every_s=float(p2p.keepalive_s),
+            ping_misses_max=p2p.keepalive_misses,
         )
 
     def _make_replica(self) -> Replica:

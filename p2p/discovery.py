@@ -67,6 +67,7 @@ class Discovery:
         is_denied: Callable[[PeerId, str], bool],
         now_ms: Callable[[], int],
         through_relays: bool = False,
+        outbound_target: int = OUTBOUND_TARGET,
     ) -> None:
         self._identity = identity
         self._chain_id = chain_id
@@ -78,6 +79,7 @@ class Discovery:
         self._is_denied = is_denied
         self._now_ms = now_ms
         self._through_relays = through_relays
+        self._target = outbound_target
         self._rng = random.Random(os.urandom(8))
         self._book = Book(reach)
         self._dialling: set[PeerId] = set()
@@ -119,7 +121,7 @@ class Discovery:
             return
         ours = [link for link in self._members.links() if self._is_outbound(link)]
         ours.sort(key=lambda link: link.since_s)
-        leaving = ours[OUTBOUND_TARGET].peer
+        leaving = ours[self._target].peer
         known = self._book.find(leaving)
         if known is not None:
             known.wanted_until_s = 0.0
@@ -198,7 +200,7 @@ class Discovery:
 
     async def _keep_exchanging(self) -> None:
         while True:
-            soon = self._outbound() < OUTBOUND_TARGET
+            soon = self._outbound() < self._target
             wait_s = self._rng.uniform(*EXCHANGE_SOON_S) if soon else EXCHANGE_LATE_S
             with trio.move_on_after(wait_s):
                 await self._curiosity.wait()
@@ -255,7 +257,7 @@ class Discovery:
             is_needed = self._is_needed(entry)
             if len(self._dialling) + len(due) >= DIALS_AT_ONCE_MAX:
                 break
-            if not is_needed and wanted >= OUTBOUND_TARGET:
+            if not is_needed and wanted >= self._target:
                 continue
             address = self._find_address(entry, now_s)
             if address is None:

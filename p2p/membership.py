@@ -124,6 +124,7 @@ class Membership:
         private_allowed: bool,
         connections_max: int = CONNECTIONS_MAX,
         inbound_max: int = INBOUND_MAX,
+        ping_misses_max: int = PING_MISSES_MAX,
         rng: random.Random | None = None,
     ) -> None:
         assert len(software.encode()) <= SOFTWARE_BYTES_MAX
@@ -140,6 +141,7 @@ class Membership:
         self._disconnect = disconnect
         self._now_ms = now_ms
         self._ping_every_s = ping_every_s
+        self._ping_misses_max = ping_misses_max
         self._private_allowed = private_allowed
         self.connections_max = connections_max
         self._inbound_max = inbound_max
@@ -403,7 +405,7 @@ class Membership:
             link.ping_ms = round((trio.current_time() - began_s) * 1_000)
         else:
             link.misses += 1
-        return link.misses < PING_MISSES_MAX
+        return link.misses < self._ping_misses_max
 
     def _jitter(self) -> float:
         return self._rng.uniform(1 - PING_JITTER, 1 + PING_JITTER)

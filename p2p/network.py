@@ -36,8 +36,10 @@ from p2p.limits import (
     CONNECTIONS_MAX,
     HINT_ADDRESSES_MAX,
     INBOUND_MAX,
+    OUTBOUND_TARGET,
     PING_EVERY_DEVNET_S,
     PING_EVERY_S,
+    PING_MISSES_MAX,
     PROTOCOLS,
     REACH_S,
     RECORD_RENEW_S,
@@ -222,7 +224,9 @@ class Libp2pNetwork(Switchboard):
         connections_max: int = CONNECTIONS_MAX,
         inbound_max: int = INBOUND_MAX,
         upload_bytes_s: int = 16 * MiB,
+        outbound_target: int = OUTBOUND_TARGET,
         ping_every_s: float | None = None,
+        ping_misses_max: int = PING_MISSES_MAX,
     ) -> None:
         from p2p.host import Libp2pIdentity
 
@@ -252,6 +256,7 @@ class Libp2pNetwork(Switchboard):
             reserved=[address.peer for address in near if address.peer],
             now_ms=_now_ms,
             ping_every_s=ping_every_s,
+            ping_misses_max=ping_misses_max,
             private_allowed=reach != "public",
             upload_bytes_s=upload_bytes_s,
             connections_max=connections_max,
@@ -269,6 +274,7 @@ class Libp2pNetwork(Switchboard):
             is_denied=self._is_denied,
             now_ms=_now_ms,
             through_relays=relay != "off",
+            outbound_target=outbound_target,
         )
         self._mdns = self._make_mdns() if mdns else None
         self.serve("peers", self._discovery.answer_peers, PROTOCOLS["peers"])

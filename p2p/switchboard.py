@@ -15,7 +15,7 @@ from p2p.counters import Counters, NetworkStatistics
 from p2p.errors import Unreachable
 from p2p.framing import FrameStream
 from p2p.gossip import Gossip, Judge, Topics
-from p2p.limits import PROTOCOLS, ServeLimits, TopicLimits
+from p2p.limits import PING_MISSES_MAX, PROTOCOLS, ServeLimits, TopicLimits
 from p2p.membership import Membership
 from p2p.peers import Joined, Left, PeerId, PeerView, StatusFacts
 from p2p.records import AddressRecord, Identity
@@ -67,6 +67,7 @@ class Switchboard:
         upload_bytes_s: int,
         connections_max: int,
         inbound_max: int,
+        ping_misses_max: int = PING_MISSES_MAX,
         rng: random.Random | None = None,
     ) -> None:
         assert len(chain_id) == 32
@@ -88,6 +89,7 @@ class Switchboard:
             disconnect=self._disconnect_soon,
             now_ms=now_ms,
             ping_every_s=ping_every_s,
+            ping_misses_max=ping_misses_max,
             private_allowed=private_allowed,
             connections_max=connections_max,
             inbound_max=inbound_max,

@@ -11,6 +11,7 @@ import subprocess
 from typing import Final
 
 HUB: Final = "hub"
+NOBODY: Final = "02:00:00:00:00:01"  # no machine has it
 NETWORK: Final = "10.77.0"  # inside the namespaces only
 
 
@@ -53,6 +54,20 @@ class Cables:
     def plug(self, number: int) -> None:
         """They arrive again."""
         self._in(HUB, "link", "set", f"port{number}", "master", "bridge")
+
+    def deafen(self, number: int) -> None:
+        """It is heard by the others and hears nobody, from now on: their packets go astray."""
+        for other in self._others(number):
+            self._in(other, "neighbour", "replace", self.host(number), "dev", "eth0",
+                     "lladdr", NOBODY, "nud", "permanent")  # fmt: skip
+
+    def undeafen(self, number: int) -> None:
+        """It hears them again."""
+        for other in self._others(number):
+            self._in(other, "neighbour", "delete", self.host(number), "dev", "eth0")
+
+    def _others(self, number: int) -> list[str]:
+        return [name for name in self._made if name not in (HUB, str(number))]
 
     def close(self) -> None:
         """Remove all namespaces, and with them their links. Processes in them must have ended."""

@@ -55,7 +55,9 @@ async def nobody_answers(peer, protocol, body, *, timeout_s, bytes_max):
 class Caller:
     """A dialler over a wire that is only told of: `dialled` are its calls, with their times."""
 
-    def __init__(self, reach: Reach = "public", *, reserved=(), deny=(), book=None, bootstrap=()):
+    def __init__(
+        self, reach: Reach = "public", *, reserved=(), deny=(), book=None, bootstrap=(), target=8
+    ):
         self.dialled: list[tuple[PeerId, Address, float]] = []
         self.is_there = True  # whether dials succeed
         counters = Counters()
@@ -89,6 +91,7 @@ class Caller:
                 peer in denied_peers or any(ip_of(host) in network for network in denied_networks)
             ),
             now_ms=lambda: NOW_MS,
+            outbound_target=target,
         )
 
     def knows(self, number, *hosts, teller=None, seq_ms=NOW_MS):
@@ -196,6 +199,15 @@ async def test_target_counts_without_the_reserved(autojump_clock, nursery):
         caller.knows(number, f"8.{number}.0.1")
     await started(nursery, caller, 60)
     assert len(caller.members.views()) == OUTBOUND_TARGET + 2
+
+
+async def test_operator_says_how_many_outbound_peers_there_are(autojump_clock, nursery):
+    """`outbound_min` of the config."""
+    caller = Caller("lan", target=3)
+    for number in range(1, 10):
+        caller.knows(number, f"10.0.0.{number}")
+    await started(nursery, caller, 60)
+    assert len(caller.members.views()) == 3
 
 
 async def test_private_addresses_are_neither_dialled_nor_told_on_a_public_network(

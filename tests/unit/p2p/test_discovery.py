@@ -74,11 +74,15 @@ async def test_denied_peer_is_neither_dialled_nor_let_in(nursery):
     await nursery.start(c.run)
     d = network_of(4, bootstrap=c.addresses())
     await nursery.start(d.run)
-    await wait_until(lambda: d.statistics().dials)
+    e = network_of(5)
+    f = network_of(6, deny=[peer_id_text(e.me)])
+    await nursery.start(f.run)
+    e.add(f.addresses()[0])
+    await nursery.start(e.run)
+    await wait_until(lambda: d.statistics().dials and e.statistics().dials)
     await trio.sleep(0.5)
     assert not b.statistics().dials
-    assert not b.peers()
-    assert not c.peers()
+    assert not any(network.peers() for network in (b, c, f))
 
 
 async def test_peer_that_one_of_ours_wants_is_dialled_where_it_says_it_is(nursery):

@@ -52,6 +52,7 @@ from p2p.guard import (
 )
 from p2p.limits import (
     CLOSE_S,
+    COME_ANEW_S,
     CONNECTIONS_PER_PEER_MAX,
     DIAL_S,
     HEARTBEAT_S,
@@ -271,7 +272,7 @@ class Stack(INotifee):
         peer_id = id_of(peer)
         with shielded(2 * CLOSE_S + 1):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._cut, tuple(self._swarm.get_connections(peer_id)))
+                nursery.start_soon(self._cut, tuple(self._swarm.get_connections(peer_id)), CLOSE_S)
                 try:
                     await self._host.disconnect(peer_id)
                 except Exception as error:  # noqa: BLE001  # it is gone already
@@ -280,9 +281,9 @@ class Stack(INotifee):
         if not self._is_connected(peer):
             self._drop(peer)
 
-    async def _cut(self, connections: tuple[Any, ...]) -> None:
-        """After CLOSE_S close their sockets: whoever waits for one has an error at once."""
-        await trio.sleep(CLOSE_S)
+    async def _cut(self, connections: tuple[Any, ...], after_s: float) -> None:
+        """Close their sockets without a word: whoever waits for one has an error at once."""
+        await trio.sleep(after_s)
         for conn in connections:
             with contextlib.suppress(Exception):  # it is gone already
                 await conn.muxed_conn.secured_conn.close()
@@ -403,6 +404,8 @@ class Stack(INotifee):
             peer = key_of_id_bytes(peer_id.to_bytes())
         except Misbehaving:
             peer = None
+        if peer is not None and not is_outbound:
+            self._forget_lost(peer, conn)
         is_kept = (
             peer is not None
             and peer != self._parts.identity.key
@@ -413,6 +416,22 @@ class Stack(INotifee):
         )
         if not is_kept and self._nursery is not None:
             self._nursery.start_soon(self._refuse, conn)
+
+    def _forget_lost(self, peer: PeerId, conn: Any) -> None:
+        """Nobody dials whom it is linked with: a peer that comes anew has lost what we still have.
+
+        Kept, that half-open connection has the older streams, so the library would put ours on it
+        too, and our pings, failing there, would end the new one with it.
+        """
+        link = self._parts.members.find_link(peer)
+        if link is None or trio.current_time() - link.since_s < COME_ANEW_S:
+            return  # two that dial each other at once have two connections for a while
+        self._parts.counters.faults["came anew"] += 1
+        self._parts.members.disconnected(peer)
+        self._parts.topics.forget(peer)
+        lost = tuple(c for c in self._swarm.get_connections(id_of(peer)) if c is not conn)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._cut, lost, 0.0)
 
     async def _refuse(self, conn: Any) -> None:
         with shielded(CLOSE_S + 2):

@@ -51,6 +51,7 @@ INBOUND_MAX: Final = 32
 PER_ADDRESS_MAX: Final = 4  # where private addresses are not allowed
 PER_GROUP_MAX: Final = 8  # a /24 or /48, where private addresses are not allowed
 CONNECTIONS_PER_PEER_MAX: Final = 2
+COME_ANEW_S: Final = 10.0  # a peer linked for so long that connects again has lost the first
 UPGRADE_S: Final = 5.0
 DIAL_S: Final = 6.0
 DIALS_AT_ONCE_MAX: Final = 8

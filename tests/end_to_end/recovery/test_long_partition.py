@@ -14,12 +14,15 @@ from town import (  # found by the line above
     Placed,
     Town,
     height,
+    linked,
     living,
     wait_at_tip,
     wait_dropped,
     wait_height,
     wait_linked,
 )
+
+from node.devnet.children import wait_answering
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +64,24 @@ async def parted(town: Town, places: list[int], *, is_deaf: bool) -> float:
     return trio.current_time() - healed_s
 
 
+async def cut_from_power(town: Town, place: int) -> float:
+    """Seconds from the start of a node whose end nobody has heard of until it signs again."""
+    assert town.cables is not None
+    node, first = town.nodes[place], town.nodes[0]
+    town.cables.pull(place)
+    node.kill()
+    town.cables.plug(place)
+    assert node.peer_id in await linked(first), "half-open: nothing has told it"
+    await wait_height(first, await height(first) + 2)
+    node.stopping = False
+    node.start()
+    began_s = trio.current_time()
+    await wait_answering(node)
+    await wait_at_tip(node, first)
+    await all_linked(town)
+    return trio.current_time() - began_s
+
+
 async def tell(folder: Path) -> tuple[str, dict[str, float]]:
     took: dict[str, float] = {}
     with trio.fail_after(STORY_S):
@@ -68,6 +89,7 @@ async def tell(folder: Path) -> tuple[str, dict[str, float]]:
             if town.cables is not None:
                 nursery.start_soon(town.pay_on)
                 await all_linked(town)
+                took["power cut"] = await cut_from_power(town, 3)
                 took["two alone"] = await parted(town, [1, 2], is_deaf=False)
                 took["deaf"] = await parted(town, [3], is_deaf=True)
             nursery.cancel_scope.cancel()

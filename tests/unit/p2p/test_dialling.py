@@ -19,6 +19,7 @@ from p2p.limits import (
     BACKOFF_JITTER,
     BACKOFF_NEAR_S,
     BACKOFF_NEAR_TRIES,
+    EXCHANGE_RECORDS_MAX,
     OUTBOUND_MAX,
     OUTBOUND_TARGET,
     WRONG_CHAIN_S,
@@ -60,7 +61,8 @@ class Caller:
     ):
         self.dialled: list[tuple[PeerId, Address, float]] = []
         self.is_there = True  # whether dials succeed
-        counters = Counters()
+        self.counters = counters = Counters()
+        self.answer: bytes | None = None  # what peers say when they are asked for others
         denied_peers, denied_networks = denied_of(deny)
         self.members = Membership(
             identity=_Identity(key(0)),
@@ -83,7 +85,7 @@ class Caller:
             chain_id=CHAIN,
             members=self.members,
             counters=counters,
-            ask=nobody_answers,
+            ask=self._answer,
             reach=reach,
             bootstrap=[*reserved, *bootstrap],
             book_path=book,
@@ -104,6 +106,11 @@ class Caller:
             await trio.testing.wait_all_tasks_blocked()
             nursery.start_soon(self.discovery.run, self._dial)
             task_status.started()
+
+    async def _answer(self, peer, protocol, body, *, timeout_s, bytes_max):
+        if self.answer is None:
+            await trio.sleep_forever()
+        return self.answer
 
     async def _dial(self, peer, address):
         self.dialled.append((peer, address, trio.current_time()))
@@ -229,6 +236,50 @@ async def test_private_addresses_are_neither_dialled_nor_told_on_a_public_networ
 async def asked(caller):
     raw = await caller.discovery.answer_peers(key(77), encode((64,)))
     return {record[0][1] for record in decode(raw, 64 * 1_024)}
+
+
+def signed(number, host="8.8.8.8"):
+    return record_of(number, host).value
+
+
+FORGED = (signed(1)[0], bytes(64))
+
+
+@pytest.mark.parametrize(
+    ("answer", "learned"),
+    [
+        (encode((signed(1), signed(2, "9.9.9.9"))), 2),
+        (encode(()), 0),
+        (encode((signed(0),)), 0),  # our own
+        (encode((signed(1, "10.0.0.1"),)), 0),
+    ],
+    ids=["two", "none", "our own", "a private one"],
+)
+async def test_honest_exchange_is_learned_from(autojump_clock, answer, learned):
+    caller = Caller()
+    caller.answer = answer
+    await caller.discovery._exchange(key(50))
+    assert caller.discovery.known() == learned
+    assert not caller.counters.penalties
+
+
+@pytest.mark.parametrize(
+    ("answer", "learned"),
+    [
+        (b"rubbish", 0),
+        (encode(7), 0),
+        (encode((FORGED,)), 0),
+        (encode((signed(2, "9.9.9.9"), FORGED)), 1),
+        (encode(tuple(signed(n, f"8.{n}.0.1") for n in range(1, EXCHANGE_RECORDS_MAX + 2))), 0),
+    ],
+    ids=["rubbish", "no list", "forged", "one forged", "more than asked"],
+)
+async def test_bad_exchange_is_its_tellers_fault(autojump_clock, answer, learned):
+    caller = Caller()
+    caller.answer = answer
+    await caller.discovery._exchange(key(50))
+    assert caller.discovery.known() == learned
+    assert caller.counters.penalties == {"malformed": 1}
 
 
 async def test_denied_network_is_passed_over_for_the_peers_other_address(autojump_clock, nursery):

@@ -14,6 +14,7 @@ from p2p import guard
 from p2p.errors import EndOfStream, ListenError, TooSlow
 from p2p.gossip import Verdict
 from p2p.limits import (
+    COME_ANEW_S,
     OUTBOUND_QUEUE,
     PROTOCOLS,
     STREAMS_PER_CONNECTION_MAX,
@@ -200,6 +201,36 @@ def socket_of(link):
     """The kernel's, below Noise and the library's wrappers."""
     noise = link.muxed_conn.secured_conn.conn
     return noise.read_writer.read_write_closer.stream.stream.socket
+
+
+async def test_peer_that_comes_anew_is_not_asked_on_the_connection_it_has_lost(nursery):
+    """As after a power cut, of which nothing has told us: its second life has the same key."""
+
+    def answering(word):
+        async def answer(peer, body):
+            return word
+
+        return lambda network: network.serve("blocks", answer, PROTOCOLS["blocks"])
+
+    world = World("libp2p")
+    (a,) = await world.start(nursery, 1)
+    (first,) = await world.start(nursery, 1, answering(b"first"))
+    await wait_until(lambda: admitted(a) == 1)
+    a.members.find_link(first.me).since_s -= COME_ANEW_S
+    first._discovery._find_address = lambda entry, now_s: None  # it is dead, and dials nobody
+    events = a.events()
+    world._made = 1  # the same key
+    (second,) = await world.start(nursery, 1, answering(b"second"))
+    await wait_until(lambda: a.statistics().faults.get("came anew") == 1)
+    await wait_until(lambda: admitted(a) == 1 and len(link_list(a)) == 1)
+    assert await a.request(second.me, "blocks", b"x", **ASK) == b"second"
+    told = [type(await anext(events)).__name__ for _ in range(3)]
+    assert told == ["Joined", "Left", "Joined"]
+
+
+def link_list(network):
+    """All of the library's connections."""
+    return network._stack._swarm.get_connections()
 
 
 async def fill(socket):

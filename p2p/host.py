@@ -195,7 +195,6 @@ class Stack(INotifee):
             way = Way(
                 host=self._host,
                 swarm=self._swarm,
-                me=parts.identity.key,
                 is_admitted=parts.members.is_admitted,
                 relays=self._find_relays,
                 changed=parts.members.hurry_status,

@@ -71,7 +71,6 @@ class Way:
 
     host: Any
     swarm: Any
-    me: PeerId
     is_admitted: Callable[[PeerId], bool]
     relays: Callable[[], Iterable[PeerId]]  # admitted, directly connected, and saying that they are
     changed: Callable[[], None]  # where we can be called is not what it was

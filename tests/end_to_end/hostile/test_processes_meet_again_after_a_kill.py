@@ -30,7 +30,7 @@ async def heard_by_all(nodes, at_least, seconds=20):
 async def all_linked(nodes, seconds=20):
     """Until each has admitted each other one: gossip may come round by a third before that."""
     with trio.fail_after(seconds):
-        while {(await node.tell())["admitted"] for node in nodes} != {len(nodes) - 1}:
+        while {(await node.tell())["admitted"] for node in nodes} != {len(nodes) - 1}:  # noqa: ASYNC110
             await trio.sleep(0.2)
 
 

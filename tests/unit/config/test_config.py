@@ -82,6 +82,12 @@ def test_bad_file_is_refused_in_one_sentence(text: str, told: str) -> None:
     assert refusal.value.exit_status == 78
 
 
+def test_neighbours_and_relays_may_be_asked_for() -> None:
+    near = parse('[p2p]\nnetwork = "lan"\nmdns = true\nrelay = "client"').config.p2p
+    far = parse('[p2p]\nrelay = "server"').config.p2p
+    assert (near.mdns, near.relay, far.mdns, far.relay) == (True, "client", False, "server")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [

@@ -96,7 +96,7 @@ async def test_peer_that_one_of_ours_wants_is_dialled_where_it_says_it_is(nurser
 
 
 async def test_peer_that_may_not_be_dialled_is_not_reached(nursery, monkeypatch):
-    monkeypatch.setattr("p2p.network.REACH_S", 1.0)
+    monkeypatch.setattr("p2p.network.REACH_S", 0.4)
     b = network_of(2)
     await nursery.start(b.run)
     told = [text.encode() for text in b.announced()]

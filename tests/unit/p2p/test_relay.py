@@ -99,6 +99,7 @@ async def test_circuit_carries_no_gossip_no_consensus_and_no_blobs(scene):
     assert "consensus" not in RELAYED_PROTOCOLS
 
 
+@pytest.mark.slow
 async def test_peer_that_sends_more_than_requests_through_a_circuit_is_reset(scene, monkeypatch):
     """The other side need not be as polite as we are."""
     caller = await scene.caller()
@@ -229,6 +230,7 @@ async def test_only_our_own_relay_may_hand_us_a_caller(scene, nursery):
     assert answer.status == pb.PERMISSION_DENIED
 
 
+@pytest.mark.slow
 async def test_garbage_ends_nothing_but_its_sender(scene, nursery):
     stranger = await linked_with(nursery, scene.relay, 9)
     chance, host = random.Random(7), stranger._stack._host

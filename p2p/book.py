@@ -91,12 +91,21 @@ class Book:
         """Unsigned addresses of a peer, in place of those hinted before; True if there is room."""
         entry = self._entries.get(peer)
         if entry is None:
-            hinted = sum(e.is_only_hinted for e in self._entries.values())
-            if hinted >= HINTED_MAX or len(self._entries) >= BOOK_ENTRIES_MAX:
+            if not self._may_hint():
                 return False
             entry = self._entries[peer] = Entry(peer, last_seen_ms=now_ms)
         entry.hinted = addresses
         return True
+
+    def _may_hint(self) -> bool:
+        """A hint that has failed makes room for a new one."""
+        hinted = [e for e in self._entries.values() if e.is_only_hinted]
+        if len(hinted) >= HINTED_MAX:
+            worst = max(hinted, key=lambda e: e.failures)
+            if not worst.failures:
+                return False
+            self._remove(worst.peer)
+        return len(self._entries) < BOOK_ENTRIES_MAX
 
     def drop_hint(self, peer: PeerId) -> None:
         """It has said goodbye."""

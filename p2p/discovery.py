@@ -105,8 +105,9 @@ class Discovery:
 
     def want(self, peer: PeerId, addresses: tuple[Address, ...], seconds: float) -> None:
         """One of ours waits for `peer`: dialled at once, beyond the target, where we know it to
-        be or else where it says itself. Over OUTBOUND_MAX one that was wanted earlier goes."""
-        if self._book.find(peer) is None:
+        be and where it says itself. Over OUTBOUND_MAX one that was wanted earlier goes."""
+        entry = self._book.find(peer)
+        if addresses and (entry is None or not entry.hinted):
             self.hint(peer, addresses)
         entry = self._book.find(peer)
         if entry is None:
@@ -251,9 +252,15 @@ class Discovery:
         """Whom to dial now, the most wanted first."""
         now_s = trio.current_time()
         wanted = self._outbound() + len(self._dialling)
+        is_full = wanted >= self._target
+        candidates = [
+            entry
+            for entry in self._book.entries()
+            if entry.due_s <= now_s and (not is_full or self._is_needed(entry))
+        ]
         taken = {wide_group_of(x.host) for x in self._members.links() if x.outbound}
         due: list[tuple[Entry, Address]] = []
-        for entry in sorted(self._book.entries(), key=self._rank):
+        for entry in sorted(candidates, key=self._rank):
             is_needed = self._is_needed(entry)
             if len(self._dialling) + len(due) >= DIALS_AT_ONCE_MAX:
                 break
@@ -285,7 +292,7 @@ class Discovery:
 
     def _find_address(self, entry: Entry, now_s: float) -> Address | None:
         """Where to dial `entry` now, or None if not now."""
-        if entry.due_s > now_s or entry.aside_until_s > now_s or entry.peer in self._dialling:
+        if entry.aside_until_s > now_s or entry.peer in self._dialling:
             return None
         if self._members.find_link(entry.peer) or self._members.is_banned(entry.peer):
             return None

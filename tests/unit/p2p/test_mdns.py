@@ -192,6 +192,9 @@ async def test_hints_are_bounded_and_neither_kept_nor_told_on(tmp_path):
         discovery.hint(PeerId(number.to_bytes(32, "big")), (NEAR,))
     assert discovery.known() == HINTED_MAX
     assert network.statistics().queue_dropped["hints", "shed"] == 1
+    discovery._book.find(PeerId((7).to_bytes(32, "big"))).failures = 1
+    discovery.hint(OTHER, (NEAR,))
+    assert discovery._book.find(OTHER), "in place of one that was dialled in vain"
     await discovery._save()
     assert network_of(1, reach="lan", book=tmp_path / "peers.msgpack")._discovery.known() == 0
     assert await discovery.answer_peers(PEER, b"\x91\x40") == b"\x90"

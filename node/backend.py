@@ -86,6 +86,7 @@ def make_backend(
         peers=peers,
         infer=infer,
         stop=stop,
+        models=telling.models,
         store_goods=store_goods,
         release=release,
         ledger=make_ledger(

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args, get_origin
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -86,9 +87,10 @@ class Storage(Section, frozen=True):
 class Engine(Section, frozen=True):
     kind: Literal["torch", "remote", "none"] = "torch"
     urls: tuple[str, ...] = ()
-    flavour: str = "vllm"
+    flavour: Literal["vllm", "plain"] = "vllm"
     allow_remote: bool = False
-    token_file: str = ""
+    token_file: str = ""  # what the servers want to see
+    local_gradients: bool = True  # beside remote servers: a worker for attribution
     device: str = "auto"
     devices: tuple[str, ...] = ()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -137,6 +139,10 @@ class Payer(Section, frozen=True):
     recheck_bps: Bps = 100       # of answers, given to an auditor
 
 
+class Metrics(Section, frozen=True):
+    listen: str = "127.0.0.1:7019"  # for Prometheus; "" = off
+
+
 class Shutdown(Section, frozen=True):
     drain_s: Count = 30
     engine_s: Count = 10
@@ -167,6 +173,7 @@ class Config(Section, frozen=True):
     attribution: Attribution = Attribution()
     audit: Audit = Audit()
     payer: Payer = Payer()
+    metrics: Metrics = Metrics()
     shutdown: Shutdown = Shutdown()
     devnet: Devnet = Devnet()
 
@@ -177,6 +184,7 @@ PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {  # what differs from the de
         "p2p.upload_bytes_s": 0, "p2p.keepalive_s": 3,
         "consensus.pace": "lan", "consensus.block_interval_ms": 250,
         "consensus.doppelganger_wait_s": 0, "storage.min_free_gb": 1, "shutdown.drain_s": 5,
+        "metrics.listen": "",  # many nodes on one machine
     },
     "testnet": {},
     "mainnet": {},
@@ -184,7 +192,6 @@ PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {  # what differs from the de
 
 ABSENT: Final = (  # key, the value that this version can honour, what it lacks
     ("sync", "full", "nodes without the ledger"),
-    ("engine.kind", ("torch", "none"), "remote engines"),
 )
 # fmt: on
 
@@ -194,6 +201,7 @@ ENVIRONMENT_PREFIX: Final = "OLNODE_"
 NOT_CONFIG: Final = {"OLNODE_HOME", "OLNODE_PASSWORD_FILE", "OLNODE_CACHE"}  # read elsewhere
 SOCKET_PATH_BYTES_MAX: Final = 107  # of sockaddr_un
 PORT_STEP: Final = 10
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 
 class ConfigError(Exception):
@@ -393,6 +401,8 @@ def _check_contradictions(config: Config, origins: Mapping[str, str]) -> None:
             raise ConfigError(f"{origins[key]}: {key} = {value!r}: this version has no {what}")
     if len(set(config.roles)) != len(config.roles) or not config.roles:
         raise ConfigError(f"{origins['roles']}: roles: name each role once, and at least one")
+    if config.engine.kind == "remote":
+        _check_urls(config.engine)
     if "provider" in config.roles and config.engine.kind == "none":
         raise ConfigError('roles has "provider", but [engine] kind is "none"')
     if grains_of(config.payer.max_fee_open) > grains_of(config.payer.channel_cap_open):
@@ -414,6 +424,29 @@ def _check_contradictions(config: Config, origins: Mapping[str, str]) -> None:
     for address in (*config.p2p.listen, *config.p2p.announce):
         if not re.search(r"/tcp/\d{1,5}(/|$)", address):
             raise ConfigError(f"[p2p] {address!r} is not an address such as /ip4/0.0.0.0/tcp/7017")
+    if config.metrics.listen:
+        host_and_port(config.metrics.listen)
+
+
+def _check_urls(engine: Engine) -> None:
+    if not engine.urls:
+        raise ConfigError('[engine] kind is "remote", but urls is empty')
+    for url in engine.urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(f"[engine] urls: {url!r} is none such as http://127.0.0.1:8000")
+        if parts.hostname not in LOOPBACK and not engine.allow_remote:
+            raise ConfigError(
+                f"[engine] urls: prompts would go to {parts.hostname}: allow_remote = true"
+            )
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """ "127.0.0.1:7019" or "[::1]:7019" in two. Raises ConfigError."""
+    host, _, port = text.rpartition(":")
+    if not host or not re.fullmatch(r"\d{1,5}", port) or int(port) > 65_535:
+        raise ConfigError(f"[metrics] listen: {text!r} is not an address such as 127.0.0.1:7019")
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _shift_ports(config: Config) -> Config:
@@ -422,11 +455,17 @@ def _shift_ports(config: Config) -> Config:
         return config
 
     def shifted(match: re.Match[str]) -> str:
-        port = int(match.group(1))
-        return f"/tcp/{port + PORT_STEP * config.instance if port else 0}"  # 0: any free port
+        port = int(match.group(2))
+        return f"{match.group(1)}{port + PORT_STEP * config.instance if port else 0}"  # 0: any free
 
-    listen = tuple(re.sub(r"/tcp/(\d+)", shifted, address) for address in config.p2p.listen)
-    return msgspec.structs.replace(config, p2p=msgspec.structs.replace(config.p2p, listen=listen))
+    replace = msgspec.structs.replace
+    listen = tuple(re.sub(r"(/tcp/)(\d+)", shifted, address) for address in config.p2p.listen)
+    metrics = re.sub(r"(:)(\d+)$", shifted, config.metrics.listen)
+    return replace(
+        config,
+        p2p=replace(config.p2p, listen=listen),
+        metrics=replace(config.metrics, listen=metrics),
+    )
 
 
 def grains_of(open_text: str) -> int:

@@ -8,7 +8,7 @@ What this file does not know: any rule.
 
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as installed_version
@@ -20,13 +20,14 @@ from consensus.attacks import LightClientAttack, Verdict, encode_attack
 from node.attribution.attribute import Version
 from node.attribution.index import Index
 from node.backend import make_backend
-from node.config import Settings, grains_of
+from node.config import Settings, grains_of, host_and_port
 from node.diskguard import DiskGuard
 from node.holdings import Holdings
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.bundles import CheckedBundle
 from node.ledger.wire.receipts import Receipt
 from node.light import trust_options
+from node.metrics import Counts, Metrics
 from node.neighbours import make_peers
 from node.observe import get_log, seldom
 from node.peering import pace
@@ -44,11 +45,14 @@ from node.peering.snapshotting import SnapshotKeeper
 from node.peering.statesync import GAP_BLOCKS, GATHER_S, GATHER_UNSURE_S, StateSync
 from node.peering.trusting import Named, Trusting, find_root
 from node.peering.voter import Validator
-from node.precheck import check_addresses, rotated_account
+from node.precheck import check_addresses, engine_token, rotated_account
 from node.purse import Purse
 from node.reasons import Reasons
 from node.scrubber import Scrubber
 from node.serving.book import has_book
+from node.serving.engine import EngineSettings, HostedEngine
+from node.serving.remote import make_remote
+from node.serving.worker import WorkerEngine
 from node.shop import Counter, Shop
 from node.storage.adopting import DB_NAME, take_in
 from node.storage.attackfiles import keep_attack
@@ -62,6 +66,7 @@ from node.telling import Telling
 from node.wallet.keystore import Key
 from node.wallet.payer import Limits
 from node.web.app import Backend, make_app, serve_socket
+from node.web.metrics import run_metrics
 from p2p.network import Libp2pNetwork, PeerId, StatusFacts
 
 PRUNE_EVERY_S: Final = 3_600.0
@@ -93,6 +98,7 @@ async def run(settings: Settings, keys: Keys) -> None:
     Raises `HomeInUse`, `StorageError`, `ConfigError` or p2p's `ListenError`, each with its mend.
     """
     check_addresses(settings.config.p2p)
+    engine_token(settings.config.engine)
     rotated_account(settings.config.serving)
     while await _live(settings, keys):
         log.info("opening again on a snapshot")
@@ -350,8 +356,17 @@ class Node:
             now_ms=now_ms,
         )
         folder = self._settings.home / "receipts"
-        threads = self._config.engine.threads
-        return Shop(counter, self._network, self._holdings, folder, threads)
+        engine = self._config.engine
+        make_engine: Callable[[EngineSettings], HostedEngine] = WorkerEngine
+        if engine.kind == "remote":
+            make_engine = partial(
+                make_remote,
+                urls=engine.urls,
+                flavour=engine.flavour,
+                token=engine_token(engine),
+                local_gradients=engine.local_gradients,
+            )
+        return Shop(counter, self._network, self._holdings, folder, engine.threads, make_engine)
 
     def _make_purse(self, key: Key) -> Purse:
         payer = self._config.payer
@@ -492,6 +507,8 @@ class Node:
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._wait_for_signal)
+            if self._config.metrics.listen:  # first, so that a long catching up can be watched
+                nursery.start_soon(self._run_metrics)
             start: Any = nursery.start  # libp2p brings old types for trio
             await start(self._network.run)
             log.info("listening", addresses=self._network.addresses())
@@ -532,6 +549,18 @@ class Node:
             # Only now: open answers had drain_s to end, and `olnode stop` its own answer.
             nursery.cancel_scope.cancel()
         return False
+
+    async def _run_metrics(self) -> None:
+        events: dict[str, Counts] = {
+            "blobs": self._blobs.statistics,
+            "directory": lambda: self._directory.counters,
+            "relay": lambda: self._relay.counters,
+            "replica": lambda: self._replica.statistics().counters,
+            "scrubber": lambda: self._scrubber.counters,
+        }
+        text = Metrics(self._telling, events).text
+        host, port = host_and_port(self._config.metrics.listen)
+        await run_metrics(text, host, port, wait_for_stop=self._stop.wait)
 
     async def _sync_state(self) -> bool:
         """Before anything else: True when this life is over, for a snapshot or a stop."""

@@ -37,6 +37,7 @@ class DiskGuard:
         self._on_change = on_change
         self._measure = measure
         self.is_low = False
+        self.free_bytes = 0  # at the last look
         self.look()
 
     async def run(self) -> None:
@@ -48,7 +49,7 @@ class DiskGuard:
 
     def look(self) -> bool:
         """Measure once; whether the answer has changed."""
-        free_bytes = self._measure(self._home)
+        free_bytes = self.free_bytes = self._measure(self._home)
         floor_bytes = self._floor_bytes * (OPENS_AT_PERCENT if self.is_low else 100) // 100
         is_low = free_bytes < floor_bytes
         if is_low == self.is_low:

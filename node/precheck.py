@@ -4,9 +4,10 @@ What this file does not know: the parts that the settings are for.
 """
 
 from functools import partial
+from pathlib import Path
 
 from consensus.primitives.errors import Invalid
-from node.config import ConfigError, P2p, Serving
+from node.config import ConfigError, Engine, P2p, Serving
 from node.ledger.addresses import account_of
 from p2p.addresses import addresses_of, announced_of
 from p2p.network import denied_of
@@ -39,3 +40,14 @@ def rotated_account(serving: Serving) -> bytes | None:
     except Invalid as error:
         mend = "account under [serving] in config.toml"
         raise ConfigError(f"[serving] account: {error}", mend=mend) from None
+
+
+def engine_token(engine: Engine) -> str:
+    """What remote engines want to see; "" where nothing is named. Raises ConfigError."""
+    if not engine.token_file:
+        return ""
+    try:
+        return Path(engine.token_file).expanduser().read_text("ascii").strip()
+    except (OSError, ValueError) as error:
+        mend = "token_file under [engine] in config.toml"
+        raise ConfigError(f"[engine] token_file: {error}", mend=mend) from None

@@ -26,8 +26,15 @@ from node.serving.attributing import Attributor
 from node.serving.book import ReceiptBook, Released
 from node.serving.bundling import Bundler
 from node.serving.checking import ServedModel
-from node.serving.client import EngineClient
-from node.serving.engine import AdapterRef, EngineError, EngineSettings, WrongBase
+from node.serving.engine import (
+    AdapterInfo,
+    AdapterRef,
+    EngineError,
+    EngineSettings,
+    HostedEngine,
+    Unsupported,
+    WrongBase,
+)
 from node.serving.entrusting import Entruster
 from node.serving.service import InferenceService
 from node.serving.worker import WorkerEngine
@@ -36,6 +43,7 @@ from p2p.limits import PROTOCOLS
 from p2p.network import Network
 
 LOOK_S: Final = 0.5
+ADAPTERS_S: Final = 5.0
 OFFER_VERSION: Final = 1
 RELEASED_MS: Final = 5 * 60_000  # so that what was served settles before the signature
 JAIL_MEND: Final = "olnode query provider ACCOUNT tells until when; then olnode tx unjail"
@@ -70,6 +78,18 @@ class Release(NamedTuple):
     in_flight: int
 
 
+class Takings(NamedTuple):
+    """Of one version since the start: answers, grains, and where its adapter lies."""
+
+    requests: int
+    earned: int
+    tier: str
+    bytes: int
+
+
+NOTHING: Final = Takings(0, 0, "none", 0)
+
+
 class Shop:
     """Serves what `holdings` holds."""
 
@@ -80,12 +100,13 @@ class Shop:
         holdings: Holdings,
         folder: Path,
         threads: int,
-        make_engine: Callable[[EngineSettings], EngineClient] = WorkerEngine,
+        make_engine: Callable[[EngineSettings], HostedEngine] = WorkerEngine,
     ) -> None:
         self._counter, self._network, self._holdings = counter, network, holdings
         self._threads, self._make_engine = threads, make_engine
         self.book = ReceiptBook(folder, counter.get_state, now_ms=counter.now_ms())
-        self._engine: EngineClient | None = None
+        self._engine: HostedEngine | None = None
+        self._service: InferenceService | None = None
         self._has_failed = False
         self.left_out = 0  # ready versions that the newest offer had no room for
 
@@ -119,6 +140,30 @@ class Shop:
             unsettled += sum(x.receipt.fee for x in lane.unsettled if x.receipt.seq > settled)
         return Release(record.paid, unsettled, sum(lane.is_busy for lane in lanes))
 
+    async def takings(self) -> dict[tuple[int, int], Takings]:
+        """By (model, version), of what is held."""
+        adapters = await self._adapters()
+        served, earned = {}, {}
+        if self._service is not None:
+            served, earned = dict(self._service.served), dict(self._service.earned)
+        found = {}
+        for held in self._holdings.all():
+            which = held.model, held.version
+            info = adapters.get(held.manifest.adapter)
+            place = ("none", 0) if info is None else (info.tier, info.bytes)
+            found[which] = Takings(served.get(which, 0), earned.get(which, 0), *place)
+        return found
+
+    async def _adapters(self) -> dict[bytes, AdapterInfo]:
+        """What the engine knows; nothing while it is away."""
+        if self._engine is None or self._engine.state != "ready":
+            return {}
+        try:
+            with trio.fail_after(ADAPTERS_S):
+                return {info.hash: info for info in await self._engine.adapters()}
+        except (EngineError, trio.TooSlowError):
+            return {}
+
     def close(self) -> None:
         """Let go of the receipts' files."""
         self.book.close()
@@ -134,7 +179,7 @@ class Shop:
             base = await self._wait_base()
             settings = EngineSettings(base_folder=str(base), threads=self._threads)
             self._engine = engine = self._make_engine(settings)
-            service = self._make_service(engine, bundler)
+            self._service = service = self._make_service(engine, bundler)
             self._network.accept("infer", service.serve, PROTOCOLS["infer"])
             start: Any = nursery.start
             try:
@@ -187,7 +232,7 @@ class Shop:
             now_ms=counter.now_ms,
         )
 
-    def _make_service(self, engine: EngineClient, bundler: Bundler) -> InferenceService:
+    def _make_service(self, engine: HostedEngine, bundler: Bundler) -> InferenceService:
         counter = self._counter
         attributor = Attributor(engine=engine, find_index=self._holdings.find_index)
         return InferenceService(
@@ -214,7 +259,7 @@ class Shop:
                     return held.base
             await trio.sleep(LOOK_S)
 
-    async def _load_models(self, engine: EngineClient, base: Path) -> None:
+    async def _load_models(self, engine: HostedEngine, base: Path) -> None:
         """Make models ready as they come to be held; tell of the change."""
         warned: set[str] = set()
         loaded: set[bytes] = set()
@@ -237,7 +282,7 @@ class Shop:
                 log.info("serves", model=held.label)
             await trio.sleep(LOOK_S)
 
-    async def _unload_dropped(self, engine: EngineClient, loaded: set[bytes]) -> None:
+    async def _unload_dropped(self, engine: HostedEngine, loaded: set[bytes]) -> None:
         """Have the engine forget the adapters that no version held needs any more."""
         needed = {hash for held in self._holdings.all() for hash in held.manifest.adapters}
         for hash in sorted(loaded - needed):
@@ -286,7 +331,7 @@ def _choose_offered(ready: list[tuple[int, int]]) -> list[tuple[int, int]]:
     return sorted(ranked[:OFFER_MODELS_MAX])
 
 
-async def _watch(engine: EngineClient) -> None:
+async def _watch(engine: HostedEngine) -> None:
     """Tell the operator when the worker is lost, serves again, or is given up."""
     known = engine.state
     while True:
@@ -302,12 +347,14 @@ async def _watch(engine: EngineClient) -> None:
             log.info("the engine serves again")
 
 
-async def _load(engine: EngineClient, held: HeldModel, base: Path) -> None:
+async def _load(engine: HostedEngine, held: HeldModel, base: Path) -> None:
     """Load what a version needs beside the base; raises EngineError.
 
     A folder is named by its content: another one is another base, though its shapes may fit.
     """
     manifest = held.manifest
+    if held.index is not None and "gradients" not in engine.info.can:
+        raise Unsupported(what="gradients, which its attribution needs")
     if held.base != base:
         raise WrongBase(engine=base.name, model=manifest.base.hex())
     if held.adapter is not None:

@@ -17,7 +17,7 @@ from node.peering.directory import Directory
 from node.peering.replica import Replica
 from node.peering.watching import Watching
 from node.scrubber import Scrubber
-from node.shop import Shop
+from node.shop import NOTHING, Shop
 from node.storage.ground import Ground
 from node.web import answers
 from p2p.network import Network
@@ -110,6 +110,23 @@ class Telling:
             build=installed_version("olnode"),
             ready=all(checks.values()),
             checks=checks,
+        )
+
+    async def models(self) -> tuple[answers.HeldModel, ...]:
+        """The model versions held here, with what serving them has brought since the start."""
+        takings = {} if self.shop is None else await self.shop.takings()
+        return tuple(
+            answers.HeldModel(
+                model=held.label,
+                adapter=held.manifest.adapter,
+                tier=one.tier,
+                bytes=one.bytes,
+                ready=held.is_ready,
+                requests=one.requests,
+                earned=one.earned,
+            )
+            for held in self.holdings.all()
+            for one in (takings.get((held.model, held.version), NOTHING),)
         )
 
     def find_pending(self, tx_id: bytes) -> bytes | None:

@@ -200,7 +200,9 @@ class Topics:
             if self._counters.faults["judge"] == 1:
                 log.exception("judge raised", topic=topic)
             return Verdict.IGNORE
-        if (trio.current_time() - began_s) * 1_000 > JUDGE_MS_MAX:
+        took_s = trio.current_time() - began_s
+        self._counters.message_seconds[topic].note(took_s)
+        if took_s * 1_000 > JUDGE_MS_MAX:
             self._counters.faults["slow_judge"] += 1
         return verdict
 

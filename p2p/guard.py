@@ -18,7 +18,9 @@ import libp2p.pubsub.gossipsub as gossipsub_module
 import libp2p.pubsub.pubsub as pubsub_module
 import libp2p.stream_muxer.muxer_multistream as muxer_module
 import libp2p.stream_muxer.yamux.yamux as yamux_module
+import libp2p.transport.tcp.tcp as tcp_module
 import trio
+from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.exceptions import RawConnError
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.stream.exceptions import StreamEOF
@@ -196,6 +198,21 @@ class _LongQueue(RpcQueue):
 
 # --- connections and streams
 
+BYTES_MOVED: Final[Counter[str]] = Counter()  # in, out: of all sockets of this process
+
+
+class CountedTcpStream(TrioTCPStream):
+    """Counts what passes; the library makes one for each socket and knows no network of ours."""
+
+    async def read(self, n: int | None = None) -> bytes:
+        part = await super().read(n)
+        BYTES_MOVED["in"] += len(part)
+        return part
+
+    async def write(self, data: bytes) -> None:
+        await super().write(data)
+        BYTES_MOVED["out"] += len(data)
+
 
 class _BoundedBuffer(bytearray):
     """What a stream has received and nobody read: the library only logs an exceeded window."""
@@ -328,7 +345,7 @@ def guard_identify(host: Any, note: Note) -> None:
 
 
 def patch_library() -> None:
-    """What the library reads from its modules, set once: queues, credit, records, dial delay."""
+    """What the library reads from its modules, set once: queues, credit, records, sockets."""
     # Its errors are each failed dial and each stranger's noise; ours are counted and told once.
     logging.getLogger("libp2p").setLevel(logging.CRITICAL)
     pubsub, gossipsub = untyped(pubsub_module), untyped(gossipsub_module)
@@ -336,6 +353,7 @@ def patch_library() -> None:
     untyped(
         muxer_module
     ).Yamux = GuardedYamux  # it makes its own and ignores the class that it is given
+    untyped(tcp_module).TrioTCPStream = CountedTcpStream
     untyped(YamuxStream)._auto_tune_and_send_window_update = _batched_credit
     untyped(swarm_module)._HAPPY_EYEBALLS_DELAY = 0.01  # we dial one address: no second one
     consume = getattr(

@@ -39,6 +39,7 @@ from p2p.errors import ListenError, Misbehaving, TooSlow, Unreachable
 from p2p.framing import FrameStream
 from p2p.gossip import Topics
 from p2p.guard import (
+    BYTES_MOVED,
     GuardedGossipSub,
     GuardedPubsub,
     GuardedYamux,
@@ -318,6 +319,9 @@ class Stack(INotifee):
             for text, name in self._topic_of.items()
             if text in self.router.mesh
         }
+
+    def bytes_moved(self) -> Mapping[str, int]:
+        return BYTES_MOVED
 
     def heartbeat_interval_s(self) -> float:
         return float(self.router.heartbeat_interval)

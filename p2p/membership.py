@@ -402,7 +402,9 @@ class Membership:
             raw = b""
         if raw == encode((nonce,)):
             link.misses = 0
-            link.ping_ms = round((trio.current_time() - began_s) * 1_000)
+            took_s = trio.current_time() - began_s
+            link.ping_ms = round(took_s * 1_000)
+            self._counters.ping_seconds.note(took_s)
         else:
             link.misses += 1
         return link.misses < self._ping_misses_max

@@ -101,7 +101,7 @@ class Requests:
         """One exchange on its own stream, all of it within `timeout_s`; see Network.request."""
         assert 0 < len(body) <= FRAME_BYTES_MAX
         assert bytes_max <= FRAME_BYTES_MAX
-        code = -1
+        code, began_s = -1, trio.current_time()
         try:
             reply = await self._exchange(opener, peer, protocol, body, timeout_s, bytes_max)
             code = 0
@@ -117,6 +117,8 @@ class Requests:
             raise
         finally:
             self._counters.requests[protocol, "asked", code] += 1
+            if code >= 0:
+                self._counters.request_seconds[protocol].note(trio.current_time() - began_s)
 
     async def _exchange(
         self,

@@ -43,6 +43,8 @@ class Transport(Protocol):
 
     def heartbeat_interval_s(self) -> float: ...
 
+    def bytes_moved(self) -> Mapping[str, int]: ...
+
 
 class TransportLost(Exception):
     """A task that the transport needs has ended; the supervisor builds a new one."""
@@ -194,6 +196,10 @@ class Switchboard:
             faults=dict(counters.faults),
             mesh_peers=dict(transport.mesh_peers()) if transport else {},
             circuits=dict(counters.circuits),
+            bytes_moved=dict(transport.bytes_moved()) if transport else {},
+            message_seconds={name: t.view() for name, t in counters.message_seconds.items()},
+            request_seconds={name: t.view() for name, t in counters.request_seconds.items()},
+            ping_seconds=counters.ping_seconds.view(),
         )
 
     # --- for the transport and its owner

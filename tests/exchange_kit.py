@@ -177,7 +177,7 @@ class FakeEngine:
         self.seeds: list[bytes] = []
         self.requests: list[GenRequest] = []
         self.info = EngineInfo(
-            "fake", bytes(32), "fp32", "cpu", 8, 2_048, 16, 512, ("score",), b"build"
+            "fake", bytes(32), "fp32", "cpu", 8, 2_048, 16, 512, ("exact_sampling",), b"build"
         )
 
     @asynccontextmanager

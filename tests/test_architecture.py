@@ -27,6 +27,7 @@ FLOORS = (  # top down; a room imports itself and lower lines, never upwards, ne
     {"node.devnet", "node.doctor"},
     {"node.daemon", "node.lightclient"},
     {"node.backend"},
+    {"node.metrics"},
     {"node.telling", "node.neighbours"},
     {"node.shop", "node.purse", "node.reasons"},
     {"node.holdings", "node.moving", "node.diskguard", "node.scrubber"},
@@ -44,7 +45,7 @@ TORCH_ROOMS = ("node/serving/", "node/training/", "node/attribution/gradients.py
 ONLY_IN = {  # package -> path prefixes that may import it
     "p2p": ("p2p/", "node/peering/", "node/wallet/", "node/daemon.py", "node/holdings.py",
             "node/lightclient.py", "node/shop.py", "node/purse.py", "node/reasons.py",
-            "node/telling.py", "node/neighbours.py", "node/precheck.py"),
+            "node/telling.py", "node/neighbours.py", "node/metrics.py", "node/precheck.py"),
     "libp2p": ("p2p/",),
     "zeroconf": ("p2p/mdns.py",), "ifaddr": ("p2p/mdns.py",),
     "plyvel": ("node/storage/store.py",),

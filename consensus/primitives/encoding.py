@@ -30,7 +30,7 @@ class Shape:
     """What a decoded value must look like; `check` returns what is wrong with it, or None.
 
     `test` says the same of an integer or a byte string as an expression over `{0}`, "" for others.
-    `all_fit` says whether many values fit, of a record of such and of lists of them.
+    `all_fit` says whether many values fit: of such, of a record of such, and of lists of either.
     """
 
     __slots__ = ("all_fit", "check", "items_max", "test")
@@ -45,7 +45,7 @@ class Shape:
         self.check = check
         self.items_max = items_max  # the longest array anywhere inside
         self.test = test
-        self.all_fit = all_fit
+        self.all_fit = all_fit or _all_values_test(test)
 
 
 def _integer(top: int) -> Shape:
@@ -163,6 +163,16 @@ def _all_test(test: str, arity: int) -> Callable[[Sequence[Any]], bool] | None:
     are_rows = f"{{*map(type, rows)}} <= {{tuple}} and {{*map(len, rows)}} <= {{{arity}}}"
     all_fit: Callable[[Sequence[Any]], bool] = eval(
         f"lambda rows: {are_rows} and all([{test} for {_names(arity)} in rows])"
+    )
+    return all_fit
+
+
+def _all_values_test(test: str) -> Callable[[Sequence[Any]], bool] | None:
+    """A function of a sequence of integers or byte strings."""
+    if not test:
+        return None
+    all_fit: Callable[[Sequence[Any]], bool] = eval(
+        f"lambda values: all([{test.format('v')} for v in values])"
     )
     return all_fit
 

@@ -32,6 +32,7 @@ NOUNS: Final = {  # noun -> module of node.cli, help
     "earnings": ("earnings", "what an account earned, and why"),
     "tx": ("tx", "make, sign and send transactions"),
     "query": ("query", "accounts, blocks, receipts, models and more"),
+    "model": ("model", "models that this node holds; calibrate a version"),
     "peers": ("peers", "list, add, ban and unban peers"),
     "keys": ("keys", "add, list, show, export, import keys"),
     "snapshot": ("snapshot", "make, list, export, import snapshots"),

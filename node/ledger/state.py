@@ -6,7 +6,7 @@ order that no node can differ in.
 What this file does not know: the rules, the disk, the time.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
@@ -158,20 +158,46 @@ class State:
         Raises `Invalid` `tx.insufficient` when the source holds less. Records must exist but
         for accounts, bonds, funds, pools, stakes and maturing entries, which begin at zero.
         """
-        assert 0 <= amount <= INT_MAX
-        if amount == 0:
-            return
-        held = self.held(source)
-        if held < amount:
-            raise Invalid("tx.insufficient", needed=amount, held=held)
-        totals = self.totals()._asdict()
-        for purse, by in ((source, -amount), (target, amount)):
-            if purse.kind.total is None:
-                self.set_counter(SUPPLY_NAME, self.counter(SUPPLY_NAME) - amount)
-                continue
-            self._change(purse, by)
-            totals[purse.kind.total] = checked(totals[purse.kind.total] + by)
-        self.put(tables.TOTALS, (TOTALS_NAME,), tables.Totals(**totals))
+        with self.gathering(target) as take:
+            take(source, amount)
+
+    @contextmanager
+    def gathering(self, target: Purse) -> Iterator[Callable[[Purse, int], None]]:
+        """Many moves into one purse by `take(source, amount)`, each with the rules of `move`.
+
+        Why: a bundle takes from hundreds of channels. What it took reaches `target`, and the
+        totals, once: when the block ends without an exception.
+        """
+        taken: dict[str, int] = {}  # by the totals that it left
+
+        def take(source: Purse, amount: int) -> None:
+            assert 0 <= amount <= INT_MAX
+            if amount == 0:
+                return
+            held = self.held(source)
+            if held < amount:
+                raise Invalid("tx.insufficient", needed=amount, held=held)
+            self._change(source, -amount)
+            total = source.kind.total
+            assert total is not None, "nothing is taken from what is burnt"
+            taken[total] = taken.get(total, 0) + amount
+
+        yield take
+        if taken:
+            self._credit(target, taken)
+
+    def _credit(self, target: Purse, taken: Mapping[str, int]) -> None:
+        """The other half of `gathering`: `taken` is by the field of the totals that it left."""
+        amount, totals = sum(taken.values()), self.totals()
+        left = {name: checked(getattr(totals, name) - by) for name, by in taken.items()}
+        totals = totals._replace(**left)
+        name = target.kind.total
+        if name is None:
+            self.set_counter(SUPPLY_NAME, self.counter(SUPPLY_NAME) - amount)
+        else:
+            self._change(target, amount)
+            totals = totals._replace(**{name: checked(getattr(totals, name) + amount)})
+        self.put(tables.TOTALS, (TOTALS_NAME,), totals)
 
     def issue(self, target: Purse, amount: int) -> None:
         """Make grains out of nothing: genesis only, whose sum is checked against the supply."""

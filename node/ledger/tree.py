@@ -9,6 +9,7 @@ Root record: empty, or `L` ‖ key ‖ value hash, or `I` ‖ hash ‖ version u
 What this file does not know: what keys mean, and how nodes are stored and pruned.
 """
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from hashlib import sha256 as _sha256
 from typing import Final, NamedTuple, TypeVar
@@ -23,6 +24,7 @@ CHECKED_NODES_MAX: Final = 500_000  # about 100 bytes each
 KEY_BITS: Final = 256
 _VERSION_BYTES: Final = 8
 _NIBBLE_BITS: Final = 4
+_NIBBLES: Final = [bytes([nibble]) for nibble in range(16)]
 _LEAF_BYTES: Final = 2 * HASH_BYTES
 _INNER_BYTES: Final = HASH_BYTES + _VERSION_BYTES
 _LEAF: Final = b"JMT::LeafNode"
@@ -131,7 +133,7 @@ def prove(read_node: ReadNode, record: bytes, flat_key: bytes) -> Proof:
             else:
                 siblings.append(_range_hash(node, low, middle))
                 low = middle
-        child, path = node.get(nibble), path + bytes([nibble])
+        child, path = node.get(nibble), path + _NIBBLES[nibble]
     return Proof(_leaf(child), tuple(siblings))
 
 
@@ -184,7 +186,7 @@ class Checker:
         while child is not None and not _is_leaf(child):
             node = self._node(child, path)
             nibble = _nibble(key, len(path))
-            child, path = node.get(nibble), path + bytes([nibble])
+            child, path = node.get(nibble), path + _NIBBLES[nibble]
         if child is None or child[:HASH_BYTES] != key:
             raise Invalid("tree.key")
         if child[HASH_BYTES:] != sha256(value):
@@ -261,14 +263,16 @@ class _Writer:
         self, child: Child | None, path: bytes, items: Sequence[tuple[bytes, bytes | None]]
     ) -> Child | None:
         """The child at `path` after `items`, all of which lie under it. Depth ≤ 64."""
-        if child is None or _is_leaf(child):
-            if len(items) == 1 and (child is None or child[:HASH_BYTES] == items[0][0]):
-                key, value = items[0]  # nearly always: one key comes, goes or changes
-                return None if value is None else key + value
+        if child is None or len(child) == _LEAF_BYTES:
             return self.build(_merged(child, items), path)
         node = _load(self._read_node, child, path)
         for nibble, some in _runs(items, len(path)):
-            below = self.change(node.get(nibble), path + bytes([nibble]), some)
+            old, (key, value) = node.get(nibble), some[0]
+            if len(some) == 1 and (old is None or old[:HASH_BYTES] == key):
+                # Nearly always: one key comes, goes or changes.
+                below = None if value is None else key + value
+            else:
+                below = self.change(old, path + _NIBBLES[nibble], some)
             if below is None:
                 node.pop(nibble, None)
             else:
@@ -282,7 +286,7 @@ class _Writer:
             return b"".join(items[0]) if items else None
         node: Node = {}
         for nibble, some in _runs(items, len(path)):
-            below = self.build(some, path + bytes([nibble]))
+            below = self.build(some, path + _NIBBLES[nibble])
             assert below is not None
             node[nibble] = below
         return self.stored(node, path)
@@ -313,12 +317,16 @@ def _merged(
 def _runs(
     items: Sequence[tuple[bytes, T]], depth: int
 ) -> Iterator[tuple[int, Sequence[tuple[bytes, T]]]]:
-    """Sorted items cut where the nibble at `depth` changes."""
-    start = 0
-    while start < len(items):
-        nibble, end = _nibble(items[start][0], depth), start
-        while end < len(items) and _nibble(items[end][0], depth) == nibble:
-            end += 1
+    """Sorted items, all under one path of `depth` nibbles, cut where the next one changes."""
+    place = depth >> 1
+    if depth & 1:
+        nibbles = [key[place] & 15 for key, _ in items]
+    else:
+        nibbles = [key[place] >> 4 for key, _ in items]
+    start, count = 0, len(items)
+    while start < count:
+        nibble = nibbles[start]
+        end = bisect_right(nibbles, nibble, start)
         yield nibble, items[start:end]
         start = end
 
@@ -366,18 +374,23 @@ def _node_hash(children: Sequence[tuple[int, Child]]) -> bytes:
                 _sha256(_INNER + full[i] + full[i + 1]).digest() for i in range(0, len(full), 2)
             ]
         return full[0]
-    row = [(place, _child_hash(child), len(child) == _LEAF_BYTES) for place, child in children]
+    row = [
+        (place, _sha256(_LEAF + child).digest(), True)
+        if len(child) == _LEAF_BYTES
+        else (place, child[:HASH_BYTES], False)
+        for place, child in children
+    ]
     for _ in range(_NIBBLE_BITS):
-        below, row, at = row, [], 0
-        while at < len(below):
+        below, row, at, end = row, [], 0, len(row)
+        while at < end:
             place, here, is_alone = below[at]
             at += 1
-            if at < len(below) and below[at][0] == place | 1:
+            if at < end and below[at][0] == place | 1:
                 here, is_alone = _sha256(_INNER + here + below[at][1]).digest(), False
                 at += 1
             elif not is_alone:  # a subtree with one leaf is that leaf
-                pair = (EMPTY_ROOT, here) if place & 1 else (here, EMPTY_ROOT)
-                here = inner_hash(*pair)
+                pair = EMPTY_ROOT + here if place & 1 else here + EMPTY_ROOT
+                here = _sha256(_INNER + pair).digest()
             row.append((place >> 1, here, is_alone))
     return row[0][1]
 

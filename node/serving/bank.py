@@ -18,6 +18,7 @@ from node.serving.engine import (
     AdapterRef,
     BadAdapter,
     Overloaded,
+    Tier,
     UnknownAdapter,
 )
 from node.serving.lora import LoraStack
@@ -75,15 +76,15 @@ class AdapterBank:
             raise Overloaded(what="pinned adapters")
         packed.pinned = packed.pinned or pin
         packed.drained = False
-        tier = "ram" if packed.slot is None else "slot"
-        return AdapterInfo(
-            packed.hash,
-            packed.rank,
-            packed.bucket,
-            packed.targets,
-            packed.bytes,
-            "slot" if tier == "slot" else "ram",
-        )
+        return _info(packed)
+
+    def infos(self) -> list[AdapterInfo]:
+        """Every adapter that is known, with its tier."""
+        return [
+            AdapterInfo(hash, 0, 0, (), 0, "disk") if packed is None else _info(packed)
+            for hash in self._known
+            for packed in (self._packed.get(hash),)
+        ]
 
     def unload(self, hash: bytes, drain: bool) -> None:
         """Forget; raises UnknownAdapter, or AdapterBusy unless `drain` (then when unused)."""
@@ -174,3 +175,8 @@ class AdapterBank:
         if packed is not None and packed.slot is not None:
             del self._slots[packed.bucket][packed.slot]
             packed.slot = None
+
+
+def _info(packed: Packed) -> AdapterInfo:
+    tier: Tier = "ram" if packed.slot is None else "slot"
+    return AdapterInfo(packed.hash, packed.rank, packed.bucket, packed.targets, packed.bytes, tier)

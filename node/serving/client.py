@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 import trio
 
@@ -29,8 +29,12 @@ from node.serving.engine import (
     GenRequest,
     GradItem,
     Overloaded,
+    Score,
+    ScoreItem,
     Sketch,
+    State,
     Stream,
+    TaskStatus,
     Token,
     logprob_bytes,
 )
@@ -44,20 +48,11 @@ LOSS_WINDOW_S: Final = 600.0
 RESUBMITS_MAX: Final = 1
 CALLS_MAX: Final = 4_096
 
-State = Literal["starting", "ready", "restarting", "down", "closed"]
 Frame = frames.ToWorker | frames.FromWorker
 
 
 class LinkLost(Exception):
     """The worker is gone, silent, or speaks garbage."""
-
-
-class TaskStatus(Protocol):
-    """What `nursery.start` hands over (trio's own type is private to its typing)."""
-
-    def started(self) -> None:
-        """Tell that the engine is ready."""
-        ...
 
 
 class Link(Protocol):
@@ -188,6 +183,12 @@ class EngineClient:
         await self._ask(lambda call: frames.Unload(call, adapter, drain))
         self._refs.pop(adapter, None)
 
+    async def adapters(self) -> list[AdapterInfo]:
+        """Every adapter that the worker knows."""
+        answer = await self._ask(frames.List)
+        assert isinstance(answer, frames.Listed)
+        return list(answer.infos)
+
     @asynccontextmanager
     async def submit(self, request: GenRequest) -> AsyncIterator[Stream]:
         """Queue a request; leaving the context cancels what is left of it."""
@@ -209,6 +210,14 @@ class EngineClient:
         answer = await self._ask(lambda call: frames.Gradients(call, tuple(items)))
         assert isinstance(answer, frames.Sketched)
         return list(answer.sketches)
+
+    async def score(self, items: Sequence[ScoreItem]) -> list[Score]:
+        """Others' answers run again, in order."""
+        if not items:
+            return []
+        answer = await self._ask(lambda call: frames.Scores(call, tuple(items)))
+        assert isinstance(answer, frames.Scored)
+        return list(answer.scores)
 
     def stats(self) -> EngineStats:
         """The newest counters, and how often the worker was replaced."""
@@ -394,7 +403,13 @@ class EngineClient:
                     stream.push(finish)
             case frames.Stats(stats):
                 self._stats = stats
-            case frames.Done(number) | frames.Loaded(number) | frames.Sketched(number):
+            case (
+                frames.Done(number)
+                | frames.Loaded(number)
+                | frames.Listed(number)
+                | frames.Sketched(number)
+                | frames.Scored(number)
+            ):
                 if call := self._calls.get(number):
                     call.settle(frame)
             case frames.Failed(number):

@@ -32,7 +32,8 @@ LOGPROB_UNIT: Final = 2**20
 _I32_MAX: Final = 2**31 - 1
 
 Reason = Literal["stop", "length", "cancelled", "deadline", "engine_lost"]
-Tier = Literal["slot", "ram"]
+Tier = Literal["slot", "ram", "disk"]
+State = Literal["starting", "ready", "restarting", "down", "closed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,8 @@ class AdapterRef:
 
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:
-    """A loaded adapter; `bytes` is its packed size in memory."""
+    """A loaded adapter; `bytes` is its packed size in memory. On disk only, what is not read is 0
+    or empty."""
 
     hash: bytes
     rank: int
@@ -181,6 +183,35 @@ class Sketch:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreItem:
+    """One choice of another's answer, to be run again: what it was asked, how, and what it said.
+
+    `slack` in nats: at the edge of a filter a rival counts only if it is inside by more.
+    """
+
+    adapter: bytes | None
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    sampling: Sampling
+    seed: bytes | None = None
+    choice: int = 0
+    slack: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What this engine thinks of an answer, one value a token, in nats.
+
+    `margins`: by how much another token should have been chosen, 0 where the answer's was.
+    `fingerprints`: 8 values each at positions 0, 16, 32 … (page 50 §8).
+    """
+
+    logprobs: tuple[float, ...]
+    margins: tuple[float, ...]
+    fingerprints: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """Counters since the engine started, and what is in it now."""
 
@@ -194,6 +225,7 @@ class EngineStats:
     finished: int
     gradients_waiting: int
     gradients_done: int
+    scored: int
     adapters_ram: int
     adapters_slot: int
     slot_loads: int
@@ -325,6 +357,10 @@ class Engine(Protocol):
         """Forget an adapter; raises UnknownAdapter, AdapterBusy unless `drain`."""
         ...
 
+    async def adapters(self) -> list[AdapterInfo]:
+        """Every adapter that was loaded and not forgotten, with where it lies now."""
+        ...
+
     def submit(self, request: GenRequest) -> AbstractAsyncContextManager[Stream]:
         """Queue a request; entering raises every EngineError, after that only a Finish ends it."""
         ...
@@ -333,12 +369,39 @@ class Engine(Protocol):
         """The sketches of answers, in order, at low priority; raises Overloaded."""
         ...
 
+    async def score(self, items: Sequence[ScoreItem]) -> list[Score]:
+        """Others' answers run again, in order, at low priority; raises Overloaded, TooLong,
+        UnknownAdapter, BadSampling."""
+        ...
+
     def stats(self) -> EngineStats:
         """The newest counters the engine has told."""
         ...
 
     async def aclose(self, drain_s: float = 10.0) -> None:
         """Stop: live streams get up to `drain_s` to end."""
+        ...
+
+
+class TaskStatus(Protocol):
+    """What `nursery.start` hands over (trio's own type is private to its typing)."""
+
+    def started(self) -> None:
+        """Tell that the engine is ready."""
+        ...
+
+
+class HostedEngine(Engine, Protocol):
+    """An engine that its host keeps running: a worker's, or the way to servers."""
+
+    state: State
+
+    async def run(self, *, task_status: TaskStatus = ...) -> None:
+        """Keep it alive until `aclose`; if the first start fails, raises its reason."""
+        ...
+
+    async def wait_ready(self) -> None:
+        """Until it serves; for ever when it is down: give it a deadline."""
         ...
 
 

@@ -20,6 +20,8 @@ from node.serving.engine import (
     Finish,
     GenRequest,
     GradItem,
+    Score,
+    ScoreItem,
     Sketch,
     Token,
 )
@@ -54,6 +56,12 @@ class Unload(Frame, tag=True):
     drain: bool
 
 
+class List(Frame, tag=True):
+    """Tell of all adapters; answered by Listed."""
+
+    call: int
+
+
 class Submit(Frame, tag=True):
     """Queue a request; answered by Done or Failed."""
 
@@ -81,6 +89,13 @@ class Gradients(Frame, tag=True):
     items: tuple[GradItem, ...]
 
 
+class Scores(Frame, tag=True):
+    """Queue answers to be run again; answered by Scored or Failed."""
+
+    call: int
+    items: tuple[ScoreItem, ...]
+
+
 class Close(Frame, tag=True):
     """End when nothing lives, or after `drain_ms`."""
 
@@ -106,6 +121,13 @@ class Loaded(Frame, tag=True):
     info: AdapterInfo
 
 
+class Listed(Frame, tag=True):
+    """All adapters that are known."""
+
+    call: int
+    infos: tuple[AdapterInfo, ...]
+
+
 class Tokens(Frame, tag=True):
     """All tokens of one step."""
 
@@ -126,6 +148,13 @@ class Sketched(Frame, tag=True):
     sketches: tuple[Sketch, ...]
 
 
+class Scored(Frame, tag=True):
+    """The scores of one call, in order."""
+
+    call: int
+    scores: tuple[Score, ...]
+
+
 class Stats(Frame, tag=True):
     """Counters; also the sign of life."""
 
@@ -140,8 +169,8 @@ class Failed(Frame, tag=True):
     facts: dict[str, int | str]
 
 
-ToWorker = Hello | Load | Unload | Submit | Reveal | Cancel | Gradients | Close
-FromWorker = Ready | Done | Loaded | Tokens | Finished | Sketched | Stats | Failed
+ToWorker = Hello | Load | Unload | List | Submit | Reveal | Cancel | Gradients | Scores | Close
+FromWorker = Ready | Done | Loaded | Listed | Tokens | Finished | Sketched | Scored | Stats | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)

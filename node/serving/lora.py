@@ -148,17 +148,26 @@ class LoraStack:
             linear.segment, linear.leaves = None, None
             linear.active = []
 
+    def use_rows(self, bucket: int, packed: Sequence[Tensor], modules: frozenset[str]) -> None:
+        """Give each row its own packed adapter, without a slot."""
+        self.off()
+        stacked = torch.stack([flat.to(self.device) for flat in packed])
+        for module in modules:
+            a, b = self.layouts[bucket].places[module].views(stacked)
+            self.linears[module].leaves = a.transpose(1, 2), b
+
     def use_leaves(
         self, bucket: int, packed: Sequence[Tensor], modules: frozenset[str]
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """Give each row its own A^T and B as leaves that ask for gradients; by module name."""
-        self.off()
-        stacked = torch.stack([flat.to(self.device) for flat in packed])
+        """The same, as leaves that ask for gradients; A^T and B by module name."""
+        self.use_rows(bucket, packed, modules)
         leaves = {}
         for module in sorted(modules):
-            a, b = self.layouts[bucket].places[module].views(stacked)
-            pair = a.transpose(1, 2).contiguous().requires_grad_(), b.clone().requires_grad_()
-            self.linears[module].leaves = leaves[module] = pair
+            linear = self.linears[module]
+            assert linear.leaves is not None
+            a, b = linear.leaves
+            pair = a.contiguous().requires_grad_(), b.clone().requires_grad_()
+            linear.leaves = leaves[module] = pair
         return leaves
 
 

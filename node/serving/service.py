@@ -30,6 +30,7 @@ from node.ledger.wire.exchange import (
 )
 from node.ledger.wire.orders import (
     PRIVATE,
+    REMOTE_OK,
     VERSION,
     ZERO_HASH,
     decode_order,
@@ -97,6 +98,7 @@ REFUSE_FAULT: Final = ((Overloaded, exchange.OVERLOADED), (TooLong, exchange.OVE
                        (EngineLost, exchange.GENERATION_FAILED))  # fmt: skip
 
 Attribute = Callable[[int, int, Sequence[int], Sequence[Sequence[int]]], Awaitable[Attributed]]
+Version = tuple[int, int]  # model, model version
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
 
@@ -145,6 +147,8 @@ class InferenceService:
         self._random = random_bytes
         self._run_blocking = run_blocking
         self.counters: Counter[str] = Counter()
+        self.served: Counter[Version] = Counter()  # answers signed since the start
+        self.earned: Counter[Version] = Counter()  # and their fees, in grains
 
     async def serve(self, peer: bytes, stream: FrameStream) -> None:
         """One stream, to its end. A cancel leaves no receipt for what was not signed yet."""
@@ -199,12 +203,19 @@ class InferenceService:
             find_model=self._find_model,
             now_ms=self._now_ms(),
         )
+        self._check_drawing(job)
         job.lane.is_busy = True
         try:
             self._book.take_voucher(job.lane, job.voucher_raw, job.voucher_sig)
             await self._fulfil(peer, line, send, job)
         finally:
             job.lane.is_busy = False
+
+    def _check_drawing(self, job: Job) -> None:
+        """An engine that cannot draw with the joint seed serves who allows that, or greedily."""
+        can_draw = "exact_sampling" in self._engine.info.can
+        if job.is_seeded and not can_draw and not job.order.flags & REMOTE_OK:
+            raise OrderRefused(exchange.NOT_SERVED, "temperature: a remote engine")
 
     # --- a request that will be served
 
@@ -377,6 +388,9 @@ class InferenceService:
             voucher_sig=job.voucher_sig,
         )
         await self._run_blocking(self._book.keep, served)
+        which = receipt.model, receipt.model_version
+        self.served[which] += 1
+        self.earned[which] += fee
         return served
 
     async def _attributed(self, line: Line, job: Job, ids: Sequence[Sequence[int]]) -> Attributed:

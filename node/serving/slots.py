@@ -24,7 +24,8 @@ from torch import Tensor
 from consensus.primitives.digest import domain_hash
 from node.attribution.tokens import TextTokenizer
 from node.serving.adapters import BUCKETS, base_hash
-from node.serving.backward import Projector, Work, sketches
+from node.serving.background import Background, Made
+from node.serving.backward import Projector
 from node.serving.bank import AdapterBank, Packed
 from node.serving.cache import ROWS_MIN, SlotCache
 from node.serving.engine import (
@@ -43,9 +44,8 @@ from node.serving.engine import (
     Finish,
     GenRequest,
     GradItem,
-    Overloaded,
     Reason,
-    Sketch,
+    ScoreItem,
     Token,
     TooLong,
     check_sampling,
@@ -56,13 +56,9 @@ from node.serving.lora import LoraStack, groups_of
 from node.serving.model import length_of, load_base
 from node.serving.sampling import StopFilter, choose, noise_key, noise_words, selftest
 from node.serving.scheduler import Job, Scheduler
+from node.serving.scoring import Scorer
 
 PREFILL_CHUNK: Final = 512
-GRADIENTS_QUEUED_MAX: Final = 256
-GRADIENT_MAX_WAIT_MS: Final = 2_000
-GRADIENT_BATCH: Final = 8
-GRADIENT_BATCH_TOKENS: Final = 4_096
-PROJECTORS_MAX: Final = 8
 
 Event = tuple[bytes, Token | Finish]
 
@@ -103,14 +99,6 @@ class _Live:
         return self.adapter.bucket, self.slot
 
 
-@dataclass(frozen=True, slots=True)
-class _Queued:
-    call: int
-    place: int  # in the call's list
-    work: Work
-    since_ms: int
-
-
 class SlotCore:
     """Model, rows, adapters and queues. Every method is called by the thread that made it."""
 
@@ -121,8 +109,6 @@ class SlotCore:
         load_projector: Callable[[str], Projector] | None = None,
     ) -> None:
         self._now_ms = now_ms or (lambda: time.time_ns() // 1_000_000)
-        self._load_projector = load_projector or _sketcher
-        self._projectors: dict[str, Projector] = {}
         selftest(settings.device)
         self._model = load_base(settings.base_folder, settings.dtype_class, settings.device)
         longest = length_of(self._model)
@@ -146,10 +132,8 @@ class SlotCore:
         self.made_progress = False
         self._hidden: Tensor | None = None
         self._model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
-        self._gradients: deque[_Queued] = deque()
-        self._sketched: list[tuple[int, int, Sketch]] = []
         self._counts = dict.fromkeys(
-            ("steps", "prompt", "generated", "cancelled", "finished", "gradients", "mixed"), 0
+            ("steps", "prompt", "generated", "cancelled", "finished", "mixed"), 0
         )
         base = base_hash(settings.base_folder)
         self._prints = _fingerprint_matrix(base, self._model.config.hidden_size).to(self._device)
@@ -165,6 +149,15 @@ class SlotCore:
             can=("exact_sampling", "hidden", "gradients"),
             build=_build(settings.device),
         )
+        self._background = Background(
+            model=self._model,
+            stack=self._stack,
+            bank=self._bank,
+            scorer=Scorer(self._model, self._stack, self._prints, lambda: self._hidden),
+            length=self._length,
+            vocab=self.info.vocab,
+            load_projector=load_projector or _sketcher,
+        )
 
     # --- requests
 
@@ -175,6 +168,10 @@ class SlotCore:
     def unload(self, adapter: bytes, drain: bool = False) -> None:
         """Forget an adapter; raises UnknownAdapter, AdapterBusy."""
         self._bank.unload(adapter, drain)
+
+    def adapters(self) -> list[AdapterInfo]:
+        """Every adapter that is known, with its tier."""
+        return self._bank.infos()
 
     def submit(self, request: GenRequest) -> None:
         """Queue a request; raises an EngineError and keeps nothing then."""
@@ -225,47 +222,23 @@ class SlotCore:
         return self._end(live, "cancelled")
 
     def add_gradients(self, call: int, items: Sequence[GradItem]) -> None:
-        """Queue items; `sketched` gives (call, place, Sketch) later. All or none are queued.
+        """Queue all or none; `made` gives (call, place, Sketch) later. Raises Overloaded,
+        UnknownAdapter, BadSampling, BadAdapter."""
+        self._background.add_gradients(call, items, self._now_ms())
 
-        Raises Overloaded, UnknownAdapter, BadSampling, BadAdapter.
-        """
-        if len(self._gradients) + len(items) > GRADIENTS_QUEUED_MAX:
-            raise Overloaded(retry_after_s=1)
-        queued: list[_Queued] = []
-        try:
-            for place, item in enumerate(items):
-                self._check_item(item)
-                early = self._bank.refer(item.checkpoints[0])
-                try:
-                    middle = self._bank.refer(item.checkpoints[1])
-                except Exception:
-                    self._bank.release(early)
-                    raise
-                queued.append(_Queued(call, place, Work(item, (early, middle)), self._now_ms()))
-        except Exception:
-            for entry in queued:
-                self._release_work(entry.work)
-            raise
-        self._gradients.extend(queued)
+    def add_scores(self, call: int, items: Sequence[ScoreItem]) -> None:
+        """Queue all or none; `made` gives (call, place, Score) later. Raises Overloaded,
+        UnknownAdapter, BadSampling, TooLong."""
+        self._background.add_scores(call, items, self._now_ms())
 
-    def sketched(self) -> list[tuple[int, int, Sketch]]:
-        """Sketches made since last asked."""
-        made, self._sketched = self._sketched, []
-        return made
-
-    def _check_item(self, item: GradItem) -> None:
-        ids = (*item.prompt, *(token for answer in item.answers for token in answer))
-        if not item.answers or not all(0 <= token < self.info.vocab for token in ids):
-            raise BadSampling(field="answers")
-
-    def _release_work(self, work: Work) -> None:
-        for packed in work.adapters:
-            self._bank.release(packed)
+    def made(self) -> list[Made]:
+        """Sketches and scores made since last asked."""
+        return self._background.made()
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything, now or when a seed comes."""
-        return bool(self._live or self._gradients)
+        return bool(self._live or self._background.waiting)
 
     @property
     def live(self) -> int:
@@ -284,8 +257,9 @@ class SlotCore:
             refused=self._scheduler.refused,
             cancelled=counts["cancelled"],
             finished=counts["finished"],
-            gradients_waiting=len(self._gradients),
-            gradients_done=counts["gradients"],
+            gradients_waiting=self._background.waiting,
+            gradients_done=self._background.sketched,
+            scored=self._background.scored,
             adapters_ram=self._bank.in_ram,
             adapters_slot=self._bank.in_slots,
             slot_loads=self._bank.slot_loads,
@@ -317,9 +291,11 @@ class SlotCore:
         if computed:
             self._counts["steps"] += 1
             self._scheduler.note_served(computed, now)
-        due = self._gradients_are_due(now)
+        is_idle = not (self._decoding or self._prefilling or self._scheduler.waiting)
+        due = self._background.is_due(now, is_idle=is_idle)
         if due:
-            self._backward()
+            self._changed = True
+            self._background.run()
         # Requests that wait for a seed are alive, but a step cannot move them.
         self.made_progress = bool(computed or events or due)
         return events
@@ -574,42 +550,6 @@ class SlotCore:
         else:
             choices = (Ending(reason, 0, b"", b"", b""),) * request.sampling.n
         return [(request.id, Finish(len(request.prompt), choices))]
-
-    # --- gradients
-
-    def _gradients_are_due(self, now_ms: int) -> bool:
-        """Nothing else to do, or the oldest waited long enough, or a whole batch waits."""
-        if not self._gradients:
-            return False
-        if not self._decoding and not self._prefilling and not self._scheduler.waiting:
-            return True
-        waited = now_ms - self._gradients[0].since_ms
-        return waited >= GRADIENT_MAX_WAIT_MS or len(self._gradients) >= GRADIENT_BATCH
-
-    def _backward(self) -> None:
-        """One batch: ≤ 8 items and ≤ 4,096 tokens (one item always fits)."""
-        batch: list[_Queued] = []
-        tokens = 0
-        while self._gradients and len(batch) < GRADIENT_BATCH:
-            tokens += self._gradients[0].work.tokens
-            if batch and tokens > GRADIENT_BATCH_TOKENS:
-                break
-            batch.append(self._gradients.popleft())
-        self._changed = True
-        made = sketches(
-            self._model, self._stack, [entry.work for entry in batch], self._projector_of
-        )
-        for entry, sketch in zip(batch, made, strict=True):
-            self._sketched.append((entry.call, entry.place, sketch))
-            self._release_work(entry.work)
-            self._counts["gradients"] += 1
-
-    def _projector_of(self, folder: str) -> Projector:
-        known = self._projectors.pop(folder, None) or self._load_projector(folder)
-        self._projectors[folder] = known  # the newest last
-        if len(self._projectors) > PROJECTORS_MAX:
-            del self._projectors[next(iter(self._projectors))]
-        return known
 
 
 def _sketcher(folder: str) -> Projector:

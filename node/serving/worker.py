@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,7 +23,7 @@ import trio
 
 from node.serving import frames
 from node.serving.client import STALL_S, EngineClient, Link, LinkLost
-from node.serving.engine import EngineError, EngineSettings, Finish, Sketch, Token
+from node.serving.engine import EngineError, EngineSettings, Finish, Score, Sketch, Token
 
 if TYPE_CHECKING:
     from node.serving.slots import SlotCore
@@ -53,7 +53,7 @@ class Loop:
         emit: Callable[[frames.FromWorker], None],
     ) -> None:
         self._core, self._inbox, self._emit = core, inbox, emit
-        self._calls: dict[int, list[Sketch | None]] = {}  # gradient calls, filled place by place
+        self._calls: dict[int, list[Sketch | Score | None]] = {}  # filled place by place
         self._close_at: float | None = None
         self._told_at = 0.0
         self._is_over = False
@@ -67,7 +67,7 @@ class Loop:
             moves = False
             if self._core.has_work:
                 self._send_events(self._core.step())
-                self._send_sketches()
+                self._send_made()
                 moves = self._core.made_progress
             self._tell()
             drained = not self._core.has_work
@@ -94,6 +94,8 @@ class Loop:
                 self._answer(call, lambda: frames.Loaded(call, core.load(ref, pin)))
             case frames.Unload(call, adapter, drain):
                 self._answer(call, lambda: core.unload(adapter, drain), frames.Done(call))
+            case frames.List(call):
+                self._answer(call, lambda: frames.Listed(call, tuple(core.adapters())))
             case frames.Submit(call, request):
                 self._answer(call, lambda: core.submit(request), frames.Done(call))
             case frames.Reveal(id, seed):
@@ -101,13 +103,19 @@ class Loop:
             case frames.Cancel(id):
                 self._send_events(core.cancel(id))
             case frames.Gradients(call, items):
-                self._calls[call] = [None] * len(items)
-                if not self._answer(call, lambda: core.add_gradients(call, items)):
-                    del self._calls[call]
+                self._begin(call, len(items), lambda: core.add_gradients(call, items))
+            case frames.Scores(call, answers):
+                self._begin(call, len(answers), lambda: core.add_scores(call, answers))
             case frames.Close(drain_ms):
                 self._close_at = time.monotonic() + drain_ms / 1_000
             case frames.Hello():
                 self._is_over = True  # a second start: the parent is confused
+
+    def _begin(self, call: int, count: int, ask: Callable[[], None]) -> None:
+        """A call whose answer is made in the background."""
+        self._calls[call] = [None] * count
+        if not self._answer(call, ask):
+            del self._calls[call]
 
     def _answer(
         self,
@@ -134,20 +142,27 @@ class Loop:
             if isinstance(event, Finish):
                 self._emit(frames.Finished(id, event))
 
-    def _send_sketches(self) -> None:
-        for call, place, sketch in self._core.sketched():
+    def _send_made(self) -> None:
+        for call, place, one in self._core.made():
             made = self._calls[call]
-            made[place] = sketch
-            whole = [entry for entry in made if entry is not None]
-            if len(whole) == len(made):
+            made[place] = one
+            if all(made):
                 del self._calls[call]
-                self._emit(frames.Sketched(call, tuple(whole)))
+                self._emit(_answer_of(call, made))
 
     def _tell(self, force: bool = False) -> None:
         now = time.monotonic()
         if force or now - self._told_at >= STATS_S:
             self._told_at = now
             self._emit(frames.Stats(self._core.stats()))
+
+
+def _answer_of(call: int, made: Sequence[Sketch | Score | None]) -> frames.FromWorker:
+    """What one call has made: all of one kind."""
+    scores = tuple(one for one in made if isinstance(one, Score))
+    if scores:
+        return frames.Scored(call, scores)
+    return frames.Sketched(call, tuple(one for one in made if isinstance(one, Sketch)))
 
 
 def make_core(settings: EngineSettings) -> "SlotCore":

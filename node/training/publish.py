@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from consensus.primitives.digest import sha256
 from node.attribution.index import FILES, Index
 from node.ledger.wire.transactions import PublishVersion
 from node.serving.adapters import CONFIG, WEIGHTS, base_files, base_hash, read_adapter
@@ -63,7 +64,7 @@ class Release:
     gradient_dtype: str = "fp32"
     max_model_len: int = 512
     thresholds: Thresholds = ()
-    report: bytes = b""
+    report: bytes = b""  # a calibration's bytes: stored, and named by the manifest
     parts: tuple[tuple[int, int, int], ...] = ()
 
 
@@ -117,7 +118,7 @@ def prepare(release: Release) -> Prepared:
         gradient_dtype=DTYPES.index(release.gradient_dtype),
         max_model_len=release.max_model_len,
         thresholds=release.thresholds,
-        report=release.report,
+        report=sha256(release.report) if release.report else b"",
     )
     raw = encode_manifest(manifest)
     goods += [
@@ -125,6 +126,8 @@ def prepare(release: Release) -> Prepared:
         Goods(KIND_INDEX, release.index_root, {n: release.index_folder / n for n in FILES}),
         Goods(KIND_CONTENT, manifest_hash(raw), {CONTENT_NAME: raw}),
     ]
+    if release.report:
+        goods.append(Goods(KIND_CONTENT, manifest.report, {CONTENT_NAME: release.report}))
     payload = PublishVersion(
         model=release.model,
         adapter=adapter.final,

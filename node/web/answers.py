@@ -63,6 +63,19 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class HeldModel:
+    """A version that this node holds; `requests` and `earned` (grains) since its start."""
+
+    model: str  # name@version
+    adapter: Hex  # empty: the base alone
+    tier: str  # slot, ram, disk, or "none" while the engine does not have it
+    bytes: int  # in the engine's memory
+    ready: bool
+    requests: int
+    earned: Grains
+
+
+@dataclass(frozen=True, slots=True)
 class Ban:
     peer_id: str
     seconds_left: int

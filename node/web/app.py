@@ -7,6 +7,7 @@ What it does not know: chain, pool, wallet, peers.
 """
 
 import contextlib
+import socket
 import stat
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
@@ -102,6 +103,7 @@ class Backend:
     peers: Peers
     infer: Callable[[Order, Callable[[str], Awaitable[None]]], Awaitable[answers.InferenceReceipt]]
     stop: Callable[[], None]
+    models: Callable[[], Awaitable[tuple[answers.HeldModel, ...]]]
     store_goods: Callable[[int, bytes, Path], Awaitable[None]]
     release: Callable[[bytes], Awaitable[answers.ReleaseAnswer]]
     ledger: Ledger
@@ -142,6 +144,11 @@ def _node_routes(backend: Backend) -> list[Route]:
         backend.stop()
         return JSONResponse({"stopping": True}, 202)
 
+    async def models(request: Request) -> Response:
+        check_parameters(request)
+        held = [answers.as_json(one) for one in await backend.models()]
+        return JSONResponse({"models": held})
+
     async def goods(request: Request) -> Response:
         check_parameters(request)
         told = await read_struct(request, GoodsBody, GOODS_BYTES_MAX)
@@ -171,6 +178,7 @@ def _node_routes(backend: Backend) -> list[Route]:
         route("GET", "/livez", live),
         route("GET", "/readyz", ready),
         route("POST", "/stop", stop),
+        route("GET", "/models", models),
         route("POST", "/goods", goods),
         route("POST", "/channels/{id}/release", release),
         route("POST", "/infer", infer),
@@ -207,30 +215,57 @@ async def serve_socket(
     there is a dead daemon's and is replaced. Removes the socket when it ends.
     """
     _remove_dead_socket(path)
-    config = ServerConfig()
-    config.bind = [f"unix:{path}"]
+    config = _server_config(f"unix:{path}", drain_s)
     config.umask = 0o177
-    config.graceful_timeout = drain_s
     config.read_timeout = None
+    try:
+        await _serve(app, config, wait_for_stop, task_status)
+    finally:
+        _remove_dead_socket(path)
+
+
+async def serve_listener(
+    app: Starlette,
+    listener: socket.socket,
+    *,
+    wait_for_stop: Callable[[], Awaitable[None]],
+    task_status: Any = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve `app` on a bound socket, which is closed at the end: when `wait_for_stop` returns."""
+    config = _server_config(f"fd://{listener.detach()}", 0)
+    config.read_timeout = HEADER_TIMEOUT_S
+    await _serve(app, config, wait_for_stop, task_status)
+
+
+def _server_config(bind: str, drain_s: int) -> ServerConfig:
+    config = ServerConfig()
+    config.bind = [bind]
+    config.graceful_timeout = drain_s
     config.keep_alive_timeout = HEADER_TIMEOUT_S
     config.backlog = CONNECTIONS_MAX
     config.accesslog = None
     config.errorlog = None
     config.include_server_header = False
-    try:
-        async with trio.open_nursery() as nursery:
-            # A trigger is given, so that hypercorn takes no signals: the daemon has them.
-            await nursery.start(
-                lambda task_status: serve(
-                    app,  # type: ignore[arg-type]  # hypercorn's ASGI types are its own
-                    config,
-                    shutdown_trigger=wait_for_stop,
-                    task_status=task_status,
-                )
+    return config
+
+
+async def _serve(
+    app: Starlette,
+    config: ServerConfig,
+    wait_for_stop: Callable[[], Awaitable[None]],
+    task_status: Any,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        # A trigger is given, so that hypercorn takes no signals: the daemon has them.
+        await nursery.start(
+            lambda task_status: serve(
+                app,  # type: ignore[arg-type]  # hypercorn's ASGI types are its own
+                config,
+                shutdown_trigger=wait_for_stop,
+                task_status=task_status,
             )
-            task_status.started()
-    finally:
-        _remove_dead_socket(path)
+        )
+        task_status.started()
 
 
 def _remove_dead_socket(path: Path) -> None:

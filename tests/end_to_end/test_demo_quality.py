@@ -179,7 +179,7 @@ def sketch_with(
     made: dict[int, bytes] = {}
     while len(made) < len(items):
         core.step()
-        made |= {place: one.data for _, place, one in core.sketched()}
+        made |= {place: one.data for _, place, one in core.made()}
     return [made[place] for place in range(len(items))]
 
 

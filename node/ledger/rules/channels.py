@@ -227,10 +227,11 @@ def apply_bundle(state: State, context: Context, bundle: CheckedBundle) -> Bundl
     if bundle.header.bundle_seq <= provider.bundle_seq:
         raise Invalid("bundle.channel", why="bundle_seq", settled=provider.bundle_seq)
     versions = _Versions(state, time_ms)
-    for section in bundle.sections:
-        _settle_section(state, bundle.header.provider, section, time_ms)
-        for receipt in section.receipts:
-            versions.check_price(receipt)
+    with state.gathering(purses.SETTLING) as take:
+        for section in bundle.sections:
+            _settle_section(state, bundle.header.provider, section, time_ms)
+            take(purses.channel(section.section.channel), section.fees)
+            versions.check_prices(section.receipts)
     for which, fees in bundle.versions.items():
         versions.check_credits(which, fees.weights)
     state.put(
@@ -258,7 +259,7 @@ def maturing_bucket(state: State, time_ms: int) -> int:
 def _settle_section(
     state: State, provider: bytes, checked_section: CheckedSection, time_ms: int
 ) -> None:
-    """B1 and B2 of one section, then its money and its lane."""
+    """B1 and B2 of one section, then its lane; its money is the caller's to take."""
     section, voucher = checked_section.section, checked_section.voucher
     channel = state.find(tables.CHANNEL, section.channel)
     if channel is None or channel.provider != provider:
@@ -284,7 +285,6 @@ def _settle_section(
         raise Invalid("bundle.amount", why="amount")
     if channel.paid + section.amount > channel.cap:
         raise Invalid("bundle.amount", why="above the cap", cap=channel.cap)
-    state.move(purses.channel(section.channel), purses.SETTLING, section.amount)
     settled = Lane(section.to_seq, lane.cumulative + section.amount, accumulator)
     state.put(tables.LANE, (section.channel, section.lane), settled)
 
@@ -315,18 +315,20 @@ class _Versions:
         self._ended: dict[tuple[int, int], int] = {}  # of versions that have ended by now
         self.base = b""
 
-    def check_price(self, receipt: Receipt) -> None:
-        """The version may be served at that fee."""
-        which = (receipt.model, receipt.model_version)
-        if which not in self._prices:
-            self._prices[which] = self._admit(which)
-        if self._ended and receipt.started_ms >= self._ended.get(which, INT_MAX):
-            raise Invalid("bundle.price", why="started after the version's end")
-        ceiling = 0
-        for prices in self._prices[which]:
-            ceiling = max(ceiling, price(receipt.tokens_in, receipt.tokens_out, *prices))
-        if receipt.fee > ceiling:
-            raise Invalid("bundle.price", why="fee above the price", ceiling=ceiling)
+    def check_prices(self, receipts: Iterable[Receipt]) -> None:
+        """Each receipt's version may be served at its fee."""
+        for receipt in receipts:
+            which = (receipt.model, receipt.model_version)
+            prices = self._prices.get(which)
+            if prices is None:
+                prices = self._prices[which] = self._admit(which)
+            if self._ended and receipt.started_ms >= self._ended.get(which, INT_MAX):
+                raise Invalid("bundle.price", why="started after the version's end")
+            for each in prices:
+                if receipt.fee <= price(receipt.tokens_in, receipt.tokens_out, *each):
+                    break
+            else:
+                raise Invalid("bundle.price", why="fee above the price", fee=receipt.fee)
 
     def check_credits(self, which: tuple[int, int], contributions: Iterable[int]) -> None:
         """The version pays none but its own data."""

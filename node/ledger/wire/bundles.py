@@ -8,6 +8,7 @@ cached; what needs the state, the lane's stored sum and accumulator among it, is
 What this file does not know: balances, prices, models, time.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
@@ -411,32 +412,27 @@ def _verify_claim(
 class _Sums:
     """`VersionFees` in the making: a new tuple for each receipt would cost more than its sums."""
 
+    __slots__ = ("fees", "receipts", "unattributed", "weights")
+
     def __init__(self) -> None:
         self.fees = self.receipts = self.unattributed = 0
-        self.weights: dict[int, int] = {}
-
-    def add(self, fee: int, credits: Credits) -> None:
-        """One receipt."""
-        self.fees += fee
-        self.receipts += 1
-        if not credits:
-            self.unattributed += fee * BPS
-        weights = self.weights
-        for contribution, share_bps in credits:
-            weights[contribution] = weights.get(contribution, 0) + fee * share_bps
+        self.weights: defaultdict[int, int] = defaultdict(int)
 
 
 def _sum_fees(checked: Sequence[CheckedSection]) -> dict[tuple[int, int], VersionFees]:
-    found: dict[tuple[int, int], _Sums] = {}
+    found: defaultdict[tuple[int, int], _Sums] = defaultdict(_Sums)
     for section in checked:
         for receipt, credits in zip(section.receipts, section.credits, strict=True):
-            which = (receipt.model, receipt.model_version)
-            sums = found.get(which)
-            if sums is None:
-                sums = found[which] = _Sums()
-            sums.add(receipt.fee, credits)
+            sums, fee = found[receipt.model, receipt.model_version], receipt.fee
+            sums.fees += fee
+            sums.receipts += 1
+            if not credits:
+                sums.unattributed += fee * BPS
+            weights = sums.weights
+            for contribution, share_bps in credits:
+                weights[contribution] += fee * share_bps
     return {
-        which: VersionFees(sums.fees, sums.receipts, sums.weights, sums.unattributed)
+        which: VersionFees(sums.fees, sums.receipts, dict(sums.weights), sums.unattributed)
         for which, sums in found.items()
     }
 

@@ -344,6 +344,13 @@ async def test_spending_key_moves_no_bond(home: Path, capsys: Capture) -> None:
     assert behind.asked == []
 
 
+async def test_models_are_listed_with_what_they_earned(home: Path, capsys: Capture) -> None:
+    listed = await asked(capsys, Behind(), home, "model", "list")
+    (one,) = listed["models"]
+    assert (one["model"], one["tier"], one["requests"]) == ("contracts@1", "slot", 3)
+    assert one["earned"] == str(2**63 - 1)
+
+
 async def test_peers_are_listed_added_banned_and_let_in_again(home: Path, capsys: Capture) -> None:
     behind = Behind()
     listed = await asked(capsys, behind, home, "peers", "list")

@@ -69,7 +69,10 @@ REFUSED = [  # what the file holds, and what the sentence says
     ("[chain]\ntrusted_height = 7", "trusted_height needs trusted_id"),
     ('[p2p]\nlisten = ["localhost:7017"]', "is not an address"),
     ("[p2p]\nmdns = true", 'network = "public" forbids'),
-    ('[engine]\nkind = "remote"', "this version has no remote engines"),
+    ('[engine]\nkind = "remote"', "urls is empty"),
+    ('[engine]\nkind = "remote"\nurls = ["127.0.0.1:8000"]', "is none such as"),
+    ('[engine]\nkind = "remote"\nurls = ["http://gpu:8000"]', "prompts would go to gpu"),
+    ('[engine]\nflavour = "other"', "flavour"),
 ]
 
 

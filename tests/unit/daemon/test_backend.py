@@ -15,7 +15,7 @@ from node.web.app import Backend
 def backend_without_a_shop(state: Any, *own: bytes) -> Backend:
     nobody: Any = None
     telling: Any = SimpleNamespace(
-        find_pending=None, count_providers=None, status=None, checks=None
+        find_pending=None, count_providers=None, status=None, checks=None, models=None
     )
     chain: Any = SimpleNamespace(view=None, state=lambda: state)
     part: Any = SimpleNamespace(find_shares=None, submit_transaction=None)

@@ -65,7 +65,7 @@ def sketch_all(core, items: list[GradItem]) -> list[tuple[int, object]]:
     made = []
     while len(made) < len(items):
         core.step()
-        for call, place, sketch in core.sketched():
+        for call, place, sketch in core.made():
             assert call == 7
             made.append((place, sketch))
     return sorted(made, key=lambda entry: entry[0])
@@ -169,11 +169,11 @@ def test_checkpoints_of_queued_gradients_cannot_be_unloaded(
 
 
 def test_queue_of_gradients_refuses_whole_calls(core, make_adapter: MakeAdapter) -> None:
-    from node.serving.slots import GRADIENTS_QUEUED_MAX
+    from node.serving.background import QUEUED_MAX
 
     item = items_of(load_four(core, make_adapter))[0]
     with pytest.raises(Overloaded):
-        core.add_gradients(1, [item] * (GRADIENTS_QUEUED_MAX + 1))
+        core.add_gradients(1, [item] * (QUEUED_MAX + 1))
     with pytest.raises(UnknownAdapter):
         core.add_gradients(1, [item, GradItem((bytes(32), bytes(32)), (1,), ((2,),), "one")])
     with pytest.raises(BadSampling):
@@ -200,4 +200,4 @@ def test_generation_goes_on_between_batches_of_gradients(core, make_adapter: Mak
     assert answer() == alone
     while core.stats().gradients_waiting:
         core.step()
-    assert len(core.sketched()) == 18
+    assert len(core.made()) == 18

@@ -1,6 +1,7 @@
 """The provider's side: each refusal by its code, partial answers, receipts that survive."""
 
 import contextlib
+from dataclasses import replace
 
 import pytest
 import trio
@@ -38,6 +39,7 @@ from node.ledger.wire.exchange import (
 from node.ledger.wire.orders import (
     PAYER_SEEDED,
     PRIVATE,
+    REMOTE_OK,
     ZERO_HASH,
     encode_order,
     encode_sampling,
@@ -337,6 +339,26 @@ async def test_a_payers_own_seed_comes_with_the_order(tmp_path, autojump_clock) 
         )
         assert accepted.provider_nonce == ZERO_HASH
         assert isinstance(finished, Finished)
+
+
+async def test_engine_that_cannot_draw_with_the_seed_serves_who_allows_it(
+    tmp_path, autojump_clock
+) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        world.engine.info = replace(world.engine.info, kind="remote", can=())
+        fields = {"sampling": HOT, "seed_commit": seed_commit(NONCE)}
+        strict = make_order(**fields, flags=PAYER_SEEDED)
+        frame = await refusal(world, make_start(channel, strict, HOT, payer_nonce=NONCE))
+        assert frame.code == exchange.NOT_SERVED
+        assert not world.engine.requests
+        assert not world.book.lane(channel, 0).is_busy
+        loose = make_order(**fields, flags=PAYER_SEEDED | REMOTE_OK)
+        *_, finished = await ask(world, make_start(channel, loose, HOT, payer_nonce=NONCE))
+        assert isinstance(finished, Finished)
+        voucher = {"lane": 1}
+        *_, finished = await ask(world, make_start(channel, voucher=voucher))
+        assert isinstance(finished, Finished), "greedy answers need no seed"
 
 
 # partial answers

@@ -372,3 +372,21 @@ def test_evidence_has_a_word_per_token_and_a_print_per_sixteen(core) -> None:
     ]
     assert words == [round(token.logprob * 2**20) for token in tokens[each.id]]
     assert len(ending.fingerprints) == 2 * 32
+
+
+def test_adapters_are_told_with_where_they_lie(tiny_base: Path, make_adapter: MakeAdapter) -> None:
+    from node.serving.slots import SlotCore
+
+    made = [make_adapter(number) for number in range(3)]
+    size = SlotCore(EngineSettings(str(tiny_base), rows=4)).load(AdapterRef(*made[0])).bytes
+    core = SlotCore(EngineSettings(str(tiny_base), rows=4, ram_bytes=2 * size))
+    for hash, folder in made:
+        core.load(AdapterRef(hash, folder))
+    assert {info.hash: info.tier for info in core.adapters()} == {
+        made[0][0]: "disk",  # the longest unused made room
+        made[1][0]: "ram",
+        made[2][0]: "ram",
+    }
+    core.submit(request(1, made[0][0]))
+    run(core, [request(1).id])
+    assert {info.hash: info.tier for info in core.adapters()}[made[0][0]] == "slot"

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ from node.serving import client, frames
 from node.serving.client import EngineClient
 from node.serving.engine import (
     AdapterRef,
+    BadSampling,
     EngineLost,
     EngineSettings,
     Finish,
     GenRequest,
     Sampling,
+    ScoreItem,
     Token,
     UnknownAdapter,
     Unsupported,
@@ -122,6 +125,24 @@ async def test_killed_worker_ends_streams_and_the_next_serves(
         assert engine.stats().restarts == 1
 
 
+async def test_answers_are_run_again_and_adapters_told_of_across_processes(
+    tiny_base: Path, make_adapter: MakeAdapter
+) -> None:
+    hash, folder = make_adapter(3)
+    async with running(WorkerEngine(settings(tiny_base))) as engine:
+        await engine.load_adapter(AdapterRef(hash, folder))
+        each = request(1, hash)
+        ids, _ = await collect(engine, each)
+        item = ScoreItem(hash, each.prompt, tuple(ids), each.sampling, each.seed)
+        right, wrong = await engine.score([item, replace(item, seed=bytes(32))])
+        assert max(right.margins) < 1e-3 < max(wrong.margins)
+        assert await engine.score([]) == []
+        with pytest.raises(BadSampling):
+            await engine.score([replace(item, prompt=())])
+        (info,) = await engine.adapters()
+        assert (info.hash, info.tier, info.rank) == (hash, "slot", 8)
+
+
 async def test_leaving_a_stream_frees_its_row(tiny_base: Path) -> None:
     async with running(ThreadEngine(settings(tiny_base))) as engine:
         async with engine.submit(request(3, tokens=240)) as stream:
@@ -219,7 +240,7 @@ class PlayedEngine(EngineClient):
             self.links.append(link)
             info = client.EngineInfo("torch", b"", "fp32", "cpu", 1, 1, 1, 1, (), b"")
             link.say.send_nowait(frames.Ready(info))
-            stats = client.EngineStats(*([0] * 14))
+            stats = client.EngineStats(*([0] * 15))
             link.say.send_nowait(frames.Stats(stats))
             yield link
 

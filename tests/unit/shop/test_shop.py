@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +22,16 @@ from node.ledger.wire.orders import OFFER_MODELS_MAX, decode_offer, encode_offer
 from node.ledger.wire.receipts import encode_receipt
 from node.serving.book import ReceiptBook, Served
 from node.serving.bundling import Bundler
-from node.serving.engine import AdapterRef, BadAdapter, EngineError, EngineLost, Unsupported
+from node.serving.engine import (
+    AdapterInfo,
+    AdapterRef,
+    BadAdapter,
+    EngineError,
+    EngineLost,
+    Unsupported,
+)
 from node.serving.manifest import Manifest
-from node.shop import LOOK_S, RELEASED_MS, Counter, Shop
+from node.shop import LOOK_S, NOTHING, RELEASED_MS, Counter, Shop, Takings
 
 FEE = fee_of(3, 5)
 BASE = Path("/models/base")
@@ -46,6 +54,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.state = "starting"
+        self.info: Any = None
         self.loaded: list[AdapterRef] = []
         self.start_error: EngineError | None = None
         self.load_error: EngineError | None = None
@@ -75,6 +84,12 @@ class Engine:
     def recover(self) -> None:
         self.state, self.load_error = "ready", None
         self.ready.set()
+
+    async def adapters(self) -> list[AdapterInfo]:
+        await trio.lowlevel.checkpoint()
+        if self.load_error is not None:
+            raise self.load_error
+        return [AdapterInfo(ref.hash, 8, 8, (), 640, "ram") for ref in self.loaded]
 
     async def load_adapter(self, ref: AdapterRef, pin: bool = False) -> None:
         await trio.lowlevel.checkpoint()
@@ -171,6 +186,37 @@ async def test_released_channel_is_told_with_what_is_not_settled(tmp_path, is_bu
         settled = tables.Lane(2, 2 * FEE, bytes(32))
         around.state.put(tables.LANE, (channel, 0), settled)
         assert (await shop.release(channel)).unsettled == FEE
+
+
+async def test_takings_are_told_by_version_also_while_the_engine_is_away(
+    tmp_path, autojump_clock
+) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        around.hold(held())
+        assert await shop.takings() == {(1, 1): NOTHING}
+        around.engine.may_start.set()
+        await look()
+        service: Any = shop._service
+        service.served[1, 1] += 2
+        service.earned[1, 1] += 70
+        assert await shop.takings() == {(1, 1): Takings(2, 70, "ram", 640)}
+        around.engine.lose("restarting")
+        assert await shop.takings() == {(1, 1): Takings(2, 70, "none", 0)}
+
+
+async def test_version_whose_sketches_cannot_be_made_is_not_served(
+    tmp_path, autojump_clock
+) -> None:
+    async with open_shop(tmp_path) as (_, around):
+        around.engine.info = SimpleNamespace(can=())
+        around.engine.may_start.set()
+        index: Any = object()
+        around.hold(held(index=index), held(model=2))
+        await look()
+        assert [one.is_ready for one in around.all()] == [False, True]
+        around.engine.info = SimpleNamespace(can=("gradients",))
+        await look()
+        assert all(one.is_ready for one in around.all())
 
 
 async def test_channel_of_another_provider_is_not_released(tmp_path) -> None:

@@ -235,6 +235,9 @@ class Behind:
         self.asked.append(("release", channel))
         return answers.ReleaseAnswer(channel, self.channel.paid, self.unsettled, self.in_flight)
 
+    async def held_models(self) -> tuple[answers.HeldModel, ...]:
+        return (answers.HeldModel("contracts@1", ID, "slot", 4_096, True, 3, BIG),)
+
     def backend(self) -> Backend:
         ledger = Ledger(
             find_account=later(self.find_account),
@@ -276,6 +279,7 @@ class Behind:
             ),
             infer=self.infer,
             stop=self.stop,
+            models=self.held_models,
             store_goods=self.store_goods,
             release=self.release,
             light=light,

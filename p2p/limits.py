@@ -104,6 +104,7 @@ HINT_ADDRESSES_MAX: Final = 4
 MDNS_TEXT_BYTES_MAX: Final = 2 * KiB
 MDNS_QUEUE_MAX: Final = 256  # from its thread to ours
 MDNS_RETRY_S: Final = 60.0
+MDNS_LOOK_S: Final = 30.0  # for other addresses of this machine
 MDNS_STOP_S: Final = 2.0  # for a goodbye
 
 # --- circuits through a relay (§13): experimental, off by default

@@ -24,6 +24,7 @@ from p2p.counters import Counters
 from p2p.errors import Misbehaving
 from p2p.limits import (
     HINT_ADDRESSES_MAX,
+    MDNS_LOOK_S,
     MDNS_QUEUE_MAX,
     MDNS_RETRY_S,
     MDNS_STOP_S,
@@ -138,16 +139,19 @@ class Mdns:
         self._token: trio.lowlevel.TrioToken | None = None
 
     async def run(self, listening: Callable[[], Iterable[Address]]) -> None:
-        """A machine without multicast is told of once, and tried again each minute."""
+        """A machine without multicast is told of once, and tried again each minute. Whose addresses
+        change, as a laptop's do, begins anew with those it has now."""
         self._token = trio.lowlevel.current_trio_token()
         to_thread: Any = trio.to_thread.run_sync  # libp2p brings old types for trio
         while True:
             zeroconf = None
             try:
-                addresses = await to_thread(spelled_out, tuple(listening()))
-                told = [a for a in addresses if is_neighbourly(a, self._reach)]
-                zeroconf, browser = await to_thread(self._begin, told[:HINT_ADDRESSES_MAX])
-                await trio.sleep_forever()
+                told = await to_thread(self._own, tuple(listening()))
+                zeroconf, browser = await to_thread(self._begin, told)
+                is_same = True
+                while is_same:
+                    await trio.sleep(MDNS_LOOK_S)
+                    is_same = told == await to_thread(self._own, tuple(listening()))
             except OSError as error:
                 self._counters.faults["mdns"] += 1
                 if self._counters.faults["mdns"] == 1:
@@ -159,9 +163,14 @@ class Mdns:
                     with trio.CancelScope(deadline=deadline_s, shield=True):
                         await to_thread(_end, zeroconf, browser, abandon_on_cancel=True)
 
+    def _own(self, listening: tuple[Address, ...]) -> list[Address]:
+        """What of ours the wire may know."""
+        own = [a for a in spelled_out(listening) if is_neighbourly(a, self._reach)]
+        return own[:HINT_ADDRESSES_MAX]
+
     def _begin(self, told: list[Address]) -> "tuple[Zeroconf, ServiceBrowser]":
         """In a thread: it waits for the wire. OSError where there is nothing to speak through."""
-        from zeroconf import IPVersion, ServiceBrowser, ServiceInfo, Zeroconf
+        from zeroconf import Error, IPVersion, ServiceBrowser, ServiceInfo, Zeroconf
 
         hosts = sorted({address.host for address in told if address.kind == "ip4"})
         if not hosts:
@@ -175,8 +184,12 @@ class Mdns:
             server=f"{self._name.partition('.')[0]}.local.",
             addresses=[socket.inet_aton(host) for host in hosts],
         )
-        zeroconf.register_service(info)
-        return zeroconf, ServiceBrowser(zeroconf, self._type, handlers=[self._changed])
+        try:
+            zeroconf.register_service(info)
+            return zeroconf, ServiceBrowser(zeroconf, self._type, handlers=[self._changed])
+        except (Error, OSError) as error:
+            zeroconf.close()
+            raise OSError(repr(error)) from None
 
     # --- what the wire says
 
@@ -188,12 +201,15 @@ class Mdns:
         state_change: "ServiceStateChange",
     ) -> None:
         """In a thread of the library's, where asking for a text may wait."""
+        from zeroconf import Error
+
         if state_change.name == "Removed":
             self._hear(name, None)
             return
-        info = zeroconf.get_service_info(service_type, name, timeout=RESOLVE_MS)
-        if info is not None:
-            self._hear(name, info.text)
+        with contextlib.suppress(Error, OSError):  # it is gone again, or we are closing
+            info = zeroconf.get_service_info(service_type, name, timeout=RESOLVE_MS)
+            if info is not None:
+                self._hear(name, info.text)
 
     def _hear(self, name: str, texts: bytes | None) -> None:
         """`texts` is None for a goodbye."""

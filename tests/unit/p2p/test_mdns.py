@@ -202,6 +202,21 @@ async def test_hints_are_bounded_and_neither_kept_nor_told_on(tmp_path):
     assert discovery.known() == HINTED_MAX - 1
 
 
+async def test_other_addresses_of_this_machine_are_told_anew(nursery, monkeypatch):
+    monkeypatch.setattr("p2p.mdns.MDNS_LOOK_S", 0.01)
+    ear, begun, ended = Ear(), [], []
+    ear.mdns._begin = lambda told: begun.append(told) or ("zeroconf", "browser")
+    monkeypatch.setattr("p2p.mdns._end", lambda zeroconf, browser: ended.append(1))
+    now = [NEAR]
+    nursery.start_soon(ear.mdns.run, lambda: now)
+    await wait_until(lambda: begun == [[NEAR]])
+    await trio.sleep(0.1)
+    assert len(begun) == 1
+    now[:] = [Address("ip4", "10.0.0.9", 7017)]
+    await wait_until(lambda: len(begun) == 2)
+    assert (begun[1], ended) == (now, [1])
+
+
 # --- over real multicast, on loopback
 
 
@@ -262,6 +277,23 @@ async def test_denied_neighbour_is_not_dialled(multicast, nursery):
 
 def seed_key(number):
     return network_of(number, mdns=False).me
+
+
+async def test_service_that_cannot_be_told_is_no_reason_to_fall(nursery, monkeypatch):
+    from zeroconf import NonUniqueNameException, Zeroconf
+
+    closed = []
+    close = Zeroconf.close
+    monkeypatch.setattr(Zeroconf, "close", lambda self: closed.append(1) or close(self))
+
+    def taken(self, info):
+        raise NonUniqueNameException
+
+    monkeypatch.setattr(Zeroconf, "register_service", taken)
+    network = network_of(1)
+    await nursery.start(network.run)
+    await wait_until(lambda: network.statistics().faults.get("mdns") == 1)
+    assert (closed, network.statistics().restarts) == ([1], 0)
 
 
 async def test_machine_without_multicast_is_told_of_once(nursery):

@@ -24,11 +24,17 @@ async def echo(peer, body):
     return body
 
 
+async def bounce(peer, stream):
+    while True:
+        await stream.write(await stream.read(99, 5), 5)
+
+
 def network_of(number, **options):
     options = {"listen": [HERE], "reach": "devnet", "chain_id": CHAIN} | options
     network = Libp2pNetwork(seed=seed_of(number), **options)
     for protocol in ("light", "blob"):
         network.serve(protocol, echo, PROTOCOLS[protocol])
+    network.accept("infer", bounce, PROTOCOLS["infer"])
     network.subscribe("votes", lambda *told: Verdict.ACCEPT, TOPICS["votes"])
     return network
 
@@ -80,6 +86,11 @@ async def test_peer_that_nobody_can_dial_is_reached_through_a_relay(scene):
     await met(caller, scene)
     assert await caller.request(scene.hidden.me, "light", b"x" * 60_000, **ASK) == b"x" * 60_000
     assert await scene.hidden.request(caller.me, "light", b"y", **ASK) == b"y"
+    stream = await caller.open(scene.hidden.me, "infer")
+    for word in (b"one", b"two"):
+        await stream.write(word, 5)
+        assert await stream.read(99, 5) == word
+    await stream.reset()
     assert scene.relay.statistics().circuits["carried"] == 1
     assert scene.hidden.statistics().circuits["taken"] == 1
 
@@ -105,11 +116,14 @@ async def test_peer_that_sends_more_than_requests_through_a_circuit_is_reset(sce
     caller = await scene.caller()
     await met(caller, scene)
     monkeypatch.setattr(caller._stack, "_is_relayed", lambda peer_id: False)
+    monkeypatch.setattr(caller._stack.pubsub, "_is_relayed", lambda peer_id: False)
     with pytest.raises(NetworkError):
         await caller.request(scene.hidden.me, "blob", b"x", **ASK)
     await caller._stack.pubsub.ensure_peer_stream(id_of(scene.hidden.me), 1)
     await trio.sleep(0.5)
-    assert id_of(caller.me) not in scene.hidden._stack.pubsub.peers
+    heard = scene.hidden._stack.pubsub.peer_topics.values()
+    assert id_of(scene.relay.me) in set().union(*heard)
+    assert id_of(caller.me) not in set().union(*heard)
     assert await caller.request(scene.hidden.me, "light", b"x", **ASK) == b"x"
 
 
@@ -220,6 +234,14 @@ async def test_peer_of_another_chain_gets_no_place(scene, nursery):
     await wait_until(lambda: stranger.statistics().requests, 20)
     assert scene.relay._stack._relaying._places.keys() == {scene.hidden.me}
     assert not scene.relay.members.is_admitted(stranger.me)
+
+
+async def test_who_is_not_admitted_gets_nothing(scene, nursery):
+    stranger = await linked_with(nursery, scene.relay, 9)
+    scene.relay.members.find_link(stranger.me).admitted = False
+    for kind in (pb.HopMessage.RESERVE, pb.HopMessage.CONNECT):
+        answer = await told_by(stranger, HOP, pb.HopMessage, type=kind)
+        assert answer.status == pb.PERMISSION_DENIED
 
 
 async def test_only_our_own_relay_may_hand_us_a_caller(scene, nursery):

@@ -60,9 +60,7 @@ class P2p(Section, frozen=True):
     upload_bytes_s: Count = 16_777_216     # 0 = no limit
     blob_quota_gb: Count = 50
     max_connections: Positive = 64
-    max_per_peer: Positive = 2
-    outbound_min: Count = 8
-    dial_timeout_s: Positive = 5
+    outbound_min: Annotated[Int, msgspec.Meta(ge=1, le=16)] = 8
     keepalive_s: Positive = 15
     keepalive_misses: Positive = 2
 
@@ -183,7 +181,7 @@ class Config(Section, frozen=True):
 PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {  # what differs from the defaults
     "devnet": {
         "p2p.listen": ["/ip4/127.0.0.1/tcp/7017"], "p2p.network": "devnet",
-        "p2p.upload_bytes_s": 0, "p2p.keepalive_s": 3, "p2p.outbound_min": 0,
+        "p2p.upload_bytes_s": 0, "p2p.keepalive_s": 3,
         "consensus.pace": "lan", "consensus.block_interval_ms": 250,
         "consensus.doppelganger_wait_s": 0, "storage.min_free_gb": 1, "shutdown.drain_s": 5,
         "metrics.listen": "",  # many nodes on one machine
@@ -193,8 +191,6 @@ PROFILES: Final[Mapping[str, Mapping[str, Any]]] = {  # what differs from the de
 }
 
 ABSENT: Final = (  # key, the value that this version can honour, what it lacks
-    ("p2p.mdns", False, "mDNS discovery"),
-    ("p2p.relay", "off", "relays"),
     ("sync", "full", "nodes without the ledger"),
 )
 # fmt: on
@@ -419,6 +415,12 @@ def _check_contradictions(config: Config, origins: Mapping[str, str]) -> None:
         raise ConfigError(f"{origins['chain.trusted_id']}: [chain] trusted_id: 64 hex digits")
     if config.chain.trusted_height and not config.chain.trusted_id:
         raise ConfigError("[chain] trusted_height needs trusted_id: a height alone proves nothing")
+    if config.p2p.mdns and config.p2p.network == "public":
+        raise ConfigError(
+            f"{origins['p2p.mdns']}: [p2p] mdns tells the local wire private addresses and dials "
+            'them, which network = "public" forbids',
+            mend='network = "lan" or mdns = false, under [p2p] in config.toml',
+        )
     for address in (*config.p2p.listen, *config.p2p.announce):
         if not re.search(r"/tcp/\d{1,5}(/|$)", address):
             raise ConfigError(f"[p2p] {address!r} is not an address such as /ip4/0.0.0.0/tcp/7017")

@@ -74,6 +74,7 @@ PRUNE_EVERY_S: Final = 3_600.0
 PEERS_WAIT_S: Final = 60.0
 LOOK_EVERY_S: Final = 1.0  # for damage that only readers have met
 ROLE_BITS: Final = {"validator": 1, "provider": 2, "auditor": 32}
+RELAY_BIT: Final = 8
 
 log = get_log("daemon")
 
@@ -258,13 +259,17 @@ class Node:
             reserved=p2p.reserved,
             deny=p2p.deny,
             book=self._settings.home / "peers.msgpack",
+            mdns=p2p.mdns,
+            relay=p2p.relay,
             software=f"olnode/{installed_version('olnode')}",
             facts=self._facts,
             binding=binding,
             judge_binding=lambda peer, raw: is_binding(chain_id, peer, raw),
             connections_max=p2p.max_connections,
             upload_bytes_s=p2p.upload_bytes_s,
+            outbound_target=p2p.outbound_min,
             ping_every_s=float(p2p.keepalive_s),
+            ping_misses_max=p2p.keepalive_misses,
         )
 
     def _make_replica(self) -> Replica:
@@ -350,7 +355,7 @@ class Node:
             offer_bundle=self._relay.offer_bundle,
             hand_bundle=self._relay.watching.hand,
             note_change=self._directory.note_change,
-            addresses=self._network.addresses,
+            addresses=self._network.announced,
             is_current=lambda: self._telling.is_current(),
             has_room=self._has_room,
             now_ms=now_ms,
@@ -495,6 +500,7 @@ class Node:
         view = self._chain.view()
         tip, snapshot = view.tip, self._keeper.height
         roles = sum(ROLE_BITS.get(role, 0) for role in self._config.roles)
+        roles |= RELAY_BIT if self._config.p2p.relay == "server" else 0
         return StatusFacts(roles, tip.height, tip.block_id, view.earliest_whole, snapshot)
 
     # --- running

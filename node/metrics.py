@@ -112,6 +112,7 @@ def p2p_metrics(network: NetworkStatistics) -> Iterator[Metric]:
         ("p2p_requests", "Requests.", ("protocol", "side", "code"), network.requests),
         ("p2p_penalties", "Penalties and bans given.", ("reason",), network.penalties),
         ("p2p_faults", "Exceptions that a guard caught.", ("where",), network.faults),
+        ("p2p_circuits", "Connections through relays, and places.", ("what",), network.circuits),
     ):
         yield _counter(name, help, labels, _labelled(counts))
     judged, asked = network.message_seconds, network.request_seconds

@@ -9,7 +9,7 @@ from pathlib import Path
 from consensus.primitives.errors import Invalid
 from node.config import ConfigError, Engine, P2p, Serving
 from node.ledger.addresses import account_of
-from p2p.addresses import addresses_of
+from p2p.addresses import addresses_of, announced_of
 from p2p.network import denied_of
 
 
@@ -18,7 +18,7 @@ def check_addresses(p2p: P2p) -> None:
     own, others = partial(addresses_of, with_peer=False), partial(addresses_of, with_peer=True)
     for key, texts, read in (
         ("listen", p2p.listen, own),
-        ("announce", p2p.announce, own),
+        ("announce", p2p.announce, partial(announced_of, reach=p2p.network)),
         ("bootstrap", p2p.bootstrap, others),
         ("reserved", p2p.reserved, others),
         ("deny", p2p.deny, denied_of),

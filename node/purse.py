@@ -207,6 +207,7 @@ class Purse:
         peer = self._directory.find_peer(offer.provider)
         if peer is None:
             raise Unreachable("the provider's peer is not known")
+        await self._network.reach(peer, offer.addresses)
         return await self._network.open(peer, "infer")
 
     async def _open_channel(self, provider: bytes, cap: int, note: NoteOpening) -> bytes:

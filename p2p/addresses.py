@@ -8,12 +8,12 @@ What this file does not know: libp2p, who is behind an address.
 """
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
 from p2p.errors import Misbehaving
-from p2p.limits import ADDRESS_BYTES_MAX
+from p2p.limits import ADDRESS_BYTES_MAX, OPERATORS_ADDRESS_BYTES_MAX
 from p2p.peers import PeerId, key_of_peer_id, peer_id_text
 
 Reach = Literal["devnet", "lan", "public"]  # `p2p.network` of the config
@@ -27,16 +27,21 @@ IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """`/ip4/1.2.3.4/tcp/4001`, with the peer's id where it is told."""
+    """`/ip4/1.2.3.4/tcp/4001`, with the peer's id where it is told.
+
+    With `relay` host and port are the relay's: `/ip4/…/tcp/…/p2p/<relay>/p2p-circuit`.
+    """
 
     kind: str  # ip4, ip6, dns4, dns6
     host: str
     port: int
     peer: PeerId | None = None
+    relay: PeerId | None = None
 
     def text(self) -> str:
         """As libp2p writes it, without the peer's id."""
-        return f"/{self.kind}/{self.host}/tcp/{self.port}"
+        way = f"/p2p/{peer_id_text(self.relay)}/p2p-circuit" if self.relay else ""
+        return f"/{self.kind}/{self.host}/tcp/{self.port}{way}"
 
     def full_text(self) -> str:
         """With `/p2p/<id>` where the peer is known."""
@@ -48,11 +53,13 @@ class Address:
 
 
 def parse_address(text: str, *, names_allowed: bool = False) -> Address:
-    """Read one address; Misbehaving for any form but TCP over IP (or a name, where allowed)."""
-    if len(text) > ADDRESS_BYTES_MAX or not text.isascii():
+    """Read one address; Misbehaving for any form but TCP over IP (or a name, where allowed), to
+    the peer itself or to its relay."""
+    most = OPERATORS_ADDRESS_BYTES_MAX if names_allowed else ADDRESS_BYTES_MAX
+    if len(text) > most or not text.isascii():
         raise Misbehaving("an address too long or not ASCII")
     parts = text.split("/")
-    if len(parts) not in (5, 7) or parts[0] or parts[3] != "tcp":
+    if len(parts) not in (5, 7, 8, 10) or parts[0] or parts[3] != "tcp":
         raise Misbehaving("an address that is not IP and TCP")
     kind, host, port_text = parts[1], parts[2], parts[4]
     if kind in _IP_KINDS:
@@ -69,12 +76,15 @@ def parse_address(text: str, *, names_allowed: bool = False) -> Address:
         raise Misbehaving("not a port")
     if int(port_text) > 65_535:
         raise Misbehaving("a port above 65535")
-    peer = None
-    if len(parts) == 7:
-        if parts[5] != "p2p":
-            raise Misbehaving("an address with an unknown end")
-        peer = key_of_peer_id(parts[6])
-    return Address(kind, host, int(port_text), peer)
+    relay, end = None, parts[5:]
+    if len(end) > 2:
+        if end[0] != "p2p" or end[2] != "p2p-circuit":
+            raise Misbehaving("an address with an unknown way")
+        relay, end = key_of_peer_id(end[1]), end[3:]
+    if end and end[0] != "p2p":
+        raise Misbehaving("an address with an unknown end")
+    peer = key_of_peer_id(end[1]) if end else None
+    return Address(kind, host, int(port_text), peer, relay)
 
 
 def _is_name(host: str) -> bool:
@@ -132,5 +142,21 @@ def addresses_of(texts: Iterable[str], *, with_peer: bool) -> tuple[Address, ...
             raise ValueError(f"{text}: {error}") from None
         if with_peer and address.peer is None:
             raise ValueError(f"{text}: /p2p/<peer id> is missing")
+        if not with_peer and address.relay is not None:
+            raise ValueError(f"{text}: the address of a relay, not of this node")
         found.append(address)
     return tuple(found)
+
+
+def announced_of(texts: Sequence[str], reach: Reach) -> tuple[Address, ...]:
+    """What the operator lets us tell others; ValueError for what they would not take.
+
+    A record with a name in it is malformed to them, and they would ban us for it.
+    """
+    found = addresses_of(texts, with_peer=False)
+    for text, address in zip(texts, found, strict=True):
+        if address.ip() is None:
+            raise ValueError(f"{text}: peers take IP addresses only, no names")
+        if not is_usable(address, reach):
+            raise ValueError(f"{text}: no peer of a {reach} network would dial it")
+    return found

@@ -9,7 +9,7 @@ What this file does not know: how to dial, who is connected.
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +22,7 @@ from p2p.limits import (
     BOOK_GROUP_MAX,
     BOOK_SOURCE_MAX,
     BOOK_UNSEEN_MS_MAX,
+    HINTED_MAX,
 )
 from p2p.peers import KEY_BYTES, PeerId
 from p2p.records import AddressRecord, Identity, read_record
@@ -31,7 +32,8 @@ BOOK_VERSION: Final = 1
 
 @dataclass(slots=True)
 class Entry:
-    """One known peer. `configured` addresses come from the operator and need no record."""
+    """One known peer. `configured` addresses come from the operator and need no record; `hinted`
+    ones from somebody near, unsigned: they are tried last, and neither kept nor told on."""
 
     peer: PeerId
     configured: tuple[Address, ...] = ()
@@ -41,14 +43,22 @@ class Entry:
     failures: int = 0
     is_anchor: bool = False
     # only of this run:
+    was_linked: bool = False  # or an anchor of the last run
+    hinted: tuple[Address, ...] = ()
+    wanted_until_s: float = 0.0  # somebody of ours waits for it
     due_s: float = 0.0
     aside_until_s: float = 0.0
     tries: int = 0
 
+    @property
+    def is_only_hinted(self) -> bool:
+        """Nobody has vouched for it, neither itself nor the operator."""
+        return self.record is None and not self.configured
+
     def addresses(self, reach: Reach) -> tuple[Address, ...]:
         """All that may be dialled, the operator's own first."""
         told = self.record.usable(reach) if self.record else ()
-        return self.configured + tuple(a for a in told if a not in self.configured)
+        return tuple(dict.fromkeys(self.configured + told + self.hinted))
 
 
 class Book:
@@ -57,6 +67,8 @@ class Book:
     def __init__(self, reach: Reach) -> None:
         self._reach = reach
         self._entries: dict[PeerId, Entry] = {}
+        self._in_group: Counter[str] = Counter()  # entries whose record has an address in it
+        self._told_by: Counter[PeerId] = Counter()
 
     def find(self, peer: PeerId) -> Entry | None:
         return self._entries.get(peer)
@@ -70,42 +82,88 @@ class Book:
     def configure(self, peer: PeerId, address: Address) -> Entry:
         """An address of the operator's: kept whatever the limits say."""
         entry = self._entries.setdefault(peer, Entry(peer))
-        if address not in entry.configured:
-            entry.configured += (address,)
+        bare = replace(address, peer=None)
+        if bare not in entry.configured:
+            entry.configured += (bare,)
         return entry
 
-    def learn(self, record: AddressRecord, teller: PeerId, now_ms: int) -> bool:
-        """Keep a checked record if it is newer and there is room; True if it was kept."""
-        entry = self._entries.get(record.peer)
-        if entry is not None:
-            if entry.record is not None and entry.record.seq_ms >= record.seq_ms:
+    def hint(self, peer: PeerId, addresses: tuple[Address, ...], now_ms: int) -> bool:
+        """Unsigned addresses of a peer, in place of those hinted before; True if there is room."""
+        entry = self._entries.get(peer)
+        if entry is None:
+            if not self._may_hint():
                 return False
-            entry.record = record
-            return True
-        if not record.usable(self._reach) or not self._has_room(record, teller, now_ms):
-            return False
-        self._entries[record.peer] = Entry(
-            record.peer, record=record, teller=teller, last_seen_ms=now_ms
-        )
+            entry = self._entries[peer] = Entry(peer, last_seen_ms=now_ms)
+        entry.hinted = addresses
         return True
 
-    def _has_room(self, record: AddressRecord, teller: PeerId, now_ms: int) -> bool:
-        if teller != record.peer:
-            told = sum(entry.teller == teller for entry in self._entries.values())
-            if told >= BOOK_SOURCE_MAX:
+    def _may_hint(self) -> bool:
+        """A hint that has failed makes room for a new one."""
+        hinted = [e for e in self._entries.values() if e.is_only_hinted]
+        if len(hinted) >= HINTED_MAX:
+            worst = max(hinted, key=lambda e: e.failures)
+            if not worst.failures:
                 return False
-        if self._reach == "public":
-            groups = Counter(
-                group_of(address.host)
-                for entry in self._entries.values()
-                if entry.record
-                for address in entry.record.addresses
-            )
-            if any(groups[group_of(a.host)] >= BOOK_GROUP_MAX for a in record.addresses):
+            self._remove(worst.peer)
+        return len(self._entries) < BOOK_ENTRIES_MAX
+
+    def drop_hint(self, peer: PeerId) -> None:
+        """It has said goodbye."""
+        entry = self._entries.get(peer)
+        if entry is None:
+            return
+        entry.hinted = ()
+        if entry.is_only_hinted:
+            self._remove(peer)
+
+    def learn(self, record: AddressRecord, teller: PeerId, now_ms: int) -> bool:
+        """Keep a checked record if it is newer and there is room; True if it was kept.
+
+        Whoever now listens elsewhere is due at once, whatever became of dialling it where it was.
+        """
+        entry = self._entries.get(record.peer)
+        if entry is None:
+            if not record.usable(self._reach) or not self._may_add(record, teller, now_ms):
                 return False
+            entry = self._entries[record.peer] = Entry(record.peer, last_seen_ms=now_ms)
+            entry.teller = teller if teller != record.peer else None
+            self._told_by[teller] += entry.teller is not None
+        else:
+            is_old = entry.record is not None and entry.record.seq_ms >= record.seq_ms
+            if is_old or not self._has_group_room(record, entry):
+                return False
+        before = entry.addresses(self._reach)
+        self._set_record(entry, record)
+        if not set(entry.addresses(self._reach)) <= set(before):
+            entry.due_s, entry.failures, entry.tries = 0.0, 0, len(entry.configured)
+        return True
+
+    def _may_add(self, record: AddressRecord, teller: PeerId, now_ms: int) -> bool:
+        if teller != record.peer and self._told_by[teller] >= BOOK_SOURCE_MAX:
+            return False
+        if not self._has_group_room(record, None):
+            return False
         if len(self._entries) >= BOOK_ENTRIES_MAX:
             self.forget_old(now_ms)
         return len(self._entries) < BOOK_ENTRIES_MAX
+
+    def _has_group_room(self, record: AddressRecord, entry: Entry | None) -> bool:
+        """Also for a peer that is known: else it could move into a full group later."""
+        if self._reach != "public" or (entry is not None and entry.configured):
+            return True
+        known = _groups_of(entry.record) if entry is not None else set()
+        return all(self._in_group[g] < BOOK_GROUP_MAX for g in _groups_of(record) - known)
+
+    def _set_record(self, entry: Entry, record: AddressRecord | None) -> None:
+        self._in_group.subtract(_groups_of(entry.record))
+        self._in_group.update(_groups_of(record))
+        entry.record = record
+
+    def _remove(self, peer: PeerId) -> None:
+        entry = self._entries.pop(peer)
+        self._set_record(entry, None)
+        if entry.teller is not None:
+            self._told_by[entry.teller] -= 1
 
     def forget_old(self, now_ms: int) -> None:
         """Drop what was not seen for 30 days, and one failing entry when that frees nothing."""
@@ -118,7 +176,8 @@ class Book:
             failing = [e for e in self._entries.values() if e.failures and not e.configured]
             old = [max(failing, key=lambda e: e.failures).peer] if failing else []
         for peer in old:
-            del self._entries[peer]
+            self._remove(peer)
+        self._in_group, self._told_by = +self._in_group, +self._told_by  # without the noughts
 
     # --- the file
 
@@ -151,8 +210,9 @@ class Book:
             if seen_ms < now_ms - BOOK_UNSEEN_MS_MAX or record.peer == identity.key:
                 continue
             entry = self._entries.setdefault(record.peer, Entry(record.peer))
-            entry.record, entry.last_seen_ms, entry.failures = record, seen_ms, failures
-            entry.is_anchor = bool(anchor)
+            self._set_record(entry, record)
+            entry.last_seen_ms, entry.failures = seen_ms, failures
+            entry.is_anchor = entry.was_linked = bool(anchor)
         bans = []
         for ban in banned:
             key, until_ms = fields(ban, bytes, int, what="book ban")
@@ -160,6 +220,10 @@ class Book:
                 raise Misbehaving("book: a ban of no peer")
             bans.append((PeerId(key), until_ms))
         return bans
+
+
+def _groups_of(record: AddressRecord | None) -> set[str]:
+    return {group_of(address.host) for address in record.addresses} if record else set()
 
 
 def read_book_file(path: Path) -> bytes | None:

@@ -57,6 +57,7 @@ class NetworkStatistics:
     penalties: Mapping[str, int]  # reason
     faults: Mapping[str, int]  # where a guard caught an exception: our bugs, the library's
     mesh_peers: Mapping[str, int]  # topic
+    circuits: Mapping[str, int]  # reserved, refused, carried, taken, over bytes, over time
     bytes_moved: Mapping[str, int]  # in, out: over this process's sockets, encrypted
     message_seconds: Mapping[str, Timed]  # topic: what our judge took
     request_seconds: Mapping[str, Timed]  # protocol: our own requests that were answered
@@ -74,6 +75,7 @@ class Counters:
         self.requests: Counter[tuple[str, str, int]] = Counter()
         self.penalties: Counter[str] = Counter()
         self.faults: Counter[str] = Counter()
+        self.circuits: Counter[str] = Counter()
         self.message_seconds: defaultdict[str, Timing] = defaultdict(Timing)
         self.request_seconds: defaultdict[str, Timing] = defaultdict(Timing)
         self.ping_seconds = Timing()

@@ -26,6 +26,7 @@ from p2p.limits import (
     BACKOFF_FIRST_S,
     BACKOFF_JITTER,
     BACKOFF_NEAR_S,
+    BACKOFF_NEAR_TRIES,
     BOOK_SAVE_S,
     DIAL_S,
     DIALS_AT_ONCE_MAX,
@@ -33,10 +34,11 @@ from p2p.limits import (
     EXCHANGE_PEERS,
     EXCHANGE_RECORDS_MAX,
     EXCHANGE_SOON_S,
+    OUTBOUND_MAX,
     OUTBOUND_TARGET,
     WRONG_CHAIN_S,
 )
-from p2p.membership import Ask, Membership
+from p2p.membership import Ask, Link, Membership
 from p2p.peers import PeerId
 from p2p.records import AddressRecord, Identity, read_record
 
@@ -64,6 +66,8 @@ class Discovery:
         book_path: Path | None,
         is_denied: Callable[[PeerId, str], bool],
         now_ms: Callable[[], int],
+        through_relays: bool = False,
+        outbound_target: int = OUTBOUND_TARGET,
     ) -> None:
         self._identity = identity
         self._chain_id = chain_id
@@ -74,9 +78,12 @@ class Discovery:
         self._path = book_path
         self._is_denied = is_denied
         self._now_ms = now_ms
+        self._through_relays = through_relays
+        self._target = outbound_target
         self._rng = random.Random(os.urandom(8))
         self._book = Book(reach)
         self._dialling: set[PeerId] = set()
+        self._anchors: frozenset[PeerId] = frozenset()  # of this run
         self._news = trio.Event()
         self._curious: set[PeerId] = set()  # admitted just now: ask them at once
         self._curiosity = trio.Event()
@@ -95,6 +102,44 @@ class Discovery:
         entry.due_s = entry.aside_until_s = 0.0
         entry.failures, entry.tries = 0, len(entry.configured) - 1
         self._news.set()
+
+    def want(self, peer: PeerId, addresses: tuple[Address, ...], seconds: float) -> None:
+        """One of ours waits for `peer`: dialled at once, beyond the target, where we know it to
+        be and where it says itself. Over OUTBOUND_MAX one that was wanted earlier goes."""
+        entry = self._book.find(peer)
+        if addresses and (entry is None or not entry.hinted):
+            self.hint(peer, addresses)
+        entry = self._book.find(peer)
+        if entry is None:
+            return
+        entry.wanted_until_s = trio.current_time() + seconds
+        entry.due_s = entry.aside_until_s = 0.0
+        self._make_room()
+        self._news.set()
+
+    def _make_room(self) -> None:
+        if self._outbound() < OUTBOUND_MAX:
+            return
+        ours = [link for link in self._members.links() if self._is_outbound(link)]
+        ours.sort(key=lambda link: link.since_s)
+        leaving = ours[self._target].peer
+        known = self._book.find(leaving)
+        if known is not None:
+            known.wanted_until_s = 0.0
+        self._members.part_from(leaving)
+
+    def hint(self, peer: PeerId, addresses: tuple[Address, ...]) -> None:
+        """Somebody near says where `peer` listens: unsigned, so it is only tried."""
+        if peer == self._identity.key:
+            return
+        if self._book.hint(peer, addresses, self._now_ms()):
+            self._news.set()
+        else:
+            self._counters.queue_dropped["hints", "shed"] += 1
+
+    def drop_hint(self, peer: PeerId) -> None:
+        """It has said goodbye to those near it."""
+        self._book.drop_hint(peer)
 
     def known(self) -> int:
         return len(self._book)
@@ -145,7 +190,7 @@ class Discovery:
         others = [e.record for e in self._book.entries() if e.record and not e.failures]
         found: dict[PeerId, AddressRecord] = {}
         for record in self._shuffled(linked) + self._shuffled(others):
-            if record.peer != peer and record.is_fresh(now_ms) and record.usable(self._reach):
+            if record.peer != peer and record.is_fresh(now_ms) and record.is_tellable(self._reach):
                 found.setdefault(record.peer, record)
         return encode(tuple(record.value for record in list(found.values())[:count]))
 
@@ -156,7 +201,7 @@ class Discovery:
 
     async def _keep_exchanging(self) -> None:
         while True:
-            soon = self._outbound() < OUTBOUND_TARGET
+            soon = self._outbound() < self._target
             wait_s = self._rng.uniform(*EXCHANGE_SOON_S) if soon else EXCHANGE_LATE_S
             with trio.move_on_after(wait_s):
                 await self._curiosity.wait()
@@ -196,6 +241,7 @@ class Discovery:
     async def _keep_dialling(self, dial: Dial, nursery: trio.Nursery) -> None:
         while True:
             self._news = trio.Event()
+            self._note_anchors()
             for entry, address in self._due():
                 self._dialling.add(entry.peer)
                 nursery.start_soon(self._try, dial, entry, address)
@@ -206,54 +252,68 @@ class Discovery:
         """Whom to dial now, the most wanted first."""
         now_s = trio.current_time()
         wanted = self._outbound() + len(self._dialling)
+        is_full = wanted >= self._target
+        candidates = [
+            entry
+            for entry in self._book.entries()
+            if entry.due_s <= now_s and (not is_full or self._is_needed(entry))
+        ]
         taken = {wide_group_of(x.host) for x in self._members.links() if x.outbound}
         due: list[tuple[Entry, Address]] = []
-        for entry in sorted(self._book.entries(), key=self._rank):
-            is_reserved = self._members.is_reserved(entry.peer)
+        for entry in sorted(candidates, key=self._rank):
+            is_needed = self._is_needed(entry)
             if len(self._dialling) + len(due) >= DIALS_AT_ONCE_MAX:
                 break
-            if not is_reserved and wanted >= OUTBOUND_TARGET:
+            if not is_needed and wanted >= self._target:
                 continue
             address = self._find_address(entry, now_s)
             if address is None:
                 continue
             group = wide_group_of(address.host)
-            if self._reach == "public" and not is_reserved and not entry.configured:
+            if self._reach == "public" and not is_needed and not entry.configured:
                 if group in taken:
                     continue
                 taken.add(group)
-            wanted += not is_reserved
+            wanted += not is_needed
             due.append((entry, address))
         return due
 
+    def _is_needed(self, entry: Entry) -> bool:
+        """Beyond the target, and wherever it is: reserved, or one of ours waits for it."""
+        is_wanted = entry.wanted_until_s > trio.current_time()
+        return is_wanted or self._members.is_reserved(entry.peer)
+
     def _rank(self, entry: Entry) -> tuple[bool, bool, int]:
         return (
-            not self._members.is_reserved(entry.peer),
+            not self._is_needed(entry),
             not entry.is_anchor,
             entry.failures,
         )
 
     def _find_address(self, entry: Entry, now_s: float) -> Address | None:
         """Where to dial `entry` now, or None if not now."""
-        if entry.due_s > now_s or entry.aside_until_s > now_s or entry.peer in self._dialling:
+        if entry.aside_until_s > now_s or entry.peer in self._dialling:
             return None
         if self._members.find_link(entry.peer) or self._members.is_banned(entry.peer):
             return None
-        addresses = entry.addresses(self._reach)
-        if not addresses:
-            return None
-        address = addresses[entry.tries % len(addresses)]
-        return None if self._is_denied(entry.peer, address.host) else address
+        is_relay_fine = self._through_relays and self._is_needed(entry)
+        addresses = [
+            address
+            for address in entry.addresses(self._reach)
+            if not self._is_denied(entry.peer, address.host)
+            and (address.relay is None or is_relay_fine)
+        ]
+        return addresses[entry.tries % len(addresses)] if addresses else None
 
     async def _try(self, dial: Dial, entry: Entry, address: Address) -> None:
         entry.tries += 1
-        is_near = self._members.is_reserved(entry.peer) or self._outbound() < OUTBOUND_TARGET
-        most_s = BACKOFF_NEAR_S if is_near else BACKOFF_FAR_S
+        most_s = BACKOFF_NEAR_S if self._is_near(entry) else BACKOFF_FAR_S
         try:
             with trio.fail_after(DIAL_S):
                 await dial(entry.peer, address)
             self._counters.dials["ok"] += 1
             entry.failures = 0
+            entry.was_linked = True
             entry.last_seen_ms = self._now_ms()
         except (NetworkError, trio.TooSlowError):
             self._counters.dials["failed"] += 1
@@ -264,11 +324,29 @@ class Discovery:
         wait_s *= self._rng.uniform(1 - BACKOFF_JITTER, 1 + BACKOFF_JITTER)
         entry.due_s = trio.current_time() + wait_s
 
-    def _outbound(self) -> int:
-        return sum(
-            link.outbound and not self._members.is_reserved(link.peer)
-            for link in self._members.links()
+    def _is_near(self, entry: Entry) -> bool:
+        """Those whom we would miss: a book full of the dead must not be tried twice a minute."""
+        if self._members.is_reserved(entry.peer) or entry.configured:
+            return True
+        return entry.was_linked and entry.failures < BACKOFF_NEAR_TRIES
+
+    def _note_anchors(self) -> None:
+        """The longest outbound links, for the next run. Nobody linked: those before still count,
+        or a stop, which ends links before it saves, would forget them all."""
+        outbound = sorted(
+            (link for link in self._members.links() if link.outbound and not link.relayed),
+            key=lambda x: x.since_s,
         )
+        if outbound:
+            self._anchors = frozenset(link.peer for link in outbound[:ANCHORS_MAX])
+
+    def _outbound(self) -> int:
+        return sum(map(self._is_outbound, self._members.links()))
+
+    def _is_outbound(self, link: Link) -> bool:
+        """One of those that the target counts."""
+        is_direct = link.outbound and not link.relayed
+        return is_direct and not self._members.is_reserved(link.peer)
 
     # --- the book's file
 
@@ -304,12 +382,8 @@ class Discovery:
     async def _save(self) -> None:
         if self._path is None:
             return
-        outbound = sorted(
-            (link for link in self._members.links() if link.outbound), key=lambda x: x.since_s
-        )
-        anchors = {link.peer for link in outbound[:ANCHORS_MAX]}
         for entry in self._book.entries():
-            entry.is_anchor = entry.peer in anchors if outbound else entry.is_anchor
+            entry.is_anchor = entry.peer in self._anchors if self._anchors else entry.is_anchor
         self._book.forget_old(self._now_ms())
         now_ms = self._now_ms()
         bans = self._members.scores.bans(trio.current_time())

@@ -169,12 +169,14 @@ class GuardedPubsub(Pubsub):
         *,
         note: Note,
         admit: Callable[[Any, Any], bool],
+        is_relayed: Callable[[Any], bool],
         **more: Any,
     ) -> None:
         super().__init__(host, router, max_inbound_rpc_size=RPC_BYTES_MAX, **more)
         self.validation_cache = NoCache()
         self._note = note
         self._admit = admit
+        self._is_relayed = is_relayed  # the peer of this id, through nothing but relays
 
     async def continuously_read_stream(self, stream: Any) -> None:
         """The library's loop, with bounds on what one frame may make us do.
@@ -182,6 +184,9 @@ class GuardedPubsub(Pubsub):
         It begins a task for each message named; a megabyte of empty ones stopped us for 2 s.
         """
         peer = stream.muxed_conn.peer_id
+        if self._is_relayed(peer):
+            await reset_stream(stream)
+            return
         try:
             while self.manager.is_running:
                 raw = await read_varint_prefixed_bytes_limited(stream, RPC_BYTES_MAX)
@@ -215,6 +220,11 @@ class GuardedPubsub(Pubsub):
         except Exception as error:  # noqa: BLE001  # of a forwarder whose key is none
             self._note(forwarder, "gossip message", error)
             return False
+
+    async def _handle_new_peer(self, peer_id: Any) -> None:
+        """Gossip would fill a circuit within minutes, and votes have no business in one."""
+        if not self._is_relayed(peer_id):
+            await super()._handle_new_peer(peer_id)
 
     async def push_msg(self, msg_forwarder: Any, msg: Any) -> None:
         try:

@@ -11,7 +11,7 @@ import hashlib
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import structlog
@@ -54,6 +54,7 @@ from p2p.guard import (
 )
 from p2p.limits import (
     CLOSE_S,
+    COME_ANEW_S,
     CONNECTIONS_PER_PEER_MAX,
     DIAL_S,
     HEARTBEAT_S,
@@ -63,6 +64,7 @@ from p2p.limits import (
     MESH_HIGH,
     MESH_LOW,
     MESHED_WITHIN_S,
+    RELAYED_PROTOCOLS,
     SEEN_S,
     TOPICS,
     TOPICS_MAX,
@@ -70,6 +72,7 @@ from p2p.limits import (
 )
 from p2p.membership import Membership
 from p2p.peers import PeerId, key_of_id_bytes
+from p2p.relay import RELAY_ROLE, Relaying, RelayUse, Way, is_circuit
 from p2p.requests import Requests
 from p2p.switchboard import TransportLost
 
@@ -80,6 +83,7 @@ MESSAGE_ID_BYTES: Final = 20
 PEERS_FAULT: Final = (
     DecodeError, ParseError, CryptographyError, UnicodeDecodeError, Misbehaving
 )  # fmt: skip
+ADMITTED_LOOK_S: Final = 0.05
 
 
 class Libp2pIdentity:
@@ -125,6 +129,7 @@ class StackParts:
     is_denied: Callable[[PeerId, str], bool]
     private_allowed: bool
     connections_max: int
+    relay: RelayUse = "off"
 
 
 class Stack(INotifee):
@@ -187,7 +192,19 @@ class Stack(INotifee):
             allowed_topics=frozenset(self._topic_of),
             note=self._note,
             admit=self._admit,
+            is_relayed=self._is_relayed,
         )
+        self._relaying: Relaying | None = None
+        if parts.relay != "off":
+            way = Way(
+                host=self._host,
+                swarm=self._swarm,
+                is_admitted=parts.members.is_admitted,
+                relays=self._find_relays,
+                changed=parts.members.hurry_status,
+                counters=parts.counters,
+            )
+            self._relaying = Relaying(way, parts.relay)
         self.pubsub.counter = time.time_ns()  # by the second, a restart reuses sequence numbers
         self._swarm.register_notifee(self)
 
@@ -211,6 +228,8 @@ class Stack(INotifee):
                 for service in (self._swarm.manager, router, pubsub):
                     nursery.start_soon(_watch_service, service)
                 nursery.start_soon(self._watch_meshes)
+                if self._relaying is not None:
+                    nursery.start_soon(self._relaying.keep_reserved)
                 await started(self, nursery)
         finally:
             self._nursery = None
@@ -239,6 +258,8 @@ class Stack(INotifee):
         peer_id = id_of(peer)
         if not self._swarm.get_connections(peer_id):
             raise Unreachable("not connected")
+        if protocol not in RELAYED_PROTOCOLS and self._is_relayed(peer_id):
+            raise Unreachable(f"{protocol}: connected through a relay only")
         stream = None
         is_open = False
         try:
@@ -258,13 +279,29 @@ class Stack(INotifee):
         return Libp2pFrameStream(stream)
 
     async def disconnect(self, peer: PeerId) -> None:
-        with shielded(CLOSE_S + 2):
-            try:
-                await self._host.disconnect(id_of(peer))
-            except Exception as error:  # noqa: BLE001  # it is gone already
-                self._note(id_of(peer), "disconnect", error)
+        """Say goodbye where the connection takes it, and cut it after CLOSE_S where it does not.
+
+        A stopped peer's socket is full: the library would wait behind the write that is stuck in
+        it, and its cancelled close would leave a connection that nobody ever hears of again.
+        """
+        peer_id = id_of(peer)
+        with shielded(2 * CLOSE_S + 1):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cut, tuple(self._swarm.get_connections(peer_id)), CLOSE_S)
+                try:
+                    await self._host.disconnect(peer_id)
+                except Exception as error:  # noqa: BLE001  # it is gone already
+                    self._note(peer_id, "disconnect", error)
+                nursery.cancel_scope.cancel()
         if not self._is_connected(peer):
             self._drop(peer)
+
+    async def _cut(self, connections: tuple[Any, ...], after_s: float) -> None:
+        """Close their sockets without a word: whoever waits for one has an error at once."""
+        await trio.sleep(after_s)
+        for conn in connections:
+            with contextlib.suppress(Exception):  # it is gone already
+                await conn.muxed_conn.secured_conn.close()
 
     async def publish(self, topic: str, data: bytes) -> None:
         await self.pubsub.publish(topic_text(topic, self._parts.chain_id), data)
@@ -282,6 +319,9 @@ class Stack(INotifee):
             try:
                 peer = key_of_id_bytes(stream.muxed_conn.peer_id.to_bytes())
             except Misbehaving:
+                await stream.reset()
+                return
+            if protocol not in RELAYED_PROTOCOLS and is_circuit(stream.muxed_conn):
                 await stream.reset()
                 return
             await self._parts.requests.incoming(peer, protocol, Libp2pFrameStream(stream))
@@ -310,11 +350,44 @@ class Stack(INotifee):
         self._forget_peer(peer_id)
         try:
             with trio.fail_after(DIAL_S):
-                await self._host.connect(PeerInfo(peer_id, [_multiaddr(address)]))
+                if address.relay is None:
+                    await self._host.connect(PeerInfo(peer_id, [_multiaddr(address)]))
+                else:
+                    await self._dial_through_relay(peer, address, address.relay)
         except Exception as error:  # noqa: BLE001  # whatever it raises, there is no connection
             raise Unreachable(f"dial: {error!r}") from None
         if self._nursery is not None:
             self._nursery.start_soon(self._ensure_gossip, peer)
+
+    async def _dial_through_relay(self, peer: PeerId, address: Address, relay: PeerId) -> None:
+        if self._relaying is None:
+            raise Unreachable("p2p.relay is off")
+        if self._parts.members.find_link(relay) is None:
+            await self.dial(relay, replace(address, relay=None))
+        while not self._parts.members.is_admitted(relay):  # noqa: ASYNC110  # within DIAL_S
+            await trio.sleep(ADMITTED_LOOK_S)
+        await self._relaying.dial(peer, address)
+
+    def _find_relays(self) -> tuple[PeerId, ...]:
+        return tuple(
+            link.peer
+            for link in self._parts.members.links()
+            if link.admitted and not link.relayed and link.facts.roles & RELAY_ROLE
+        )
+
+    def relayed_addresses(self) -> tuple[Address, ...]:
+        """Where others may call us through the relays that hold a place for us."""
+        found = []
+        for relay in self._relaying.reserved() if self._relaying is not None else ():
+            link = self._parts.members.find_link(relay)
+            if link is not None and link.record is not None:
+                found += [replace(a, relay=relay) for a in link.record.addresses if not a.relay]
+        return tuple(found)
+
+    def _is_relayed(self, peer_id: Any) -> bool:
+        """Whether all that joins us with the peer are circuits."""
+        connections = self._swarm.get_connections(peer_id)
+        return bool(connections) and all(is_circuit(conn.muxed_conn) for conn in connections)
 
     async def _ensure_gossip(self, peer: PeerId) -> None:
         try:
@@ -328,7 +401,8 @@ class Stack(INotifee):
             await trio.sleep(MESHED_WITHIN_S / 2)
             for link in tuple(self._parts.members.links()):
                 age_s = trio.current_time() - link.since_s
-                if id_of(link.peer) in self.pubsub.peers or age_s < MESHED_WITHIN_S:
+                is_meshed = id_of(link.peer) in self.pubsub.peers
+                if is_meshed or link.relayed or age_s < MESHED_WITHIN_S:
                     continue
                 self._parts.counters.faults["no_gossip_stream"] += 1
                 if age_s < 2 * MESHED_WITHIN_S and self._nursery is not None:
@@ -348,14 +422,34 @@ class Stack(INotifee):
             peer = key_of_id_bytes(peer_id.to_bytes())
         except Misbehaving:
             peer = None
+        if peer is not None and not is_outbound:
+            self._forget_lost(peer, conn)
         is_kept = (
             peer is not None
             and peer != self._parts.identity.key
             and not self._parts.is_denied(peer, host)
-            and self._parts.members.connected(peer, outbound=is_outbound, host=host)
+            and self._parts.members.connected(
+                peer, outbound=is_outbound, host=host, relayed=is_circuit(conn.muxed_conn)
+            )
         )
         if not is_kept and self._nursery is not None:
             self._nursery.start_soon(self._refuse, conn)
+
+    def _forget_lost(self, peer: PeerId, conn: Any) -> None:
+        """Nobody dials whom it is linked with: a peer that comes anew has lost what we still have.
+
+        Kept, that half-open connection has the older streams, so the library would put ours on it
+        too, and our pings, failing there, would end the new one with it.
+        """
+        link = self._parts.members.find_link(peer)
+        if link is None or trio.current_time() - link.since_s < COME_ANEW_S:
+            return  # two that dial each other at once have two connections for a while
+        self._parts.counters.faults["came anew"] += 1
+        self._parts.members.disconnected(peer)
+        self._parts.topics.forget(peer)
+        lost = tuple(c for c in self._swarm.get_connections(id_of(peer)) if c is not conn)
+        if self._nursery is not None:
+            self._nursery.start_soon(self._cut, lost, 0.0)
 
     async def _refuse(self, conn: Any) -> None:
         with shielded(CLOSE_S + 2):

@@ -61,17 +61,20 @@ HISTORY: Final = 5
 
 # --- connections (§3, §8)
 CONNECTIONS_MAX: Final = 64
-OUTBOUND_MAX: Final = 16
+OUTBOUND_MAX: Final = 16  # with those that one of ours wanted to ask
 OUTBOUND_TARGET: Final = 8
 INBOUND_MAX: Final = 32
 PER_ADDRESS_MAX: Final = 4  # where private addresses are not allowed
 PER_GROUP_MAX: Final = 8  # a /24 or /48, where private addresses are not allowed
 CONNECTIONS_PER_PEER_MAX: Final = 2
+COME_ANEW_S: Final = 10.0  # a peer linked for so long that connects again has lost the first
 UPGRADE_S: Final = 5.0
 DIAL_S: Final = 6.0
 DIALS_AT_ONCE_MAX: Final = 8
+REACH_S: Final = 10.0  # for a peer that one of ours wants to ask: dialled, and admitted by status
 BACKOFF_FIRST_S: Final = 1.0
-BACKOFF_NEAR_S: Final = 30.0  # reserved peers, and the first outbound ones
+BACKOFF_NEAR_S: Final = 30.0  # the operator's peers, and those that we were linked with
+BACKOFF_NEAR_TRIES: Final = 20  # of the latter in vain, about ten minutes: then as all others
 BACKOFF_FAR_S: Final = 600.0
 BACKOFF_JITTER: Final = 0.3
 STATUS_WITHIN_S: Final = 5.0  # the dialler sends it, or we disconnect
@@ -85,10 +88,12 @@ PING_EVERY_S: Final = 15.0
 PING_EVERY_DEVNET_S: Final = 3.0
 PING_JITTER: Final = 0.2
 PING_S: Final = 5.0
+PING_AGAIN: Final = 1 / 3  # of the usual wait, after a miss: 15 s to notice in a devnet, 34 else
 PING_MISSES_MAX: Final = 2
 
 # --- addresses and the book (§8)
 ADDRESS_BYTES_MAX: Final = 128
+OPERATORS_ADDRESS_BYTES_MAX: Final = 512  # with names, relays and peer ids in one
 ADDRESSES_MAX: Final = 8
 BINDING_BYTES_MAX: Final = 256
 RECORD_BYTES_MAX: Final = 1 * KiB
@@ -107,6 +112,28 @@ EXCHANGE_RECORDS_MAX: Final = 64
 EXCHANGE_PEERS: Final = 2
 EXCHANGE_SOON_S: Final = (5.0, 30.0)  # while outbound peers are missing
 EXCHANGE_LATE_S: Final = 600.0
+
+HINTED_MAX: Final = 64  # peers of which nothing but an unsigned hint is known
+HINT_ADDRESSES_MAX: Final = 4
+
+# --- multicast DNS (§8): only where private addresses are allowed
+MDNS_TEXT_BYTES_MAX: Final = 2 * KiB
+MDNS_QUEUE_MAX: Final = 256  # from its thread to ours
+MDNS_RETRY_S: Final = 60.0
+MDNS_LOOK_S: Final = 30.0  # for other addresses of this machine
+MDNS_STOP_S: Final = 2.0  # for a goodbye
+
+# --- circuits through a relay (§13): experimental, off by default
+RESERVATIONS_MAX: Final = 8  # places that a relay gives
+RESERVATION_S: Final = 3_600.0
+RELAYS_USED_MAX: Final = 2  # at which a client holds a place
+CIRCUITS_MAX: Final = 8  # carried at once by a relay; taken at once by a client
+CIRCUIT_S: Final = 120.0
+CIRCUIT_BYTES_MAX: Final = 1 * MiB  # both ways together
+RELAY_MESSAGE_BYTES_MAX: Final = 4 * KiB
+RELAYED_PROTOCOLS: Final = frozenset(
+    {"ping", "status", "peers", "headers", "light", "offers", "infer"}
+)  # all that a circuit may carry: no gossip, consensus, blocks or blobs
 
 # --- scores (§8)
 SCORE_HALF_LIFE_S: Final = 600.0

@@ -32,6 +32,7 @@ from p2p.limits import (
     PENALTIES,
     PER_ADDRESS_MAX,
     PER_GROUP_MAX,
+    PING_AGAIN,
     PING_JITTER,
     PING_MISSES_MAX,
     PING_S,
@@ -66,6 +67,7 @@ class Link:
     host: str  # its IP address as we see it, or "" where there is none
     since_s: float
     since_ms: int
+    relayed: bool = False  # through a relay: not for gossip, and not one of our outbound peers
     admitted: bool = False
     software: str = ""
     facts: StatusFacts = field(default_factory=StatusFacts)
@@ -73,7 +75,8 @@ class Link:
     binding: bytes = b""
     ping_ms: int | None = None
     misses: int = 0
-    dialled: trio.Event = field(default_factory=trio.Event)
+    status_due_s: float = 0.0  # when the dialler tells its own anew
+    stirred: trio.Event = field(default_factory=trio.Event)  # dialled by us, or admitted
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
 
 
@@ -121,6 +124,7 @@ class Membership:
         private_allowed: bool,
         connections_max: int = CONNECTIONS_MAX,
         inbound_max: int = INBOUND_MAX,
+        ping_misses_max: int = PING_MISSES_MAX,
         rng: random.Random | None = None,
     ) -> None:
         assert len(software.encode()) <= SOFTWARE_BYTES_MAX
@@ -137,6 +141,7 @@ class Membership:
         self._disconnect = disconnect
         self._now_ms = now_ms
         self._ping_every_s = ping_every_s
+        self._ping_misses_max = ping_misses_max
         self._private_allowed = private_allowed
         self.connections_max = connections_max
         self._inbound_max = inbound_max
@@ -208,6 +213,11 @@ class Membership:
     def keep(self, peers: Iterable[PeerId]) -> None:
         self._kept = frozenset(peers) - {self._identity.key}
 
+    def hurry_status(self) -> None:
+        """Our own record has changed: those we dialled hear of it with the next ping."""
+        for link in self._links.values():
+            link.status_due_s = 0.0
+
     def reserve(self, peer: PeerId) -> None:
         """One more that the operator named."""
         self._configured |= {peer}
@@ -216,6 +226,7 @@ class Membership:
         link = self._links.get(peer)
         if link is not None and not link.admitted and not self.is_banned(peer):
             link.admitted = True
+            link.stirred.set()
             log.info("peer joined", peer=peer_id_text(peer), outbound=link.outbound)
             self._tell(self._joined(link))
             for call in self.on_admitted:
@@ -242,6 +253,10 @@ class Membership:
         self.scores.forgive(peer)
         return True
 
+    def part_from(self, peer: PeerId) -> None:
+        """It has done nothing; we have no more room for it."""
+        self._disconnect(peer)
+
     def bans(self) -> Mapping[PeerId, float]:
         return self.scores.bans(trio.current_time())
 
@@ -261,7 +276,7 @@ class Membership:
             finally:
                 self._nursery = None
 
-    def connected(self, peer: PeerId, *, outbound: bool, host: str) -> bool:
+    def connected(self, peer: PeerId, *, outbound: bool, host: str, relayed: bool = False) -> bool:
         """A connection stands; False if it must be closed again. A second one is no new link."""
         assert peer != self._identity.key
         if self.is_banned(peer):
@@ -270,15 +285,17 @@ class Membership:
         if known is not None:
             # Two that dial each other may each see the other's connection first: both send status.
             known.outbound = known.outbound or outbound
+            if known.relayed and not relayed:
+                known.relayed, known.host = False, host
             if outbound:
-                known.dialled.set()
+                known.stirred.set()
             return True
         if not self.is_reserved(peer) and not self._has_room(outbound, host):
             return False
         assert self._nursery is not None
-        link = Link(peer, outbound, host, trio.current_time(), self._now_ms())
+        link = Link(peer, outbound, host, trio.current_time(), self._now_ms(), relayed)
         if outbound:
-            link.dialled.set()
+            link.stirred.set()
         self._links[peer] = link
         self._nursery.start_soon(self._watch, link)
         return True
@@ -326,21 +343,22 @@ class Membership:
             if not await self._settle(link):
                 self._disconnect(link.peer)
                 return
-            status_due_s = trio.current_time() + STATUS_EVERY_S
+            link.status_due_s = trio.current_time() + STATUS_EVERY_S
             while True:
-                await trio.sleep(self._ping_every_s * self._jitter())
+                share = PING_AGAIN if link.misses else 1.0
+                await trio.sleep(self._ping_every_s * self._jitter() * share)
                 if not await self._ping(link):
                     self._disconnect(link.peer)
                     return
-                if link.outbound and trio.current_time() >= status_due_s:
-                    status_due_s = trio.current_time() + STATUS_EVERY_S
+                if link.outbound and trio.current_time() >= link.status_due_s:
+                    link.status_due_s = trio.current_time() + STATUS_EVERY_S
                     await self._exchange_status(link)
 
     async def _settle(self, link: Link) -> bool:
         """Be admitted by each other, or not at all."""
         with trio.move_on_after(STATUS_WITHIN_S):
-            await link.dialled.wait()
-        if link.dialled.is_set():
+            await link.stirred.wait()
+        if link.outbound:
             return await self._exchange_status(link) or link.admitted
         if not link.admitted:
             self.blame(link.peer, "no_status")
@@ -389,7 +407,7 @@ class Membership:
             self._counters.ping_seconds.note(took_s)
         else:
             link.misses += 1
-        return link.misses < PING_MISSES_MAX
+        return link.misses < self._ping_misses_max
 
     def _jitter(self) -> float:
         return self._rng.uniform(1 - PING_JITTER, 1 + PING_JITTER)

@@ -9,26 +9,39 @@ What this file does not know: libp2p, and what any body means.
 import ipaddress
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 import trio
 
-from p2p.addresses import Address, Reach, addresses_of, is_usable
+from p2p.addresses import (
+    Address,
+    Reach,
+    addresses_of,
+    announced_of,
+    is_usable,
+    parse_address,
+)
 from p2p.counters import NetworkStatistics
 from p2p.discovery import Discovery
-from p2p.errors import ListenError, Misbehaving
+from p2p.errors import ListenError, Misbehaving, Unreachable
 from p2p.framing import FrameStream, part
 from p2p.gossip import Gossip, Judge, Verdict
 from p2p.limits import (
     ADDRESSES_MAX,
     CONNECTIONS_MAX,
+    HINT_ADDRESSES_MAX,
     INBOUND_MAX,
+    OUTBOUND_TARGET,
     PING_EVERY_DEVNET_S,
     PING_EVERY_S,
+    PING_MISSES_MAX,
     PROTOCOLS,
+    REACH_S,
     RECORD_RENEW_S,
     RESTART_FIRST_S,
     RESTART_MAX_S,
@@ -39,6 +52,7 @@ from p2p.limits import (
     ServeLimits,
     TopicLimits,
 )
+from p2p.mdns import Mdns
 from p2p.peers import Joined, Left, PeerId, PeerView, StatusFacts, key_of_peer_id
 from p2p.records import AddressRecord, make_record
 from p2p.requests import Handler, StreamHandler
@@ -46,8 +60,11 @@ from p2p.switchboard import Switchboard
 
 if TYPE_CHECKING:  # libp2p takes 1.5 s to import: not before a network is made
     from p2p.host import Stack, StackParts
+    from p2p.relay import RelayUse
 
 log = structlog.get_logger(part="p2p")
+
+REACH_LOOK_S: Final = 0.05
 
 __all__ = [
     "FrameStream",
@@ -117,6 +134,11 @@ class Network(Protocol):
         Misbehaving out of it answers 1 and counts against the caller; any other exception answers
         10 and counts as our bug.
         """
+        ...
+
+    async def reach(self, peer: PeerId, addresses: Iterable[bytes]) -> None:
+        """Be linked with `peer` before it is asked: dialled where we know it to be, else at what
+        it says of itself, if that may be dialled at all. Unreachable after REACH_S."""
         ...
 
     async def open(self, peer: PeerId, protocol: str) -> FrameStream:
@@ -193,6 +215,8 @@ class Libp2pNetwork(Switchboard):
         reserved: Sequence[str] = (),
         deny: Sequence[str] = (),
         book: Path | None = None,
+        mdns: bool = False,
+        relay: "RelayUse" = "off",
         software: str = "olnode",
         facts: Callable[[], StatusFacts] = StatusFacts,
         binding: bytes = b"",
@@ -200,7 +224,9 @@ class Libp2pNetwork(Switchboard):
         connections_max: int = CONNECTIONS_MAX,
         inbound_max: int = INBOUND_MAX,
         upload_bytes_s: int = 16 * MiB,
+        outbound_target: int = OUTBOUND_TARGET,
         ping_every_s: float | None = None,
+        ping_misses_max: int = PING_MISSES_MAX,
     ) -> None:
         from p2p.host import Libp2pIdentity
 
@@ -209,9 +235,10 @@ class Libp2pNetwork(Switchboard):
         self._chain_id = chain_id
         self._reach = reach
         self._listen = addresses_of(listen, with_peer=False)
-        self._announce = addresses_of(announce, with_peer=False)
+        self._announce = announced_of(announce, reach)
         near = addresses_of(reserved, with_peer=True)
         self._facts, self._binding = facts, binding
+        self._relay = relay
         self._denied_peers, self._denied_networks = denied_of(deny)
         self._stack: Stack | None = None
         self._record: AddressRecord | None = None
@@ -229,6 +256,7 @@ class Libp2pNetwork(Switchboard):
             reserved=[address.peer for address in near if address.peer],
             now_ms=_now_ms,
             ping_every_s=ping_every_s,
+            ping_misses_max=ping_misses_max,
             private_allowed=reach != "public",
             upload_bytes_s=upload_bytes_s,
             connections_max=connections_max,
@@ -245,14 +273,31 @@ class Libp2pNetwork(Switchboard):
             book_path=book,
             is_denied=self._is_denied,
             now_ms=_now_ms,
+            through_relays=relay != "off",
+            outbound_target=outbound_target,
         )
+        self._mdns = self._make_mdns() if mdns else None
         self.serve("peers", self._discovery.answer_peers, PROTOCOLS["peers"])
+
+    def _make_mdns(self) -> Mdns:
+        if self._reach == "public":
+            raise ValueError("mdns: only where private addresses are allowed")
+        return Mdns(
+            me=self.me,
+            chain_id=self._chain_id,
+            reach=self._reach,
+            counters=self.counters,
+            found=self._discovery.hint,
+            lost=self._discovery.drop_hint,
+        )
 
     def addresses(self) -> tuple[str, ...]:
         """Where we listen now, in full, with the ports that port 0 became; empty when we do not."""
-        return tuple(
-            Address(a.kind, a.host, a.port, self.me).full_text() for a in self._listening()
-        )
+        return tuple(replace(a, peer=self.me).full_text() for a in self._listening())
+
+    def announced(self) -> tuple[str, ...]:
+        """Where others are told that we listen, without our id; empty where they could not come."""
+        return tuple(address.text() for address in self._announced())
 
     async def run(self, *, task_status: TaskStatus = trio.TASK_STATUS_IGNORED) -> None:
         """See Network.run. A cancel refuses new requests, gives running ones STOP_S, and closes."""
@@ -285,6 +330,8 @@ class Libp2pNetwork(Switchboard):
             def begin() -> None:
                 self._stack = stack
                 nursery.start_soon(self._discovery.run, stack.dial)
+                if self._mdns is not None:
+                    nursery.start_soon(self._mdns.run, stack.listening)
                 while started:
                     started.pop().started()
 
@@ -329,6 +376,7 @@ class Libp2pNetwork(Switchboard):
             is_denied=self._is_denied,
             private_allowed=self._reach != "public",
             connections_max=max(self.members.connections_max, len(self.members.reserved()) + 32),
+            relay=self._relay,
         )
 
     def add(self, text: str) -> PeerId:
@@ -349,6 +397,28 @@ class Libp2pNetwork(Switchboard):
         self._discovery.add(address.peer, address)
         return address.peer
 
+    async def reach(self, peer: PeerId, addresses: Iterable[bytes]) -> None:
+        if self.members.is_admitted(peer):
+            await trio.lowlevel.checkpoint()
+            return
+        if self.members.is_banned(peer) or peer == self.me:
+            raise Unreachable("banned, or this node itself")
+        self._discovery.want(peer, self._vetted(addresses), REACH_S)
+        with trio.move_on_after(REACH_S):
+            while not self.members.is_admitted(peer):  # noqa: ASYNC110  # many ways lead here
+                await trio.sleep(REACH_LOOK_S)
+            return
+        raise Unreachable("it cannot be dialled")
+
+    def _vetted(self, texts: Iterable[bytes]) -> tuple[Address, ...]:
+        found = []
+        for text in texts:
+            with suppress(Misbehaving, UnicodeDecodeError):
+                address = parse_address(text.decode("ascii"))
+                if is_usable(address, self._reach):
+                    found.append(replace(address, peer=None))
+        return tuple(found[:HINT_ADDRESSES_MAX])
+
     # --- our own addresses
 
     def _listening(self) -> tuple[Address, ...]:
@@ -359,6 +429,9 @@ class Libp2pNetwork(Switchboard):
         if self._announce:
             return self._announce[:ADDRESSES_MAX]
         usable = [address for address in self._listening() if is_usable(address, self._reach)]
+        if not usable and self._stack is not None:
+            relayed = self._stack.relayed_addresses()
+            usable = [address for address in relayed if is_usable(address, self._reach)]
         return tuple(usable[:ADDRESSES_MAX])
 
     def _own_record(self) -> AddressRecord:

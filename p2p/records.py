@@ -51,6 +51,10 @@ class AddressRecord:
         """Its addresses that our network may use; the rest is neither dialled nor refused."""
         return tuple(address for address in self.addresses if is_usable(address, reach))
 
+    def is_tellable(self, reach: Reach) -> bool:
+        """It is signed as a whole, so one address that we may not tell keeps us from all."""
+        return bool(self.addresses) and self.usable(reach) == self.addresses
+
     def is_fresh(self, now_ms: int) -> bool:
         """Young enough to be told to others."""
         return self.seq_ms >= now_ms - RECORD_AGE_MS_MAX

@@ -15,7 +15,7 @@ from p2p.counters import Counters, NetworkStatistics
 from p2p.errors import Unreachable
 from p2p.framing import FrameStream
 from p2p.gossip import Gossip, Judge, Topics
-from p2p.limits import PROTOCOLS, ServeLimits, TopicLimits
+from p2p.limits import PING_MISSES_MAX, PROTOCOLS, ServeLimits, TopicLimits
 from p2p.membership import Membership
 from p2p.peers import Joined, Left, PeerId, PeerView, StatusFacts
 from p2p.records import AddressRecord, Identity
@@ -72,6 +72,7 @@ class Switchboard:
         upload_bytes_s: int,
         connections_max: int,
         inbound_max: int,
+        ping_misses_max: int = PING_MISSES_MAX,
         rng: random.Random | None = None,
     ) -> None:
         assert len(chain_id) == 32
@@ -93,6 +94,7 @@ class Switchboard:
             disconnect=self._disconnect_soon,
             now_ms=now_ms,
             ping_every_s=ping_every_s,
+            ping_misses_max=ping_misses_max,
             private_allowed=private_allowed,
             connections_max=connections_max,
             inbound_max=inbound_max,
@@ -196,6 +198,7 @@ class Switchboard:
             penalties=dict(counters.penalties),
             faults=dict(counters.faults),
             mesh_peers=dict(transport.mesh_peers()) if transport else {},
+            circuits=dict(counters.circuits),
             bytes_moved=dict(transport.bytes_moved()) if transport else {},
             message_seconds={name: t.view() for name, t in counters.message_seconds.items()},
             request_seconds={name: t.view() for name, t in counters.request_seconds.items()},

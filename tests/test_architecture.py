@@ -47,6 +47,7 @@ ONLY_IN = {  # package -> path prefixes that may import it
             "node/lightclient.py", "node/shop.py", "node/purse.py", "node/reasons.py",
             "node/telling.py", "node/neighbours.py", "node/metrics.py", "node/precheck.py"),
     "libp2p": ("p2p/",),
+    "zeroconf": ("p2p/mdns.py",), "ifaddr": ("p2p/mdns.py",),
     "plyvel": ("node/storage/store.py",),
     "nacl": ("consensus/primitives/keys.py", "node/wallet/keystore.py"),
     "torch": TORCH_ROOMS, "transformers": TORCH_ROOMS, "peft": TORCH_ROOMS,
@@ -61,7 +62,7 @@ IMPURE_MODULES = {
 }
 EXACT = {"math.isqrt", "math.gcd", "math.lcm", "math.comb"}  # `from math import isqrt` is fine
 IMPURE_NAMES = {"float", "complex", "hash", "id", "open", "print", "input"}  # hash() is salted
-HEAVY = {"torch", "transformers", "peft", "libp2p", "starlette", "structlog"}
+HEAVY = {"torch", "transformers", "peft", "libp2p", "zeroconf", "starlette", "structlog"}
 LIGHT_ENTRIES = {
     "node.cli.main": HEAVY,
     "node.light": HEAVY | {"trio", "plyvel"},

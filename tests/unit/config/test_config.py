@@ -17,23 +17,23 @@ def read(tmp_path: Path, text: str = "", **environment: str) -> config.Settings:
 
 
 def test_flag_beats_environment_beats_file_beats_profile_beats_default(tmp_path: Path) -> None:
-    (tmp_path / "config.toml").write_text('profile = "devnet"\n[p2p]\noutbound_min = 1\n')
-    key, name = "p2p.outbound_min", "OLNODE_P2P__OUTBOUND_MIN"
-    by_flag = load(tmp_path, flags={key: 3}, environment={name: "2"})
+    (tmp_path / "config.toml").write_text('profile = "devnet"\n[p2p]\nkeepalive_s = 1\n')
+    key, name = "p2p.keepalive_s", "OLNODE_P2P__KEEPALIVE_S"
+    by_flag = load(tmp_path, flags={key: 4}, environment={name: "2"})
     by_environment = load(tmp_path, environment={name: "2"})
     by_file = load(tmp_path, environment={})
     by_profile = parse('profile = "devnet"')
     by_default = parse("")
     told = [
-        (settings.config.p2p.outbound_min, settings.origins[key])
+        (settings.config.p2p.keepalive_s, settings.origins[key])
         for settings in (by_flag, by_environment, by_file, by_profile, by_default)
     ]
     assert told == [
-        (3, "--outbound-min"),
+        (4, "--keepalive-s"),
         (2, name),
         (1, "config.toml"),
-        (0, "profile devnet"),
-        (8, "default"),
+        (3, "profile devnet"),
+        (15, "default"),
     ]
 
 
@@ -52,6 +52,7 @@ REFUSED = [  # what the file holds, and what the sentence says
     ("rolse = []", 'unknown key "rolse", did you mean "roles"?'),
     ("p2p = 3", "p2p is a table"),
     ('profile = "moonnet"', "profile = 'moonnet'"),
+    ("[p2p]\noutbound_min = 17", "[p2p] outbound_min = 17: Expected `int` <= 16"),
     ("[p2p]\nmax_connections = 0", "[p2p] max_connections = 0: Expected `int` >= 1"),
     ("instance = true", "instance = True: Expected `int`, got `bool`"),
     ("instance = 100", "instance = 100"),
@@ -67,7 +68,7 @@ REFUSED = [  # what the file holds, and what the sentence says
     ('[chain]\ntrusted_id = "12"', "64 hex digits"),
     ("[chain]\ntrusted_height = 7", "trusted_height needs trusted_id"),
     ('[p2p]\nlisten = ["localhost:7017"]', "is not an address"),
-    ("[p2p]\nmdns = true", "this version has no mDNS"),
+    ("[p2p]\nmdns = true", 'network = "public" forbids'),
     ('[engine]\nkind = "remote"', "urls is empty"),
     ('[engine]\nkind = "remote"\nurls = ["127.0.0.1:8000"]', "is none such as"),
     ('[engine]\nkind = "remote"\nurls = ["http://gpu:8000"]', "prompts would go to gpu"),
@@ -82,6 +83,12 @@ def test_bad_file_is_refused_in_one_sentence(text: str, told: str) -> None:
     assert told in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert refusal.value.exit_status == 78
+
+
+def test_neighbours_and_relays_may_be_asked_for() -> None:
+    near = parse('[p2p]\nnetwork = "lan"\nmdns = true\nrelay = "client"').config.p2p
+    far = parse('[p2p]\nrelay = "server"').config.p2p
+    assert (near.mdns, near.relay, far.mdns, far.relay) == (True, "client", False, "server")
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,8 @@ WRONG = [
     ("listen", "/ip4/999.1.1.1/tcp/1"),
     ("listen", "/foo/tcp/1"),
     ("announce", "/tcp/1"),
+    ("announce", "/ip4/192.168.1.7/tcp/7017"),
+    ("announce", "/dns4/node.example.org/tcp/7017"),
     ("bootstrap", "/ip4/127.0.0.1/tcp/7017"),
     ("bootstrap", GOOD.replace("p2p", "p2q")),
     ("reserved", "nope"),
@@ -34,6 +36,8 @@ def test_address_that_is_none_is_a_fault_of_the_config(key: str, text: str) -> N
 def test_good_addresses_and_the_defaults_pass() -> None:
     check_addresses(P2p())
     check_addresses(P2p(bootstrap=(GOOD,), reserved=(GOOD,), deny=("10.0.0.0/8", PEER)))
+    check_addresses(P2p(announce=("/ip4/8.8.8.8/tcp/7017",)))
+    check_addresses(P2p(announce=("/ip4/192.168.1.7/tcp/7017",), network="lan"))
 
 
 def test_node_serves_as_its_own_account_or_as_the_one_rotated_to_its_key() -> None:

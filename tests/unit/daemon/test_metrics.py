@@ -30,6 +30,7 @@ NETWORK = NetworkStatistics(
     penalties={"malformed": 8},
     faults={"judge": 9},
     mesh_peers={"txs": 3},
+    circuits={"carried": 12},
     bytes_moved={"in": 10, "out": 11},
     message_seconds={},
     request_seconds={},
@@ -56,6 +57,7 @@ def test_counters_and_gauges_stand_under_their_names() -> None:
     for line in (
         'olnode_p2p_peers{direction="in"} 2.0',
         "olnode_p2p_restarts_total 1.0",
+        'olnode_p2p_circuits_total{what="carried"} 12.0',
         'olnode_p2p_messages_total{topic="txs",verdict="accepted"} 5.0',
         'olnode_p2p_queue_dropped_total{queue="votes",why="shed"} 6.0',
         'olnode_p2p_requests_total{code="0",protocol="ping",side="asked"} 7.0',

@@ -11,10 +11,19 @@ from p2p.peers import PeerId, peer_id_text
 
 KEY = PeerId(bytes(range(32)))
 ID = peer_id_text(KEY)
+OTHER = PeerId(bytes(32))
+OTHER_ID = peer_id_text(OTHER)
 
 
 @pytest.mark.parametrize(
-    "text", ["/ip4/1.2.3.4/tcp/4001", "/ip6/2001:db8::1/tcp/0", f"/ip4/1.2.3.4/tcp/9/p2p/{ID}"]
+    "text",
+    [
+        "/ip4/1.2.3.4/tcp/4001",
+        "/ip6/2001:db8::1/tcp/0",
+        f"/ip4/1.2.3.4/tcp/9/p2p/{ID}",
+        f"/ip4/1.2.3.4/tcp/9/p2p/{ID}/p2p-circuit",
+        f"/ip6/{'1111:' * 7}1111/tcp/65535/p2p/{ID}/p2p-circuit",
+    ],
 )
 def test_address_is_read_and_written_alike(text):
     assert parse_address(text).full_text() == text
@@ -40,10 +49,27 @@ def test_address_is_read_and_written_alike(text):
         "/dns4/example.org/tcp/4001",
         "/ip4/1.2.3.4/tcp/4001/p2p/QmWrong",
         "/ip4/1.2.3.4/tcp/4001/p2p-circuit/x",
+        "/ip4/1.2.3.4/tcp/4001/p2p-circuit",
+        f"/ip4/1.2.3.4/tcp/4001/p2p-circuit/p2p/{ID}",
+        f"/ip4/1.2.3.4/tcp/4001/p2p/{ID}/p2p-circuit/x",
+        f"/ip4/1.2.3.4/tcp/4001/p2p/{ID}/p2p-circuit/p3p/{ID}",
+        f"/ip4/1.2.3.4/tcp/4001/p3p/{ID}/p2p-circuit",
+        "/ip4/1.2.3.4/tcp/4001/p2p/QmWrong/p2p-circuit",
         "/ip4/1.2.3.4/tcp/" + "1" * 200,
     ],
 )
 def test_any_other_form_is_refused(text):
+    with pytest.raises(Misbehaving):
+        parse_address(text)
+
+
+def test_way_through_a_relay_is_the_operators_to_give_in_full():
+    """A record holds it without its own id, for 128 bytes are enough for no more."""
+    text = f"/ip4/1.2.3.4/tcp/9/p2p/{OTHER_ID}/p2p-circuit/p2p/{ID}"
+    (address,) = addresses_of([text], with_peer=True)
+    assert (address.relay, address.peer, address.full_text()) == (OTHER, KEY, text)
+    with pytest.raises(ValueError, match="of a relay"):
+        addresses_of([text], with_peer=False)
     with pytest.raises(Misbehaving):
         parse_address(text)
 

@@ -48,6 +48,40 @@ def test_one_group_of_addresses_fills_only_its_share():
     assert kept == [True] * BOOK_GROUP_MAX + [False]
 
 
+def test_peer_cannot_move_into_a_full_group():
+    """Else the limit would hold only for a peer's first word."""
+    book = Book("public")
+    for number in range(1, BOOK_GROUP_MAX + 1):
+        assert learn_own(book, record_of(number, f"8.8.8.{number}"))
+    assert learn_own(book, record_of(99, "9.9.9.9"))
+    assert not learn_own(book, record_of(99, "8.8.8.99", seq_ms=NOW_MS + 1))
+    assert learn_own(book, record_of(1, "8.8.8.77", seq_ms=NOW_MS + 1)), "it is in there already"
+    assert learn_own(book, record_of(2, "9.9.9.8", seq_ms=NOW_MS + 1))
+    assert learn_own(book, record_of(99, "8.8.8.99", seq_ms=NOW_MS + 2)), "one has left"
+
+
+def test_who_listens_elsewhere_is_due_at_once():
+    book = Book("lan")
+    learn_own(book, record_of(1))
+    entry = book.find(record_of(1).peer)
+    entry.due_s, entry.failures = 1_000.0, 9
+    learn_own(book, record_of(1, seq_ms=NOW_MS + 1))
+    assert (entry.due_s, entry.failures) == (1_000.0, 9), "the same address again says nothing"
+    learn_own(book, record_of(1, "10.9.9.9", seq_ms=NOW_MS + 2))
+    assert (entry.due_s, entry.failures) == (0.0, 0)
+
+
+def test_forgotten_entries_give_back_their_places():
+    book, teller = Book("public"), PeerId(b"t" * 32)
+    for _ in range(3):
+        for number in range(1, BOOK_SOURCE_MAX + 1):
+            assert book.learn(record_of(number, f"8.{number}.0.1"), teller, NOW_MS)
+        for entry in book.entries():
+            entry.last_seen_ms = 0
+        book.forget_old(NOW_MS)
+        assert not len(book)
+
+
 def test_record_without_a_usable_address_is_not_kept():
     assert not learn_own(Book("public"), record_of(1, "10.0.0.1"))
     assert learn_own(Book("lan"), record_of(1, "10.0.0.1"))

@@ -4,7 +4,7 @@ import pytest
 import trio
 from network_kit import CHAIN, World, admitted, seed_of, wait_until
 
-from p2p.errors import Misbehaving
+from p2p.errors import Misbehaving, Unreachable
 from p2p.framing import decode, encode
 from p2p.network import Libp2pNetwork
 from p2p.peers import peer_id_text
@@ -74,11 +74,58 @@ async def test_denied_peer_is_neither_dialled_nor_let_in(nursery):
     await nursery.start(c.run)
     d = network_of(4, bootstrap=c.addresses())
     await nursery.start(d.run)
-    await wait_until(lambda: d.statistics().dials)
+    e = network_of(5)
+    f = network_of(6, deny=[peer_id_text(e.me)])
+    await nursery.start(f.run)
+    e.add(f.addresses()[0])
+    await nursery.start(e.run)
+    await wait_until(lambda: d.statistics().dials and e.statistics().dials)
     await trio.sleep(0.5)
     assert not b.statistics().dials
-    assert not b.peers()
-    assert not c.peers()
+    assert not any(network.peers() for network in (b, c, f))
+
+
+async def test_peer_that_one_of_ours_wants_is_dialled_where_it_says_it_is(nursery):
+    a, b = network_of(1), network_of(2)
+    for network in (a, b):
+        await nursery.start(network.run)
+    told = [text.encode() for text in b.announced()]
+    await a.reach(b.me, [b"\xff", b"/ip4/1.2.3.4/udp/1", *told])
+    assert a.peers()[0].admitted
+    await a.reach(b.me, [])  # it is here
+
+
+async def test_peer_that_may_not_be_dialled_is_not_reached(nursery, monkeypatch):
+    monkeypatch.setattr("p2p.network.REACH_S", 0.4)
+    b = network_of(2)
+    await nursery.start(b.run)
+    told = [text.encode() for text in b.announced()]
+    public = Libp2pNetwork(seed=seed_of(1), chain_id=CHAIN, listen=[], reach="public")
+    denying = network_of(3, deny=["127.0.0.0/8"])
+    for network in (public, denying):
+        await nursery.start(network.run)
+        with pytest.raises(Unreachable):
+            await network.reach(b.me, told)
+        assert not network.statistics().dials
+
+
+async def test_public_network_is_told_only_what_its_peers_can_dial(nursery):
+    """In our record, to identify and in offers: nothing private, no name."""
+    at_home = Libp2pNetwork(seed=seed_of(1), chain_id=CHAIN, listen=[HERE], reach="public")
+    public = "/ip4/8.8.8.8/tcp/7017"
+    known = Libp2pNetwork(
+        seed=seed_of(2), chain_id=CHAIN, listen=[HERE], reach="public", announce=[public]
+    )
+    for network, told in ((at_home, []), (known, [public])):
+        await nursery.start(network.run)
+        assert [a.text() for a in network._own_record().addresses] == told
+        assert [str(a) for a in network._stack._host.get_addrs()] == [
+            f"{text}/p2p/{peer_id_text(network.me)}" for text in told
+        ]
+        assert list(network.announced()) == told
+    for text in ("/ip4/10.0.0.1/tcp/1", "/dns4/node.example.org/tcp/1"):
+        with pytest.raises(ValueError, match=text):
+            Libp2pNetwork(seed=seed_of(3), chain_id=CHAIN, listen=[], announce=[text])
 
 
 async def test_deny_list_with_nonsense_fails_in_one_line():

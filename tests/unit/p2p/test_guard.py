@@ -1,6 +1,8 @@
 """The guards are in place: a changed library, or a forgotten override, fails here first."""
 
+import contextlib
 import importlib.metadata
+import os
 import time
 from collections import Counter
 from dataclasses import replace
@@ -16,10 +18,11 @@ from libp2p.utils.varint import encode_varint_prefixed
 from network_kit import CHAIN, World, admitted, wait_until
 
 from p2p import bulk, guard
-from p2p.errors import EndOfStream, ListenError, Misbehaving, NetworkError
+from p2p.errors import EndOfStream, ListenError, Misbehaving, NetworkError, TooSlow
 from p2p.gossip import Verdict
 from p2p.host import topic_text
 from p2p.limits import (
+    COME_ANEW_S,
     NEGOTIATION_LINE_BYTES_MAX,
     OUTBOUND_QUEUE,
     PROTOCOLS,
@@ -289,6 +292,69 @@ async def test_peer_that_comes_anew_at_once_is_gossiped_with(nursery):
             await wait_until(lambda b=b: b.statistics().mesh_peers.get("votes") == 1, 6)
             await wait_until(lambda: a.statistics().mesh_peers.get("votes") == 1, 6)
             inner.cancel_scope.cancel()
+
+
+async def test_peer_whose_socket_is_full_is_disconnected_at_once(nursery, monkeypatch):
+    """Bare, the goodbye waits behind the write that is stuck in the socket of a stopped peer."""
+    monkeypatch.setattr(guard, "STUCK_WRITE_S", 120.0)
+    a, b = await World("libp2p").start(nursery, 2)
+
+    async def read_no_more(size=None):
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(link_of(b).muxed_conn.secured_conn, "read", read_no_more)  # as SIGSTOP
+    with pytest.raises(TooSlow):
+        await a.request(b.me, "ping", bytes(9), timeout_s=0.5, bytes_max=9)
+    await fill(socket_of(link_of(a)))
+    a.ban(b.me, 60)
+    await wait_until(lambda: not a.peers(), 5)
+
+
+def socket_of(link):
+    """The kernel's, below Noise and the library's wrappers."""
+    noise = link.muxed_conn.secured_conn.conn
+    return noise.read_writer.read_write_closer.stream.stream.socket
+
+
+async def test_peer_that_comes_anew_is_not_asked_on_the_connection_it_has_lost(nursery):
+    """As after a power cut, of which nothing has told us: its second life has the same key."""
+
+    def answering(word):
+        async def answer(peer, body):
+            return word
+
+        return lambda network: network.serve("blocks", answer, PROTOCOLS["blocks"])
+
+    world = World("libp2p")
+    (a,) = await world.start(nursery, 1)
+    (first,) = await world.start(nursery, 1, answering(b"first"))
+    await wait_until(lambda: admitted(a) == 1)
+    a.members.find_link(first.me).since_s -= COME_ANEW_S
+    first._discovery._find_address = lambda entry, now_s: None  # it is dead, and dials nobody
+    events = a.events()
+    world._made = 1  # the same key
+    (second,) = await world.start(nursery, 1, answering(b"second"))
+    await wait_until(lambda: a.statistics().faults.get("came anew") == 1)
+    await wait_until(lambda: admitted(a) == 1 and len(link_list(a)) == 1)
+    assert await a.request(second.me, "blocks", b"x", **ASK) == b"second"
+    told = [type(await anext(events)).__name__ for _ in range(3)]
+    assert told == ["Joined", "Left", "Joined"]
+
+
+def link_list(network):
+    """All of the library's connections."""
+    return network._stack._swarm.get_connections()
+
+
+async def fill(socket):
+    """Until nothing more goes into it, also after the kernel has moved what it could."""
+    is_full = False
+    while not is_full:
+        is_full = True
+        with contextlib.suppress(BlockingIOError):
+            while os.write(socket.fileno(), bytes(1 << 20)):
+                is_full = False
+        await trio.sleep(0.3)
 
 
 # --- streams come and go, the connection stays

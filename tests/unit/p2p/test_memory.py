@@ -6,6 +6,7 @@ import random
 import pytest
 import trio
 import trio.testing
+from network_kit import admitted
 
 from p2p.errors import TooSlow, Unreachable
 from p2p.limits import PROTOCOLS, TOPICS
@@ -144,6 +145,48 @@ async def test_stopped_peer_is_dropped_by_pings_and_comes_back(autojump_clock, n
     hub.resume(b.me)
     assert isinstance(await anext(events), Joined)
     assert await ask(a, b) == b"x"
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize("seed", range(6))
+async def test_stopped_peer_is_dropped_within_50_seconds(autojump_clock, nursery, seed, stopped):
+    """With the keepalive of a public network; in fact within 34."""
+    hub = MemoryHub(seed)
+    pair, _ = await start(hub, nursery, 2)
+    hub.stop(pair[stopped].me)
+    await trio.sleep(34)
+    assert not pair[1 - stopped].peers()
+
+
+async def test_operator_says_how_many_pings_may_be_missed(autojump_clock, nursery):
+    """`keepalive_misses` of the config."""
+    hub = MemoryHub(1)
+    (a, b), _ = await start(hub, nursery, 2)
+    a.members._ping_misses_max = 4
+    hub.stop(b.me)
+    await trio.sleep(36)  # the longest that two misses take
+    assert a.peers()
+    await trio.sleep(24)
+    assert not a.peers()
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+@pytest.mark.parametrize("after_s", [0.5, 2, 20])
+@pytest.mark.parametrize("seed", range(4))
+async def test_devnet_drops_a_stopped_peer_within_15_seconds(
+    autojump_clock, nursery, seed, after_s, stopped
+):
+    """Whoever of the two dialled, and also where they have only just met."""
+    hub = MemoryHub(seed)
+    pair = [hub.network(key, ping_every_s=3) for key in KEYS[:2]]
+    for network in pair:
+        await nursery.start(network.run)
+    await trio.sleep(after_s)
+    watcher = pair[1 - stopped]
+    assert admitted(watcher) == 1
+    hub.stop(pair[stopped].me)
+    await trio.sleep(15)
+    assert not watcher.peers()
 
 
 async def test_partition_stalls_streams_and_heal_lets_them_go_on(autojump_clock, nursery):

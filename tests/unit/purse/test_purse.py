@@ -71,12 +71,19 @@ class Surroundings:
         self.later_ms = 0
         self.fetched: list[tuple[int, bytes]] = []
         self.knows_peer = True
+        self.reached = 0
         self.fetch_error: Exception | None = None
         world.state.put(tables.MODEL_NAME, (b"model-1",), tables.Number(1))
 
     # network, directory, holdings
 
+    async def reach(self, peer: bytes, addresses: tuple[bytes, ...]) -> None:
+        assert (peer, addresses) == (bytes(32), self.offers()[0].addresses)
+        self.reached += 1
+        await trio.lowlevel.checkpoint()
+
     async def open(self, peer: bytes, protocol: str) -> Any:
+        assert self.reached, "a provider is one of many peers, and need not be a link of ours"
         assert (peer, protocol) == (bytes(32), "infer")
         return await self.world.open_stream(self.offers()[0])
 

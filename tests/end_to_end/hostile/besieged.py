@@ -20,7 +20,7 @@ from node.home import make_home
 from node.ledger import tables
 from node.ledger.genesis import decode_genesis, devnet_genesis, encode_genesis
 from node.ledger.wire import transactions as wire
-from node.peering.blobs import CONTENT, BlobStore
+from node.peering.blobstore import CONTENT, BlobStore
 from node.web.ask import Node, Refusal, Unreachable
 
 OPEN: Final = 10**9

@@ -17,9 +17,9 @@ from node.devnet.ports import free_ports
 from p2p.peers import key_of_peer_id
 
 P2P = """
-    admitted bans blob_bytes blob_chunks_refused bytes circuits dials faults heartbeat_interval_seconds
-    mesh_peers message_seconds messages peers penalties ping_seconds queue_dropped ready
-    request_seconds requests restarts streams
+    admitted bans blob_bytes blob_chunks_refused bytes circuits dials faults
+    heartbeat_interval_seconds mesh_peers message_seconds messages peers penalties ping_seconds
+    queue_dropped ready request_seconds requests restarts streams
 """  # page 70 §13
 MEETING_S = 30.0
 

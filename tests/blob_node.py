@@ -121,13 +121,13 @@ async def main(
     if slow_s:
         make_slow(store, slow_s)
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(end_with_parent, nursery.cancel_scope)
         await nursery.start(network.run)
         say(address=network.addresses()[0], **told)
         if fetch:
             await wait_until(lambda: admitted(network) >= len(peers), MEET_S)
             say(**await fetch_and_tell(network, blobs, bytes.fromhex(fetch), Path(home) / "got"))
-        await wait_for_end()
-        nursery.cancel_scope.cancel()
+        await trio.sleep_forever()
 
 
 async def fetch_and_tell(
@@ -195,11 +195,12 @@ def make_slow(store: BlobStore, slow_s: float) -> None:
     store.part = slow_part  # type: ignore[method-assign]  # on purpose
 
 
-async def wait_for_end() -> None:
-    """Until our parent closes our standard input, or dies."""
+async def end_with_parent(scope: trio.CancelScope) -> None:
+    """Whoever started us closes our standard input when it ends, however it ends."""
     lines = trio.lowlevel.FdStream(0)
     while await lines.receive_some(64):
         pass
+    scope.cancel()
 
 
 if __name__ == "__main__":

@@ -116,6 +116,7 @@ async def main(
         say(meshed=network.statistics().mesh_peers[TOPIC])
         word, at_ns = (await lines.receive_some(64)).split()
         assert word == b"start"
+        nursery.start_soon(end_with_parent, lines, nursery.cancel_scope)
         await trio.sleep(max(0.0, (int(at_ns) - time.monotonic_ns()) / 1e9))
         resident: list[float] = []
         nursery.start_soon(sample, resident)
@@ -128,8 +129,14 @@ async def main(
             resident_mb=resident,
             **counted(network),
         )
-        await lines.receive_some(64)  # until the bench has heard all of us
-        nursery.cancel_scope.cancel()
+        await trio.sleep_forever()  # until the bench has heard all of us
+
+
+async def end_with_parent(lines: trio.lowlevel.FdStream, scope: trio.CancelScope) -> None:
+    """Whoever started us closes our standard input when it ends, however it ends."""
+    while await lines.receive_some(64):
+        pass
+    scope.cancel()
 
 
 async def meet(network: Libp2pNetwork, nodes: int) -> None:

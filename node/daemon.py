@@ -46,7 +46,7 @@ from node.peering.snapshotting import SnapshotKeeper
 from node.peering.statesync import GAP_BLOCKS, GATHER_S, GATHER_UNSURE_S, StateSync
 from node.peering.trusting import Named, Trusting, find_root
 from node.peering.voter import Validator
-from node.precheck import check_addresses, engine_token, rotated_account
+from node.precheck import check_addresses, check_metrics, engine_token, rotated_account
 from node.purse import Purse
 from node.reasons import Reasons
 from node.scrubber import Scrubber
@@ -100,6 +100,7 @@ async def run(settings: Settings, keys: Keys) -> None:
     """
     check_addresses(settings.config.p2p)
     engine_token(settings.config.engine)
+    check_metrics(settings.config.metrics)
     rotated_account(settings.config.serving)
     while await _live(settings, keys):
         log.info("opening again on a snapshot")

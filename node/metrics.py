@@ -127,7 +127,7 @@ def _blobs(counts: Mapping[str, int]) -> Iterator[Metric]:
         (("out",), counts.get("served_bytes", 0)),
     ]
     yield _counter("p2p_blob_bytes", "Content moved by hash.", ("direction",), moved)
-    refused = [((), counts.get("sources_false", 0))]
+    refused = [((), counts.get("chunks_false", 0) + counts.get("sources_false", 0))]
     yield _counter("p2p_blob_chunks_refused", "Chunks that were not what they said.", (), refused)
 
 

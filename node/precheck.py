@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from consensus.primitives.errors import Invalid
-from node.config import ConfigError, Engine, P2p, Serving
+from node.config import ConfigError, Engine, Metrics, P2p, Serving, host_and_port
 from node.ledger.addresses import account_of
 from p2p.addresses import addresses_of, announced_of
 from p2p.network import denied_of
@@ -51,3 +51,9 @@ def engine_token(engine: Engine) -> str:
     except (OSError, ValueError) as error:
         mend = "token_file under [engine] in config.toml"
         raise ConfigError(f"[engine] token_file: {error}", mend=mend) from None
+
+
+def check_metrics(metrics: Metrics) -> None:
+    """Raise ConfigError for a port that `instance` has pushed out of range."""
+    if metrics.listen:
+        host_and_port(metrics.listen)

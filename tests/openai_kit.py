@@ -42,6 +42,7 @@ class OpenAIServer:
     breaks_after: int | None = None
     garbage: bytes | None = None
     cancelled: int = 0
+    load_error: str = ""
     headers: list[str] = field(default_factory=list)
 
     @property
@@ -66,6 +67,8 @@ class OpenAIServer:
     async def load(self, request: Request) -> Response:
         body = await self._body(request)
         name, folder = body["lora_name"], body["lora_path"]
+        if self.load_error:
+            return JSONResponse({"error": {"message": self.load_error}}, 400)
         await self.engine.load_adapter(AdapterRef(bytes.fromhex(name), folder))
         self.adapters[name] = folder
         return Response("Success")

@@ -7,7 +7,7 @@ What this file does not know: weights.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from node.serving.engine import Unsupported
 
 @dataclass(frozen=True, slots=True)
 class BaseFacts:
-    """`pieces`: the bytes of each token id. `ends`: ids that end an answer. `length` in tokens."""
+    """`pieces`: the bytes of each token id, none for ids that only pad the base's matrices.
+    `ends`: ids that end an answer. `length` in tokens."""
 
     vocab: int
     length: int
@@ -40,12 +41,18 @@ def read_facts(folder: str | os.PathLike[str]) -> BaseFacts:
     ends = set(listed if isinstance(listed, list) else [] if listed is None else [listed])
     if tokenizer.eos_token_id is not None:
         ends.add(tokenizer.eos_token_id)
+    pieces = padded(tokenizer.pieces(), vocab)
     return BaseFacts(
         vocab=vocab,
         length=min(longest, int(window)) if window else longest,
-        pieces=tuple(tokenizer.pieces()),
+        pieces=tuple(pieces),
         ends=frozenset(map(int, ends)),
     )
+
+
+def padded(pieces: Sequence[bytes], vocab: int) -> list[bytes]:
+    """A piece for each id that the base may say: its matrices may be wider than its tokenizer."""
+    return [*pieces, *[b""] * (vocab - len(pieces))]
 
 
 def _read(path: Path) -> Mapping[str, Any]:

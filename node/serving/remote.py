@@ -70,6 +70,7 @@ SILENCE_S: Final = 60.0  # between two pieces of an answer
 RUNNING_MAX: Final = 512
 LINE_BYTES_MAX: Final = 1 << 20
 TOKEN_WORD: Final = "token_id:"
+ALREADY: Final = "already"  # vLLM's word for an adapter that it has under this name
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +246,10 @@ class RemoteEngine:
         limits = httpx.Limits(max_connections=RUNNING_MAX * 2)
         async with (
             trio.open_nursery() as nursery,
-            httpx.AsyncClient(headers=headers, timeout=timeout, limits=limits) as client,
+            # No proxy of the environment's: prompts go to the servers named and nowhere else.
+            httpx.AsyncClient(
+                headers=headers, timeout=timeout, limits=limits, trust_env=False
+            ) as client,
         ):
             self._client = client
             try:
@@ -253,8 +257,9 @@ class RemoteEngine:
                     start: Any = nursery.start  # libp2p brings old types for trio
                     await start(self._gradients.run)
                 while not self._closed.is_set():
-                    for server in self._servers:
-                        await self._probe(server)
+                    async with trio.open_nursery() as probes:
+                        for server in self._servers:
+                            probes.start_soon(self._probe, server)
                     self._note_state()
                     if self.state == "ready" and not told:
                         told = True
@@ -278,12 +283,14 @@ class RemoteEngine:
                     server.failures = 0
                     return
         server.failures += 1
-        self._loaded[server.url].clear()  # it may come back empty
 
     def _note_models(self, server: Server, names: Sequence[str]) -> None:
+        """What it has. After it was away, that alone: it may have come back empty."""
         adapters = {bytes.fromhex(name) for name in names if _is_hash(name)}
         base = [name for name in names if not _is_hash(name)]
         self._base_names[server.url] = base[0] if base else names[0]
+        if not server.failures:  # else what was loaded since it was asked would be forgotten
+            adapters |= self._loaded[server.url]
         self._loaded[server.url] = adapters
 
     def _note_state(self) -> None:
@@ -342,15 +349,32 @@ class RemoteEngine:
 
     async def _have_loaded(self, server: Server, adapter: bytes) -> None:
         """Have a server know an adapter, by its hash: names never select anything else."""
-        async with self._loading.setdefault((server.url, adapter), trio.Lock()):
+        if adapter in self._loaded[server.url]:
+            return
+        if self.settings.flavour == "plain":
+            raise UnknownAdapter(adapter=adapter.hex(), why="not served under its hash")
+        async with self._alone(server, adapter):
             if adapter in self._loaded[server.url]:
                 return
-            if self.settings.flavour == "plain":
-                raise UnknownAdapter(adapter=adapter.hex(), why="not served under its hash")
             body = {"lora_name": adapter.hex(), "lora_path": self._refs[adapter].folder}
-            await self._post(server, "/v1/load_lora_adapter", body)
+            try:
+                await self._post(server, "/v1/load_lora_adapter", body)
+            except Unsupported as refusal:
+                if ALREADY not in str(refusal):
+                    raise
             self._loaded[server.url].add(adapter)
             self._counts["loads"] += 1
+
+    @asynccontextmanager
+    async def _alone(self, server: Server, adapter: bytes) -> AsyncIterator[None]:
+        key = server.url, adapter
+        lock = self._loading.setdefault(key, trio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked() and not lock.statistics().tasks_waiting:
+                self._loading.pop(key, None)
 
     # --- answers
 
@@ -501,6 +525,7 @@ class RemoteEngine:
         try:
             answer = await self._client.request(method, server.url + path, json=body)
         except httpx.HTTPError as error:
+            server.failures += 1
             raise EngineLost(why=repr(error)[:200]) from None
         if answer.status_code >= 400:
             raise _refusal(answer.status_code, answer.text)
@@ -521,12 +546,27 @@ class RemoteEngine:
         url = server.url + "/v1/completions"
         try:
             async with self._client.stream("POST", url, json=question) as answer:
+                if answer.status_code == 404:  # it has forgotten the adapter: loaded anew next time
+                    self._loaded[server.url].discard(_hash_of(question))
+                    raise EngineLost(why="the server does not know the adapter any more")
                 if answer.status_code >= 400:
                     told = (await answer.aread()).decode("utf-8", "replace")
                     raise _refusal(answer.status_code, told)
-                yield _objects(answer.aiter_lines())
+                yield _objects(_lines(answer.aiter_bytes()))
         except httpx.HTTPError as error:
+            server.failures += 1
             raise EngineLost(why=repr(error)[:200]) from None
+
+
+async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[str]:
+    """Lines of at most LINE_BYTES_MAX; raises EngineLost for a longer one."""
+    held = b""
+    async for piece in pieces:
+        *whole, held = (held + piece).split(b"\n")
+        if len(held) > LINE_BYTES_MAX:
+            raise EngineLost(why="a line without end")
+        for line in whole:
+            yield line.decode("utf-8", "replace").rstrip("\r")
 
 
 async def _objects(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:
@@ -589,6 +629,11 @@ def _left_s(deadline_ms: int) -> float:
     if not deadline_ms:
         return math.inf
     return max(0.0, (deadline_ms - time.time_ns() // 1_000_000) / 1_000)
+
+
+def _hash_of(question: Mapping[str, Any]) -> bytes:
+    name = str(question["model"])
+    return bytes.fromhex(name) if _is_hash(name) else b""
 
 
 def _is_hash(name: str) -> bool:

@@ -21,6 +21,7 @@ from node.serving.lora import LoraStack
 from node.serving.sampling import Key, noise_key, noise_tensor
 
 POSITIONS_AT_ONCE: Final = 64  # of noise over the whole vocabulary
+LOGITS_BYTES_MAX: Final = 256 << 20
 MASS_SLACK: Final = 1e-3  # of probability, at the edge of top_p
 
 
@@ -29,6 +30,7 @@ class Scorer:
 
     def __init__(self, model: Any, stack: LoraStack, prints: Tensor, hidden: Any) -> None:
         self._model = model
+        self._vocab = int(model.config.vocab_size)
         self._stack = stack
         self._prints = prints
         self._hidden = hidden
@@ -37,37 +39,51 @@ class Scorer:
         """All of the answer in one forward; the adapter's matrices are used where they lie."""
         if not item.answer:
             return Score((), (), ())
+        logprobs: list[float] = []
+        found: list[float] = []
+        marks: list[tuple[float, ...]] = []
         with torch.inference_mode():
-            logits, hidden = self._forward(item, packed)
-            chosen = torch.tensor(item.answer, device=logits.device)
-            parts = [
-                self._tokens(item, start, logits[start:stop], chosen[start:stop])
-                for start, stop in _spans(len(item.answer))
-            ]
-            marks = hidden[::FINGERPRINT_STRIDE].float() @ self._prints
-        return Score(
-            tuple(value for logprobs, _ in parts for value in logprobs),
-            tuple(value for _, margins in parts for value in margins),
-            tuple(tuple(row) for row in marks.tolist()),
-        )
+            for span in self._spans(len(item.answer)):
+                logits, hidden = self._forward(item, packed, span)
+                for start, stop in _cut(span, POSITIONS_AT_ONCE):
+                    part = logits[start - span.start : stop - span.start]
+                    told = self._tokens(item, start, part)
+                    logprobs += told[0]
+                    found += told[1]
+                first = -span.start % FINGERPRINT_STRIDE
+                marks += map(
+                    tuple, (hidden[first::FINGERPRINT_STRIDE].float() @ self._prints).tolist()
+                )
+        return Score(tuple(logprobs), tuple(found), tuple(marks))
 
-    def _forward(self, item: ScoreItem, packed: Packed | None) -> tuple[Tensor, Tensor]:
-        """Logits [answer, vocab] and hidden states [answer, width] that foretell each token."""
+    def _spans(self, count: int) -> list[range]:
+        """Parts of an answer whose logits fit: a long one is gone through more than once."""
+        most = max(POSITIONS_AT_ONCE, LOGITS_BYTES_MAX // (4 * self._vocab))
+        return [range(start, stop) for start, stop in _cut(range(count), most)]
+
+    def _forward(
+        self, item: ScoreItem, packed: Packed | None, span: range
+    ) -> tuple[Tensor, Tensor]:
+        """Logits [span, vocab] and hidden states [span, width] that foretell each token of it."""
         if packed is None:
             self._stack.off()
         else:
             self._stack.use_rows(packed.bucket, [packed.flat], frozenset(packed.modules))
-        ids = torch.tensor([(*item.prompt, *item.answer[:-1])], device=self._stack.device)
+        device = self._stack.device
+        ids = torch.tensor([(*item.prompt, *item.answer[: span.stop - 1])], device=device)
+        kept = torch.arange(span.start, span.stop, device=device) + len(item.prompt) - 1
         try:
-            out = self._model(input_ids=ids, use_cache=False, logits_to_keep=len(item.answer))
+            out = self._model(input_ids=ids, use_cache=False, logits_to_keep=kept)
         finally:
             self._stack.off()
         return out.logits[0], self._hidden()[0]
 
     def _tokens(
-        self, item: ScoreItem, start: int, logits: Tensor, chosen: Tensor
+        self, item: ScoreItem, start: int, logits: Tensor
     ) -> tuple[list[float], list[float]]:
+        """Log-probabilities and margins of the tokens from `start` on."""
         logits = logits.float()
+        chosen = torch.tensor(item.answer[start : start + len(logits)], device=logits.device)
         raw = torch.log_softmax(logits, -1).gather(1, chosen[:, None])[:, 0]
         keys = None
         if item.sampling.temperature_milli:
@@ -119,6 +135,5 @@ def _edges(scaled: Tensor, top_k: int, top_p_milli: int) -> tuple[float, float]:
     return float(values[wide - 1]), float(values[narrow - 1])
 
 
-def _spans(count: int) -> list[tuple[int, int]]:
-    step = POSITIONS_AT_ONCE
-    return [(start, min(start + step, count)) for start in range(0, count, step)]
+def _cut(span: range, step: int) -> list[tuple[int, int]]:
+    return [(start, min(start + step, span.stop)) for start in range(span.start, span.stop, step)]

@@ -84,6 +84,7 @@ from node.serving.engine import (
     Token,
     TooLong,
     UnknownAdapter,
+    Unsupported,
     logprob_bytes,
 )
 from node.serving.line import Event, FrameStream, Line, Lost
@@ -95,7 +96,8 @@ FRAMES_WAITING: Final = 64
 REFUSE_FAULT: Final = ((Overloaded, exchange.OVERLOADED), (TooLong, exchange.OVER_LIMITS),
                        (UnknownAdapter, exchange.ADAPTER_LOADING),
                        (DeadlinePassed, exchange.DEADLINE),
-                       (EngineLost, exchange.GENERATION_FAILED))  # fmt: skip
+                       (EngineLost, exchange.GENERATION_FAILED),
+                       (Unsupported, exchange.NOT_SERVED))  # fmt: skip
 
 Attribute = Callable[[int, int, Sequence[int], Sequence[Sequence[int]]], Awaitable[Attributed]]
 Version = tuple[int, int]  # model, model version

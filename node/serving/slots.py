@@ -27,6 +27,7 @@ from node.serving.adapters import BUCKETS, base_hash
 from node.serving.background import Background, Made
 from node.serving.backward import Projector
 from node.serving.bank import AdapterBank, Packed
+from node.serving.basefacts import padded
 from node.serving.cache import ROWS_MIN, SlotCache
 from node.serving.engine import (
     FINGERPRINT_STRIDE,
@@ -114,7 +115,7 @@ class SlotCore:
         longest = length_of(self._model)
         self._length = min(settings.max_model_len or longest, longest)
         tokenizer = TextTokenizer(settings.base_folder)
-        self._pieces = tokenizer.pieces()
+        self._pieces = padded(tokenizer.pieces(), int(self._model.config.vocab_size))
         self._eos = _stop_tokens(self._model, tokenizer)
         self._device = settings.device
         self._rows_max = settings.rows

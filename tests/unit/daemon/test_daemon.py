@@ -11,7 +11,7 @@ import trio
 from node import daemon
 from node.cli.faults import tell
 from node.cli.frame import FAILED
-from node.config import Engine, P2p, Serving
+from node.config import Engine, Metrics, P2p, Serving
 from node.storage.errors import DatabaseDamaged
 from node.storage.store import why_suspected
 from node.telling import LAG_BLOCKS_MAX, is_behind
@@ -69,7 +69,7 @@ class Life:
         monkeypatch.setattr(daemon, "Node", Node)
         storage = SimpleNamespace(keep_versions=1, cache_mb=1)
         chain = SimpleNamespace(genesis="genesis")
-        parts = {"p2p": P2p(), "serving": Serving(), "engine": Engine()}
+        parts = {"p2p": P2p(), "serving": Serving(), "engine": Engine(), "metrics": Metrics()}
         config = SimpleNamespace(chain=chain, storage=storage, **parts)
         self.settings: Any = SimpleNamespace(home=home, config=config)
 

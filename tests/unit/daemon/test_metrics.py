@@ -48,7 +48,7 @@ def metrics(network: NetworkStatistics = NETWORK) -> Metrics:
         bundles=pool,
         disk=SimpleNamespace(free_bytes=12),
     )
-    counts = Counter(served_bytes=13, fetched_bytes=14, sources_false=15)
+    counts = Counter(served_bytes=13, fetched_bytes=14, sources_false=15, chunks_false=2)
     return Metrics(telling, {"blobs": lambda: counts})
 
 
@@ -62,7 +62,7 @@ def test_counters_and_gauges_stand_under_their_names() -> None:
         'olnode_p2p_queue_dropped_total{queue="votes",why="shed"} 6.0',
         'olnode_p2p_requests_total{code="0",protocol="ping",side="asked"} 7.0',
         'olnode_p2p_blob_bytes_total{direction="out"} 13.0',
-        "olnode_p2p_blob_chunks_refused_total 15.0",
+        "olnode_p2p_blob_chunks_refused_total 17.0",
         'olnode_events_total{event="sources_false",part="blobs"} 15.0',
         "olnode_consensus_height 7.0",
         "olnode_consensus_round 2.0",

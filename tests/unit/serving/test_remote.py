@@ -12,7 +12,7 @@ import trio
 from openai_kit import OpenAIServer, openai_server
 
 from node.serving import remote as remote_module
-from node.serving.basefacts import read_facts
+from node.serving.basefacts import padded, read_facts
 from node.serving.engine import (
     AdapterRef,
     BadAdapter,
@@ -253,6 +253,52 @@ async def test_scores_come_from_prompt_logprobs_and_margins_when_greedy(
         hot = replace(right, sampling=Sampling(12, temperature_milli=900))
         (found,) = await engine.score([hot])
         assert set(found.margins) == {0.0}
+
+
+async def test_adapter_that_a_server_lost_or_has_already_is_loaded_again(
+    tiny_base, make_adapter
+) -> None:
+    ref = AdapterRef(*make_adapter(4))
+    async with served(tiny_base) as (engine, (server,)):
+        await engine.load_adapter(ref)
+        await answer(engine, request(ref.hash))
+        del server.adapters[ref.hash.hex()]  # a restart between two probes
+        with pytest.raises(EngineLost):
+            await answer(engine, request(ref.hash))
+        await answer(engine, request(ref.hash))
+        engine._loaded[server.url].clear()  # and one that we only thought of as lost
+        server.load_error = "The lora adapter has already been loaded"
+        await answer(engine, request(ref.hash))
+        server.load_error = "no such folder"
+        engine._loaded[server.url].clear()
+        with pytest.raises(Unsupported):
+            await answer(engine, request(ref.hash))
+        assert engine._loading == {}
+
+
+async def test_prompts_go_past_every_proxy_of_the_environment(tiny_base, monkeypatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    async with served(tiny_base) as (engine, _):
+        tokens, _ = await answer(engine, request())
+        assert len(tokens) == 12
+
+
+async def test_padding_of_the_base_has_no_text_and_a_line_has_an_end(tiny_base) -> None:
+    async with served(tiny_base) as (engine, (server,)):
+        vocab = engine._facts.vocab
+        assert len(read_facts(tiny_base).pieces) == vocab
+        engine._facts = replace(engine._facts, pieces=padded(engine._facts.pieces, vocab + 9))
+        engine._facts = replace(engine._facts, vocab=vocab + 9)
+        server.breaks_after = 0
+        server.garbage = (
+            b'data: {"choices": [{"index": 0, "logprobs": {"tokens": ["token_id:%d"], '
+            b'"token_logprobs": [-1.0]}}]}\n\n' % (vocab + 5)
+        )
+        (token,), _ = await answer(engine, request())
+        assert (token.id, token.text) == (vocab + 5, b"")
+        server.garbage = b"data: " + b"x" * (2 << 20)
+        tokens, finish = await answer(engine, request())
+        assert (tokens, finish.reasons) == ([], ("engine_lost",))
 
 
 async def test_token_is_shown_to_the_server(tiny_base) -> None:

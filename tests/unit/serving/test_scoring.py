@@ -139,6 +139,12 @@ def test_many_positions_are_scored_in_parts(core, monkeypatch):
     monkeypatch.setattr(scoring, "POSITIONS_AT_ONCE", 7)
     (parts,) = score(core, item)
     assert parts == whole
+    monkeypatch.setattr(scoring, "LOGITS_BYTES_MAX", 0)  # six forwards of seven tokens
+    (parts,) = score(core, item)
+    assert parts.logprobs == pytest.approx(whole.logprobs, abs=1e-5)
+    assert len(parts.fingerprints) == len(whole.fingerprints) == 3
+    for mine, other in zip(parts.fingerprints, whole.fingerprints, strict=True):
+        assert mine == pytest.approx(other, abs=1e-4)
 
 
 @pytest.mark.parametrize(

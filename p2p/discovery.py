@@ -36,6 +36,7 @@ from p2p.limits import (
     EXCHANGE_SOON_S,
     OUTBOUND_MAX,
     OUTBOUND_TARGET,
+    PASSED_OVER_S,
     WRONG_CHAIN_S,
 )
 from p2p.membership import Ask, Link, Membership
@@ -256,27 +257,38 @@ class Discovery:
         candidates = [
             entry
             for entry in self._book.entries()
-            if entry.due_s <= now_s and (not is_full or self._is_needed(entry))
+            if entry.due_s <= now_s
+            and ((not is_full and entry.passed_over_until_s <= now_s) or self._is_needed(entry))
         ]
-        taken = {wide_group_of(x.host) for x in self._members.links() if x.outbound}
+        linked = {wide_group_of(x.host) for x in self._members.links() if x.outbound}
+        taken = set(linked)
         due: list[tuple[Entry, Address]] = []
         for entry in sorted(candidates, key=self._rank):
             is_needed = self._is_needed(entry)
             if len(self._dialling) + len(due) >= DIALS_AT_ONCE_MAX:
                 break
-            if not is_needed and wanted >= self._target:
+            if not self._may_dial(entry, now_s) or (not is_needed and wanted >= self._target):
                 continue
-            address = self._find_address(entry, now_s)
+            address = self._find_address(entry)
             if address is None:
+                self._pass_over(entry, now_s)
                 continue
             group = wide_group_of(address.host)
             if self._reach == "public" and not is_needed and not entry.configured:
+                if group in linked:
+                    self._pass_over(entry, now_s)
                 if group in taken:
                     continue
                 taken.add(group)
             wanted += not is_needed
             due.append((entry, address))
         return due
+
+    def _pass_over(self, entry: Entry, now_s: float) -> None:
+        """Else each look goes through a whole book of them; the jitter keeps them from returning
+        all in one. Whom we need is looked at all the same."""
+        wait_s = PASSED_OVER_S * self._rng.uniform(1 - BACKOFF_JITTER, 1 + BACKOFF_JITTER)
+        entry.passed_over_until_s = now_s + wait_s
 
     def _is_needed(self, entry: Entry) -> bool:
         """Beyond the target, and wherever it is: reserved, or one of ours waits for it."""
@@ -290,16 +302,17 @@ class Discovery:
             entry.failures,
         )
 
-    def _find_address(self, entry: Entry, now_s: float) -> Address | None:
-        """Where to dial `entry` now, or None if not now."""
+    def _may_dial(self, entry: Entry, now_s: float) -> bool:
         if entry.aside_until_s > now_s or entry.peer in self._dialling:
-            return None
-        if self._members.find_link(entry.peer) or self._members.is_banned(entry.peer):
-            return None
+            return False
+        return not (self._members.find_link(entry.peer) or self._members.is_banned(entry.peer))
+
+    def _find_address(self, entry: Entry) -> Address | None:
+        """Where to dial `entry`, if anywhere."""
         is_relay_fine = self._through_relays and self._is_needed(entry)
         addresses = [
             address
-            for address in entry.addresses(self._reach)
+            for address in entry.addresses()
             if not self._is_denied(entry.peer, address.host)
             and (address.relay is None or is_relay_fine)
         ]

@@ -77,6 +77,7 @@ BACKOFF_NEAR_S: Final = 30.0  # the operator's peers, and those that we were lin
 BACKOFF_NEAR_TRIES: Final = 20  # of the latter in vain, about ten minutes: then as all others
 BACKOFF_FAR_S: Final = 600.0
 BACKOFF_JITTER: Final = 0.3
+PASSED_OVER_S: Final = 30.0  # not looked at again: no address to dial, or its /16 is taken
 STATUS_WITHIN_S: Final = 5.0  # the dialler sends it, or we disconnect
 STATUS_EVERY_S: Final = 60.0  # again, so that heights and bindings stay fresh
 WRONG_CHAIN_S: Final = 3_600.0  # such an address is set aside

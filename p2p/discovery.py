@@ -66,6 +66,7 @@ class Discovery:
         bootstrap: Iterable[Address],
         book_path: Path | None,
         is_denied: Callable[[PeerId, str], bool],
+        is_in_use: Callable[[PeerId], bool],
         now_ms: Callable[[], int],
         through_relays: bool = False,
         outbound_target: int = OUTBOUND_TARGET,
@@ -78,6 +79,7 @@ class Discovery:
         self._reach = reach
         self._path = book_path
         self._is_denied = is_denied
+        self._is_in_use = is_in_use
         self._now_ms = now_ms
         self._through_relays = through_relays
         self._target = outbound_target
@@ -104,30 +106,39 @@ class Discovery:
         entry.failures, entry.tries = 0, len(entry.configured) - 1
         self._news.set()
 
-    def want(self, peer: PeerId, addresses: tuple[Address, ...], seconds: float) -> None:
+    def want(self, peer: PeerId, addresses: tuple[Address, ...], seconds: float) -> bool:
         """One of ours waits for `peer`: dialled at once, beyond the target, where we know it to
-        be and where it says itself. Over OUTBOUND_MAX one that was wanted earlier goes."""
+        be and where it says itself. Over OUTBOUND_MAX one that was wanted earlier goes; False
+        where all of these are in use."""
         entry = self._book.find(peer)
         if addresses and (entry is None or not entry.hinted):
             self.hint(peer, addresses)
         entry = self._book.find(peer)
         if entry is None:
-            return
+            return True  # nowhere to dial it, but it may come itself
+        if not self._make_room():
+            self._counters.queue_dropped["wanted", "full"] += 1
+            return False
         entry.wanted_until_s = trio.current_time() + seconds
         entry.due_s = entry.aside_until_s = 0.0
-        self._make_room()
         self._news.set()
+        return True
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> bool:
+        """Whether there is room for one more; the oldest links, as many as the target, stay."""
         if self._outbound() < OUTBOUND_MAX:
-            return
+            return True
         ours = [link for link in self._members.links() if self._is_outbound(link)]
         ours.sort(key=lambda link: link.since_s)
-        leaving = ours[self._target].peer
+        free = [link.peer for link in ours[self._target :] if not self._is_in_use(link.peer)]
+        if not free:
+            return False
+        leaving = free[0]
         known = self._book.find(leaving)
         if known is not None:
             known.wanted_until_s = 0.0
         self._members.part_from(leaving)
+        return True
 
     def hint(self, peer: PeerId, addresses: tuple[Address, ...]) -> None:
         """Somebody near says where `peer` listens: unsigned, so it is only tried."""

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import structlog
 import trio
@@ -87,6 +88,8 @@ class Requests:
         self._running_of_peer: Counter[PeerId] = Counter()  # requests only, not duplex streams
         self._running_of_protocol: Counter[str] = Counter()
         self._requests_running = 0
+        # Of ours, until their owners forget them: no stream tells us of its end.
+        self._opened: WeakKeyDictionary[FrameStream, PeerId] = WeakKeyDictionary()
         self._bulk_bytes = 0  # of large replies, for all peers and for each: what one may become,
         self._bulk_bytes_of_peer: Counter[PeerId] = Counter()  # then what it is, until it is taken
         self._buckets: OrderedDict[tuple[PeerId, str], TokenBucket] = OrderedDict()
@@ -144,6 +147,7 @@ class Requests:
         try:
             with trio.fail_after(timeout_s):
                 stream = await opener.open_stream(peer, protocol, credit_bytes=bytes_max)
+                self._opened[stream] = peer
                 await stream.write(body, timeout_s)
                 raw = await stream.read(bytes_max + ENVELOPE_BYTES_MAX, timeout_s)
                 is_done = True
@@ -165,9 +169,15 @@ class Requests:
         """A duplex stream, opened within OPEN_S."""
         try:
             with trio.fail_after(OPEN_S):
-                return await opener.open_stream(peer, protocol)
+                stream = await opener.open_stream(peer, protocol)
         except trio.TooSlowError:
             raise TooSlow(f"{protocol}: not opened within {OPEN_S} s") from None
+        self._opened[stream] = peer
+        return stream
+
+    def is_in_use(self, peer: PeerId) -> bool:
+        """Whether a stream runs to it or from it: its link should not be ended for another's."""
+        return peer in self._opened.values() or any(who == peer for who, _ in self._running)
 
     # --- answering
 

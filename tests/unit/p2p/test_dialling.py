@@ -62,6 +62,7 @@ class Caller:
     ):
         self.dialled: list[tuple[PeerId, Address, float]] = []
         self.is_there = True  # whether dials succeed
+        self.in_use: set[PeerId] = set()
         self.counters = counters = Counters()
         self.answer: bytes | None = None  # what peers say when they are asked for others
         denied_peers, denied_networks = denied_of(deny)
@@ -93,6 +94,7 @@ class Caller:
             is_denied=lambda peer, host: (
                 peer in denied_peers or any(ip_of(host) in network for network in denied_networks)
             ),
+            is_in_use=lambda peer: peer in self.in_use,
             now_ms=lambda: NOW_MS,
             outbound_target=target,
         )
@@ -402,6 +404,37 @@ async def test_wanted_peers_push_each_other_out_and_not_the_oldest(autojump_cloc
     assert len(linked) == OUTBOUND_MAX
     assert {key(number) for number in range(1, OUTBOUND_TARGET + 1)} <= linked
     assert key(100 + OUTBOUND_MAX - 1) in linked
+
+
+async def test_link_in_use_is_not_ended_for_another(autojump_clock, nursery):
+    """A payer that asks many providers must not cut its own running answer."""
+    caller = Caller("lan", target=OUTBOUND_MAX - 2)
+    caller.members._disconnect = caller.members.disconnected
+    for number in range(1, OUTBOUND_MAX - 1):
+        caller.knows(number, f"8.{number}.0.1")
+    await started(nursery, caller, 60)
+    for number in (100, 101):
+        assert caller.discovery.want(key(number), (at(f"9.{number}.9.9"),), 10)
+        await trio.sleep(1)
+    caller.in_use = {key(100)}
+    assert caller.discovery.want(key(102), (at("9.102.9.9"),), 10)
+    await trio.sleep(1)
+    linked = {view.peer for view in caller.members.views()}
+    assert {key(100), key(102)} <= linked
+    assert key(101) not in linked
+    caller.in_use = {key(100), key(102)}
+    assert not caller.discovery.want(key(103), (at("9.103.9.9"),), 10)
+    await trio.sleep(1)
+    assert {view.peer for view in caller.members.views()} == linked
+    assert key(103) not in caller.peers()
+
+
+async def test_target_of_all_outbound_links_ends_none_of_them(autojump_clock, nursery):
+    caller = Caller("lan", target=OUTBOUND_MAX)
+    for number in range(1, OUTBOUND_MAX + 1):
+        caller.knows(number, f"8.{number}.0.1")
+    await started(nursery, caller, 60)
+    assert not caller.discovery.want(key(100), (at("9.9.9.9"),), 10)
 
 
 async def test_peer_that_moved_is_dialled_at_its_new_address_at_once(autojump_clock, nursery):

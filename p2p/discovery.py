@@ -34,6 +34,7 @@ from p2p.limits import (
     EXCHANGE_PEERS,
     EXCHANGE_RECORDS_MAX,
     EXCHANGE_SOON_S,
+    LOOKED_AT_MAX,
     OUTBOUND_MAX,
     OUTBOUND_TARGET,
     PASSED_OVER_S,
@@ -274,12 +275,14 @@ class Discovery:
         linked = {wide_group_of(x.host) for x in self._members.links() if x.outbound}
         taken = set(linked)
         due: list[tuple[Entry, Address]] = []
+        looked_at = 0
         for entry in sorted(candidates, key=self._rank):
             is_needed = self._is_needed(entry)
-            if len(self._dialling) + len(due) >= DIALS_AT_ONCE_MAX:
+            if len(self._dialling) + len(due) >= DIALS_AT_ONCE_MAX or looked_at >= LOOKED_AT_MAX:
                 break
             if not self._may_dial(entry, now_s) or (not is_needed and wanted >= self._target):
                 continue
+            looked_at += 1
             address = self._find_address(entry)
             if address is None:
                 self._pass_over(entry, now_s)

@@ -80,6 +80,7 @@ BACKOFF_NEAR_S: Final = 30.0  # the operator's peers, and those that we were lin
 BACKOFF_NEAR_TRIES: Final = 20  # of the latter in vain, about ten minutes: then as all others
 BACKOFF_FAR_S: Final = 600.0
 BACKOFF_JITTER: Final = 0.3
+LOOKED_AT_MAX: Final = 512  # of the book at one look of the dialler: some 20 ms
 PASSED_OVER_S: Final = 30.0  # not looked at again: no address to dial, or its /16 is taken
 STATUS_WITHIN_S: Final = 5.0  # the dialler sends it, or we disconnect
 STATUS_EVERY_S: Final = 60.0  # again, so that heights and bindings stay fresh

@@ -211,13 +211,17 @@ async def test_book_full_of_peers_in_a_taken_16_is_not_gone_through_at_each_look
         return find_address(entry, *more)
 
     monkeypatch.setattr(caller.discovery, "_find_address", note)
+    monkeypatch.setattr("p2p.discovery.LOOKED_AT_MAX", 30)
     monkeypatch.setattr("p2p.records.is_usable", None)  # what is in the book was judged already
     async with trio.open_nursery() as nursery:
         nursery.start_soon(caller.members.run, lambda: None)
         await trio.testing.wait_all_tasks_blocked()
         caller.members.connected(key(500), outbound=True, host="8.8.8.8")
-        assert [caller.due() for _ in range(4)] == [[]] * 4
-        assert len(looked_at) == 100
+        counts = []
+        for _ in range(6):
+            assert caller.due() == []
+            counts.append(len(looked_at))
+        assert counts == [30, 60, 90, 100, 100, 100]
         caller.discovery.want(key(7), (), 10)
         assert caller.due() == [key(7)]
         caller.discovery._book.find(key(7)).wanted_until_s = 0.0

@@ -60,7 +60,7 @@ class P2p(Section, frozen=True):
     upload_bytes_s: Count = 16_777_216     # 0 = no limit
     blob_quota_gb: Count = 50
     max_connections: Positive = 64
-    outbound_min: Annotated[Int, msgspec.Meta(ge=1, le=16)] = 8
+    outbound_min: Annotated[Int, msgspec.Meta(ge=1, le=15)] = 8
     keepalive_s: Positive = 15
     keepalive_misses: Positive = 2
 

@@ -6,6 +6,7 @@ picked up by the node itself.
 What this file does not know: who asks, what anything costs, how tokens are made.
 """
 
+import errno
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -34,6 +35,9 @@ from p2p.network import PeerId
 LOOK_S: Final = 1.0  # between two looks at ledger and peers
 GIB: Final = 1 << 30
 BYTES_MAX: Final = {ADAPTER: 2 * GIB, BASE: 64 * GIB, INDEX: 16 * GIB, CONTENT: 1 << 20}
+OUR_ERRORS: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOSPC, errno.ENOMEM, errno.EDQUOT}
+)  # no file of a stranger's can cause them
 FOLDERS: Final = {ADAPTER: "adapters", BASE: "models", INDEX: "indexes", CONTENT: "manifests"}
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
@@ -214,7 +218,8 @@ def find_current(state: State, name: str) -> tuple[int, int] | None:
 def check_identity(kind: int, identity: bytes, folder: Path) -> None:
     """Raise Invalid `holdings.identity` unless `folder` holds what `identity` names. Blocks.
 
-    Raises Invalid `holdings.kind` for goods whose identity cannot be computed here.
+    Raises Invalid `holdings.kind` for goods whose identity cannot be computed here, and OSError
+    where it is this machine that cannot read them now.
     """
     if kind not in FOLDERS:
         raise Invalid("holdings.kind", kind=kind)
@@ -230,7 +235,21 @@ def check_identity(kind: int, identity: bytes, folder: Path) -> None:
             Index.open(folder, identity)  # raises unless its root is the identity
             return
     except Exception as error:
+        ours = _find_our_error(error)
+        if ours is not None:  # or honest peers would pay for it
+            raise ours from error
         # Whatever a stranger's bytes made a parser say: they are not what was asked for.
         raise Invalid("holdings.identity", why=str(error)[:200]) from error
     if found != identity:
         raise Invalid("holdings.identity", found=found)
+
+
+def _find_our_error(error: BaseException | None) -> OSError | None:
+    """What went wrong on this machine, also where a parser made another error of it."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return OSError(errno.ENOMEM, "no memory to read it")
+        if isinstance(error, OSError) and error.errno in OUR_ERRORS:
+            return OSError(error.errno, error.strerror)
+        error = error.__cause__ or error.__context__
+    return None

@@ -196,7 +196,7 @@ class Purse:
         if found is None:
             try:
                 folder = await self._holdings.fetch(BASE, base)
-            except (NetworkError, NoRoom) as error:
+            except (NetworkError, NoRoom, OSError) as error:
                 raise Invalid("payer.not_ready", why=f"no tokenizer: {error}") from None
             found = self._tokenizers[base] = await self._run_blocking(TextTokenizer, folder)
         return found

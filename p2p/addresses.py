@@ -10,10 +10,11 @@ What this file does not know: libp2p, who is behind an address.
 import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal
 
 from p2p.errors import Misbehaving
-from p2p.limits import ADDRESS_BYTES_MAX, OPERATORS_ADDRESS_BYTES_MAX
+from p2p.limits import ADDRESS_BYTES_MAX, BOOK_ENTRIES_MAX, OPERATORS_ADDRESS_BYTES_MAX
 from p2p.peers import PeerId, key_of_peer_id, peer_id_text
 
 Reach = Literal["devnet", "lan", "public"]  # `p2p.network` of the config
@@ -122,6 +123,7 @@ def group_of(host: str) -> str:
     return str(ipaddress.ip_network(f"{ip}/{width}", strict=False))
 
 
+@lru_cache(maxsize=2 * BOOK_ENTRIES_MAX)  # the dialler asks it of the whole book
 def wide_group_of(host: str) -> str:
     """The /16 or /32: on a public network each outbound peer stands in another."""
     try:

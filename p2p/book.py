@@ -38,6 +38,7 @@ class Entry:
     peer: PeerId
     configured: tuple[Address, ...] = ()
     record: AddressRecord | None = None
+    told: tuple[Address, ...] = ()  # of its record, what our network may use
     teller: PeerId | None = None
     last_seen_ms: int = 0
     failures: int = 0
@@ -47,6 +48,7 @@ class Entry:
     hinted: tuple[Address, ...] = ()
     wanted_until_s: float = 0.0  # somebody of ours waits for it
     due_s: float = 0.0
+    passed_over_until_s: float = 0.0
     aside_until_s: float = 0.0
     tries: int = 0
 
@@ -55,10 +57,9 @@ class Entry:
         """Nobody has vouched for it, neither itself nor the operator."""
         return self.record is None and not self.configured
 
-    def addresses(self, reach: Reach) -> tuple[Address, ...]:
+    def addresses(self) -> tuple[Address, ...]:
         """All that may be dialled, the operator's own first."""
-        told = self.record.usable(reach) if self.record else ()
-        return tuple(dict.fromkeys(self.configured + told + self.hinted))
+        return tuple(dict.fromkeys(self.configured + self.told + self.hinted))
 
 
 class Book:
@@ -95,6 +96,7 @@ class Book:
                 return False
             entry = self._entries[peer] = Entry(peer, last_seen_ms=now_ms)
         entry.hinted = addresses
+        entry.passed_over_until_s = 0.0
         return True
 
     def _may_hint(self) -> bool:
@@ -132,10 +134,11 @@ class Book:
             is_old = entry.record is not None and entry.record.seq_ms >= record.seq_ms
             if is_old or not self._has_group_room(record, entry):
                 return False
-        before = entry.addresses(self._reach)
+        before = entry.addresses()
         self._set_record(entry, record)
-        if not set(entry.addresses(self._reach)) <= set(before):
+        if not set(entry.addresses()) <= set(before):
             entry.due_s, entry.failures, entry.tries = 0.0, 0, len(entry.configured)
+            entry.passed_over_until_s = 0.0
         return True
 
     def _may_add(self, record: AddressRecord, teller: PeerId, now_ms: int) -> bool:
@@ -158,6 +161,7 @@ class Book:
         self._in_group.subtract(_groups_of(entry.record))
         self._in_group.update(_groups_of(record))
         entry.record = record
+        entry.told = record.usable(self._reach) if record is not None else ()
 
     def _remove(self, peer: PeerId) -> None:
         entry = self._entries.pop(peer)

@@ -34,8 +34,10 @@ from p2p.limits import (
     EXCHANGE_PEERS,
     EXCHANGE_RECORDS_MAX,
     EXCHANGE_SOON_S,
+    LOOKED_AT_MAX,
     OUTBOUND_MAX,
     OUTBOUND_TARGET,
+    PASSED_OVER_S,
     WRONG_CHAIN_S,
 )
 from p2p.membership import Ask, Link, Membership
@@ -65,6 +67,7 @@ class Discovery:
         bootstrap: Iterable[Address],
         book_path: Path | None,
         is_denied: Callable[[PeerId, str], bool],
+        is_in_use: Callable[[PeerId], bool],
         now_ms: Callable[[], int],
         through_relays: bool = False,
         outbound_target: int = OUTBOUND_TARGET,
@@ -77,6 +80,7 @@ class Discovery:
         self._reach = reach
         self._path = book_path
         self._is_denied = is_denied
+        self._is_in_use = is_in_use
         self._now_ms = now_ms
         self._through_relays = through_relays
         self._target = outbound_target
@@ -103,30 +107,39 @@ class Discovery:
         entry.failures, entry.tries = 0, len(entry.configured) - 1
         self._news.set()
 
-    def want(self, peer: PeerId, addresses: tuple[Address, ...], seconds: float) -> None:
+    def want(self, peer: PeerId, addresses: tuple[Address, ...], seconds: float) -> bool:
         """One of ours waits for `peer`: dialled at once, beyond the target, where we know it to
-        be and where it says itself. Over OUTBOUND_MAX one that was wanted earlier goes."""
+        be and where it says itself. Over OUTBOUND_MAX one that was wanted earlier goes; False
+        where all of these are in use."""
         entry = self._book.find(peer)
         if addresses and (entry is None or not entry.hinted):
             self.hint(peer, addresses)
         entry = self._book.find(peer)
         if entry is None:
-            return
+            return True  # nowhere to dial it, but it may come itself
+        if not self._make_room():
+            self._counters.queue_dropped["wanted", "full"] += 1
+            return False
         entry.wanted_until_s = trio.current_time() + seconds
         entry.due_s = entry.aside_until_s = 0.0
-        self._make_room()
         self._news.set()
+        return True
 
-    def _make_room(self) -> None:
+    def _make_room(self) -> bool:
+        """Whether there is room for one more; the oldest links, as many as the target, stay."""
         if self._outbound() < OUTBOUND_MAX:
-            return
+            return True
         ours = [link for link in self._members.links() if self._is_outbound(link)]
         ours.sort(key=lambda link: link.since_s)
-        leaving = ours[self._target].peer
+        free = [link.peer for link in ours[self._target :] if not self._is_in_use(link.peer)]
+        if not free:
+            return False
+        leaving = free[0]
         known = self._book.find(leaving)
         if known is not None:
             known.wanted_until_s = 0.0
         self._members.part_from(leaving)
+        return True
 
     def hint(self, peer: PeerId, addresses: tuple[Address, ...]) -> None:
         """Somebody near says where `peer` listens: unsigned, so it is only tried."""
@@ -256,27 +269,40 @@ class Discovery:
         candidates = [
             entry
             for entry in self._book.entries()
-            if entry.due_s <= now_s and (not is_full or self._is_needed(entry))
+            if entry.due_s <= now_s
+            and ((not is_full and entry.passed_over_until_s <= now_s) or self._is_needed(entry))
         ]
-        taken = {wide_group_of(x.host) for x in self._members.links() if x.outbound}
+        linked = {wide_group_of(x.host) for x in self._members.links() if x.outbound}
+        taken = set(linked)
         due: list[tuple[Entry, Address]] = []
+        looked_at = 0
         for entry in sorted(candidates, key=self._rank):
             is_needed = self._is_needed(entry)
-            if len(self._dialling) + len(due) >= DIALS_AT_ONCE_MAX:
+            if len(self._dialling) + len(due) >= DIALS_AT_ONCE_MAX or looked_at >= LOOKED_AT_MAX:
                 break
-            if not is_needed and wanted >= self._target:
+            if not self._may_dial(entry, now_s) or (not is_needed and wanted >= self._target):
                 continue
-            address = self._find_address(entry, now_s)
+            looked_at += 1
+            address = self._find_address(entry)
             if address is None:
+                self._pass_over(entry, now_s)
                 continue
             group = wide_group_of(address.host)
             if self._reach == "public" and not is_needed and not entry.configured:
+                if group in linked:
+                    self._pass_over(entry, now_s)
                 if group in taken:
                     continue
                 taken.add(group)
             wanted += not is_needed
             due.append((entry, address))
         return due
+
+    def _pass_over(self, entry: Entry, now_s: float) -> None:
+        """Else each look goes through a whole book of them; the jitter keeps them from returning
+        all in one. Whom we need is looked at all the same."""
+        wait_s = PASSED_OVER_S * self._rng.uniform(1 - BACKOFF_JITTER, 1 + BACKOFF_JITTER)
+        entry.passed_over_until_s = now_s + wait_s
 
     def _is_needed(self, entry: Entry) -> bool:
         """Beyond the target, and wherever it is: reserved, or one of ours waits for it."""
@@ -290,16 +316,17 @@ class Discovery:
             entry.failures,
         )
 
-    def _find_address(self, entry: Entry, now_s: float) -> Address | None:
-        """Where to dial `entry` now, or None if not now."""
+    def _may_dial(self, entry: Entry, now_s: float) -> bool:
         if entry.aside_until_s > now_s or entry.peer in self._dialling:
-            return None
-        if self._members.find_link(entry.peer) or self._members.is_banned(entry.peer):
-            return None
+            return False
+        return not (self._members.find_link(entry.peer) or self._members.is_banned(entry.peer))
+
+    def _find_address(self, entry: Entry) -> Address | None:
+        """Where to dial `entry`, if anywhere."""
         is_relay_fine = self._through_relays and self._is_needed(entry)
         addresses = [
             address
-            for address in entry.addresses(self._reach)
+            for address in entry.addresses()
             if not self._is_denied(entry.peer, address.host)
             and (address.relay is None or is_relay_fine)
         ]

@@ -272,6 +272,7 @@ class Libp2pNetwork(Switchboard):
             bootstrap=near + addresses_of(bootstrap, with_peer=True),
             book_path=book,
             is_denied=self._is_denied,
+            is_in_use=self.requests.is_in_use,
             now_ms=_now_ms,
             through_relays=relay != "off",
             outbound_target=outbound_target,
@@ -403,7 +404,8 @@ class Libp2pNetwork(Switchboard):
             return
         if self.members.is_banned(peer) or peer == self.me:
             raise Unreachable("banned, or this node itself")
-        self._discovery.want(peer, self._vetted(addresses), REACH_S)
+        if not self._discovery.want(peer, self._vetted(addresses), REACH_S):
+            raise Unreachable("every outbound link is in use")
         with trio.move_on_after(REACH_S):
             while not self.members.is_admitted(peer):  # noqa: ASYNC110  # many ways lead here
                 await trio.sleep(REACH_LOOK_S)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import structlog
 import trio
@@ -23,11 +24,14 @@ from p2p.limits import (
     AUTHORS_MAX,
     BULK_BYTES,
     FRAME_BYTES_MAX,
+    GONE_S,
     OPEN_S,
     REPLIES_BYTES_MAX,
     REPLIES_BYTES_PER_PEER_MAX,
+    REPLIES_BYTES_STRANGERS_MAX,
     STREAMS_MAX,
     STREAMS_PER_PEER_MAX,
+    UPLOAD_QUEUE_MAX,
     ServeLimits,
     TokenBucket,
 )
@@ -75,18 +79,22 @@ class Requests:
         counters: Counters,
         is_admitted: Callable[[PeerId], bool],
         is_banned: Callable[[PeerId], bool],
+        is_reserved: Callable[[PeerId], bool],
         blame: Blame,
         upload_bytes_s: int,
     ) -> None:
         self._counters = counters
         self._is_admitted = is_admitted
         self._is_banned = is_banned
+        self._is_reserved = is_reserved
         self._blame = blame
         self._served: dict[str, _Served] = {}
         self._running: Counter[tuple[PeerId, str]] = Counter()
         self._running_of_peer: Counter[PeerId] = Counter()  # requests only, not duplex streams
         self._running_of_protocol: Counter[str] = Counter()
         self._requests_running = 0
+        # Of ours, until their owners forget them: no stream tells us of its end.
+        self._opened: WeakKeyDictionary[FrameStream, PeerId] = WeakKeyDictionary()
         self._bulk_bytes = 0  # of large replies, for all peers and for each: what one may become,
         self._bulk_bytes_of_peer: Counter[PeerId] = Counter()  # then what it is, until it is taken
         self._buckets: OrderedDict[tuple[PeerId, str], TokenBucket] = OrderedDict()
@@ -144,6 +152,7 @@ class Requests:
         try:
             with trio.fail_after(timeout_s):
                 stream = await opener.open_stream(peer, protocol, credit_bytes=bytes_max)
+                self._opened[stream] = peer
                 await stream.write(body, timeout_s)
                 raw = await stream.read(bytes_max + ENVELOPE_BYTES_MAX, timeout_s)
                 is_done = True
@@ -165,9 +174,15 @@ class Requests:
         """A duplex stream, opened within OPEN_S."""
         try:
             with trio.fail_after(OPEN_S):
-                return await opener.open_stream(peer, protocol)
+                stream = await opener.open_stream(peer, protocol)
         except trio.TooSlowError:
             raise TooSlow(f"{protocol}: not opened within {OPEN_S} s") from None
+        self._opened[stream] = peer
+        return stream
+
+    def is_in_use(self, peer: PeerId) -> bool:
+        """Whether a stream runs to it or from it: its link should not be ended for another's."""
+        return peer in self._opened.values() or any(who == peer for who, _ in self._running)
 
     # --- answering
 
@@ -290,6 +305,7 @@ class Requests:
     ) -> None:
         limits = served.limits
         code, retry_ms, reply, held = int(Code.OUR_FAILURE), 0, b"", 0
+        begins_s = -math.inf  # its place in the upload queue
         try:
             body = await stream.read(limits.request_max, limits.timeout_s)
             held = self._hold(peer, limits)
@@ -298,6 +314,7 @@ class Requests:
             code = Code.OK
             if len(reply) > limits.reply_max:
                 code, reply = Code.REPLY_TOO_LARGE, b""
+            begins_s = self._queue_upload(len(reply), limits)
         except Refused as refusal:
             code, retry_ms, reply = refusal.code, refusal.retry_ms, refusal.body
         except Misbehaving:
@@ -319,10 +336,11 @@ class Requests:
             kept = min(held, len(reply))
             self._release(peer, held - kept)
         try:
-            async with self._turn(peer, len(reply)):
-                if code == Code.OK:
-                    await self._pace(len(reply))
-                is_written = await self._reply(stream, code, retry_ms, reply, limits.timeout_s)
+            if begins_s > trio.current_time():
+                await trio.sleep_until(begins_s)
+            envelope = encode_reply(int(code), retry_ms, reply)
+            queued = 0 if begins_s == -math.inf else len(reply)
+            is_written = await self._write_reply(peer, stream, envelope, queued, limits.timeout_s)
         finally:
             self._release(peer, kept)
         if is_written:
@@ -337,8 +355,13 @@ class Requests:
         size = limits.reply_max
         if size <= BULK_BYTES:
             return 0
+        queue_s = self._upload_queue_s()
+        if queue_s > UPLOAD_QUEUE_MAX * limits.timeout_s:
+            raise Refused(Code.BUSY, math.ceil(queue_s * 1_000))
+        # Validators have a share that no crowd of strangers which does not read can take.
+        most = REPLIES_BYTES_MAX if self._is_reserved(peer) else REPLIES_BYTES_STRANGERS_MAX
         if (
-            self._bulk_bytes + size > REPLIES_BYTES_MAX
+            self._bulk_bytes + size > most
             or self._bulk_bytes_of_peer[peer] + size > REPLIES_BYTES_PER_PEER_MAX
         ):
             raise Refused(Code.BUSY, BUSY_RETRY_MS)
@@ -387,6 +410,32 @@ class Requests:
             return False  # it went away; the stream is reset already
         return True
 
+    async def _write_reply(
+        self, peer: PeerId, stream: FrameStream, envelope: bytes, queued: int, timeout_s: float
+    ) -> bool:
+        """Whether the peer took it within `timeout_s`, its turn included; else it is reset.
+
+        `queued`: its bytes in the upload queue.
+
+        Why the turn counts: what a peer waits for there is its own reading of earlier replies.
+        """
+        is_large, began_s = len(envelope) > LARGE_BYTES, math.inf
+        try:
+            with trio.fail_after(timeout_s):
+                async with self._turn(peer, len(envelope)):
+                    began_s = trio.current_time()
+                    await stream.write(envelope, timeout_s)
+            return True
+        except (trio.TooSlowError, TooSlow):
+            if is_large:
+                self._blame(peer, "timeout")
+        except NetworkError:
+            pass  # it went away
+        if queued and trio.current_time() - began_s < GONE_S:
+            self._upload_due_s -= queued / self._upload_bytes_s  # nobody should wait for it
+        await stream.reset()
+        return False
+
     @asynccontextmanager
     async def _turn(self, peer: PeerId, size: int) -> AsyncIterator[None]:
         """Large replies to one peer go one after the other: it looks at the first meanwhile.
@@ -404,12 +453,20 @@ class Requests:
             if not lock.locked():
                 self._turns.pop(peer, None)
 
-    async def _pace(self, size: int) -> None:
-        """Wait our turn of the upload rate; small answers (status, light) never wait."""
+    def _upload_queue_s(self) -> float:
+        return max(0.0, self._upload_due_s - trio.current_time())
+
+    def _queue_upload(self, size: int, limits: ServeLimits) -> float:
+        """When a reply may be written, by the upload rate; small ones (status, light) never wait.
+
+        Refused where it would come too late. With nothing before it, none does: else what takes
+        longer than that at our rate were never given.
+        """
         if not self._upload_bytes_s or size <= LARGE_BYTES:
-            return
-        now_s = trio.current_time()
-        self._upload_due_s = max(self._upload_due_s, now_s)
-        wait_s = self._upload_due_s - now_s
-        self._upload_due_s += size / self._upload_bytes_s
-        await trio.sleep(wait_s)
+            return -math.inf
+        queue_s, takes_s = self._upload_queue_s(), size / self._upload_bytes_s
+        if queue_s and queue_s + takes_s > UPLOAD_QUEUE_MAX * limits.timeout_s:
+            raise Refused(Code.BUSY, math.ceil(queue_s * 1_000))
+        begins_s = trio.current_time() + queue_s
+        self._upload_due_s = begins_s + takes_s
+        return begins_s

@@ -111,6 +111,7 @@ class Switchboard:
             counters=self.counters,
             is_admitted=self.members.is_admitted,
             is_banned=self.members.is_banned,
+            is_reserved=self.members.is_reserved,
             blame=self.members.blame,
             upload_bytes_s=upload_bytes_s,
         )

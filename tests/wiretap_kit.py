@@ -143,6 +143,7 @@ class TappedNode(Switchboard):
             bootstrap=(),
             book_path=None,
             is_denied=lambda peer, host: False,
+            is_in_use=self.requests.is_in_use,
             now_ms=lambda: now_ms,
         )
         self.serve("peers", self.discovery.answer_peers, PROTOCOLS["peers"])

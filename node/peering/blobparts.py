@@ -54,9 +54,13 @@ class BlobPart:
         self._part, self._notes = part_paths(target)
         target.parent.mkdir(mode=0o700, exist_ok=True)
         self._file = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        os.ftruncate(self._file, length)  # the room that it will take is seen by others
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
-        self._noted = os.open(self._notes, flags, 0o600)
+        try:
+            os.ftruncate(self._file, length)  # the room that it will take is seen by others
+            self._noted = os.open(self._notes, flags, 0o600)
+        except BaseException:
+            os.close(self._file)
+            raise
         self._leaves: list[bytes] = [b""] * leaf_count(length)
         self._leaves[0] = merkle.leaf_hash(first_leaf(length))
         self._kept = count(1)

@@ -159,7 +159,8 @@ class Blobs:
         """Make `folder` hold the files of an identity, from all peers that tell the same of it.
 
         `check(folder)` recomputes the identity, in a thread, and raises Invalid where it differs:
-        its tellers are penalised and the next listing is tried. At the end we serve the files too.
+        its tellers are penalised and the next listing is tried. OSError, where this machine could
+        not read, is nobody's fault and raised on. At the end we serve the files too.
         Raises Unreachable when no source gave them, NoRoom where they do not fit here, before
         any of them is asked for; then nothing is at `folder`. What came is gone on with by the
         next call, also of another process.
@@ -214,6 +215,9 @@ class Blobs:
             await self._run_blocking(shutil.rmtree, folder)
             await self._run_blocking(self._store.discard, entries)
             return False
+        except OSError:  # ours: the blobs stay, and are checked again
+            await self._run_blocking(partial(shutil.rmtree, folder, ignore_errors=True))
+            raise
         await self._run_blocking(self._store.add_listing, kind, identity, entries)
         self.counters["fetched"] += 1
         return True

@@ -5,7 +5,8 @@ Why each chunk is kept at once: an ended process goes on where it was. Why a fal
 sender and a slow one only costs it its place: the first is a lie, the second may be our own line.
 Why a chunk is checked and written before its asker asks again: a slow disk then slows the asking,
 and no stream ever waits half read for it. Why the last chunks are asked for twice: else the
-slowest source would decide when all is here.
+slowest source would decide when all is here. Why a busy source rests with empty hands: what it did
+not give is for whoever is free.
 What this file does not know: whether the whole is true. Its loader finds out.
 """
 
@@ -28,7 +29,8 @@ IN_FLIGHT_PER_SOURCE: Final = 2  # or more where sources are few, if they answer
 FAILURES_MAX: Final = 3  # of one source in a row, then another takes its place
 REST_MIN_S: Final = 0.05  # of a source that is busy and does not say for how long
 REST_MAX_S: Final = 2.0
-RESTS_MAX: Final = 1_000  # in a row of one source: it is always busy
+REST_IN_VAIN_S: Final = 5.0  # busy for so long in a row, another source takes its place
+REST_ALONE_S: Final = 600.0  # the same where none waits: it is always busy
 LATE_S: Final = 2.0  # on its way for so long, one of the last chunks is asked for twice
 ASKED_TWICE_MAX: Final = 4  # of them
 SLOW_BYTES_S: Final = 64 << 10
@@ -87,7 +89,8 @@ class _Source:
     askers_max: int
     askers: int = 0
     failures: int = 0
-    rests: int = 0
+    rests_until_s: float = 0.0  # it is busy
+    busy_since_s: float | None = None  # ever since
     is_left: bool = False
     bytes: int = 0  # since `since_s`
     since_s: float = field(default_factory=trio.current_time)
@@ -97,8 +100,8 @@ class _Source:
 class _Asked:
     """A chunk on its way, and from whom."""
 
+    since_s: float  # of whomever, for the first time
     of: list[PeerId] = field(default_factory=list)
-    since_s: float = field(default_factory=trio.current_time)
 
 
 class ChunkFetch:
@@ -120,6 +123,7 @@ class ChunkFetch:
         self._run_blocking = run_blocking
         self._wanted: deque[int] = deque()
         self._asked: dict[int, _Asked] = {}  # chunks on their way
+        self._asked_since_s: dict[int, float] = {}  # also of those that came back to us
         self._keeping: set[int] = set()  # of these, what is being written
         at_once = min(SOURCES_AT_ONCE_MAX, max(1, len(sources)))
         most = max(IN_FLIGHT_PER_SOURCE, IN_FLIGHT_MAX // at_once)
@@ -178,9 +182,14 @@ class ChunkFetch:
     async def _next(self, source: _Source) -> int | None:
         """A chunk to ask for; waits while others may still fail; None when there is no more."""
         while not source.is_left and source.askers <= source.askers_max:
+            rest_s = source.rests_until_s - trio.current_time()
+            if rest_s > 0:
+                await trio.sleep(rest_s)
+                continue
             index = self._choose(source.peer)
             if index is not None:
-                self._asked.setdefault(index, _Asked()).of.append(source.peer)
+                since_s = self._asked_since_s.setdefault(index, trio.current_time())
+                self._asked.setdefault(index, _Asked(since_s)).of.append(source.peer)
                 return index
             if not self._asked:
                 break  # all is here, or nobody is at work on what this source has not
@@ -205,11 +214,15 @@ class ChunkFetch:
     # -- one chunk
 
     async def _fetch_one(self, source: _Source, index: int) -> None:
-        is_here = False
+        is_here, failure = False, None
         try:
             is_here = await self._try(source, index)
+        except NetworkError as error:
+            failure = error
         finally:
             self._settle(source, index, is_here=is_here)
+        if failure is not None:
+            self._fail(source, failure)
 
     def _settle(self, source: _Source, index: int, *, is_here: bool) -> None:
         asked = self._asked.get(index)
@@ -217,7 +230,7 @@ class ChunkFetch:
             return  # another source was quicker
         asked.of.remove(source.peer)
         if is_here:
-            del self._asked[index]
+            del self._asked[index], self._asked_since_s[index]
             self._counters["chunks"] += 1
             self._goods.note_kept(index)
             if not self.missing:
@@ -228,6 +241,7 @@ class ChunkFetch:
         self._tell()
 
     async def _try(self, source: _Source, index: int) -> bool:
+        """Whether the chunk is on the disk now; raises NetworkError where the source failed."""
         try:
             raw = await self._goods.ask(source.peer, index)
             source.bytes += len(raw)
@@ -243,14 +257,11 @@ class ChunkFetch:
             self._network.penalise(source.peer, PENALTIES["false_chunk"], "false_chunk")
             self._leave(source)
             return False
-        except NetworkError as error:
-            await self._fail(source, error)
-            return False
         except OSError as error:  # ours: no other source would help
             self._disk_error = error
             self._nursery.cancel_scope.cancel()
             return False
-        source.failures = source.rests = 0
+        source.failures, source.rests_until_s, source.busy_since_s = 0, 0.0, None
         self._tell_progress()
         self._replace_if_slow(source)
         return True
@@ -262,12 +273,11 @@ class ChunkFetch:
         finally:
             self._keeping.discard(index)
 
-    async def _fail(self, source: _Source, error: NetworkError) -> None:
+    def _fail(self, source: _Source, error: NetworkError) -> None:
+        """Note it; a busy source rests, and holds no chunk meanwhile."""
         if isinstance(error, Refused) and error.code in (Code.RATE_EXCEEDED, Code.BUSY):
-            source.rests += 1
-            if source.rests < RESTS_MAX:
-                await trio.sleep(min(REST_MAX_S, max(REST_MIN_S, error.retry_ms / 1_000)))
-                return
+            self._rest(source, error.retry_ms / 1_000)
+            return
         if isinstance(error, TooSlow):
             source.askers_max = 1  # one chunk may come in time where two together do not
         self._counters["chunks_failed"] += 1
@@ -276,6 +286,16 @@ class ChunkFetch:
             self._leave(source)
         else:
             self._replace_if_slow(source)
+
+    def _rest(self, source: _Source, asked_s: float) -> None:
+        now_s = trio.current_time()
+        if source.busy_since_s is None:
+            source.busy_since_s = now_s
+        if now_s - source.busy_since_s >= (REST_IN_VAIN_S if self._spare else REST_ALONE_S):
+            self._counters["sources_busy"] += 1
+            self._leave(source)
+            return
+        source.rests_until_s = now_s + min(REST_MAX_S, max(REST_MIN_S, asked_s))
 
     def _replace_if_slow(self, source: _Source) -> None:
         """Only where another waits: a slow source is better than none."""

@@ -230,27 +230,42 @@ class StateSync:
         if not true:
             return None
         manifest = next(iter(true.values()))
+        try:
+            return await self._fetch(manifest, list(true))
+        except OSError as error:
+            self.counters["disk_failed"] += 1
+            log.error(
+                "the disk takes no snapshot",
+                height=manifest.height,
+                why=str(error),
+                mend="free space or mend the disk; what came is gone on with",
+            )
+            return None
+
+    async def _fetch(self, manifest: Manifest, sources: list[PeerId]) -> Manifest | None:
+        """Fetch and load it; raises OSError where the disk takes no more."""
         if not await self._begin(manifest):
             return None
-        log.info("state sync", height=manifest.height, chunks=len(manifest.chunks), peers=len(true))
+        height = manifest.height
+        log.info("state sync", height=height, chunks=len(manifest.chunks), peers=len(sources))
         fetch = ChunkFetch(
             network=self._network,
-            goods=SnapshotGoods(self._network, manifest, self._store.part(manifest.height)),
-            sources=list(true),
+            goods=SnapshotGoods(self._network, manifest, self._store.part(height)),
+            sources=sources,
             counters=self.counters,
             run_blocking=self._run_blocking,
         )
         if not await fetch.run():
-            log.info("sources of a snapshot are gone", height=manifest.height)
+            log.info("sources of a snapshot are gone", height=height)
             return None
         try:
             await self._run_blocking(self._take_in, manifest)
         except Invalid as refusal:
-            for peer in true:  # every chunk was what they said: the lie is their manifest
+            for peer in sources:  # every chunk was what they said: the lie is their manifest
                 self._blame(peer, refusal)
             await self._run_blocking(self._store.drop_parts)
             return None
-        log.info("state synced", height=manifest.height, bytes=manifest.total_bytes())
+        log.info("state synced", height=height, bytes=manifest.total_bytes())
         return manifest
 
     async def _find_header(self, height: int) -> Header | None:

@@ -52,7 +52,7 @@ REFUSED = [  # what the file holds, and what the sentence says
     ("rolse = []", 'unknown key "rolse", did you mean "roles"?'),
     ("p2p = 3", "p2p is a table"),
     ('profile = "moonnet"', "profile = 'moonnet'"),
-    ("[p2p]\noutbound_min = 17", "[p2p] outbound_min = 17: Expected `int` <= 16"),
+    ("[p2p]\noutbound_min = 16", "[p2p] outbound_min = 16: Expected `int` <= 15"),
     ("[p2p]\nmax_connections = 0", "[p2p] max_connections = 0: Expected `int` >= 1"),
     ("instance = true", "instance = True: Expected `int`, got `bool`"),
     ("instance = 100", "instance = 100"),

@@ -1,5 +1,6 @@
 """What a node holds: fetched when missing, believed by its hash alone, renewed with the ledger."""
 
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ledger_kit import NOW_MS, new_state
 
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
+from node import holdings
 from node.holdings import FOLDERS, LOOK_S, Holdings, check_identity, find_current
 from node.ledger import tables
 from node.ledger.state import State
@@ -288,3 +290,31 @@ def test_folder_that_no_parser_can_read_is_another_identity(tmp_path) -> None:
     for kind in KINDS:
         with pytest.raises(Invalid, match=r"holdings\.identity"):
             check_identity(kind, bytes(32), tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EMFILE, "too many"), OSError(errno.EIO, "disk"), MemoryError()]
+)
+async def test_what_this_machine_cannot_read_now_is_no_lie_of_a_peer(
+    tmp_path, autojump_clock, monkeypatch, error: Exception
+) -> None:
+    async with town(tmp_path, names=()) as at:
+        adapter = at.shelf.manifest.adapter
+        with monkeypatch.context() as patch:
+            patch.setattr(holdings, "read_adapter", raising(error))
+            with pytest.raises(OSError, match=r"Errno"):
+                await at.holdings.fetch(ADAPTER, adapter)
+        assert at.penalties == []
+        came = at.holdings._blobs.counters["fetched_bytes"]
+        check_identity(ADAPTER, adapter, await at.holdings.fetch(ADAPTER, adapter))
+        assert at.holdings._blobs.counters["fetched_bytes"] == came, "what came was kept"
+
+
+def raising(error: Exception):
+    def read(folder: Path) -> None:
+        try:
+            raise error
+        except OSError as why:
+            raise ValueError("what a parser makes of it") from why
+
+    return read

@@ -92,6 +92,20 @@ async def test_a_peer_that_does_not_read_a_large_reply_has_its_small_ones(nurser
     await unread.reset()
 
 
+async def test_a_peer_is_in_use_as_long_as_a_stream_runs_to_it_or_from_it(nursery):
+    async def wait(peer, stream):
+        await stream.read(9, 60)
+
+    one, other = await two(nursery, infer=wait)
+    stream = await one.open(other.me, "infer")
+    await wait_until(lambda: other.requests.is_in_use(one.me))
+    assert one.requests.is_in_use(other.me)
+    await stream.reset()
+    del stream
+    await wait_until(lambda: not (one.requests.is_in_use(other.me)))
+    await wait_until(lambda: not other.requests.is_in_use(one.me))
+
+
 async def test_a_large_frame_of_a_stream_comes_with_the_credit_of_its_length(nursery):
     got = []
 

@@ -159,7 +159,7 @@ async def test_large_replies_that_one_peer_waits_for_are_bounded(world, nursery)
 
 
 async def test_large_replies_of_all_peers_together_are_bounded(world, nursery, monkeypatch):
-    monkeypatch.setattr(requests, "REPLIES_BYTES_MAX", BULK.reply_max)
+    monkeypatch.setattr(requests, "REPLIES_BYTES_STRANGERS_MAX", BULK.reply_max)
     slow = Slow()
     a, b, c = await world.start(nursery, 3, serving(slow.answer, BULK))
     nursery.start_soon(lambda: a.request(b.me, "blocks", b"x", **ASK))
@@ -171,7 +171,7 @@ async def test_large_replies_of_all_peers_together_are_bounded(world, nursery, m
 
 
 async def test_small_replies_wait_for_nobody(world, nursery, monkeypatch):
-    monkeypatch.setattr(requests, "REPLIES_BYTES_MAX", 0)
+    monkeypatch.setattr(requests, "REPLIES_BYTES_STRANGERS_MAX", 0)
     small, large = (replace(BLOCKS, reply_max=most) for most in (BULK_BYTES, BULK_BYTES + 1))
     a, b = await world.start(nursery, 2, serving(limits=small))
     assert await a.request(b.me, "blocks", b"x", **ASK) == b"x"

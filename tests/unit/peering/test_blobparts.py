@@ -1,5 +1,6 @@
 """Half a blob on the disk: what was noted is believed only if it is there, and goes on so."""
 
+import os
 import random
 from pathlib import Path
 
@@ -133,3 +134,32 @@ def test_a_file_that_takes_few_bytes_at_once_is_written_whole(made: Made, monkey
     made.keep(part, *range(CHUNKS))
     assert part.finish()
     assert made.target.read_bytes() == made.file.read_bytes()
+
+
+@pytest.mark.parametrize("failing", ["ftruncate", "open"])
+def test_part_that_cannot_be_made_keeps_no_file_open(
+    made: Made, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    opened, closed = [], []
+    really_open, really_close = os.open, os.close
+
+    def open_first(*arguments: object) -> int:
+        if opened and failing == "open":
+            raise OSError(24, "Too many open files")
+        opened.append(really_open(*arguments))  # type: ignore[arg-type]
+        return opened[-1]
+
+    def close(descriptor: int) -> None:
+        closed.append(descriptor)
+        really_close(descriptor)
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(blobparts.os, "open", open_first)
+    monkeypatch.setattr(blobparts.os, "close", close)
+    if failing == "ftruncate":
+        monkeypatch.setattr(blobparts.os, "ftruncate", full)
+    with pytest.raises(OSError, match=r"No space left|Too many"):
+        made.open()
+    assert closed == opened

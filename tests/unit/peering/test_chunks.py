@@ -14,6 +14,7 @@ from node.peering.chunks import (
     FAILURES_MAX,
     IN_FLIGHT_MAX,
     LATE_S,
+    REST_IN_VAIN_S,
     SLOW_BYTES_S,
     SLOW_S,
     ChunkFetch,
@@ -228,6 +229,52 @@ async def test_a_busy_source_is_left_alone_for_as_long_as_it_says(autojump_clock
     counters = await fetch(goods, A)
     assert trio.current_time() == pytest.approx(1.5)
     assert counters["chunks_failed"] == 0
+
+
+async def test_a_busy_source_holds_up_no_chunk_that_another_can_give(autojump_clock) -> None:
+    async def behave(peer: bytes, index: int) -> None:
+        if peer == A:
+            raise Refused(Code.BUSY, 1_900)
+        await trio.sleep(1)
+
+    alone = Sources(behave, chunks=40)
+    await fetch(alone, B)
+    alone_s = trio.current_time()
+    goods = Sources(behave, chunks=40)
+    await fetch(goods, A, B)
+    assert not goods.missing()
+    assert trio.current_time() - alone_s <= alone_s + LATE_S
+
+
+async def test_a_source_that_stays_busy_is_left_where_another_waits(autojump_clock) -> None:
+    async def behave(peer: bytes, index: int) -> None:
+        if peer != E:
+            raise Refused(Code.BUSY, 1_000)
+        await trio.sleep(1)
+
+    goods = Sources(behave)
+    counters = await fetch(goods, A, B, C, D, E)
+    assert not goods.missing()
+    assert counters["sources_busy"] == 1
+    assert goods.penalties == []
+    assert trio.current_time() <= REST_IN_VAIN_S + 1 + 12
+
+
+async def test_a_chunk_that_came_back_is_as_late_as_it_was(autojump_clock) -> None:
+    """Else a source that is busy in turns would never be helped out with the last chunks."""
+
+    async def behave(peer: bytes, index: int) -> None:
+        if peer == B:
+            await trio.sleep(1)
+        elif trio.current_time() < LATE_S:
+            await trio.sleep(LATE_S - 0.1)
+            raise Refused(Code.BUSY, 1)
+        else:
+            await trio.sleep(100)
+
+    goods = Sources(behave, chunks=1)
+    await fetch(goods, A, B)
+    assert trio.current_time() < 2 * LATE_S
 
 
 async def test_a_slow_disk_slows_the_asking_and_no_source_waits_for_it(autojump_clock) -> None:

@@ -408,3 +408,26 @@ async def test_too_small_a_disk_is_told_and_nothing_is_fetched(
     async with world_of(snapped, tmp_path, honest) as world:
         world.assert_nothing_used(await world.sync().run())
         assert world.asked == []
+
+
+async def test_disk_that_fills_on_the_way_ends_no_node_and_what_came_stays(
+    snapped: Snapped, tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, written = statesync.write_chunk, []
+
+    def write_first(folder: Path, index: int, raw: bytes) -> None:
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(index)
+        write(folder, index, raw)
+
+    async with world_of(snapped, tmp_path, honest) as world:
+        with monkeypatch.context() as full:
+            full.setattr(statesync, "write_chunk", write_first)
+            first = world.sync()
+            world.assert_nothing_used(await first.run())
+        assert first.counters["disk_failed"] == statesync.ROUNDS_MAX
+        assert world.score(KEYS[0]) == 0
+        second = world.sync()
+        world.assert_synced(await second.run())
+        assert second.counters["chunks_resumed"] == 1

@@ -32,6 +32,7 @@ from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub, ValidationCache
 from libp2p.pubsub.rpc_queue import RpcQueue
+from libp2p.pubsub.utils import safe_bytes_from_hex
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
@@ -43,16 +44,22 @@ from p2p.limits import (
     FRAME_BODY_S,
     FRAME_BYTES_S_MIN,
     NEGOTIATION_LINE_BYTES_MAX,
+    OPENED_STREAMS_BURST,
+    OPENED_STREAMS_S,
     OUTBOUND_QUEUE,
+    OUTBOUND_QUEUE_BYTES_MAX,
     PER_ADDRESS_MAX,
     PRUNE_BACKOFF_S_MAX,
     REFUSED_STREAMS_MAX,
+    REFUSED_STREAMS_S,
     RPC_BYTES_MAX,
     RPC_CONTROLS_MAX,
     RPC_IDS_MAX,
     RPC_MESSAGES_MAX,
     RPC_SUBSCRIPTIONS_MAX,
+    RPC_WANTED_BYTES_MAX,
     STREAMS_PER_CONNECTION_MAX,
+    TokenBucket,
 )
 
 READ_BYTES: Final = 64 * 1_024
@@ -76,7 +83,14 @@ def shielded(seconds: float) -> trio.CancelScope:
 class GuardedGossipSub(GossipSub):
     """No exception of one peer's control message, or of one heartbeat, leaves the router."""
 
-    def __init__(self, *, note: Note, count: Callable[[str], None], **more: Any) -> None:
+    def __init__(
+        self,
+        *,
+        note: Note,
+        count: Callable[[str], None],
+        is_welcome: Callable[[Any], bool],
+        **more: Any,
+    ) -> None:
         super().__init__(
             max_pending_messages_per_peer=PENDING_MAX,
             pending_messages_ttl=PENDING_S,
@@ -84,13 +98,35 @@ class GuardedGossipSub(GossipSub):
         )
         self._note = note
         self._count = count
+        self._is_welcome = is_welcome  # the peer of this id: then we answer it
 
     async def handle_rpc(self, rpc: Any, sender_peer_id: Any) -> None:
         try:
             _prune_control(rpc.control, set(self.mesh))
+            if not self._is_welcome(sender_peer_id):
+                # It may join our meshes already, or ours and its own would differ for a while.
+                for kind in ("ihave", "iwant", "idontwant"):
+                    rpc.control.ClearField(kind)
+            self._bound_wanted(rpc.control)
             await super().handle_rpc(rpc, sender_peer_id)
         except Exception as error:  # noqa: BLE001  # bare, it ends the process
             self._note(sender_peer_id, "gossip control", error)
+
+    def _bound_wanted(self, control: Any) -> None:
+        """Leave one IWANT: each message once, RPC_WANTED_BYTES_MAX of them together.
+
+        The library copies a message for each time that it is named: 188 KB of ids became 347 MB.
+        """
+        names = (safe_bytes_from_hex(told) for want in control.iwant for told in want.messageIDs)
+        wanted, size = [], 0
+        for name in dict.fromkeys(name for name in names if name is not None):
+            message = self.mcache.get(name)
+            if message is not None and size + message.ByteSize() <= RPC_WANTED_BYTES_MAX:
+                size += message.ByteSize()
+                wanted.append(name.hex().encode())  # taken by the library for what it is
+        control.ClearField("iwant")
+        if wanted:
+            control.iwant.add(messageIDs=wanted)
 
     async def heartbeat(self) -> None:
         while True:
@@ -259,10 +295,26 @@ class GuardedPubsub(Pubsub):
 
 
 class _LongQueue(RpcQueue):
-    """The library's holds 32 messages for a peer and drops the rest in silence."""
+    """The library's holds 32 messages for a peer, of any size, and drops the rest in silence."""
 
     def __init__(self) -> None:
         super().__init__(OUTBOUND_QUEUE, RPC_BYTES_MAX)
+        self._bytes = 0
+
+    def push(self, rpc: Any, priority: bool = False) -> bool:
+        """False when it is full, as the library's."""
+        size = rpc.ByteSize()
+        if self._bytes + size > OUTBOUND_QUEUE_BYTES_MAX or not super().push(rpc, priority):
+            return False
+        self._bytes += size
+        return True
+
+    async def pop(self) -> Any:
+        """As the library's."""
+        rpc = await super().pop()
+        if rpc is not None:
+            self._bytes -= rpc.ByteSize()
+        return rpc
 
 
 # --- connections and streams
@@ -326,26 +378,48 @@ def count_theirs(link: Any) -> int:
     return sum(not stream.muxed_stream.is_initiator for stream in link.get_streams())
 
 
+class _Streams:
+    """What a peer may open on one connection: each stream costs us more than it costs the peer."""
+
+    def __init__(self) -> None:
+        now_s = trio.current_time()
+        self._opened = TokenBucket(OPENED_STREAMS_S, OPENED_STREAMS_BURST, now_s)
+        self._refused = TokenBucket(REFUSED_STREAMS_S, REFUSED_STREAMS_MAX, now_s)
+        self.is_cut = False
+
+    def take(self) -> bool:
+        """One is opened; False when they came too fast, whether they live or not."""
+        return self._opened.take(trio.current_time())
+
+    def refuse(self) -> bool:
+        """One is one too many at once; False when such have been too many."""
+        return self._refused.take(trio.current_time())
+
+
 def guard_swarm(swarm: Any, note: Note, *, private_allowed: bool) -> None:
     """Wrap what the swarm does with strangers' connections and streams."""
     inner = swarm.common_stream_handler
 
-    refused: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # connection → streams of it
+    streams_of: WeakKeyDictionary[Any, _Streams] = WeakKeyDictionary()  # by connection
 
-    async def refuse(stream: Any) -> None:
-        """Too many at once. Who goes on and on is cut off: each one costs us more than its peer."""
+    async def is_refused(stream: Any) -> bool:
+        """Reset one too many. Who goes on and on is cut off."""
         link = stream.swarm_conn
+        streams = streams_of.setdefault(link, _Streams())
+        is_patient = streams.take()
+        if is_patient and count_theirs(link) <= STREAMS_PER_CONNECTION_MAX:
+            return False
         await reset_stream(stream)
-        refused[link] = refused.get(link, 0) + 1
-        if refused[link] == REFUSED_STREAMS_MAX:
+        if not (is_patient and streams.refuse()) and not streams.is_cut:
+            streams.is_cut = True
             note(stream.muxed_conn.peer_id, "stream flood", Misbehaving("too many streams"))
             await link.close()
+        return True
 
     async def handle_stream(stream: Any) -> None:
         peer = stream.muxed_conn.peer_id
         try:
-            if count_theirs(stream.swarm_conn) > STREAMS_PER_CONNECTION_MAX:
-                await refuse(stream)
+            if await is_refused(stream):
                 return
             await inner(stream)
         except Exception as error:  # noqa: BLE001  # bare, it ends the process
@@ -358,8 +432,8 @@ def guard_swarm(swarm: Any, note: Note, *, private_allowed: bool) -> None:
         """The library keeps an inbound slot for ever: after 64 connections, none comes in."""
         remote = connection.get_remote_address()
         host = remote[0] if remote else ""
-        if not private_allowed and handshakes[host] >= PER_ADDRESS_MAX:
-            await connection.close()
+        if not host or (not private_allowed and handshakes[host] >= PER_ADDRESS_MAX):
+            await connection.close()  # without an address it has gone already
             return
         handshakes[host] += 1
         muxed = None
@@ -447,12 +521,18 @@ class Libp2pFrameStream:
         self._stream = stream
         self._held = bytearray()
         self._is_reset = False
+        self._has_read = False  # a whole frame
+        self.has_stalled = False
 
     async def read(self, bytes_max: int, timeout_s: float) -> bytes:
-        is_whole = False
+        is_whole = has_begun = False
         try:
             with trio.fail_after(timeout_s):
-                length = frame_length(await self._read_length(), bytes_max)
+                if not self._held:
+                    await self._hold_more()
+                has_begun = True
+                with trio.fail_after(FRAME_BODY_S):
+                    length = frame_length(await self._read_length(), bytes_max)
                 missing = length - len(self._held)
                 if missing <= 0:
                     body = bytes(self._held[:length])
@@ -463,20 +543,27 @@ class Libp2pFrameStream:
                         rest = await self._read_rest(missing)
                     body = bytes(self._held) + rest
                     self._held.clear()
-            is_whole = True
+            is_whole = self._has_read = True
             return body
         except trio.TooSlowError:
+            self.has_stalled = has_begun
             raise TooSlow("no whole frame in time") from None
+        except trio.Cancelled:
+            self.has_stalled = has_begun and not self._has_read
+            raise
         finally:
             if not is_whole:
                 await self.reset()
 
+    async def _hold_more(self) -> None:
+        part = await self._take(self._stream.read, READ_BYTES)
+        if not part:
+            raise self._cut_off() if self._held else EndOfStream("closed by the peer")
+        self._held += part
+
     async def _read_length(self) -> bytes:
         while len(self._held) < LENGTH_BYTES:
-            part = await self._take(self._stream.read, READ_BYTES)
-            if not part:
-                raise self._cut_off() if self._held else EndOfStream("closed by the peer")
-            self._held += part
+            await self._hold_more()
         head = bytes(self._held[:LENGTH_BYTES])
         del self._held[:LENGTH_BYTES]
         return head

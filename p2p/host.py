@@ -43,7 +43,6 @@ from p2p.guard import (
     GuardedGossipSub,
     GuardedPubsub,
     GuardedYamux,
-    Libp2pFrameStream,
     guard_identify,
     guard_swarm,
     id_of,
@@ -74,6 +73,7 @@ from p2p.membership import Membership
 from p2p.peers import PeerId, key_of_id_bytes
 from p2p.relay import RELAY_ROLE, Relaying, RelayUse, Way, is_circuit
 from p2p.requests import Requests
+from p2p.streams import Libp2pFrameStream
 from p2p.switchboard import TransportLost
 
 log = structlog.get_logger(part="p2p")

@@ -8,7 +8,7 @@ import trio
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 from network_kit import World, admitted, wait_until
 
-from p2p import bulk, guard
+from p2p import bulk, streams
 from p2p.errors import Misbehaving, NetworkError, Unreachable
 from p2p.limits import CREDIT_S, PROTOCOLS, WINDOW_BYTES_MAX, MiB
 
@@ -263,7 +263,7 @@ async def test_the_address_of_a_socket_is_known_for_both_kinds(told, remote):
 
 @pytest.mark.parametrize("half", [b"\x00\x00", (9).to_bytes(4, "big") + b"and"])
 async def test_who_begins_a_frame_and_does_not_end_it_is_blamed(nursery, monkeypatch, half):
-    monkeypatch.setattr(guard, "FRAME_BODY_S", 0.2)
+    monkeypatch.setattr(streams, "FRAME_BODY_S", 0.2)
 
     async def hear(peer, stream):
         await stream.read(9, 60)

@@ -8,6 +8,8 @@ so its writer never waits, and never loses its stream to the 5 s that the librar
 What this file does not know: what is sent, and what may be sent.
 """
 
+import contextlib
+import ipaddress
 import struct
 from collections import Counter
 from typing import Any, Final
@@ -17,6 +19,7 @@ import libp2p.transport.tcp.tcp as tcp_module
 import trio
 from libp2p.io.exceptions import IncompleteReadError
 from libp2p.io.trio import TrioTCPStream
+from libp2p.network.connection.exceptions import RawConnError
 from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH, NoiseTransportReadWriter
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamError, MuxedStreamReset
 from libp2p.stream_muxer.yamux.yamux import (
@@ -35,10 +38,12 @@ from p2p.limits import (
     FRAME_BYTES_S_MIN,
     FRAMES_AT_ONCE,
     TCP_READ_BYTES,
+    WINDOW_BYTES_MAX,
 )
 
 MUXED_BYTES_MAX: Final = MAX_PLAINTEXT_LENGTH - HEADER_SIZE  # of a Yamux frame: one Noise message
 CREDIT_SLACK_BYTES: Final = 1_024  # greeting, length and envelope around a reply
+LARGEST: Final = "largest_window"  # ever given on a connection, in its own attributes
 
 
 BYTES_MOVED: Final[Counter[str]] = Counter()  # in, out: of all sockets of this process
@@ -54,6 +59,20 @@ class BufferedTcpStream(TrioTCPStream):
         super().__init__(stream)
         self._held = b""
         self._at = 0
+        self._remote: tuple[str, int] | None = None
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """(host, port), None when it has gone; the library knows no IPv6.
+
+        The host without a zone, and as IPv4 where it is that: as limits and `deny` name it.
+        """
+        if self._remote is None:
+            with contextlib.suppress(OSError, ValueError):
+                host, port = self.stream.socket.getpeername()[:2]
+                ip = ipaddress.ip_address(host.partition("%")[0])
+                inner = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+                self._remote = str(inner or ip), port
+        return self._remote
 
     async def read(self, n: int | None = None) -> bytes:
         """At most `n` bytes, b"" at the end; what is here comes without a wait."""
@@ -125,7 +144,13 @@ async def read_some(self: Yamux, stream_id: int, n: int = -1) -> bytes:
 
 
 async def read_body(self: Yamux, length: int) -> bytes:
-    """`_read_data_body` without the copies of a loop: a session gives all that it is asked for."""
+    """`_read_data_body` without the copies of a loop: a session gives all that it is asked for.
+
+    Of what no stream was ever let send, nothing is read: a stranger says how long a frame is.
+    """
+    if length > self.__dict__.get(LARGEST, yamux_module.DEFAULT_WINDOW_SIZE):
+        await self._cleanup_on_error()  # the library would go on, and take the body for headers
+        raise RawConnError("a frame larger than any window")
     with trio.fail_after(FRAME_BODY_S + length / FRAME_BYTES_S_MIN):
         data = await self.secured_conn.read(length)
     if len(data) < length:
@@ -213,6 +238,7 @@ async def batched_credit(self: YamuxStream, *, bytes_read: int = 0) -> None:
     self.recv_window += increment
     buffered = len(self.conn.stream_buffers.get(self.stream_id, b""))
     increment += self._apply_autotune_epoch(buffered)
+    _note_window(self)
     await self.send_window_update(increment)
 
 
@@ -223,7 +249,15 @@ async def credit_frame(stream: YamuxStream, missing: int) -> None:
     if increment > 0:
         stream.recv_window += increment
         stream.target_recv_window = max(stream.target_recv_window, missing)
+        _note_window(stream)
         await stream.send_window_update(increment)
+
+
+def _note_window(stream: YamuxStream) -> None:
+    """The largest of a connection: it holds also for what is under way to a stream just gone."""
+    kept = stream.conn.__dict__
+    largest = kept.get(LARGEST, yamux_module.DEFAULT_WINDOW_SIZE)
+    kept[LARGEST] = max(largest, stream.recv_window)
 
 
 def patch_streams() -> None:
@@ -231,6 +265,7 @@ def patch_streams() -> None:
     for part, name, ours in (
         (tcp_module, "TrioTCPStream", BufferedTcpStream),
         (yamux_module, "MAX_MESSAGE_SIZE", MUXED_BYTES_MAX + HEADER_SIZE),
+        (yamux_module, "MAX_WINDOW_SIZE", WINDOW_BYTES_MAX),  # 16 MiB: what it may grow to
         (NoiseTransportReadWriter, "write_msg", write_message),
         (Yamux, "read_stream", read_some),
         (Yamux, "_read_data_body", read_body),

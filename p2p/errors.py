@@ -6,6 +6,7 @@ Our own faults are never one of these.
 """
 
 from enum import IntEnum
+from typing import Final
 
 
 class Code(IntEnum):
@@ -23,6 +24,9 @@ class Code(IntEnum):
     EXPIRED = 9
     OUR_FAILURE = 10
     CLOSING = 11
+
+
+UNKNOWN_CODE: Final = -2  # in our counters, for any that a peer makes up
 
 
 class NetworkError(Exception):

@@ -32,7 +32,10 @@ class FrameStream(Protocol):
     inside `read` or `write` resets the stream, since half a frame is gone; the connection stays.
     Read without pausing: a writer whose bytes nobody takes for 5 s loses its stream. Whoever opened
     one ends it with `part` or `reset`: closed only, it is held as long as the connection.
+    `has_stalled`: a frame was begun and did not end in time, or before we gave up the first one.
     """
+
+    has_stalled: bool
 
     async def read(self, bytes_max: int, timeout_s: float) -> bytes:
         """The next frame. `timeout_s` may be infinite: it bounds the wait for the frame's start.

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Callable, Collection
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -32,31 +32,33 @@ from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.pubsub.pubsub import Pubsub, ValidationCache
 from libp2p.pubsub.rpc_queue import RpcQueue
+from libp2p.pubsub.utils import safe_bytes_from_hex
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
-from p2p.bulk import credit_frame, patch_streams, take
-from p2p.errors import EndOfStream, Misbehaving, NetworkError, TooSlow, Unreachable
-from p2p.framing import LENGTH_BYTES, frame, frame_head, frame_length
+from p2p.bulk import patch_streams
+from p2p.errors import Misbehaving
 from p2p.limits import (
     CLOSE_S,
-    FRAME_BODY_S,
-    FRAME_BYTES_S_MIN,
     NEGOTIATION_LINE_BYTES_MAX,
+    OPENED_STREAMS_BURST,
+    OPENED_STREAMS_S,
     OUTBOUND_QUEUE,
+    OUTBOUND_QUEUE_BYTES_MAX,
     PER_ADDRESS_MAX,
     PRUNE_BACKOFF_S_MAX,
     REFUSED_STREAMS_MAX,
+    REFUSED_STREAMS_S,
     RPC_BYTES_MAX,
     RPC_CONTROLS_MAX,
     RPC_IDS_MAX,
     RPC_MESSAGES_MAX,
     RPC_SUBSCRIPTIONS_MAX,
+    RPC_WANTED_BYTES_MAX,
     STREAMS_PER_CONNECTION_MAX,
+    TokenBucket,
 )
 
-READ_BYTES: Final = 64 * 1_024
-COPIED_BYTES_MAX: Final = 256 * 1_024
 STUCK_WRITE_S: Final = 6.0  # a frame half written for so long: the connection is lost
 UNREAD_SLACK_BYTES: Final = 64 * 1_024
 PENDING_MAX: Final = 8  # gossip kept for a peer whose subscriptions are not known yet
@@ -76,7 +78,14 @@ def shielded(seconds: float) -> trio.CancelScope:
 class GuardedGossipSub(GossipSub):
     """No exception of one peer's control message, or of one heartbeat, leaves the router."""
 
-    def __init__(self, *, note: Note, count: Callable[[str], None], **more: Any) -> None:
+    def __init__(
+        self,
+        *,
+        note: Note,
+        count: Callable[[str], None],
+        is_welcome: Callable[[Any], bool],
+        **more: Any,
+    ) -> None:
         super().__init__(
             max_pending_messages_per_peer=PENDING_MAX,
             pending_messages_ttl=PENDING_S,
@@ -84,13 +93,35 @@ class GuardedGossipSub(GossipSub):
         )
         self._note = note
         self._count = count
+        self._is_welcome = is_welcome  # the peer of this id: then we answer it
 
     async def handle_rpc(self, rpc: Any, sender_peer_id: Any) -> None:
         try:
             _prune_control(rpc.control, set(self.mesh))
+            if not self._is_welcome(sender_peer_id):
+                # It may join our meshes already, or ours and its own would differ for a while.
+                for kind in ("ihave", "iwant", "idontwant"):
+                    rpc.control.ClearField(kind)
+            self._bound_wanted(rpc.control)
             await super().handle_rpc(rpc, sender_peer_id)
         except Exception as error:  # noqa: BLE001  # bare, it ends the process
             self._note(sender_peer_id, "gossip control", error)
+
+    def _bound_wanted(self, control: Any) -> None:
+        """Leave one IWANT: each message once, RPC_WANTED_BYTES_MAX of them together.
+
+        The library copies a message for each time that it is named: 188 KB of ids became 347 MB.
+        """
+        names = (safe_bytes_from_hex(told) for want in control.iwant for told in want.messageIDs)
+        wanted, size = [], 0
+        for name in dict.fromkeys(name for name in names if name is not None):
+            message = self.mcache.get(name)
+            if message is not None and size + message.ByteSize() <= RPC_WANTED_BYTES_MAX:
+                size += message.ByteSize()
+                wanted.append(name.hex().encode())  # taken by the library for what it is
+        control.ClearField("iwant")
+        if wanted:
+            control.iwant.add(messageIDs=wanted)
 
     async def heartbeat(self) -> None:
         while True:
@@ -259,10 +290,26 @@ class GuardedPubsub(Pubsub):
 
 
 class _LongQueue(RpcQueue):
-    """The library's holds 32 messages for a peer and drops the rest in silence."""
+    """The library's holds 32 messages for a peer, of any size, and drops the rest in silence."""
 
     def __init__(self) -> None:
         super().__init__(OUTBOUND_QUEUE, RPC_BYTES_MAX)
+        self._bytes = 0
+
+    def push(self, rpc: Any, priority: bool = False) -> bool:
+        """False when it is full, as the library's."""
+        size = rpc.ByteSize()
+        if self._bytes + size > OUTBOUND_QUEUE_BYTES_MAX or not super().push(rpc, priority):
+            return False
+        self._bytes += size
+        return True
+
+    async def pop(self) -> Any:
+        """As the library's."""
+        rpc = await super().pop()
+        if rpc is not None:
+            self._bytes -= rpc.ByteSize()
+        return rpc
 
 
 # --- connections and streams
@@ -326,26 +373,48 @@ def count_theirs(link: Any) -> int:
     return sum(not stream.muxed_stream.is_initiator for stream in link.get_streams())
 
 
+class _Streams:
+    """What a peer may open on one connection: each stream costs us more than it costs the peer."""
+
+    def __init__(self) -> None:
+        now_s = trio.current_time()
+        self._opened = TokenBucket(OPENED_STREAMS_S, OPENED_STREAMS_BURST, now_s)
+        self._refused = TokenBucket(REFUSED_STREAMS_S, REFUSED_STREAMS_MAX, now_s)
+        self.is_cut = False
+
+    def take(self) -> bool:
+        """One is opened; False when they came too fast, whether they live or not."""
+        return self._opened.take(trio.current_time())
+
+    def refuse(self) -> bool:
+        """One is one too many at once; False when such have been too many."""
+        return self._refused.take(trio.current_time())
+
+
 def guard_swarm(swarm: Any, note: Note, *, private_allowed: bool) -> None:
     """Wrap what the swarm does with strangers' connections and streams."""
     inner = swarm.common_stream_handler
 
-    refused: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # connection → streams of it
+    streams_of: WeakKeyDictionary[Any, _Streams] = WeakKeyDictionary()  # by connection
 
-    async def refuse(stream: Any) -> None:
-        """Too many at once. Who goes on and on is cut off: each one costs us more than its peer."""
+    async def is_refused(stream: Any) -> bool:
+        """Reset one too many. Who goes on and on is cut off."""
         link = stream.swarm_conn
+        streams = streams_of.setdefault(link, _Streams())
+        is_patient = streams.take()
+        if is_patient and count_theirs(link) <= STREAMS_PER_CONNECTION_MAX:
+            return False
         await reset_stream(stream)
-        refused[link] = refused.get(link, 0) + 1
-        if refused[link] == REFUSED_STREAMS_MAX:
+        if not (is_patient and streams.refuse()) and not streams.is_cut:
+            streams.is_cut = True
             note(stream.muxed_conn.peer_id, "stream flood", Misbehaving("too many streams"))
             await link.close()
+        return True
 
     async def handle_stream(stream: Any) -> None:
         peer = stream.muxed_conn.peer_id
         try:
-            if count_theirs(stream.swarm_conn) > STREAMS_PER_CONNECTION_MAX:
-                await refuse(stream)
+            if await is_refused(stream):
                 return
             await inner(stream)
         except Exception as error:  # noqa: BLE001  # bare, it ends the process
@@ -358,8 +427,8 @@ def guard_swarm(swarm: Any, note: Note, *, private_allowed: bool) -> None:
         """The library keeps an inbound slot for ever: after 64 connections, none comes in."""
         remote = connection.get_remote_address()
         host = remote[0] if remote else ""
-        if not private_allowed and handshakes[host] >= PER_ADDRESS_MAX:
-            await connection.close()
+        if not host or (not private_allowed and handshakes[host] >= PER_ADDRESS_MAX):
+            await connection.close()  # without an address it has gone already
             return
         handshakes[host] += 1
         muxed = None
@@ -435,113 +504,6 @@ def patch_library() -> None:
 def untyped(thing: Any) -> Any:
     """A part of the library whose attributes we replace at run time: types cannot follow."""
     return thing
-
-
-# --- our frames on the library's streams
-
-
-class Libp2pFrameStream:
-    """A FrameStream over one libp2p stream; any error of the library is `Unreachable`."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._held = bytearray()
-        self._is_reset = False
-
-    async def read(self, bytes_max: int, timeout_s: float) -> bytes:
-        is_whole = False
-        try:
-            with trio.fail_after(timeout_s):
-                length = frame_length(await self._read_length(), bytes_max)
-                missing = length - len(self._held)
-                if missing <= 0:
-                    body = bytes(self._held[:length])
-                    del self._held[:length]
-                    await trio.lowlevel.checkpoint()  # many small frames must not starve others
-                else:
-                    with trio.fail_after(FRAME_BODY_S + length / FRAME_BYTES_S_MIN):
-                        rest = await self._read_rest(missing)
-                    body = bytes(self._held) + rest
-                    self._held.clear()
-            is_whole = True
-            return body
-        except trio.TooSlowError:
-            raise TooSlow("no whole frame in time") from None
-        finally:
-            if not is_whole:
-                await self.reset()
-
-    async def _read_length(self) -> bytes:
-        while len(self._held) < LENGTH_BYTES:
-            part = await self._take(self._stream.read, READ_BYTES)
-            if not part:
-                raise self._cut_off() if self._held else EndOfStream("closed by the peer")
-            self._held += part
-        head = bytes(self._held[:LENGTH_BYTES])
-        del self._held[:LENGTH_BYTES]
-        return head
-
-    async def _read_rest(self, missing: int) -> bytes:
-        """What is missing of a frame: it is held here anyway, so all of it may come at once."""
-        await self._take(credit_frame, self._stream.muxed_stream, missing)
-        rest: bytes = await self._take(take, self._stream.muxed_stream, missing)
-        if len(rest) < missing:
-            raise self._cut_off()
-        return rest
-
-    def _cut_off(self) -> NetworkError:
-        """Half a frame is the peer's fault only while its connection stands: it may have died."""
-        if self._stream.muxed_stream.conn.event_shutting_down.is_set():
-            return Unreachable("the connection broke inside a frame")
-        return Misbehaving("the stream ended inside a frame")
-
-    async def _take(self, read: Callable[..., Awaitable[Any]], *arguments: Any) -> Any:
-        """What the library reads; b"" at the end of the stream."""
-        if self._is_reset:
-            raise Unreachable("the stream was reset")
-        try:
-            return await read(*arguments)
-        except StreamEOF:
-            return b""
-        except Exception as error:  # noqa: BLE001  # whatever it raises, the stream is gone
-            raise Unreachable(f"the stream broke: {error!r}") from None
-
-    async def write(self, body: bytes, timeout_s: float) -> None:
-        is_done = False
-        try:
-            with trio.fail_after(timeout_s):
-                if self._is_reset:
-                    raise Unreachable("the stream was reset")
-                try:
-                    for piece in _pieces(body):
-                        await self._stream.write(piece)
-                except Exception as error:  # noqa: BLE001  # whatever it raises, it is gone
-                    raise Unreachable(f"the stream broke: {error!r}") from None
-            is_done = True
-        except trio.TooSlowError:
-            raise TooSlow("not written in time") from None
-        finally:
-            if not is_done:
-                await self.reset()
-
-    async def close(self) -> None:
-        if self._is_reset:
-            return
-        with trio.move_on_after(CLOSE_S):
-            with contextlib.suppress(Exception):  # it is gone already
-                await self._stream.close_write()
-
-    async def reset(self) -> None:
-        if not self._is_reset:
-            self._is_reset = True
-            await reset_stream(self._stream)
-
-
-def _pieces(body: bytes) -> tuple[bytes, ...]:
-    """A frame as it is written: a large body is not copied behind its length."""
-    if len(body) < COPIED_BYTES_MAX:
-        return (frame(body),)
-    return frame_head(body), body
 
 
 def id_of(key: bytes) -> Any:

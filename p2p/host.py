@@ -43,7 +43,6 @@ from p2p.guard import (
     GuardedGossipSub,
     GuardedPubsub,
     GuardedYamux,
-    Libp2pFrameStream,
     guard_identify,
     guard_swarm,
     id_of,
@@ -74,6 +73,7 @@ from p2p.membership import Membership
 from p2p.peers import PeerId, key_of_id_bytes
 from p2p.relay import RELAY_ROLE, Relaying, RelayUse, Way, is_circuit
 from p2p.requests import Requests
+from p2p.streams import Libp2pFrameStream
 from p2p.switchboard import TransportLost
 
 log = structlog.get_logger(part="p2p")
@@ -181,6 +181,7 @@ class Stack(INotifee):
             eclipse_protection_enabled=False,
             note=self._note,
             count=self._count_drop,
+            is_welcome=self._is_welcome,
         )
         self.pubsub = GuardedPubsub(
             self._host,
@@ -502,6 +503,12 @@ class Stack(INotifee):
             self._parts.members.blame(peer, "malformed")
             return False
         return self._parts.topics.admit(peer, len(message.data))
+
+    def _is_welcome(self, peer_id: Any) -> bool:
+        try:
+            return self._parts.members.is_welcome(key_of_id_bytes(peer_id.to_bytes()))
+        except Misbehaving:
+            return False
 
     def _judge(self, forwarder: Any, message: Any) -> bool:
         """The library's validator, after it has checked the signature: True relays."""

@@ -243,6 +243,8 @@ class MemoryHub:
 class MemoryStream:
     """One end of a simulated stream; the other end is `twin`."""
 
+    has_stalled = False  # frames come whole
+
     def __init__(self, hub: MemoryHub, owner: PeerId, other: PeerId) -> None:
         self._hub = hub
         self.owner = owner

@@ -26,7 +26,7 @@ from p2p.addresses import Address
 from p2p.counters import Counters
 from p2p.errors import Misbehaving, Unreachable
 from p2p.framing import part
-from p2p.guard import Libp2pFrameStream, id_of, reset_stream
+from p2p.guard import id_of, reset_stream
 from p2p.limits import (
     CIRCUIT_BYTES_MAX,
     CIRCUIT_S,
@@ -38,6 +38,7 @@ from p2p.limits import (
     RESERVATIONS_MAX,
 )
 from p2p.peers import PeerId, key_of_id_bytes, peer_id_text
+from p2p.streams import Libp2pFrameStream
 
 RelayUse = Literal["off", "client", "server"]  # `p2p.relay` of the config
 

@@ -18,7 +18,15 @@ import structlog
 import trio
 
 from p2p.counters import Counters
-from p2p.errors import Code, Misbehaving, NetworkError, Refused, TooSlow, Unreachable
+from p2p.errors import (
+    UNKNOWN_CODE,
+    Code,
+    Misbehaving,
+    NetworkError,
+    Refused,
+    TooSlow,
+    Unreachable,
+)
 from p2p.framing import FrameStream, decode_reply, encode_reply, part
 from p2p.limits import (
     AUTHORS_MAX,
@@ -39,6 +47,8 @@ from p2p.peers import PeerId
 
 log = structlog.get_logger(part="p2p")
 
+KNOWN_CODES = frozenset(int(code) for code in Code)
+NO_ANSWER = -1
 ENVELOPE_BYTES_MAX = 32  # what [code, retry_ms, body] adds to a body
 BUSY_RETRY_MS = 200
 LARGE_BYTES = 64 * 1_024  # a larger reply waits its turn
@@ -119,13 +129,13 @@ class Requests:
         """One exchange on its own stream, all of it within `timeout_s`; see Network.request."""
         assert 0 < len(body) <= FRAME_BYTES_MAX
         assert bytes_max <= FRAME_BYTES_MAX
-        code, began_s = -1, trio.current_time()
+        code, began_s = NO_ANSWER, trio.current_time()
         try:
             reply = await self._exchange(opener, peer, protocol, body, timeout_s, bytes_max)
             code = 0
             return reply
         except Refused as refusal:
-            code = refusal.code
+            code = refusal.code if refusal.code in KNOWN_CODES else UNKNOWN_CODE
             raise
         except TooSlow:
             self._blame(peer, "timeout")
@@ -135,7 +145,7 @@ class Requests:
             raise
         finally:
             self._counters.requests[protocol, "asked", code] += 1
-            if code >= 0:
+            if code != NO_ANSWER:
                 self._counters.request_seconds[protocol].note(trio.current_time() - began_s)
 
     async def _exchange(
@@ -392,6 +402,8 @@ class Requests:
         except Exception as error:  # noqa: BLE001  # our bug must not end the library's own task
             code = Code.OUR_FAILURE
             self._note_fault(protocol, error)
+        if stream.has_stalled:
+            self._blame(peer, "timeout")
         self._counters.requests[protocol, "served", int(code)] += 1
         await (part(stream, limits.request_max) if code == Code.OK else stream.reset())
 

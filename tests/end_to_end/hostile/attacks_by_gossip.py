@@ -35,9 +35,9 @@ from node.ledger.wire.orders import Load, Offer, OfferedModel, encode_offer, off
 from node.peering import topics
 from p2p.errors import NetworkError
 from p2p.framing import encode, frame
-from p2p.guard import Libp2pFrameStream
 from p2p.host import Libp2pIdentity, topic_text
 from p2p.limits import TOPICS, MiB
+from p2p.streams import Libp2pFrameStream
 
 ATTACKS: Final = Attacks()
 

@@ -1,5 +1,6 @@
 """A large frame comes whole, its writer never waits for credit, other streams live beside it."""
 
+import struct
 from dataclasses import replace
 
 import pytest
@@ -7,11 +8,12 @@ import trio
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 from network_kit import World, admitted, wait_until
 
-from p2p import bulk
+from p2p import bulk, streams
 from p2p.errors import Misbehaving, NetworkError, Unreachable
-from p2p.limits import CREDIT_S, PROTOCOLS, MiB
+from p2p.limits import CREDIT_S, PROTOCOLS, WINDOW_BYTES_MAX, MiB
 
 SIZE = 1 * MiB
+FIRST_WINDOW = bulk.yamux_module.DEFAULT_WINDOW_SIZE
 WHOLE = bytes(range(256)) * (SIZE // 256)
 LIMITS = replace(PROTOCOLS["blob"], rate_s=1_000, burst=1_000)
 
@@ -206,6 +208,101 @@ async def test_a_peer_that_closes_inside_a_frame_has_misbehaved(nursery):
     stream = await one.open(other.me, "infer")
     with pytest.raises(Misbehaving):
         await stream.read(SIZE, 5)
+
+
+async def muxed(one, length, body=b""):
+    """A Yamux frame of data for a stream that does not exist."""
+    head = struct.pack("!BBHII", 0, bulk.TYPE_DATA, 0, 99_999, length)
+    await link_of(one).muxed_conn._write_frame(head + body)
+
+
+def link_of(network):
+    ((link,),) = network._stack._swarm.connections.values()
+    return link
+
+
+async def test_a_frame_above_all_windows_is_not_read(nursery):
+    """Its length comes from a stranger: 16 MiB would be kept, for a stream that nobody has."""
+    one, other = await two(nursery, blob=give_whole)
+    link = link_of(other)
+    await muxed(one, FIRST_WINDOW, bytes(FIRST_WINDOW))
+    assert await ask(one, other) == WHOLE
+    assert not link.is_closed
+    await muxed(one, FIRST_WINDOW + 1)
+    await wait_until(lambda: link.is_closed, 5)
+
+
+async def test_a_frame_may_be_as_large_as_the_largest_window_that_we_gave(nursery):
+    one, other = await two(nursery, blob=give_whole)
+    assert await ask(one, other) == WHOLE
+    link = link_of(one)
+    largest = link.muxed_conn.__dict__[bulk.LARGEST]
+    assert SIZE <= largest <= WINDOW_BYTES_MAX
+    await muxed(other, largest, bytes(largest))
+    assert await ask(one, other) == WHOLE
+    assert not link.is_closed
+    await muxed(other, WINDOW_BYTES_MAX + 1)
+    await wait_until(lambda: link.is_closed, 5)
+
+
+@pytest.mark.parametrize(
+    ("told", "remote"),
+    [
+        (("1.2.3.4", 5), ("1.2.3.4", 5)),
+        (("2001:db8::1", 5, 0, 0), ("2001:db8::1", 5)),
+        (("fe80::1%eth0", 5, 0, 2), ("fe80::1", 5)),
+        (("::ffff:1.2.3.4", 5, 0, 0), ("1.2.3.4", 5)),
+        (OSError("not connected"), None),
+    ],
+)
+async def test_the_address_of_a_socket_is_known_for_both_kinds(told, remote):
+    """Bare, IPv6 has none: no `deny` and no limit would hold for it."""
+
+    class Socket:
+        asked = 0
+
+        def getpeername(self):
+            self.asked += 1
+            if isinstance(told, OSError):
+                raise told
+            return told
+
+    class Stream:
+        socket = Socket()
+
+    stream = bulk.BufferedTcpStream(Stream())
+    assert [stream.get_remote_address() for _ in range(2)] == [remote] * 2
+    assert Stream.socket.asked == (2 if remote is None else 1)
+
+
+@pytest.mark.parametrize("half", [b"\x00\x00", (9).to_bytes(4, "big") + b"and"])
+async def test_who_begins_a_frame_and_does_not_end_it_is_blamed(nursery, monkeypatch, half):
+    monkeypatch.setattr(streams, "FRAME_BODY_S", 0.2)
+
+    async def hear(peer, stream):
+        await stream.read(9, 60)
+
+    one, other = await two(nursery, infer=hear)
+    stream = await one.open(other.me, "infer")
+    await stream._stream.write(half)
+    await wait_until(lambda: other.statistics().penalties.get("timeout") == 1)
+
+
+async def test_who_is_given_up_amid_its_first_frame_is_blamed(nursery):
+    """A handler may wait for it less long than we do, and take its loss for an end."""
+
+    async def hear(peer, stream):
+        with trio.move_on_after(0.5):
+            await stream.read(9, 60)
+
+    one, other = await two(nursery, infer=hear)
+    silent = await one.open(other.me, "infer")
+    await wait_until(lambda: other.statistics().requests.get(("infer", "served", 0)) == 1)
+    assert other.statistics().penalties == {}, "it has begun nothing"
+    await silent.reset()
+    stream = await one.open(other.me, "infer")
+    await stream._stream.write(b"\x00")
+    await wait_until(lambda: other.statistics().penalties.get("timeout") == 1)
 
 
 def test_a_yamux_frame_with_its_head_fills_one_noise_message():

@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import os
+import struct
 import time
 from collections import Counter
 from dataclasses import replace
@@ -24,14 +25,19 @@ from p2p.host import topic_text
 from p2p.limits import (
     COME_ANEW_S,
     NEGOTIATION_LINE_BYTES_MAX,
+    OPENED_STREAMS_BURST,
+    OPENED_STREAMS_S,
     OUTBOUND_QUEUE,
+    OUTBOUND_QUEUE_BYTES_MAX,
     PROTOCOLS,
     PRUNE_BACKOFF_S_MAX,
     REFUSED_STREAMS_MAX,
+    REFUSED_STREAMS_S,
     RPC_CONTROLS_MAX,
     RPC_IDS_MAX,
     RPC_MESSAGES_MAX,
     RPC_SUBSCRIPTIONS_MAX,
+    RPC_WANTED_BYTES_MAX,
     STREAMS_PER_CONNECTION_MAX,
     TOPICS,
     ServeLimits,
@@ -173,12 +179,76 @@ async def test_control_is_of_our_topics_and_names_nobody_to_dial(network):
         rpc.control.graft.add(topicID=name)
         rpc.control.ihave.add(topicID=name, messageIDs=[b"id"])
     router = network._stack.router
+    router._is_welcome = lambda peer: True
     await router.handle_rpc(rpc, network._stack.pubsub.my_id)
     for kind in ("prune", "graft", "ihave"):
         assert [each.topicID for each in getattr(rpc.control, kind)] == [topic]
     assert not rpc.control.prune[0].peers
     assert topic in router.back_off
     assert "made up" not in router.back_off
+
+
+def held_messages(router, count, size):
+    """So many in the router's history; their ids."""
+    for number in range(count):
+        seqno = number.to_bytes(8, "big")
+        router.mcache.put(rpc_pb2.Message(from_id=b"\xff", seqno=seqno, data=bytes(size)))
+    return list(router.mcache.msgs)
+
+
+async def answers_to(network, *wants):
+    """The messages in our answer to a frame of these IWANTs."""
+    peer, pubsub = network._stack.pubsub.my_id, network._stack.pubsub
+    queue = pubsub.peer_queues[peer] = guard._LongQueue()
+    rpc = rpc_pb2.RPC()
+    for names in wants:
+        rpc.control.iwant.add(messageIDs=names)
+    await network._stack.router.handle_rpc(rpc, peer)
+    queue.close()
+    told = []
+    while (answer := await queue.pop()) is not None:
+        told += answer.publish
+    return told
+
+
+async def test_a_message_is_answered_once_to_a_frame_that_names_it_often(network):
+    """Bare, 188 KB of one id made 347 MB of copies for a peer that need not read them."""
+    router = network._stack.router
+    router._is_welcome = lambda peer: True
+    (name,) = held_messages(router, 1, 60_000)
+    wants = [name] * 2_000, [name.hex().encode()] * 10, [name]
+    assert len(await answers_to(network, *wants)) == 1
+
+
+async def test_the_answer_to_one_frame_is_bounded_in_bytes(network):
+    router = network._stack.router
+    router._is_welcome = lambda peer: True
+    names = held_messages(router, 40, 60_000)
+    told = await answers_to(network, names[:20], names[20:])
+    assert len(told) == RPC_WANTED_BYTES_MAX // told[0].ByteSize()
+
+
+async def test_a_peer_that_is_not_admitted_may_graft_and_has_no_answer(network):
+    router, topic = network._stack.router, topic_text("votes", CHAIN)
+    names = held_messages(router, 1, 100)
+    assert await answers_to(network, names) == []
+    rpc = rpc_pb2.RPC()
+    rpc.control.graft.add(topicID=topic)
+    rpc.control.ihave.add(topicID=topic, messageIDs=[b"id"])
+    rpc.control.idontwant.add(messageIDs=[b"id"])
+    await router.handle_rpc(rpc, network._stack.pubsub.my_id)
+    assert rpc.control.graft
+    assert not rpc.control.ihave
+    assert not rpc.control.idontwant
+
+
+async def test_what_waits_for_a_peer_is_bounded_in_bytes():
+    queue, half = guard._LongQueue(), OUTBOUND_QUEUE_BYTES_MAX // 2
+    message = rpc_pb2.RPC(publish=[rpc_pb2.Message(data=bytes(half - 100))])
+    assert [queue.push(message) for _ in range(3)] == [True, True, False]
+    assert len(queue) == 2
+    await queue.pop()
+    assert [queue.push(message) for _ in range(2)] == [True, False]
 
 
 async def test_back_off_is_kept_for_its_time_only(network):
@@ -480,6 +550,45 @@ async def test_who_opens_streams_on_and_on_is_cut_off(nursery):
     assert ends["refused"] >= REFUSED_STREAMS_MAX, "a few too many are forgiven"
     await wait_until(lambda: b.statistics().faults.get("stream flood") == 1)
     assert b.statistics().penalties["malformed"] == 1
+
+
+async def test_streams_opened_and_reset_at_once_are_counted(nursery):
+    """Twelve bytes each, never above any number at once: they cost a core of ours."""
+    a, b = await World("libp2p").start(nursery, 2)
+    link = link_of(b)
+    numbers = range(1_001, 1_001 + 2 * (OPENED_STREAMS_BURST + 1_000), 2)
+    with contextlib.suppress(Exception):  # it is cut off amid them
+        for number in numbers:
+            await link_of(a).muxed_conn._write_frame(muxed_head(SYN_AND_RESET, number, 0))
+    await wait_until(lambda: link.is_closed)
+    assert b.statistics().faults["stream flood"] == 1
+    assert b.statistics().penalties["malformed"] == 1
+
+
+SYN_AND_RESET = guard.yamux_module.FLAG_SYN | guard.yamux_module.FLAG_RST
+
+
+def muxed_head(flags, number, length):
+    """Of a Yamux frame of data."""
+    return struct.pack("!BBHII", 0, guard.yamux_module.TYPE_DATA, flags, number, length)
+
+
+async def test_refused_streams_are_forgiven_with_time(autojump_clock):
+    """Else a payer of many requests is cut off in the end, however long that takes."""
+    streams = guard._Streams()
+    assert all(streams.refuse() for _ in range(REFUSED_STREAMS_MAX))
+    assert not streams.refuse()
+    await trio.sleep(1)
+    assert [streams.refuse() for _ in range(int(REFUSED_STREAMS_S) + 1)][-2:] == [True, False]
+
+
+async def test_streams_may_come_at_their_rate_for_ever(autojump_clock):
+    streams = guard._Streams()
+    for _ in range(10):
+        assert all(streams.take() for _ in range(int(OPENED_STREAMS_S)))
+        await trio.sleep(1)
+    assert all(streams.take() for _ in range(OPENED_STREAMS_BURST))
+    assert not streams.take()
 
 
 async def test_reset_that_cannot_be_written_still_ends_the_count(nursery):

@@ -2,7 +2,16 @@
 
 import pytest
 
-from p2p.limits import FRAME_BYTES_MAX, GOSSIP_BYTES_MAX, PROTOCOLS, TOPICS, TokenBucket
+from p2p.limits import (
+    FRAME_BYTES_MAX,
+    GOSSIP_BYTES_MAX,
+    OPENED_STREAMS_S,
+    PROTOCOLS,
+    STREAMS_PER_CONNECTION_MAX,
+    STREAMS_PER_PEER_MAX,
+    TOPICS,
+    TokenBucket,
+)
 
 
 def test_bucket_gives_its_burst_then_its_rate():
@@ -25,3 +34,16 @@ def test_tables_fit_a_frame():
     assert all(limits.bytes_max <= GOSSIP_BYTES_MAX for limits in TOPICS.values())
     for limits in PROTOCOLS.values():
         assert max(limits.request_max, limits.reply_max) <= FRAME_BYTES_MAX
+
+
+def test_a_connection_carries_all_that_one_peer_may_have_at_once():
+    """Else the answers that it pays for are reset, and its pings with them."""
+    streams = [limits for limits in PROTOCOLS.values() if limits.timeout_s == float("inf")]
+    gossip = 2  # one that ends, one anew
+    refused = STREAMS_PER_PEER_MAX  # they take a moment to part
+    at_once = sum(limits.at_once_max for limits in streams) + STREAMS_PER_PEER_MAX
+    assert at_once + gossip + refused <= STREAMS_PER_CONNECTION_MAX
+
+
+def test_a_connection_opens_streams_as_fast_as_all_protocols_let_it():
+    assert sum(limits.rate_s for limits in PROTOCOLS.values()) <= OPENED_STREAMS_S

@@ -7,7 +7,15 @@ import trio
 from network_kit import admitted, wait_until
 
 from p2p import requests
-from p2p.errors import Code, EndOfStream, Misbehaving, Refused, TooSlow, Unreachable
+from p2p.errors import (
+    UNKNOWN_CODE,
+    Code,
+    EndOfStream,
+    Misbehaving,
+    Refused,
+    TooSlow,
+    Unreachable,
+)
 from p2p.limits import (
     BULK_BYTES,
     PROTOCOLS,
@@ -547,3 +555,19 @@ async def test_what_is_registered_while_running_works_too(world, nursery):
     await a.publish("votes", b"v")
     with trio.fail_after(5):
         assert (await anext(inboxes[1])).data == b"v"
+
+
+async def test_codes_that_a_peer_makes_up_are_counted_as_one(world, nursery):
+    """Each would be a line of our metrics for ever."""
+    made_up = iter((12, 2**40, 2**62))
+
+    async def refuse(peer, body):
+        raise Refused(next(made_up))
+
+    a, b = await world.start(nursery, 2, lambda n: n.serve("blocks", refuse, PROTOCOLS["blocks"]))
+    for code in (12, 2**40, 2**62):
+        with pytest.raises(Refused) as caught:
+            await a.request(b.me, "blocks", b"x", timeout_s=5, bytes_max=9)
+        assert caught.value.code == code
+    asked = {key: n for key, n in a.statistics().requests.items() if key[:2] == ("blocks", "asked")}
+    assert asked == {("blocks", "asked", UNKNOWN_CODE): 3}

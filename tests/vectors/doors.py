@@ -89,6 +89,14 @@ class Replies:
         return ()
 
 
+class Answering:
+    """A stream of ours that can be held weakly, as real ones are."""
+
+    def __init__(self, read: Any, write: Any, end: Any) -> None:
+        self.read, self.write = read, write
+        self.close = self.reset = end
+
+
 class Pieces:
     """A stream of libp2p whose bytes come in pieces of a few sizes, then its end."""
 
@@ -330,7 +338,7 @@ def envelope_door(scenes: Scenes, reply: bytes) -> Door:
 
             async def end() -> None: ...
 
-            return SimpleNamespace(write=write, read=read, close=end, reset=end)
+            return Answering(read, write, end)
 
     opener, requests = Opener(), scenes.client.requests
 

@@ -10,52 +10,42 @@ What this file does not know: which server is best (`servers.py`), what an answe
 """
 
 import dataclasses
-import json
-import math
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import trio
 
 from consensus.primitives.digest import sha256
 from node.serving.adapters import BUCKETS, AdapterFile, base_hash, read_adapter
-from node.serving.basefacts import BaseFacts, read_facts
+from node.serving.basefacts import read_facts
+from node.serving.completions import Completion, lines_of, objects_of
 from node.serving.engine import (
-    IGNORE_EOS,
     AdapterInfo,
     AdapterRef,
     BadAdapter,
     BadSampling,
-    Ending,
     EngineError,
     EngineInfo,
     EngineLost,
     EngineSettings,
     EngineStats,
-    Finish,
     GenRequest,
     GradItem,
     HostedEngine,
     Overloaded,
-    Reason,
     Score,
     ScoreItem,
     Sketch,
     State,
     Stream,
     TaskStatus,
-    Token,
     TooLong,
     UnknownAdapter,
     Unsupported,
     check_sampling,
-    logprob_bytes,
 )
-from node.serving.sampling import StopFilter
 from node.serving.servers import Server, choose
 
 if TYPE_CHECKING:
@@ -68,8 +58,6 @@ PROBE_S: Final = 5.0
 CONNECT_S: Final = 5.0
 SILENCE_S: Final = 60.0  # between two pieces of an answer
 RUNNING_MAX: Final = 512
-LINE_BYTES_MAX: Final = 1 << 20
-TOKEN_WORD: Final = "token_id:"
 ALREADY: Final = "already"  # vLLM's word for an adapter that it has under this name
 
 
@@ -82,105 +70,6 @@ class RemoteSettings:
     flavour: Flavour = "vllm"
     token: str = ""
     dtype_class: str = "fp32"
-
-
-@dataclass(slots=True)
-class _Choice:
-    """One choice of an answer in the making."""
-
-    text: StopFilter
-    logprobs: bytearray = field(default_factory=bytearray)
-    made: int = 0
-    ending: Ending | None = None
-
-    def end(self, reason: Reason) -> None:
-        """No more of it."""
-        self.ending = Ending(reason, self.made, self.text.flush(), bytes(self.logprobs), b"")
-
-
-class _Stream:
-    """The events of one request: tokens as they come, cut by our own rules, then the Finish.
-
-    No generator: a deadline may not be held open while its reader does something else.
-    """
-
-    def __init__(
-        self,
-        request: GenRequest,
-        pieces: AsyncIterator[dict[str, Any]],
-        facts: BaseFacts,
-        counts: dict[str, int],
-    ) -> None:
-        self._request = request
-        self._pieces = pieces
-        self._facts = facts
-        self._counts = counts
-        sampling = request.sampling
-        self._choices = [_Choice(StopFilter(sampling.stop)) for _ in range(sampling.n)]
-        self._ready: deque[Token | Finish] = deque()
-        self.is_ended = False
-        counts["prompt"] += len(request.prompt)
-
-    def reveal(self, seed: bytes) -> None:
-        """Nothing: a server draws by itself."""
-
-    def __aiter__(self) -> AsyncIterator[Token | Finish]:
-        return self
-
-    async def __anext__(self) -> Token | Finish:
-        while not self._ready:
-            if self.is_ended:
-                raise StopAsyncIteration
-            await self._hear()
-        return self._ready.popleft()
-
-    async def _hear(self) -> None:
-        """One more piece, or the end: ours, the deadline's, or the server's."""
-        reason: Reason = "engine_lost"
-        with trio.move_on_after(_left_s(self._request.deadline_ms)) as scope:
-            try:
-                self._take_piece(await anext(self._pieces))
-                if not all(choice.ending for choice in self._choices):
-                    return
-            except (EngineLost, StopAsyncIteration):
-                pass
-        if scope.cancelled_caught:
-            reason = "deadline"
-        for choice in self._choices:
-            if choice.ending is None:
-                choice.end(reason)
-        self.is_ended = True
-        self._counts["finished"] += 1
-        endings = tuple(c.ending for c in self._choices if c.ending is not None)
-        self._ready.append(Finish(len(self._request.prompt), endings))
-
-    def _take_piece(self, piece: Mapping[str, Any]) -> None:
-        """The tokens of one piece; what a choice says after its end is dropped."""
-        for told in piece.get("choices", ()):
-            place = int(told.get("index", 0))
-            if not 0 <= place < len(self._choices):
-                raise EngineLost(why="a choice nobody asked for")
-            for id, logprob, top in _read_tokens(told, self._facts.vocab):
-                if self._choices[place].ending is not None:
-                    break
-                self._ready.append(self._take(place, id, logprob, top))
-
-    def _take(
-        self, place: int, id: int, logprob: float, top: tuple[tuple[int, float], ...]
-    ) -> Token:
-        sampling, choice = self._request.sampling, self._choices[place]
-        shown, is_stopped = choice.text.push(self._facts.pieces[id])
-        position = choice.made
-        choice.made += 1
-        choice.logprobs += logprob_bytes(logprob)
-        self._counts["generated"] += 1
-        if id in self._facts.ends and not sampling.flags & IGNORE_EOS:
-            shown, is_stopped = shown + choice.text.flush(), True
-        if is_stopped:
-            choice.end("stop")
-        elif choice.made == sampling.max_tokens:
-            choice.end("length")
-        return Token(place, position, id, shown, logprob, top[: sampling.logprobs])
 
 
 def make_remote(
@@ -388,7 +277,7 @@ class RemoteEngine:
             if request.adapter is not None:
                 await self._have_loaded(server, request.adapter)
             async with self._opened(server, self._question(server, request)) as pieces:
-                stream = _Stream(request, pieces, self._facts, self._counts)
+                stream = Completion(request, pieces, self._facts, self._counts)
                 yield stream
                 self._counts["cancelled"] += not stream.is_ended
         finally:
@@ -552,69 +441,21 @@ class RemoteEngine:
                 if answer.status_code >= 400:
                     told = (await answer.aread()).decode("utf-8", "replace")
                     raise _refusal(answer.status_code, told)
-                yield _objects(_lines(answer.aiter_bytes()))
+                yield objects_of(lines_of(_bytes_of(answer)))
         except httpx.HTTPError as error:
             server.failures += 1
             raise EngineLost(why=repr(error)[:200]) from None
 
 
-async def _lines(pieces: AsyncIterator[bytes]) -> AsyncIterator[str]:
-    """Lines of at most LINE_BYTES_MAX; raises EngineLost for a longer one."""
-    held = b""
-    async for piece in pieces:
-        *whole, held = (held + piece).split(b"\n")
-        if len(held) > LINE_BYTES_MAX:
-            raise EngineLost(why="a line without end")
-        for line in whole:
-            yield line.decode("utf-8", "replace").rstrip("\r")
-
-
-async def _objects(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]:
-    """`data:` lines as objects, until `[DONE]`; raises EngineLost for what is none."""
+async def _bytes_of(answer: "httpx.Response") -> AsyncIterator[bytes]:
+    """What comes, as it comes; raises EngineLost when the connection breaks."""
     import httpx
 
     try:
-        async for line in lines:
-            if not line.startswith("data:"):
-                continue
-            text = line.removeprefix("data:").strip()
-            if text == "[DONE]":
-                return
-            found = json.loads(text)
-            if not isinstance(found, dict) or "error" in found:
-                raise EngineLost(why="an error in the stream")
-            yield found
-    except (httpx.HTTPError, ValueError) as error:
+        async for piece in answer.aiter_bytes():
+            yield piece
+    except httpx.HTTPError as error:
         raise EngineLost(why=repr(error)[:200]) from None
-
-
-def _read_tokens(
-    told: Mapping[str, Any], vocab: int
-) -> list[tuple[int, float, tuple[tuple[int, float], ...]]]:
-    """(id, log-probability, best alternatives) of one piece; raises EngineLost without ids."""
-    logprobs = told.get("logprobs")
-    if not logprobs:
-        return []
-    try:
-        ids = [_id_of(word) for word in logprobs["tokens"]]
-        values = [float(value) for value in logprobs["token_logprobs"]]
-        tops = logprobs.get("top_logprobs") or [{}] * len(ids)
-        rows = [
-            (id, value, tuple((_id_of(word), float(x)) for word, x in (top or {}).items()))
-            for id, value, top in zip(ids, values, tops, strict=True)
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise EngineLost(why=f"no token ids in the stream: {error!r}"[:200]) from None
-    if not all(0 <= id < vocab and math.isfinite(value) for id, value, _ in rows):
-        raise EngineLost(why="a token outside the vocabulary")
-    return rows
-
-
-def _id_of(word: Any) -> int:
-    text = str(word)
-    if not text.startswith(TOKEN_WORD):
-        raise ValueError("tokens are not told as ids")
-    return int(text.removeprefix(TOKEN_WORD))
 
 
 def _refusal(status: int, told: str) -> EngineLost | Overloaded | Unsupported:
@@ -623,12 +464,6 @@ def _refusal(status: int, told: str) -> EngineLost | Overloaded | Unsupported:
     if status >= 500:
         return EngineLost(status=status, why=told[:200])
     return Unsupported(what=f"status {status}: {told[:200]}")
-
-
-def _left_s(deadline_ms: int) -> float:
-    if not deadline_ms:
-        return math.inf
-    return max(0.0, (deadline_ms - time.time_ns() // 1_000_000) / 1_000)
 
 
 def _hash_of(question: Mapping[str, Any]) -> bytes:

@@ -7,7 +7,6 @@ BlobNode(number=2, home=other, peers=[address], fetch=identity)     tells how th
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any, Final
 
 import trio
 from bench.protocol import quiet
+from child_kit import TellingChild
 from network_kit import CHAIN, admitted, seed_of, wait_until
 
 from consensus.primitives.errors import Invalid
@@ -26,13 +26,12 @@ from node.peering.blobstore import CONTENT, BlobStore
 from p2p.errors import NetworkError
 from p2p.network import Libp2pNetwork
 
-ROOT: Final = Path(__file__).resolve().parents[1]
 QUOTA_BYTES: Final = 1 << 40
 MEET_S: Final = 30.0
 LOOK_S: Final = 0.02
 
 
-class BlobNode:
+class BlobNode(TellingChild):
     """One such process. Options are those of `main`."""
 
     def __init__(
@@ -40,36 +39,17 @@ class BlobNode:
     ) -> None:
         self.home = home
         given = {"number": number, "home": str(home), "peers": list(peers), **options}
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, json.dumps(given, default=str)],
-            stdin=subprocess.PIPE,  # its end is the child's
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": paths},
-            text=True,
-        )
-
-    def told(self) -> dict[str, Any]:
-        """The next thing it says; AssertionError if it ended instead."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "the process ended"
-        return dict(json.loads(line))
+        super().__init__(Path(__file__), given)
 
     def cpu_s(self) -> float:
         """What it has used so far."""
-        words = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(") ")[2].split()
+        words = Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].split()
         return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
 
     def chunks_kept(self) -> int:
         """Chunks noted on the disk, of a blob that is not whole yet."""
         notes = (self.home / "blobs").glob("??/*.notes")
         return sum(path.stat().st_size // NOTE_BYTES for path in notes)
-
-    def kill(self) -> None:
-        """As a power switch would, for all that this process knows."""
-        self._process.kill()
-        self._process.communicate()
 
 
 def identity_of(file: Path) -> bytes:

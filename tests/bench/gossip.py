@@ -8,10 +8,6 @@ The judge is the bench's own (`gossip_node.py`): these are networks without a le
 """
 
 import argparse
-import json
-import os
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.protocol import AT_LEAST, AT_MOST, Budget, finish, quiet, tell
+from child_kit import TellingChild
 
 from p2p.gossip import Verdict
 from p2p.limits import TOPICS
@@ -33,40 +30,19 @@ WITHIN_MS: Final = 5_000.0
 DRAIN_S: Final = 5.5  # after the last message
 START_IN_S: Final = 1.0
 CHILD: Final = Path(__file__).with_name("gossip_node.py")
-ROOT: Final = CHILD.parents[2]
 # Why a message may be lost: a queue was full, or its author or forwarder over its rate.
 EXPLAINS: Final = ("shed", "outbound_full", "oversize", Verdict.IGNORE.value)
 
 
-class Node:
+class Node(TellingChild):
     """One child; see `gossip_node.py` for what it says."""
 
     def __init__(self, number: int, **options: object) -> None:
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        self._process = subprocess.Popen(
-            [sys.executable, str(CHILD), json.dumps({"number": number, **options})],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": paths},
-            text=True,
-        )
-
-    def told(self) -> dict[str, Any]:
-        """The next thing it says."""
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        assert line, "a node ended"
-        return dict(json.loads(line))
+        super().__init__(CHILD, {"number": number, **options})
 
     def start(self, at_ns: int) -> None:
         """Let it speak from then on."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"start {at_ns}\n")
-        self._process.stdin.flush()
-
-    def kill(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self.tell(f"start {at_ns}")
 
 
 def measure(

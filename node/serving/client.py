@@ -10,7 +10,7 @@ What this file does not know: sockets, torch, receipts.
 import dataclasses
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Protocol
 
@@ -47,12 +47,19 @@ LOSSES_MAX: Final = 5
 LOSS_WINDOW_S: Final = 600.0
 RESUBMITS_MAX: Final = 1
 CALLS_MAX: Final = 4_096
+FETCHES_MAX: Final = 4  # adapters at once
+FETCH_S: Final = 600.0
 
+Fetch = Callable[[bytes], Awaitable[str]]  # an adapter's hash → its folder; or FetchFailed
 Frame = frames.ToWorker | frames.FromWorker
 
 
 class LinkLost(Exception):
     """The worker is gone, silent, or speaks garbage."""
+
+
+class FetchFailed(Exception):
+    """Nobody has the adapter, or not whole; its text says why."""
 
 
 class Link(Protocol):
@@ -136,15 +143,21 @@ class _Call:
 
 
 class EngineClient:
-    """An Engine over a link. Start `run` in a nursery; it reports the first readiness."""
+    """An Engine over a link. Start `run` in a nursery; it reports the first readiness.
+
+    `fetch` gets an adapter's files anew, where those that the worker was told of are gone.
+    """
 
     def __init__(
         self,
         settings: EngineSettings,
         open_link: Callable[[], AbstractAsyncContextManager[Link]],
         stall_s: float = STALL_S,
+        fetch: Fetch | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings = dataclasses.replace(settings, can_fetch=fetch is not None)
+        self._fetch = fetch
+        self._fetching = trio.CapacityLimiter(FETCHES_MAX)
         self.state: State = "starting"
         self._open_link = open_link
         self._stall_s = stall_s
@@ -350,6 +363,8 @@ class EngineClient:
                 while True:
                     frame = await link.receive()
                     self._heard = trio.current_time()
+                    if isinstance(frame, frames.Wanted):
+                        nursery.start_soon(self._fetch_for, link, frame.adapter)
                     self._take(frame)
                     if isinstance(frame, frames.Stats) and self.state != "ready":
                         self.state = "ready"
@@ -380,6 +395,21 @@ class EngineClient:
                 number, self._next_call = self._next_call, self._next_call + 1
                 self._asked_again[number] = id
                 link.send(frames.Submit(number, stream.request))
+
+    async def _fetch_for(self, link: Link, adapter: bytes) -> None:
+        """Get an adapter's files and tell the worker, so or so."""
+        assert self._fetch is not None, "its settings say so"
+        try:
+            async with self._fetching:
+                with trio.fail_after(FETCH_S):
+                    folder = await self._fetch(adapter)
+        except (FetchFailed, trio.TooSlowError) as error:
+            link.send(frames.Missing(adapter, str(error) or "took too long"))
+            return
+        ref = AdapterRef(adapter, folder)
+        if adapter in self._refs:
+            self._refs[adapter] = ref, self._refs[adapter][1]
+        link.send(frames.Found(ref))
 
     async def _watch(self, link: Link) -> None:
         """Kill a worker that is silent while something lives."""
@@ -417,5 +447,7 @@ class EngineClient:
                     call.settle(frame)
                 elif stream := self._streams.get(self._asked_again.get(number, b"")):
                     stream.lose()  # refused on the second worker: no token was shown
+            case frames.Wanted():
+                pass  # `_serve` has a task fetch it
             case frames.Ready():
                 raise LinkLost("ready twice")

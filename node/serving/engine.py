@@ -9,11 +9,12 @@ What this file does not know: torch, processes, how a batch is made.
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
 from consensus.primitives.digest import sha256
 from consensus.primitives.encoding import encode
+from node.serving.timing import Timed
 
 TEMPERATURE_MILLI_MAX: Final = 2_000
 TOP_P_MILLI_MAX: Final = 1_000
@@ -55,7 +56,12 @@ class EngineInfo:
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """What an engine is started with. A zero is chosen by the engine: the model's length, twice
-    the rows (at least 64) as slots, all cores but one as threads."""
+    the rows (at least 64) as slots, all cores but one as threads.
+
+    `slot_bytes` bounds the slots of one rank bucket, 0: nothing does. `disk_folder` is where
+    packed adapters are kept, empty: nowhere; `disk_free_bytes` what they must leave of the disk.
+    `can_fetch`: its host answers when an adapter's files are gone (the client sets it).
+    """
 
     base_folder: str
     rows: int = 32
@@ -65,6 +71,11 @@ class EngineSettings:
     dtype_class: str = "fp32"
     device: str = "cpu"
     ram_bytes: int = 2 * 2**30
+    slot_bytes: int = 0
+    disk_folder: str = ""
+    disk_bytes: int = 50 * 2**30
+    disk_free_bytes: int = 0
+    can_fetch: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +223,19 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class TierStats:
+    """Adapters by where they lie, and what moved since the start."""
+
+    registered: int = 0
+    ram_bytes: int = 0
+    disk_bytes: int = 0
+    evictions: dict[str, int] = field(default_factory=dict)  # by tier
+    load_times: dict[str, Timed] = field(default_factory=dict)  # by where it was loaded from
+    copies_rotten: int = 0  # of the disk tier
+    copies_unwritten: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """Counters since the engine started, and what is in it now."""
 
@@ -231,6 +255,13 @@ class EngineStats:
     slot_loads: int
     batch_adapters_max: int
     restarts: int = 0
+    waiting_adapter: int = 0  # of `waiting`: those whose adapter is on its way
+    rows_used: float = 0.0  # the part of the rows that is promised or taken
+    batch_adapters: int = 0  # that the newest batch mixed
+    endings: dict[str, int] = field(default_factory=dict)  # requests by how they ended
+    rejections: dict[str, int] = field(default_factory=dict)  # by the last word of the code
+    times: dict[str, Timed] = field(default_factory=dict)  # by what was timed
+    tiers: TierStats = TierStats()
 
 
 class EngineError(Exception):
@@ -416,14 +447,30 @@ def check_sampling(sampling: Sampling, max_model_len: int) -> None:
         ("logprobs", sampling.logprobs, 0, LOGPROBS_MAX),
         ("flags", sampling.flags, 0, IGNORE_EOS),
     )
-    for field, value, low, high in bounds:
+    for name, value, low, high in bounds:
         if type(value) is not int or not low <= value <= high:
-            raise BadSampling(field=field, value=value)
+            raise BadSampling(field=name, value=value)
     if len(sampling.stop) > STOPS_MAX:
         raise BadSampling(field="stop", value=len(sampling.stop))
     for stop in sampling.stop:
         if not 1 <= len(stop) <= STOP_BYTES_MAX:
             raise BadSampling(field="stop", value=len(stop))
+
+
+def check_request(request: GenRequest, max_model_len: int, vocab: int, rows: int) -> None:
+    """Raise TooLong or BadSampling for what an engine of these bounds cannot take."""
+    sampling = request.sampling
+    check_sampling(sampling, max_model_len)
+    if not request.prompt or len(request.prompt) + sampling.max_tokens > max_model_len:
+        raise TooLong(limit=max_model_len)
+    if not all(0 <= token < vocab for token in request.prompt):
+        raise BadSampling(field="prompt")
+    if sampling.n > rows:
+        raise BadSampling(field="n", value=sampling.n)
+    if request.priority not in (0, 1):
+        raise BadSampling(field="priority")
+    if request.seed is not None and len(request.seed) != SEED_BYTES:
+        raise BadSampling(field="seed")
 
 
 def logprob_bytes(logprob: float) -> bytes:

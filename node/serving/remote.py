@@ -22,10 +22,10 @@ from node.serving.adapters import BUCKETS, AdapterFile, base_hash, read_adapter
 from node.serving.basefacts import read_facts
 from node.serving.completions import Completion, lines_of, objects_of
 from node.serving.engine import (
+    CHOICES_MAX,
     AdapterInfo,
     AdapterRef,
     BadAdapter,
-    BadSampling,
     EngineError,
     EngineInfo,
     EngineLost,
@@ -41,10 +41,9 @@ from node.serving.engine import (
     State,
     Stream,
     TaskStatus,
-    TooLong,
     UnknownAdapter,
     Unsupported,
-    check_sampling,
+    check_request,
 )
 from node.serving.servers import Server, choose
 
@@ -284,12 +283,7 @@ class RemoteEngine:
             server.running -= 1
 
     def _check(self, request: GenRequest) -> None:
-        sampling = request.sampling
-        check_sampling(sampling, self._facts.length)
-        if not request.prompt or len(request.prompt) + sampling.max_tokens > self._facts.length:
-            raise TooLong(limit=self._facts.length)
-        if not all(0 <= token < self._facts.vocab for token in request.prompt):
-            raise BadSampling(field="prompt")
+        check_request(request, self._facts.length, self._facts.vocab, CHOICES_MAX)
         if request.adapter is not None and request.adapter not in self._refs:
             raise UnknownAdapter(adapter=request.adapter.hex())
         if sum(server.running for server in self._servers) >= RUNNING_MAX:

@@ -8,8 +8,8 @@ Pure: time and free rows are arguments. What this file does not know: tensors, s
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Final
 
 from node.serving.engine import DeadlinePassed, Overloaded
@@ -28,7 +28,8 @@ PREFILL_UNBOUNDED: Final = 2**31
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the scheduler knows of a request; `rows` is its number of choices."""
+    """What the scheduler knows of a request; `rows` is its number of choices, `bucket` 0 of the
+    base alone, or of an adapter that was never read."""
 
     id: bytes
     tenant: bytes
@@ -84,6 +85,22 @@ class Scheduler:
         """How many requests wait."""
         return len(self._arrived)
 
+    def jobs_waiting(self) -> Iterator[Job]:
+        """Those that wait, the oldest first."""
+        return (self._jobs[id] for id in self._arrived)
+
+    def learn_bucket(self, id: bytes, bucket: int) -> None:
+        """A waiting request's adapter is known now, and with it what the request costs."""
+        if id not in self._arrived:
+            return
+        old = self._jobs[id]
+        job = self._jobs[id] = replace(old, bucket=bucket)
+        self._queued_cost += job.cost - old.cost
+        if job.priority:
+            self._low[id] = job
+        else:
+            self._tenants[job.tenant].waiting[id] = job
+
     def admit(self, job: Job, now_ms: int) -> None:
         """Queue `job`, or raise Overloaded or DeadlinePassed; what is refused is forgotten."""
         assert job.id not in self._jobs
@@ -113,11 +130,17 @@ class Scheduler:
         tenant.waiting[job.id] = job
 
     def plan(
-        self, now_ms: int, free_rows: int, decoding: bool, startable: Callable[[Job], bool]
+        self,
+        now_ms: int,
+        free_rows: int,
+        decoding: bool,
+        startable: Callable[[Job], bool],
+        note_chosen: Callable[[Job], None] = lambda job: None,
     ) -> Plan:
         """Requests to start now: aged ones for half of the rows, then by turns, then the low.
 
         `startable` says whether a request's adapter can be in a slot; another's is never blocked.
+        `note_chosen` is told of each that starts before the next is asked about.
         """
         expired = tuple(
             id
@@ -134,6 +157,7 @@ class Scheduler:
             job = self._next_aged(now_ms, free, startable) or self._next_fair(free, startable)
             if job is None:
                 break
+            note_chosen(job)
             free -= job.rows
             start.append(job.id)
         return Plan(tuple(start), expired, PREFILL_TOKENS if decoding else PREFILL_UNBOUNDED)

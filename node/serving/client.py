@@ -168,7 +168,8 @@ class EngineClient:
         self._next_call = 1
         self._asked_again: dict[int, bytes] = {}  # call → stream that is admitted a second time
         self._refs: dict[bytes, tuple[AdapterRef, bool]] = {}
-        self._stats: EngineStats | None = None
+        self._stats = EngineStats()
+        self._lost_streams = 0
         self._heard = 0.0
         self._restarts = 0
         self._losses: deque[float] = deque()
@@ -233,9 +234,10 @@ class EngineClient:
         return list(answer.scores)
 
     def stats(self) -> EngineStats:
-        """The newest counters, and how often the worker was replaced."""
-        assert self._stats is not None, "ask after the start"
-        return dataclasses.replace(self._stats, restarts=self._restarts)
+        """The newest counters, since its worker's start; how often one was replaced, and how many
+        streams were lost, since ours."""
+        endings = {**self._stats.endings, "engine_lost": self._lost_streams}
+        return dataclasses.replace(self._stats, restarts=self._restarts, endings=endings)
 
     async def wait_ready(self) -> None:
         """Until a worker serves; for ever when the engine is down: give it a deadline."""
@@ -330,15 +332,19 @@ class EngineClient:
             deadline = stream.request.deadline_ms
             late = 0 < deadline <= time.time_ns() // 1_000_000
             if stream.tokens or stream.losses > RESUBMITS_MAX or late:
-                stream.lose()
+                self._lose(stream)
         for call in self._calls.values():
             call.losses += 1
             if call.losses > RESUBMITS_MAX:
                 call.settle(EngineLost(losses=call.losses))
 
+    def _lose(self, stream: _Stream) -> None:
+        self._lost_streams += not stream.is_ended
+        stream.lose()
+
     def _give_up(self) -> None:
         for stream in self._streams.values():
-            stream.lose()
+            self._lose(stream)
         for call in self._calls.values():
             call.settle(EngineLost(state="down"))
 
@@ -446,7 +452,7 @@ class EngineClient:
                 if call := self._calls.get(number):
                     call.settle(frame)
                 elif stream := self._streams.get(self._asked_again.get(number, b"")):
-                    stream.lose()  # refused on the second worker: no token was shown
+                    self._lose(stream)  # refused on the second worker: no token was shown
             case frames.Wanted():
                 pass  # `_serve` has a task fetch it
             case frames.Ready():

@@ -25,6 +25,7 @@ STOP_BYTES_MAX: Final = 64
 LOGPROBS_MAX: Final = 20
 IGNORE_EOS: Final = 1  # flag bit 0 of Sampling
 SEED_BYTES: Final = 32
+ROWS: Final = 32  # of an engine that is told of no other number
 SKETCH_BYTES: Final = 1_024
 FINGERPRINT_STRIDE: Final = 16  # answer positions from one fingerprint to the next
 FINGERPRINT_WIDTH: Final = 8
@@ -64,7 +65,7 @@ class EngineSettings:
     """
 
     base_folder: str
-    rows: int = 32
+    rows: int = ROWS
     max_model_len: int = 0
     slots: int = 0
     threads: int = 0
@@ -239,21 +240,21 @@ class TierStats:
 class EngineStats:
     """Counters since the engine started, and what is in it now."""
 
-    running: int
-    waiting: int
-    steps: int
-    prompt_tokens: int
-    generation_tokens: int
-    refused: int
-    cancelled: int
-    finished: int
-    gradients_waiting: int
-    gradients_done: int
-    scored: int
-    adapters_ram: int
-    adapters_slot: int
-    slot_loads: int
-    batch_adapters_max: int
+    running: int = 0
+    waiting: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    refused: int = 0
+    cancelled: int = 0
+    finished: int = 0
+    gradients_waiting: int = 0
+    gradients_done: int = 0
+    scored: int = 0
+    adapters_ram: int = 0
+    adapters_slot: int = 0
+    slot_loads: int = 0
+    batch_adapters_max: int = 0
     restarts: int = 0
     waiting_adapter: int = 0  # of `waiting`: those whose adapter is on its way
     rows_used: float = 0.0  # the part of the rows that is promised or taken

@@ -50,6 +50,8 @@ from node.serving.servers import Server, choose
 if TYPE_CHECKING:
     import httpx
 
+    from node.serving.client import Fetch
+
 Flavour = Literal["vllm", "plain"]
 
 PROBE_EVERY_S: Final = 5.0
@@ -73,16 +75,20 @@ class RemoteSettings:
 
 def make_remote(
     settings: EngineSettings,
+    fetch: "Fetch",
     *,
     urls: tuple[str, ...],
     flavour: Flavour,
     token: str,
     local_gradients: bool,
 ) -> "RemoteEngine":
-    """An engine over servers at `urls`; beside them, if wanted, a worker for gradients."""
+    """An engine over servers at `urls`; beside them, if wanted, a worker for gradients, which has
+    lost adapters fetched."""
     from node.serving.worker import WorkerEngine
 
-    gradients = WorkerEngine(dataclasses.replace(settings, rows=1)) if local_gradients else None
+    gradients: HostedEngine | None = None
+    if local_gradients:
+        gradients = WorkerEngine(dataclasses.replace(settings, rows=1), fetch)
     return RemoteEngine(
         RemoteSettings(settings.base_folder, urls, flavour, token, settings.dtype_class), gradients
     )

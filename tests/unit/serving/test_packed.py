@@ -50,7 +50,7 @@ def test_no_flipped_bit_and_no_lost_end_is_believed(tmp_path: Path) -> None:
     at.write(name(1), copy(1, 64))
     path = at._path(name(1))
     whole = path.read_bytes()
-    places = {*range(48), *(rng.randrange(len(whole)) for _ in range(100))}
+    places = {*range(48), *(rng.randrange(len(whole)) for _ in range(20))}
     spoilt = [bytes(b ^ (i == place) << place % 8 for i, b in enumerate(whole)) for place in places]
     spoilt += [whole[:cut] for cut in (0, 10, 34, 60, len(whole) - 1)] + [whole + b"\0"]
     for count, raw in enumerate(spoilt, 1):

@@ -11,7 +11,7 @@ What this file does not know: requests, how an adapter is read, where the host f
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Final, Literal, NamedTuple
 
@@ -103,7 +103,7 @@ class AdapterBank:
         self._ram_bytes_max = ram_bytes
         self._can_fetch = can_fetch
         self._known: dict[bytes, AdapterRef] = {}
-        self._buckets: dict[bytes, int] = {}  # of those that were read once
+        self._facts: dict[bytes, AdapterInfo] = {}  # of those that were read once, as on disk
         self._packed: OrderedDict[bytes, Packed] = OrderedDict()
         self._ways: dict[bytes, _Way] = {}
         self._wanted: list[bytes] = []
@@ -143,7 +143,7 @@ class AdapterBank:
     def infos(self) -> list[AdapterInfo]:
         """Every adapter that is known, with its tier."""
         return [
-            AdapterInfo(hash, 0, self._buckets.get(hash, 0), (), 0, "disk")
+            self._facts.get(hash, AdapterInfo(hash, 0, 0, (), 0, "disk"))
             if packed is None
             else _info(packed)
             for hash in self._known
@@ -152,7 +152,8 @@ class AdapterBank:
 
     def bucket_of(self, hash: bytes) -> int:
         """The bucket of an adapter that was read once, else 0."""
-        return self._buckets.get(hash, 0)
+        facts = self._facts.get(hash)
+        return 0 if facts is None else facts.bucket
 
     # --- into RAM
 
@@ -264,6 +265,7 @@ class AdapterBank:
         if is_used and not drain:
             raise AdapterBusy(adapter=hash.hex())
         del self._known[hash]
+        self._facts.pop(hash, None)
         if packed is not None and is_used:
             packed.drained = True
         elif packed is not None:
@@ -310,7 +312,7 @@ class AdapterBank:
         except Overloaded as error:
             self._refuse(way, error)
             return
-        self._buckets[packed.hash] = packed.bucket
+        self._facts[packed.hash] = replace(_info(packed), tier="disk")
         self._packed[packed.hash] = packed
         self.ram_bytes += packed.bytes
         packed.drained = packed.hash not in self._known

@@ -89,8 +89,7 @@ class AdapterRef:
 
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:
-    """A loaded adapter; `bytes` is its packed size in memory. On disk only, what is not read is 0
-    or empty."""
+    """An adapter; `bytes` is its packed size in memory. What was never read is 0 or empty."""
 
     hash: bytes
     rank: int

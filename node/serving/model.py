@@ -90,3 +90,10 @@ def build_of(device: str) -> bytes:
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
     text = f"{torch.__version__}/{transformers.__version__}/{name}"
     return hashlib.sha256(text.encode()).digest()
+
+
+def use_threads(count: int) -> None:
+    """Compute with `count` threads, or all cores but one: the daemon needs the other."""
+    import torch
+
+    torch.set_num_threads(count or max(1, (os.cpu_count() or 2) - 1))

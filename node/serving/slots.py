@@ -9,7 +9,6 @@ processes, payers.
 """
 
 import dataclasses
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -62,7 +61,10 @@ Event = tuple[bytes, Token | Finish]
 
 
 class SlotCore:
-    """Model, rows, adapters and queues. Every method is called by the thread that made it."""
+    """Model, rows, adapters and queues. Every method is called by the thread that made it.
+
+    `tiers`: where adapters lie, and how they come.
+    """
 
     def __init__(
         self,
@@ -83,8 +85,8 @@ class SlotCore:
         slots = settings.slots or max(2 * settings.rows, 64)
         base = base_hash(settings.base_folder)
         self._stack = LoraStack(self._model, slots, settings.slot_bytes)
-        self._tiers = Tiers(self._stack, base, settings)
-        self._bank = self._tiers.bank
+        self.tiers = Tiers(self._stack, base, settings)
+        self._bank = self.tiers.bank
         self._cache = SlotCache(self._model, settings.rows, self._length)
         self._scheduler = Scheduler()
         self._live: dict[bytes, Live] = {}
@@ -127,26 +129,6 @@ class SlotCore:
     def load(self, ref: AdapterRef, pin: bool = False) -> AdapterInfo:
         """Read, check and keep an adapter; raises BadAdapter, WrongBase, Overloaded."""
         return self._bank.load(ref, pin)
-
-    def begin_load(self, call: int, ref: AdapterRef, pin: bool) -> None:
-        """The same behind the engine's back; `settled` tells. Raises Overloaded."""
-        self._tiers.begin_load(call, ref, pin)
-
-    def found(self, ref: AdapterRef) -> None:
-        """The host has fetched what was `wanted`."""
-        self._bank.found(ref)
-
-    def missing(self, adapter: bytes, why: str) -> None:
-        """The host could not fetch it."""
-        self._bank.missing(adapter, why)
-
-    def wanted(self) -> list[bytes]:
-        """Adapters whose files the host should fetch, since last asked."""
-        return self._bank.wanted()
-
-    def call_when_read(self, tell: Callable[[], None]) -> None:
-        """`tell` is called from another thread when `poll` has something to take."""
-        self._tiers.call_when_read(tell)
 
     def register(self, ref: AdapterRef) -> None:
         """Know an adapter that was checked before; it is read when it is first wanted."""
@@ -219,7 +201,7 @@ class SlotCore:
 
     def poll(self) -> None:
         """Take adapters that were read; never waits."""
-        self._settled += self._tiers.poll()
+        self._settled += self.tiers.poll()
         for live in list(self._coming.values()):
             assert live.lease is not None
             if live.lease.error is not None:
@@ -306,7 +288,7 @@ class SlotCore:
             endings=dict(tally.endings),
             rejections=dict(tally.rejections),
             times=tally.timed(self._background.gradient_seconds),
-            tiers=self._tiers.stats(),
+            tiers=self.tiers.stats(),
         )
 
     # --- one step
@@ -627,8 +609,3 @@ def _top(raw: Tensor, count: int) -> tuple[tuple[int, float], ...]:
         return ()
     values, ids = torch.topk(raw, min(count, len(raw)))
     return tuple(zip(ids.tolist(), values.tolist(), strict=True))
-
-
-def use_threads(count: int) -> None:
-    """Compute with `count` threads, or all cores but one: the daemon needs the other."""
-    torch.set_num_threads(count or max(1, (os.cpu_count() or 2) - 1))

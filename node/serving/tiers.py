@@ -40,7 +40,8 @@ class Tiers:
         self._loader.call_when_read(tell)
 
     def begin_load(self, call: int, ref: AdapterRef, pin: bool) -> None:
-        """Read, check and keep an adapter behind the engine's back; raises Overloaded."""
+        """Read, check and keep an adapter behind the engine's back; the core's `settled` tells of
+        it. Raises Overloaded."""
         self._loads.append((call, self.bank.begin_load(ref), pin))
 
     def poll(self) -> list[Settled]:

@@ -57,7 +57,7 @@ class Loop:
         emit: Callable[[frames.FromWorker], None],
     ) -> None:
         self._core, self._inbox, self._emit = core, inbox, emit
-        core.call_when_read(lambda: inbox.put(WOKEN))
+        core.tiers.call_when_read(lambda: inbox.put(WOKEN))
         self._calls: dict[int, list[Sketch | Score | None]] = {}  # filled place by place
         self._close_at: float | None = None
         self._told_at = 0.0
@@ -102,7 +102,7 @@ class Loop:
         core = self._core
         match frame:
             case frames.Load(call, ref, pin):
-                self._answer(call, lambda: core.begin_load(call, ref, pin))
+                self._answer(call, lambda: core.tiers.begin_load(call, ref, pin))
             case frames.Register(ref):
                 core.register(ref)
             case frames.Unload(call, adapter, drain):
@@ -114,9 +114,9 @@ class Loop:
                     call, lambda: frames.Done(call) if core.submit(request, call) else None
                 )
             case frames.Found(ref):
-                core.found(ref)
+                core.tiers.bank.found(ref)
             case frames.Missing(adapter, why):
-                core.missing(adapter, why)
+                core.tiers.bank.missing(adapter, why)
             case frames.Reveal(id, seed):
                 core.reveal(id, seed)
             case frames.Cancel(id):
@@ -180,7 +180,7 @@ class Loop:
                 self._emit(frames.failure(call, came))
             else:
                 self._emit(frames.Done(call) if came is None else frames.Loaded(call, came))
-        for adapter in self._core.wanted():
+        for adapter in self._core.tiers.bank.wanted():
             self._emit(frames.Wanted(adapter))
 
     def _tell(self, force: bool = False) -> None:
@@ -200,7 +200,8 @@ def _answer_of(call: int, made: Sequence[Sketch | Score | None]) -> frames.FromW
 
 def make_core(settings: EngineSettings) -> "SlotCore":
     """Threads set, model loaded; imports torch."""
-    from node.serving.slots import SlotCore, use_threads
+    from node.serving.model import use_threads
+    from node.serving.slots import SlotCore
 
     use_threads(settings.threads)
     return SlotCore(settings)

@@ -39,10 +39,10 @@ class Gate:
     """In place of a core's reader: reads nothing until opened, and counts."""
 
     def __init__(self, core: Any) -> None:
-        self.read = core._tiers._loader._read
+        self.read = core.tiers._loader._read
         self.opened = threading.Event()
         self.reads: list[bytes] = []
-        core._tiers._loader._read = self._wait
+        core.tiers._loader._read = self._wait
 
     def _wait(self, ref: AdapterRef) -> Any:
         self.reads.append(ref.hash)
@@ -88,7 +88,7 @@ def settle(core: Any, count: int) -> list[Any]:
     """Wait for the reader until so many calls were settled."""
     settled: list[Any] = []
     while len(settled) < count:
-        core._tiers._loader.wait()
+        core.tiers._loader.wait()
         core.poll()
         settled += core.settled()
     return settled
@@ -100,7 +100,7 @@ def copies(folder: Path) -> list[Path]:
 
 def written(core: Any) -> None:
     """Wait until the disk tier has what was packed."""
-    core._tiers._loader._read.__self__._writes.submit(int).result(WAIT_S)
+    core.tiers._loader._read.__self__._writes.submit(int).result(WAIT_S)
 
 
 # --- loading
@@ -126,7 +126,7 @@ def test_two_requests_and_a_load_share_one_reading(tiny_base, make_adapter) -> N
     hash, folder = make_adapter(1)
     with open_core(tiny_base) as core:
         gate = Gate(core)
-        core.begin_load(1, AdapterRef(hash, folder), False)
+        core.tiers.begin_load(1, AdapterRef(hash, folder), False)
         core.submit(request(1, hash), call=2)
         core.submit(request(2, hash), call=3)
         gate.opened.set()
@@ -185,7 +185,7 @@ def test_waiting_for_an_adapter_ends_as_any_waiting(tiny_base, make_adapter, end
             assert (call, type(error)) == (1, DeadlinePassed)
         assert core.live == 0
         gate.opened.set()
-        core._tiers._loader.wait()
+        core.tiers._loader.wait()
         core.poll()
         assert core._bank.in_ram == 1, "what was begun is there for the next one"
 

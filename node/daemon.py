@@ -389,6 +389,12 @@ class Node:
             disk_folder=str(self._settings.home / "packed") if engine.disk_budget_gb else "",
             disk_bytes=engine.disk_budget_gb << 30,
             disk_free_bytes=self._free_bytes_min,
+            kv_bytes=engine.kv_budget_mb << 20,
+            prefill_chunk=engine.prefill_chunk,
+            queue_tokens=engine.queue_tokens,
+            queue_requests=engine.queue_requests,
+            aging_ms=engine.aging_ms,
+            gradient_wait_ms=engine.gradient_max_wait_ms,
         )
 
     def _make_purse(self, key: Key) -> Purse:

@@ -71,6 +71,7 @@ class Background:
         length: int,
         vocab: int,
         load_projector: Callable[[str], Projector],
+        wait_ms_max: int = MAX_WAIT_MS,
     ) -> None:
         self._model = model
         self._stack = stack
@@ -79,6 +80,7 @@ class Background:
         self._length = length
         self._vocab = vocab
         self._load_projector = load_projector
+        self._wait_ms_max = wait_ms_max
         self._projectors: dict[str, Projector] = {}
         self._queue: list[_Queued] = []
         self._made: list[Made] = []
@@ -160,7 +162,7 @@ class Background:
         if not ready:
             return False
         waited_ms = now_ms - ready[0].since_ms
-        return is_idle or waited_ms >= MAX_WAIT_MS or len(ready) >= BATCH
+        return is_idle or waited_ms >= self._wait_ms_max or len(ready) >= BATCH
 
     def _drop_failed(self) -> None:
         """A call whose adapter does not come fails whole."""

@@ -59,9 +59,10 @@ class EngineSettings:
     """What an engine is started with. A zero is chosen by the engine: the model's length, twice
     the rows (at least 64) as slots, all cores but one as threads.
 
-    `slot_bytes` bounds the slots of one rank bucket, 0: nothing does. `disk_folder` is where
-    packed adapters are kept, empty: nowhere; `disk_free_bytes` what they must leave of the disk.
-    `can_fetch`: its host answers when an adapter's files are gone (the client sets it).
+    `kv_bytes` bounds keys and values, so that fewer rows are made, but one; `slot_bytes` the slots
+    of one rank bucket; 0: nothing does. `disk_folder` is where packed adapters are kept, empty:
+    nowhere; `disk_free_bytes` what they must leave of the disk. `can_fetch`: its host answers when
+    an adapter's files are gone (the client sets it).
     """
 
     base_folder: str
@@ -77,6 +78,12 @@ class EngineSettings:
     disk_bytes: int = 50 * 2**30
     disk_free_bytes: int = 0
     can_fetch: bool = False
+    kv_bytes: int = 0
+    prefill_chunk: int = 512
+    queue_tokens: int = 65_536
+    queue_requests: int = 256
+    aging_ms: int = 2_000
+    gradient_wait_ms: int = 2_000
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,8 +67,14 @@ class _Tenant:
 class Scheduler:
     """The queue before the rows. Every admitted request is started, expired or cancelled once."""
 
-    def __init__(self, aging_ms: int = AGING_MS) -> None:
+    def __init__(
+        self,
+        aging_ms: int = AGING_MS,
+        queued_cost_max: int = QUEUED_COST_MAX,
+        queued_max: int = QUEUED_MAX,
+    ) -> None:
         self._aging_ms = aging_ms
+        self._queued_cost_max, self._queued_max = queued_cost_max, queued_max
         self._tenants: dict[bytes, _Tenant] = {}
         self._ring: deque[bytes] = deque()  # tenants with waiting requests; the head has the turn
         self._low: OrderedDict[bytes, Job] = OrderedDict()
@@ -110,8 +116,8 @@ class Scheduler:
         tenant = self._tenants.get(job.tenant)
         wait_ms = self._expected_wait_ms(now_ms)
         if (
-            len(self._arrived) >= QUEUED_MAX
-            or self._queued_cost + job.cost > QUEUED_COST_MAX
+            len(self._arrived) >= self._queued_max
+            or self._queued_cost + job.cost > self._queued_cost_max
             or (tenant is not None and len(tenant.waiting) >= QUEUED_TENANT_MAX)
             or (job.deadline_ms and now_ms + wait_ms > job.deadline_ms)
         ):

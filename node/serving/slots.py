@@ -12,7 +12,7 @@ import dataclasses
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from node.serving.adapters import BUCKETS, base_hash
 from node.serving.background import Background, Made
 from node.serving.backward import Projector
 from node.serving.basefacts import padded
-from node.serving.cache import ROWS_MIN, SlotCache
+from node.serving.cache import ROWS_MIN, SlotCache, row_bytes
 from node.serving.engine import (
     FINGERPRINT_STRIDE,
     IGNORE_EOS,
@@ -55,8 +55,6 @@ from node.serving.scoring import Scorer
 from node.serving.tally import Tally
 from node.serving.tiers import Settled, Tiers
 
-PREFILL_CHUNK: Final = 512
-
 Event = tuple[bytes, Token | Finish]
 
 
@@ -82,13 +80,19 @@ class SlotCore:
         self._eos = stop_tokens(self._model, tokenizer)
         self._device = settings.device
         self._rows_max = settings.rows
-        slots = settings.slots or max(2 * settings.rows, 64)
+        if settings.kv_bytes:
+            fit = settings.kv_bytes // row_bytes(self._model, self._length)
+            self._rows_max = max(1, min(settings.rows, fit))
+        slots = settings.slots or max(2 * self._rows_max, 64)
         base = base_hash(settings.base_folder)
         self._stack = LoraStack(self._model, slots, settings.slot_bytes)
         self.tiers = Tiers(self._stack, base, settings)
         self._bank = self.tiers.bank
-        self._cache = SlotCache(self._model, settings.rows, self._length)
-        self._scheduler = Scheduler()
+        self._cache = SlotCache(self._model, self._rows_max, self._length)
+        self._chunk = settings.prefill_chunk
+        self._scheduler = Scheduler(
+            settings.aging_ms, settings.queue_tokens, settings.queue_requests
+        )
         self._live: dict[bytes, Live] = {}
         self._coming: dict[bytes, Live] = {}  # of those: whose adapter is on its way
         self._prefilling: deque[Live] = deque()
@@ -107,7 +111,7 @@ class SlotCore:
             base=base,
             dtype_class=settings.dtype_class,
             device=settings.device,
-            rows=settings.rows,
+            rows=self._rows_max,
             max_model_len=self._length,
             max_rank=BUCKETS[-1],
             vocab=int(self._model.config.vocab_size),
@@ -122,6 +126,7 @@ class SlotCore:
             length=self._length,
             vocab=self.info.vocab,
             load_projector=load_projector or _sketcher,
+            wait_ms_max=settings.gradient_wait_ms,
         )
 
     # --- requests
@@ -365,7 +370,7 @@ class SlotCore:
             live = self._prefilling[0]
             prompt = live.request.prompt
             start = live.filled
-            stop = min(len(prompt), start + PREFILL_CHUNK, start + budget - done)
+            stop = min(len(prompt), start + self._chunk, start + budget - done)
             row = self._rows.index(live.rows[0])
             logits = self._forward_prompt(live, row, start, stop)
             live.filled, live.rows[0].position = stop, stop

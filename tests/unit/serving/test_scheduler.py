@@ -160,6 +160,39 @@ def test_queued_cost_is_bounded() -> None:
         queue.admit(job(3, tokens=1), 0)
 
 
+def test_operator_may_set_the_limits_of_the_queue() -> None:
+    queue = Scheduler(aging_ms=5, queued_cost_max=300, queued_max=2)
+    queue.admit(job(1), 0)
+    with pytest.raises(Overloaded):
+        queue.admit(job(2, tokens=201), 0)
+    queue.admit(job(2), 0)
+    with pytest.raises(Overloaded):
+        queue.admit(job(3, tokens=1), 0)
+
+
+@pytest.mark.parametrize("priority", [0, 1])
+def test_cost_is_corrected_when_an_adapter_turns_out_larger(priority: int) -> None:
+    queue = Scheduler(queued_cost_max=1_000)
+    queue.admit(job(1, priority=priority), 0)
+    queue.learn_bucket(job(1).id, 64)
+    assert [waiting.bucket for waiting in queue.jobs_waiting()] == [64]
+    with pytest.raises(Overloaded):
+        queue.admit(job(2, tokens=601), 0)
+    queue.admit(job(2, tokens=600), 0)
+    queue.learn_bucket(b"gone", 8)
+    assert sorted(drain(queue)) == [1, 2]
+    queue.admit(job(3, tokens=1_000), 0)
+
+
+def test_each_start_is_told_of_before_the_next_is_asked_about() -> None:
+    """What the first one takes may have been the last of it."""
+    queue, left = Scheduler(), [1]
+    for number in range(3):
+        queue.admit(job(number, str(number)), 0)
+    plan = queue.plan(0, 3, True, lambda _: bool(left), lambda _: left.clear())
+    assert plan.start == (job(0).id,)
+
+
 def test_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     queue = Scheduler()
     with pytest.raises(DeadlinePassed):

@@ -314,6 +314,15 @@ def test_bucket_that_has_no_room_in_its_slots_is_refused(tiny_base, make_adapter
             core.load(AdapterRef(*large))
 
 
+def test_rows_are_as_many_as_their_keys_and_values_may_take(tiny_base) -> None:
+    """Two layers of four heads of eight numbers, 256 positions, four bytes: 128 KiB a row."""
+    row = 2 * 2 * 4 * 8 * 256 * 4
+    for kv_bytes, rows in ((0, 4), (row - 1, 1), (3 * row - 1, 2), (3 * row, 3), (99 * row, 4)):
+        with open_core(tiny_base, kv_bytes=kv_bytes) as core:
+            assert core.info.rows == rows
+            assert len(answer(core, request(1))) == 4
+
+
 def test_oldest_that_waits_gets_the_next_slot_however_much_the_others_want_it(
     tiny_base, make_adapter
 ) -> None:

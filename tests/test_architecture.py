@@ -36,7 +36,7 @@ FLOORS = (  # top down; a room imports itself and lower lines, never upwards, ne
     {"node.serving", "node.wallet", "node.peering"},
     {"node.attribution", "node.light", "node.following", "node.storage", "node.simulate"},
     {"node.ledger"},
-    {"consensus", "p2p", "node.config", "node.observe"},
+    {"consensus", "p2p", "node.config", "node.observe", "node.collecting"},
 )
 UNPACK_CONFIG = {"node.cli", "node.devnet", "node.doctor", "node.daemon", "node.home",
                  "node.precheck"}

@@ -8,7 +8,7 @@ What this file does not know: what the node keeps.
 import gc
 from typing import Final
 
-NEW_OBJECTS: Final = 10_000  # containers made and not yet freed, before the youngest are read
+NEW_OBJECTS: Final = 50_000  # containers made and not yet freed, before the youngest are read
 
 
 def collect_seldom() -> None:

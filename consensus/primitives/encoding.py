@@ -9,7 +9,7 @@ What this file does not know: what any object means.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 import msgspec
 
@@ -20,6 +20,7 @@ WIDE_BYTES: Final = 16
 DECODED_TOGETHER_MAX: Final = 64  # so that hostile bytes make few objects before they are refused
 
 Fits = Callable[[Any], bool]
+T = TypeVar("T")
 
 
 class Shape:
@@ -45,8 +46,14 @@ class Shape:
         return value
 
 
-def _integer(top: int) -> Shape:
-    return Shape(Annotated[int, msgspec.Meta(ge=0, le=top)])
+def Integer(max: int, min: int = 0) -> Shape:
+    """An integer of `min`..`max`."""
+    return Shape(Annotated[int, msgspec.Meta(ge=min, le=max)])
+
+
+def OneOf(*numbers: int) -> Shape:
+    """An integer that is one of `numbers`."""
+    return Shape(Literal[numbers])
 
 
 def Bytes(max: int, min: int = 0) -> Shape:
@@ -79,10 +86,10 @@ def Record(*fields: Shape) -> Shape:
     return Shape(kind, (lambda value: all(fit(value[at]) for at, fit in rest)) if rest else None)
 
 
-U8: Final = _integer(2**8 - 1)
-U16: Final = _integer(2**16 - 1)
-U32: Final = _integer(2**32 - 1)
-U63: Final = _integer(INT_MAX)
+U8: Final = Integer(2**8 - 1)
+U16: Final = Integer(2**16 - 1)
+U32: Final = Integer(2**32 - 1)
+U63: Final = Integer(INT_MAX)
 H: Final = Fixed(32)
 SIG: Final = Fixed(64)
 WIDE: Final = Fixed(WIDE_BYTES)
@@ -112,28 +119,29 @@ def decode(raw: bytes, shape: Shape, bytes_max: int, what: str) -> Any:
     return value
 
 
-class Decoder:
-    """Decodes many byte strings of one shape, each as `decode` does, at half its cost.
+class Decoder(Generic[T]):
+    """Decodes many byte strings as `alone` decodes each, at half its cost.
 
     They are unpacked as one array, and each is packed again alone: equal bytes show that the
-    array's members begin and end where the byte strings do.
+    array's members begin and end where the byte strings do. `shape` may be narrower than what
+    `alone` takes, never wider; `make` gives the value of what fits it.
     """
 
-    def __init__(self, shape: Shape, bytes_max: int, what: str) -> None:
-        self._shape = shape
+    def __init__(
+        self, shape: Shape, bytes_max: int, make: Callable[[Any], T], alone: Callable[[bytes], T]
+    ) -> None:
         self._many = ListOf(shape, DECODED_TOGETHER_MAX)
         self._bytes_max = bytes_max
-        self._what = what
+        self._make = make
+        self._alone = alone
 
-    def decode(self, raws: Sequence[bytes]) -> list[Any]:
-        """The values in order. Raises `Invalid` as `decode` does, for the first that is none."""
-        found: list[Any] = []
+    def decode(self, raws: Sequence[bytes]) -> list[T]:
+        """The values in order. Raises what `alone` raises, for the first that is none."""
+        found: list[T] = []
         for start in range(0, len(raws), DECODED_TOGETHER_MAX):
             some = raws[start : start + DECODED_TOGETHER_MAX]
             values = self._together(some)
-            if values is None:  # one by one, for the reason
-                values = [decode(raw, self._shape, self._bytes_max, self._what) for raw in some]
-            found += values
+            found += map(self._alone, some) if values is None else map(self._make, values)
         return found
 
     def _together(self, raws: Sequence[bytes]) -> Sequence[Any] | None:

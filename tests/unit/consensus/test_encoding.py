@@ -20,7 +20,9 @@ from consensus.primitives.encoding import (
     Either,
     Fixed,
     H,
+    Integer,
     ListOf,
+    OneOf,
     Record,
     Shape,
     decode,
@@ -92,6 +94,8 @@ def test_integers_end_where_they_say(shape: Shape, top: int) -> None:
     [
         (Bytes(4, 1), [b"a", b"abcd"], [b"", b"abcde"]),
         (Fixed(3), [b"abc"], [b"ab", b"abcd"]),
+        (Integer(9, 2), [2, 9], [1, 10]),
+        (OneOf(0, 2), [0, 2], [1, 3, True, b""]),
         (Either(0, 2), [b"", b"ab"], [b"a", b"abc"]),
         (ListOf(U8, 3, 1), [(1,), (1, 2, 3)], [(), (1, 2, 3, 4)]),
         (Record(U8, U8), [(1, 2)], [(1,), (1, 2, 3)]),
@@ -188,7 +192,8 @@ def one_by_one(raws: Sequence[bytes], shape: Shape) -> list[object] | str:
 
 def many_at_once(raws: Sequence[bytes], shape: Shape) -> list[object] | str:
     try:
-        return Decoder(shape, 40, "x").decode(raws)
+        decoder = Decoder(shape, 40, lambda value: value, lambda raw: decode(raw, shape, 40, "x"))
+        return decoder.decode(raws)
     except Invalid as refused:
         return refused.code
 
@@ -226,6 +231,22 @@ def test_first_bad_one_of_many_gives_the_reason() -> None:
     raws = [encode((1, b""))] * (DECODED_TOGETHER_MAX + 3)
     raws[-2:] = [b"\x92\xcc\x07\xc4\x00", b"\xc1"]
     assert many_at_once(raws, PAIR) == "x.not_canonical"
+
+
+def test_what_a_narrower_shape_misses_is_decoded_alone() -> None:
+    """So it may still pass, or be refused for a reason that the narrow shape does not know."""
+
+    def alone(raw: bytes) -> str:
+        number: int = decode(raw, U8, 40, "x")
+        if number == 2:
+            raise Invalid("x.two")
+        return f"alone {number}"
+
+    decoder = Decoder(OneOf(1, 3), 40, lambda number: f"together {number}", alone)
+    assert decoder.decode([b"\1", b"\3"]) == ["together 1", "together 3"]
+    assert decoder.decode([b"\1", b"\4"]) == ["alone 1", "alone 4"]
+    with pytest.raises(Invalid, match=r"x\.two"):
+        decoder.decode([b"\1", b"\2"])
 
 
 def test_wide_amounts_keep_their_order_as_bytes() -> None:

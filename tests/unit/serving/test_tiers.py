@@ -2,7 +2,10 @@
 
 import random
 import shutil
+import sys
 import threading
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +18,7 @@ import trio
 from node.serving.client import FetchFailed
 from node.serving.engine import (
     AdapterBusy,
+    AdapterInfo,
     AdapterRef,
     BadAdapter,
     DeadlinePassed,
@@ -375,6 +379,29 @@ def test_promised_slot_is_free_again_when_nobody_waits_for_it(tiny_base, make_ad
         assert core._live[request(3).id].slot is not None
         for number in (1, 3):
             core.cancel(request(number).id)
+
+
+def test_ten_thousand_are_registered_in_a_few_megabytes() -> None:
+    """Also once each of them was read and has gone again."""
+    from node.serving.bank import AdapterBank
+
+    nothing: Any = None
+    bank = AdapterBank(nothing, nothing, 0)
+    names = [number.to_bytes(32, "big") for number in range(10_000)]
+    folders = [f"/home/somebody/olnode/adapters/{name.hex()}" for name in names]
+    began_s = time.process_time()
+    for name, folder in zip(names, folders, strict=True):
+        bank.register(AdapterRef(name, folder))
+    assert time.process_time() - began_s < 0.1
+    tracemalloc.start()
+    for name in names:
+        bank.register(AdapterRef(bytes(bytearray(name)), f"/adapters/{name.hex()}"))
+        facts = AdapterInfo(name, 8, 8, tuple(map(sys.intern, TARGETS)), int(1e6), "disk")
+        bank._facts[name] = facts
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 10 * 2**20
+    assert (bank.registered, len(bank.infos())) == (10_000, 10_000)
 
 
 # --- all together

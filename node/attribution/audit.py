@@ -96,15 +96,21 @@ def _find_false_row(
     release = release_of(index, version)
     statement = claims.decode_statement(told.statement)
     scores = scan(index.rows, told.sketch, kernel)
-    above = np.flatnonzero(
-        scores.astype(np.int64) * shares.SCALE > shares.threshold(statement.floors, len(scores))
-    )
-    listed = [row for row, _, _ in statement.paid]
-    left_out = sorted(set(above.tolist()) - set(listed), key=lambda row: (-int(scores[row]), row))
-    for row in (*release.panel(len(scores)), *listed, *left_out[:1]):
+    seats = zip(release.panel(len(scores)), statement.floors, strict=True)
+    suspects = [row for row, floor in seats if abs(int(scores[row])) != floor]
+    suspects += [
+        row
+        for row, owner, score in statement.paid
+        if (owner, score) != (index.contribution_of(row), int(scores[row]))
+    ]
+    tau = shares.threshold(statement.floors, len(scores))
+    above = np.flatnonzero(scores.astype(np.int64) * shares.SCALE > tau).tolist()
+    left_out = set(above) - {row for row, _, _ in statement.paid}
+    suspects += sorted(left_out, key=lambda row: (-int(scores[row]), row))[:1]
+    for row in suspects:
         opened = refuting.OpenedRow(index.header, index.leaf(row))
         if refuting.find_false_row(release, told, opened):
-            return int(row)
+            return row
     return None
 
 

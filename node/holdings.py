@@ -103,6 +103,10 @@ class Holdings:
         held = self._held.get((model, version))
         return None if held is None else held.index
 
+    def find_indexed(self) -> frozenset[tuple[int, int]]:
+        """The versions whose index is here."""
+        return frozenset(which for which, held in self._held.items() if held.index is not None)
+
     def all(self) -> tuple[HeldModel, ...]:
         """Everything held."""
         return tuple(self._held.values())

@@ -379,6 +379,17 @@ def check_pair(payload: Evidence) -> tuple[Receipt, Receipt]:
     return first, second
 
 
+def encode_fraud(payload: FraudProof) -> bytes:
+    """A proof as a file keeps it, to be sent by anybody."""
+    return encode(payload)
+
+
+def decode_fraud(raw: bytes) -> FraudProof:
+    """The proof in a file; raises Invalid `fraud.…`."""
+    row = _BY_NUMBER[_NUMBER_OF[FraudProof]]
+    return FraudProof(*decode(raw, row.shape, TRANSACTION_BYTES_MAX, "fraud"))
+
+
 def encode_body(
     sender: bytes, nonce: int, max_fee: int, valid_until_ms: int, payload: Payload
 ) -> bytes:

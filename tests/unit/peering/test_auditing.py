@@ -9,7 +9,7 @@ from bundle_kit import some_receipt
 from node.attribution.attribute import attribute
 from node.ledger.wire.receipts import encode_credits
 from node.peering.auditing import IndexAuditor
-from node.peering.relay import StatedClaim
+from node.peering.audits import StatedClaim
 
 
 def test_what_the_index_gives_stands_and_anything_else_is_false(tmp_path: Path) -> None:

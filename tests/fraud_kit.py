@@ -9,7 +9,7 @@ from pathlib import Path
 
 from attribution_kit import mix_rows, sound_rows, write_index
 from bundle_kit import Party
-from chain_kit import CREATOR, TinyChain, devnet
+from chain_kit import CREATOR, TinyChain
 
 from node.attribution.attribute import NO_SKETCH, Version, attribute
 from node.attribution.audit import Claim, find_fraud
@@ -68,10 +68,9 @@ LIES: dict[str, Lie] = {
 class Court:
     """One provider, one channel; answers settle a bundle each."""
 
-    def __init__(self, folder: Path, split: str = "default") -> None:
-        made = write_index(folder, sound_rows(ROWS), OWNERS)
-        self.index = Index.open(*made)
-        self.chain = TinyChain(devnet(split))
+    def __init__(self, folder: Path, chain: TinyChain | None = None) -> None:
+        self.index = Index.open(*write_index(folder, sound_rows(ROWS), OWNERS))
+        self.chain = chain or TinyChain()
         self.chain.tell_story(index_root=self.index.root)
         published_ms = self.chain.state().get(tables.VERSION, 1, 1).published_ms
         self.version = Version(self.chain.chain_id, 1, 1, published_ms)

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from attribution_kit import open_index
 from bundle_kit import CHAIN, party
 from exchange_kit import at_once
 from ledger_kit import NOW_MS, OPEN, PAYER, PROVIDER, fee_of, new_state, open_channel, session
@@ -13,12 +14,13 @@ from consensus.primitives.errors import Invalid
 from node.ledger import tables
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.bundles import Bundle, build_bundle, decode_body
+from node.ledger.wire.claims import encode_header, encode_row_leaf
 from node.ledger.wire.receipts import receipt_id
 from node.ledger.wire.transactions import Transfer, encode_body, sign_transaction
 from node.peering import topics
 from node.peering.audits import Audits, RawRows, StatedClaim
 from node.peering.relay import FalseClaim, Found, Relay
-from p2p.errors import Misbehaving, Refused
+from p2p.errors import Misbehaving, NetworkError, Refused
 from p2p.memory import MemoryHub
 from p2p.network import Verdict
 
@@ -259,6 +261,32 @@ async def test_the_sketch_is_shown_only_to_those_who_may_see_it(tmp_path, autoju
         hidden = await nodes[2].relay.audits.claims_from(KEYS[0], bundle.hash, [0, 1])
         assert {c.sketch for c in shown.values()} == {b"s" * 1_024}
         assert set(hidden.values()) == {StatedClaim(b"statement", b"")}
+
+
+async def test_rows_are_asked_for_and_believed_only_under_their_root(
+    tmp_path, autojump_clock
+) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        holder, asker, peer = nodes[1], nodes[0].relay.audits, KEYS[1]
+        index = open_index(tmp_path / "index")
+        rows = tuple((encode_row_leaf(index.leaf(row)), index.prove_row(row)) for row in range(40))
+        header = encode_header(index.header)
+        holder.indices[index.root] = RawRows(header, rows)
+        found = await asker.ask_rows(peer, index.root, (7, 0))
+        assert found == RawRows(header, (rows[7], rows[0]))
+        with pytest.raises(Refused):
+            await asker.ask_rows(peer, bytes(32), (0,))
+        with pytest.raises(NetworkError):
+            await asker.ask_rows(peer, index.root, (40,))
+        for false in (
+            (rows[1], rows[0]),  # another one than was asked for
+            ((rows[7][0], rows[8][1]), rows[0]),  # under another path
+            ((rows[7][0][:-1] + b"\1", rows[7][1]), rows[0]),
+        ):
+            holder.open_rows = lambda root, asked, false=false: RawRows(header, false)
+            holder.relay.audits._open_rows = holder.open_rows
+            with pytest.raises(Invalid):
+                await asker.ask_rows(peer, index.root, (7, 0))
 
 
 async def test_bodies_that_a_block_names_are_fetched_by_hash(tmp_path, autojump_clock) -> None:

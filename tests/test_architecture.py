@@ -35,7 +35,8 @@ FLOORS = (  # top down; a room imports itself and lower lines, never upwards, ne
     {"node.web", "node.home", "node.precheck"},
     {"node.training"},
     {"node.serving", "node.wallet", "node.peering"},
-    {"node.attribution", "node.light", "node.following", "node.storage", "node.simulate"},
+    {"node.attribution", "node.light", "node.lightshares", "node.following", "node.storage",
+     "node.simulate"},
     {"node.ledger"},
     {"consensus", "p2p", "node.config", "node.observe"},
 )
@@ -54,7 +55,8 @@ ONLY_IN = {  # package -> path prefixes that may import it
     "torch": TORCH_ROOMS, "transformers": TORCH_ROOMS, "peft": TORCH_ROOMS,
 }
 PURE = ("consensus/", "node/ledger/")
-ASKS = ("node/light.py", "node/following.py")  # as pure, but they await what they are given
+# As pure, but they await what they are given.
+ASKS = ("node/light.py", "node/lightshares.py", "node/following.py")
 IMPURE_MODULES = {
     "asyncio", "trio", "libp2p", "plyvel", "torch", "transformers", "peft", "socket", "ssl",
     "select", "subprocess", "threading", "multiprocessing", "concurrent", "os", "io", "pathlib",
@@ -67,6 +69,7 @@ HEAVY = {"torch", "transformers", "peft", "libp2p", "zeroconf", "starlette", "st
 LIGHT_ENTRIES = {
     "node.cli.main": HEAVY,
     "node.light": HEAVY | {"trio", "plyvel"},
+    "node.lightshares": HEAVY | {"trio", "plyvel", "numpy"},
     "node.following": HEAVY | {"trio", "plyvel"},
     "node.storage.lightfile": HEAVY | {"trio", "plyvel"},
 }

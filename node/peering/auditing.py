@@ -15,9 +15,9 @@ from node.attribution.audit import Claim, find_fraud, recheck
 from node.attribution.index import Index
 from node.attribution.score import Kernel, integers
 from node.ledger.wire import claims
-from node.ledger.wire.openings import Opened
+from node.ledger.wire.openings import Opened, RawRows
 from node.ledger.wire.receipts import Credits, Receipt
-from node.peering.audits import RawRows, StatedClaim
+from node.peering.audits import StatedClaim
 from node.peering.relay import FalseClaim
 
 HASHED_MAX: Final = 2  # indices whose hashes are kept, 64 bytes a row

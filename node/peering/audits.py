@@ -26,12 +26,12 @@ from consensus.primitives.encoding import (
 )
 from consensus.primitives.errors import Invalid
 from node.ledger import tables
-from node.ledger.rules.refuting import OpenedRow, open_row
+from node.ledger.rules.refuting import open_row
 from node.ledger.state import State
 from node.ledger.wire.bundles import Bundle, check_bytes
 from node.ledger.wire.claims import HEADER_BYTES_MAX, LEAF_BYTES
 from node.ledger.wire.exchange import SKETCH_BYTES, STATEMENT_BYTES_MAX
-from node.ledger.wire.openings import PATH_MAX
+from node.ledger.wire.openings import PATH_MAX, RawRows
 from node.ledger.wire.receipts import Receipt, decode_receipt, receipt_id
 from p2p.errors import Code, Misbehaving, NetworkError, Refused
 from p2p.limits import PENALTIES, PROTOCOLS
@@ -61,13 +61,6 @@ class StatedClaim(NamedTuple):
 
     statement: bytes
     sketch: bytes
-
-
-class RawRows(NamedTuple):
-    """Rows of an index as they travel: its header, then (leaf, path) of each."""
-
-    header: bytes
-    rows: tuple[tuple[bytes, tuple[bytes, ...]], ...]
 
 
 FindStated = Callable[[bytes], StatedClaim | None]  # of our own receipts, by id
@@ -217,11 +210,6 @@ class Audits:
         if opened is None:
             raise Refused(Code.NOT_FOUND)
         return opened
-
-
-def decode_rows(root: bytes, raw: RawRows) -> tuple[OpenedRow, ...]:
-    """The rows, each under its root; raises Invalid."""
-    return tuple(open_row(root, raw.header, leaf, path) for leaf, path in raw.rows)
 
 
 def _decoded(body: bytes, shape: Any) -> Any:

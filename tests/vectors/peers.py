@@ -56,11 +56,12 @@ from node.ledger.wire.claims import (
     encode_statement,
     index_root,
 )
+from node.ledger.wire.openings import RawRows
 from node.ledger.wire.orders import Load, Offer, OfferedModel
 from node.ledger.wire.receipts import receipt_id
 from node.ledger.wire.transactions import Transfer, UpdateProvider
 from node.light import trust_genesis, verify_file
-from node.peering.audits import Audits, RawRows, StatedClaim
+from node.peering.audits import Audits, StatedClaim
 from node.peering.bindings import is_binding, make_binding
 from node.peering.blobs import Blobs
 from node.peering.blobstore import CONTENT, BlobStore

@@ -69,6 +69,13 @@ class NormOpened(NamedTuple):
     path: tuple[bytes, ...]
 
 
+class RawRows(NamedTuple):
+    """Rows of an index as they travel between nodes: its header, then (leaf, path) of each."""
+
+    header: bytes
+    rows: tuple[tuple[bytes, tuple[bytes, ...]], ...]
+
+
 Subject = ReceiptSubject | VersionSubject
 Opened = SharesOpened | RowOpened | NormOpened
 

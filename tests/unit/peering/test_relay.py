@@ -15,10 +15,11 @@ from node.ledger import tables
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.bundles import Bundle, build_bundle, decode_body
 from node.ledger.wire.claims import encode_header, encode_row_leaf
+from node.ledger.wire.openings import RawRows
 from node.ledger.wire.receipts import receipt_id
 from node.ledger.wire.transactions import Transfer, encode_body, sign_transaction
 from node.peering import topics
-from node.peering.audits import Audits, RawRows, StatedClaim
+from node.peering.audits import Audits, StatedClaim
 from node.peering.relay import FalseClaim, Found, Relay
 from p2p.errors import Misbehaving, NetworkError, Refused
 from p2p.memory import MemoryHub

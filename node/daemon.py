@@ -57,6 +57,7 @@ from node.serving.book import has_book
 from node.serving.engine import EngineSettings, HostedEngine
 from node.serving.remote import make_remote
 from node.serving.worker import WorkerEngine
+from node.sharecheck import ShareChecker
 from node.shop import Counter, Shop
 from node.storage.adopting import DB_NAME, take_in
 from node.storage.attackfiles import keep_attack
@@ -255,6 +256,15 @@ class Node:
         self._shop = self._make_shop() if serves else None
         self._purse = None if keys.spending is None else self._make_purse(keys.spending)
         self._refuter = self._make_refuter()
+        self._checker = ShareChecker(
+            chain_id=self._chain.chain_id,
+            take_view=self._chain.view,
+            find_claim=self._find_claim,
+            find_index=self._find_audited,
+            audits=self._audits,
+            find_sources=self._find_sources,
+            note_proof=self._refuter.note_proof,
+        )
         self._telling = self._make_telling()
 
     # --- parts
@@ -464,6 +474,7 @@ class Node:
             telling=self._telling,
             relay=self._relay,
             reasons=self._reasons,
+            checker=self._checker,
             store=self._store,
             shop=self._shop,
             purse=self._purse,
@@ -508,6 +519,13 @@ class Node:
             if served is None
             else StatedClaim(statement=served.statement, sketch=served.sketch)
         )
+
+    def _find_claim(self, receipt_id: bytes) -> StatedClaim | None:
+        """Of an answer that this node gave, or bought."""
+        bought = None if self._purse is None else self._purse.find_claim(receipt_id)
+        if bought is not None:
+            return StatedClaim(sketch=bought[0], statement=bought[1])
+        return self._find_stated(receipt_id)
 
     def _find_own_statement(self, receipt_id: bytes) -> bytes | None:
         own = self._find_stated(receipt_id)

@@ -21,7 +21,7 @@ from node.ledger import tables
 from node.ledger.state import State
 from node.ledger.wire.bundles import CheckedBundle
 from node.ledger.wire.orders import Offer, OrderSampling, channel_id
-from node.ledger.wire.receipts import encode_receipt
+from node.ledger.wire.receipts import encode_receipt, receipt_id
 from node.ledger.wire.transactions import CloseChannel, OpenChannel
 from node.peering.blobstore import BASE, NoRoom
 from node.peering.directory import Directory
@@ -35,6 +35,7 @@ from p2p.errors import NetworkError, Unreachable
 from p2p.network import FrameStream, Network
 
 SAMPLING_VERSION: Final = 1
+CLAIMS_MAX: Final = 4_096  # remembered, 2 KB each, for whoever checks a receipt's shares
 VERSION_NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
@@ -88,6 +89,7 @@ class Purse:
             now_ms=now_ms,
         )
         self._tokenizers: dict[bytes, TextTokenizer] = {}
+        self._claims: dict[bytes, tuple[bytes, bytes]] = {}  # oldest first
         self._book = PromiseBook(
             folder,
             chain_id=chain_id,
@@ -168,7 +170,14 @@ class Purse:
                 else:
                     answer = piece
         assert answer is not None
+        self._claims[receipt_id(answer.receipt_raw)] = (answer.sketch, answer.statement)
+        while len(self._claims) > CLAIMS_MAX:
+            del self._claims[next(iter(self._claims))]
         return answer
+
+    def find_claim(self, receipt: bytes) -> tuple[bytes, bytes] | None:
+        """Sketch and statement of an answer bought in this life, by its receipt's id."""
+        return self._claims.get(receipt)
 
     def _find_version(self, label: str) -> tuple[int, int]:
         name, at, version = label.partition("@")

@@ -20,7 +20,7 @@ from node.ledger import tables
 from node.ledger.rules.disputes import is_refuted
 from node.ledger.wire import openings
 from node.ledger.wire.bundles import Bundle, check_bytes, decode_header
-from node.ledger.wire.openings import ReceiptSubject, open_receipt
+from node.ledger.wire.openings import Opened, ReceiptSubject, open_receipt
 from node.ledger.wire.orders import ZERO_HASH
 from node.ledger.wire.receipts import Credits, Receipt, decode_credits, decode_receipt
 from node.ledger.wire.transactions import FraudProof, decode_fraud, encode_fraud
@@ -228,23 +228,35 @@ class Refuter:
 
     async def _prove(self, found: Found) -> None:
         """Keep the proof that a receipt is false, if one row or the claim alone shows it."""
-        place = (found.bundle.hash, found.place)
-        if place in self._proofs or len(self._proofs) >= PROOFS_MAX:
+        if (found.bundle.hash, found.place) in self._proofs:
             return
         opened = await self._run_blocking(
             self._auditor.refute, found.receipt, found.credits, found.stated
         )
         if opened is None:
             return
-        subject = open_receipt(found.bundle, found.place)
+        await self._keep_proof(found.bundle, found.place, *opened)
+
+    async def note_proof(self, name: bytes, place: int, kind: int, opened: Opened) -> None:
+        """What shows to everybody that a settled receipt is false, found by another part."""
+        bundle = await self._run_blocking(self._get_view().find_bundle, name)
+        if bundle is not None:
+            await self._keep_proof(bundle.bundle, place, kind, opened)
+            self._woken.set()
+
+    async def _keep_proof(self, bundle: Bundle, number: int, kind: int, opened: Opened) -> None:
+        place = (bundle.hash, number)
+        if place in self._proofs or len(self._proofs) >= PROOFS_MAX:
+            return
+        subject = open_receipt(bundle, number)
         payload = FraudProof(
-            opened[0], openings.encode_opening(subject), openings.encode_opening(opened[1])
+            kind, openings.encode_opening(subject), openings.encode_opening(opened)
         )
         path = self._folder / f"{PREFIX}{place[0].hex()}-{place[1]}"
         self._proofs[place] = _Proof(subject, payload, path, self._now_ms())
         self.counters["proved"] += 1
         log.error(
-            "a provider credits falsely", provider=decode_header(found.bundle.header).provider,
+            "a provider credits falsely", provider=decode_header(bundle.header).provider,
             bundle=place[0], receipt=place[1], mend=MEND,
         )  # fmt: skip
         await self._run_blocking(self._keep, path, payload)

@@ -29,7 +29,7 @@ FLOORS = (  # top down; a room imports itself and lower lines, never upwards, ne
     {"node.backend"},
     {"node.metrics"},
     {"node.telling", "node.neighbours"},
-    {"node.shop", "node.purse", "node.reasons", "node.refuter"},
+    {"node.shop", "node.purse", "node.reasons", "node.refuter", "node.sharecheck"},
     {"node.sender"},
     {"node.holdings", "node.moving", "node.diskguard", "node.scrubber"},
     {"node.web", "node.home", "node.precheck"},
@@ -47,7 +47,8 @@ TORCH_ROOMS = ("node/serving/", "node/training/", "node/attribution/gradients.py
 ONLY_IN = {  # package -> path prefixes that may import it
     "p2p": ("p2p/", "node/peering/", "node/wallet/", "node/daemon.py", "node/holdings.py",
             "node/lightclient.py", "node/shop.py", "node/purse.py", "node/reasons.py",
-            "node/telling.py", "node/neighbours.py", "node/metrics.py", "node/precheck.py"),
+            "node/sharecheck.py", "node/telling.py", "node/neighbours.py", "node/metrics.py",
+            "node/precheck.py"),
     "libp2p": ("p2p/",),
     "zeroconf": ("p2p/mdns.py",), "ifaddr": ("p2p/mdns.py",),
     "plyvel": ("node/storage/store.py",),

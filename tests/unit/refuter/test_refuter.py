@@ -231,7 +231,7 @@ async def test_who_does_not_vote_is_shown_nothing_and_asks_nothing(
         await trio.sleep(2 * LOOK_EVERY_S)
         assert scene.audits.counters.total() == 0
         scene.is_member = True
-        await trio.sleep(LOOK_EVERY_S)
+        await trio.sleep(2 * LOOK_EVERY_S)
         assert len(scene.sent) == 1
 
 

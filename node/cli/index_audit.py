@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from node.cli.arguments import hash_in, read_file
-from node.cli.frame import NOT_VERIFIED, CommandError, Frame, frame_of, new_noun, note, usage
+from node.cli.frame import NOT_VERIFIED, CommandError, Frame, frame_of, note, usage
 
 if TYPE_CHECKING:
     from node.attribution.attribute import Place
@@ -20,18 +20,10 @@ if TYPE_CHECKING:
     from node.attribution.index import Index
     from node.attribution.rowaudit import Folders, RowAudit
 
-app = new_noun("Attribution indices: whose data shaped an answer.")
-
 CONTENT_BYTES_MAX: Final = 1 << 30
 SHOWN_MAX: Final = 20  # bad rows in text
 
 
-@app.callback()
-def index() -> None:
-    """Attribution indices: whose data shaped an answer."""
-
-
-@app.command()
 def audit(
     ctx: typer.Context,
     which: Annotated[

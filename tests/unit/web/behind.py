@@ -131,6 +131,7 @@ class Behind:
     looked_at_max: int = 100
     snapshots: tuple[answers.SnapshotAnswer, ...] = ()
     models: tuple[answers.ModelAnswer, ...] = ()
+    receipt: answers.ReceiptAnswer | None = None
 
     async def infer(
         self, order: Order, tell: Callable[[str], Awaitable[None]]
@@ -205,7 +206,7 @@ class Behind:
         if receipt != ID:
             return None
         row = answers.PaidRecord(4, ALICE, "contracts", 2, 10_000, 25_000, "Which … thirty days.")
-        return answers.Shares(ID, "contracts", 1, 120, (row,))
+        return answers.Shares(ID, "contracts", 1, 120, 40, 100, (row,))
 
     async def check_shares(self, receipt: bytes) -> answers.ShareCheck | None:
         return self.checked if receipt == ID else None
@@ -254,7 +255,7 @@ class Behind:
             find_block=later(self.find_block),
             latest_height=lambda: 7,
             find_transaction=later(self.find_transaction),
-            find_receipt=later(lambda receipt: None),
+            find_receipt=later(lambda receipt: self.receipt),
             find_shares=self.find_shares,
             check_shares=self.check_shares,
             prove_receipt=later(lambda receipt: b"\0proof" if receipt == ID else None),

@@ -17,8 +17,6 @@ from typing import Any, Final
 import trio
 
 from consensus.attacks import LightClientAttack, Verdict, encode_attack
-from node.attribution.attribute import Version
-from node.attribution.index import Index
 from node.backend import make_backend
 from node.config import Settings, grains_of, host_and_port
 from node.diskguard import DiskGuard
@@ -173,14 +171,32 @@ class Node:
         self._network = self._make_network()
         self._transactions = TransactionPool(self._chain.chain_id)
         self._bundles = BundlePool()
-        self._auditor = IndexAuditor(self._find_audited)
+        self._store = BlobStore(
+            settings.home / "blobs",
+            self._config.p2p.blob_quota_gb << 30,
+            free_bytes_min=max(FREE_BYTES_MIN, 2 * floor_bytes),  # blobs never cost a vote
+        )
+        self._blobs = Blobs(network=self._network, store=self._store)
+        serves = "provider" in self._config.roles
+        self._holdings = Holdings(
+            home=settings.home,
+            chain_id=self._chain.chain_id,
+            blobs=self._blobs,
+            store=self._store,
+            get_state=self._chain.state,
+            find_sources=self._find_sources,
+            names=self._config.serving.models if serves else self._config.audit.models,
+            serves=serves,
+            now_ms=now_ms,
+        )
+        self._auditor = IndexAuditor(self._holdings.find_audited)
         self._audits = Audits(
             network=self._network,
             get_state=self._chain.state,
             find_bundle=self._chain.bundles.get,
             find_stated=self._find_stated,
             may_see_sketch=self._may_see_sketch,
-            open_rows=RowOpener(self._find_index).open,
+            open_rows=RowOpener(self._holdings.find_by_root).open,
         )
         self._relay = Relay(
             network=self._network,
@@ -201,24 +217,6 @@ class Node:
             on_checked=self._note_bundle,
             on_audited=lambda name: self._refuter.note_audited(name),
             on_false=lambda found: self._refuter.note_false(found),
-        )
-        self._store = BlobStore(
-            settings.home / "blobs",
-            self._config.p2p.blob_quota_gb << 30,
-            free_bytes_min=max(FREE_BYTES_MIN, 2 * floor_bytes),  # blobs never cost a vote
-        )
-        self._blobs = Blobs(network=self._network, store=self._store)
-        serves = "provider" in self._config.roles
-        self._holdings = Holdings(
-            home=settings.home,
-            chain_id=self._chain.chain_id,
-            blobs=self._blobs,
-            store=self._store,
-            get_state=self._chain.state,
-            find_sources=self._find_sources,
-            names=self._config.serving.models if serves else self._config.audit.models,
-            serves=serves,
-            now_ms=now_ms,
         )
         self._directory = Directory(
             network=self._network,
@@ -260,7 +258,7 @@ class Node:
             chain_id=self._chain.chain_id,
             take_view=self._chain.view,
             find_claim=self._find_claim,
-            find_index=self._find_audited,
+            find_index=self._holdings.find_audited,
             audits=self._audits,
             find_sources=self._find_sources,
             note_proof=self._refuter.note_proof,
@@ -498,14 +496,6 @@ class Node:
 
     def _find_sources(self) -> tuple[PeerId, ...]:
         return tuple(view.peer for view in self._network.peers() if view.admitted)
-
-    def _find_audited(self, model: int, version: int) -> tuple[Index, Version] | None:
-        held = self._holdings.find_index(model, version)
-        return None if held is None else (held.index, held.version)
-
-    def _find_index(self, root: bytes) -> Index | None:
-        held = (model.index.index for model in self._holdings.all() if model.index is not None)
-        return next((index for index in held if index.root == root), None)
 
     def _is_member(self) -> bool:
         """Whether we vote now: providers then owe us the sketches of what we recompute."""

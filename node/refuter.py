@@ -20,6 +20,7 @@ from node.ledger import tables
 from node.ledger.rules.disputes import is_refuted
 from node.ledger.wire import openings
 from node.ledger.wire.bundles import Bundle, check_bytes, decode_header
+from node.ledger.wire.claims import sketch_hash
 from node.ledger.wire.openings import Opened, ReceiptSubject, open_receipt
 from node.ledger.wire.orders import ZERO_HASH
 from node.ledger.wire.receipts import Credits, Receipt, decode_credits, decode_receipt
@@ -234,8 +235,20 @@ class Refuter:
             self._auditor.refute, found.receipt, found.credits, found.stated
         )
         if opened is None:
+            self._note_unbound(found)
             return
         await self._keep_proof(found.bundle, found.place, *opened)
+
+    def _note_unbound(self, found: Found) -> None:
+        """Tell of a provider that states something else than it committed to: no proof shows it."""
+        bound, stated = found.receipt.sketch_hash, found.stated
+        is_shown = bool(stated.sketch) and bound != ZERO_HASH
+        if is_shown and sketch_hash(stated.sketch, stated.statement) != bound:
+            self.counters["unbound"] += 1
+            log.warning(
+                "a provider states what its receipt does not bind",
+                bundle=found.bundle.hash, receipt=found.place,
+            )  # fmt: skip
 
     async def note_proof(self, name: bytes, place: int, kind: int, opened: Opened) -> None:
         """What shows to everybody that a settled receipt is false, found by another part."""

@@ -242,8 +242,8 @@ def apply_bundle(state: State, context: Context, bundle: CheckedBundle) -> Bundl
         (bundle.header.provider,),
         provider._replace(bundle_seq=bundle.header.bundle_seq),
     )
-    _note_settled(state, bundle, provider.reward_account, versions.base, time_ms)
     reward = provider.reward_account
+    _note_settled(state, bundle, reward, versions.base, time_ms)
     return BundleFees(bundle.hash, bundle.header.provider, reward, bundle.versions)
 
 

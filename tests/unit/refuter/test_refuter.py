@@ -247,6 +247,21 @@ async def test_provider_that_does_not_answer_is_asked_a_few_times(
         assert [proof.kind for proof in scene.sent] == [1], "what needs no word of it is shown"
 
 
+async def test_provider_that_states_another_claim_is_told_of_and_not_accused(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    async with running(tmp_path) as scene:
+        scene.hold()
+        bundle = scene.make_bundle(scene.court.claim(raise_score))
+        honest = scene.court.claim()
+        for receipt in scene.stated:
+            scene.stated[receipt] = StatedClaim(honest.statement, honest.sketch)
+        scene.settle(bundle)
+        await trio.sleep(5)
+        assert scene.refuter.counters["unbound"] == 1
+        assert scene.sent == []
+
+
 async def test_proof_that_cannot_be_sent_is_kept_and_sent_by_the_next_life(
     tmp_path: Path, autojump_clock: Any
 ) -> None:

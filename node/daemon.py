@@ -595,6 +595,7 @@ class Node:
             nursery.start_soon(self._refuter.run)
             if self._purse is not None:
                 nursery.start_soon(self._purse.run)
+                nursery.start_soon(self._checker.run, self._purse.find_bought)
             if self._shop is not None:
                 nursery.start_soon(self._shop.run)
                 sign = self._keys.node.message_signer(b"offer", self._chain.chain_id)
@@ -622,6 +623,7 @@ class Node:
             "directory": lambda: self._directory.counters,
             "audits": lambda: self._audits.counters,
             "refuter": lambda: self._refuter.counters,
+            "checker": lambda: self._checker.counters,
             "relay": lambda: self._relay.counters,
             "replica": lambda: self._replica.statistics().counters,
             "scrubber": lambda: self._scrubber.counters,

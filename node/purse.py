@@ -175,6 +175,10 @@ class Purse:
             del self._claims[next(iter(self._claims))]
         return answer
 
+    def find_bought(self) -> list[bytes]:
+        """Receipts of the answers bought in this life, by id, oldest first."""
+        return list(self._claims)
+
     def find_claim(self, receipt: bytes) -> tuple[bytes, bytes] | None:
         """Sketch and statement of an answer bought in this life, by its receipt's id."""
         return self._claims.get(receipt)

@@ -8,6 +8,7 @@ What this file does not know: HTTP, how a proof is sent.
 """
 
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, Final
@@ -34,6 +35,9 @@ from p2p.errors import NetworkError
 from p2p.network import PeerId
 
 PEERS_MAX: Final = 8  # asked for rows, one after the other
+CHECK_EVERY_S: Final = 10.0  # of answers bought here; each takes some 40 KB of a peer
+CHECKED_MAX: Final = 64  # of the newest that were bought
+TRIES: Final = 3
 NOTHING: Final = CheckedShares()
 TRUE, FALSE, UNKNOWN = "true", "false", "unknown"
 
@@ -65,6 +69,32 @@ class ShareChecker:
         self._audits = audits
         self._find_sources, self._note_proof = find_sources, note_proof
         self._run_blocking = run_blocking
+        self.counters: Counter[str] = Counter()
+
+    async def run(self, find_bought: Callable[[], Sequence[bytes]]) -> None:
+        """Check answers that this node bought once they have settled, one at a time, for ever: its
+        fee comes back where one is a lie, as long as the money waits."""
+        tries: dict[bytes, int] = {}
+        while True:
+            await trio.sleep(CHECK_EVERY_S)
+            bought = find_bought()[-CHECKED_MAX:]
+            tries = {receipt: tries.get(receipt, 0) for receipt in bought}
+            for receipt in bought:
+                if tries[receipt] < TRIES and await self._check_own(receipt, tries):
+                    break
+
+    async def _check_own(self, receipt: bytes, tries: dict[bytes, int]) -> bool:
+        """Whether it was looked at: it has settled, and nobody was asked in vain too often."""
+        try:
+            told = await self.check(receipt)
+        except Invalid as refusal:
+            self.counters[refusal.code] += 1
+            tries[receipt] += 1
+            return True
+        if told is not None:
+            self.counters[told.verdict] += 1
+            tries[receipt] = TRIES
+        return told is not None
 
     async def check(self, receipt_id: bytes) -> answers.ShareCheck | None:
         """What holds of a settled receipt's shares; None for one that is not settled.
@@ -85,9 +115,11 @@ class ShareChecker:
             # Nothing binds a statement alone: it may be another one than was committed to.
             return self._told(view, receipt_id, answer, UNKNOWN, "claim.hidden")
         try:
-            held = await self._check_here(answer, claim) or await self._check_there(
-                release, answer, claim
-            )
+            held = await self._check_here(answer, claim)
+            if held is None:
+                provider = await self._provider(view, found)
+                first = () if provider is None else (provider,)
+                held = await self._check_there(release, answer, claim, first)
         except Lie as lie:
             await self._note_proof(found.bundle_hash, found.index, lie.kind, lie.opened)
             return self._told(view, receipt_id, answer, FALSE, lie.word)
@@ -103,19 +135,23 @@ class ShareChecker:
         own = self._find_claim(receipt_id)
         if own is not None:
             return own
-        bundle = await self._run_blocking(view.find_bundle, found.bundle_hash)
-        provider = None
-        if bundle is not None:
-            name = decode_header(bundle.bundle.header).provider
-            provider = view.state().find(tables.PROVIDER, name)
-        if provider is None:
+        peer = await self._provider(view, found)
+        if peer is None:
             raise Invalid("shares.no_statement", why="its provider is not known")
         try:
-            peer = PeerId(provider.peer_key)
             told = await self._audits.claims_from(peer, found.bundle_hash, [found.index])
         except (NetworkError, Invalid) as error:
             raise Invalid("shares.no_statement", why=str(error)[:200]) from error
         return told[found.index]
+
+    async def _provider(self, view: View, found: FoundReceipt) -> PeerId | None:
+        """The peer of who gave the answer: it has the index, or could not have served."""
+        bundle = await self._run_blocking(view.find_bundle, found.bundle_hash)
+        if bundle is None:
+            return None
+        name = decode_header(bundle.bundle.header).provider
+        provider = view.state().find(tables.PROVIDER, name)
+        return None if provider is None else PeerId(provider.peer_key)
 
     async def _check_here(self, answer: Answer, claim: StatedClaim) -> CheckedShares | None:
         """All of it by the index that is here, None without; raises Lie, or Invalid
@@ -134,13 +170,17 @@ class ShareChecker:
         return CheckedShares(rows, len(answer.credits), 0, rows)
 
     async def _check_there(
-        self, release: Release, answer: Answer, claim: StatedClaim
+        self, release: Release, answer: Answer, claim: StatedClaim, first: Sequence[PeerId]
     ) -> CheckedShares:
-        """By rows of the first peer that opens them; raises Lie or Invalid."""
+        """By rows of the first peer that opens them, whoever it is: the root proves each.
+
+        Raises Lie or Invalid.
+        """
         told, why = refuting.Claim(claim.sketch, claim.statement), "no peer has them"
+        peers = dict.fromkeys((*first, *self._find_sources()))
         asks: list[AskRows] = [
             partial(self._audits.ask_rows, peer, release.index_root)
-            for peer in list(self._find_sources())[:PEERS_MAX]
+            for peer in list(peers)[:PEERS_MAX]
         ]
         for ask in asks or [_ask_nobody]:  # where nothing is claimed, none is needed
             try:

@@ -1,11 +1,13 @@
 """A settled receipt's shares, as far as a node can tell: as payer, as holder, as a stranger."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chain_kit import STEWARD
+import trio
+from chain_kit import PROVIDER, STEWARD
 from exchange_kit import at_once
 from fraud_kit import LIES, ROWS, UNBOUND, Court, leave_out, proof_of, raise_score
 from stored_kit import Stored
@@ -20,7 +22,7 @@ from node.ledger.wire.openings import Opened, RawRows
 from node.ledger.wire.receipts import receipt_id
 from node.peering.auditing import RowOpener
 from node.peering.audits import StatedClaim
-from node.sharecheck import PEERS_MAX, ShareChecker
+from node.sharecheck import CHECK_EVERY_S, PEERS_MAX, TRIES, ShareChecker
 from node.storage.store import MemoryKV
 from p2p.errors import Unreachable
 from p2p.network import PeerId
@@ -69,20 +71,22 @@ class Scene:
         return StatedClaim(self.claim.statement, self.claim.sketch)
 
     async def check(self, receipt: bytes | None = None) -> Any:
+        return await self.checker().check(receipt or self.receipt)
+
+    def checker(self) -> ShareChecker:
         chain: Any = self.court.chain
         audits: Any = self.peers
 
         async def note(*proof: Any) -> None:
             self.noted.append(proof)
 
-        checker = ShareChecker(
+        return ShareChecker(
             chain_id=chain.chain_id, take_view=chain.chain.view,
             find_claim=lambda receipt: self.knows, audits=audits,
             find_index=lambda *which: self.held.get(which),
             find_sources=lambda: [PeerId(peer) for peer in self.sources], note_proof=note,
             run_blocking=at_once,
         )  # fmt: skip
-        return await checker.check(receipt or self.receipt)
 
 
 def honest(court: Court) -> Claim:
@@ -95,7 +99,8 @@ async def test_payer_without_an_index_checks_by_rows_of_peers(tmp_path: Path) ->
     told = await scene.check()
     assert (told.verdict, told.why, told.model, told.version) == ("true", "", "facts-1", 1)
     assert (told.index_rows, told.panel_rows, told.drawn_rows) == (ROWS, 3, 16)
-    assert set(scene.peers.asked) == set(scene.sources), "the first has none"
+    asked = list(dict.fromkeys(scene.peers.asked))
+    assert asked == [PROVIDER.key, *scene.sources], "its provider first; it and the next have none"
     assert scene.noted == []
 
 
@@ -175,3 +180,35 @@ async def test_without_rows_nothing_is_said(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match=r"shares\.no_rows"):
         await scene.check()
     assert len(scene.peers.asked) == PEERS_MAX
+
+
+@asynccontextmanager
+async def checking(scene: Scene, *bought: bytes) -> AsyncIterator[ShareChecker]:
+    """A node that bought these answers, while it looks at them by itself."""
+    checker = scene.checker()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(checker.run, lambda: list(bought))
+        yield checker
+        nursery.cancel_scope.cancel()
+
+
+async def test_payer_checks_what_it_bought_by_itself_and_once(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    """A lie is accused without anybody asking; what has not settled yet is left for later."""
+    scene = Scene(tmp_path, lambda court: court.claim(raise_score))
+    scene.knows = scene.stated
+    async with checking(scene, bytes(32), scene.receipt) as checker:
+        await trio.sleep(5.5 * CHECK_EVERY_S)
+        assert checker.counters == {"false": 1}
+    assert len(scene.noted) == 1
+
+
+async def test_answer_that_nobody_opens_rows_for_is_given_up(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    scene = Scene(tmp_path, honest)
+    scene.knows, scene.peers.opens = scene.stated, set()
+    async with checking(scene, scene.receipt) as checker:
+        await trio.sleep((TRIES + 2.5) * CHECK_EVERY_S)
+        assert checker.counters == {"shares.no_rows": TRIES}

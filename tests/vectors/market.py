@@ -394,6 +394,11 @@ def examples_of_openings() -> dict[str, Example]:
                 value, openings.encode_opening(value), partial(decode, kind),
                 openings.encode_opening,
             )  # fmt: skip
+    kind, subject, opened = OPENINGS[1]
+    proof = wire.FraudProof(kind, openings.encode_opening(subject), openings.encode_opening(opened))
+    made["fraud_file"] = Example(
+        proof, wire.encode_fraud(proof), wire.decode_fraud, wire.encode_fraud
+    )
     return made
 
 

@@ -128,6 +128,8 @@ PARSERS: dict[Callable[..., Any], Parser] = {
         execute.decode_tx_leaf, lambda pair: execute.encode_tx_leaf(*pair), ("tx_leaf",)),
     proofs.decode_proof: Parser(proofs.decode_proof, proofs.encode_proof, SINGLE_PROOFS),
     proofs.decode_proofs: Parser(decode_file, encode_file, names("proof_")),
+    transactions.decode_fraud: Parser(
+        transactions.decode_fraud, transactions.encode_fraud, ("fraud_file",)),
     openings.decode_subject: Parser(
         decode_any_subject, openings.encode_opening,
         ("fraud_1_ReceiptSubject", "fraud_3_VersionSubject")),

@@ -17,6 +17,7 @@ from node.peering.blobstore import BlobStore
 from node.peering.relay import Relay
 from node.purse import Purse, Question
 from node.reasons import Reasons
+from node.sharecheck import ShareChecker
 from node.shop import Shop
 from node.storage.chain import Chain
 from node.telling import Telling
@@ -37,6 +38,7 @@ def make_backend(
     telling: Telling,
     relay: Relay,
     reasons: Reasons,
+    checker: ShareChecker,
     store: BlobStore,
     shop: Shop | None,
     purse: Purse | None,
@@ -90,7 +92,10 @@ def make_backend(
         store_goods=store_goods,
         release=release,
         ledger=make_ledger(
-            reading, find_shares=reasons.find_shares, submit=relay.submit_transaction
+            reading,
+            find_shares=reasons.find_shares,
+            check_shares=checker.check,
+            submit=relay.submit_transaction,
         ),
         light=make_light(reading),
     )

@@ -17,8 +17,6 @@ from typing import Any, Final
 import trio
 
 from consensus.attacks import LightClientAttack, Verdict, encode_attack
-from node.attribution.attribute import Version
-from node.attribution.index import Index
 from node.backend import make_backend
 from node.config import Settings, grains_of, host_and_port
 from node.diskguard import DiskGuard
@@ -32,14 +30,15 @@ from node.neighbours import make_peers
 from node.observe import get_log, seldom
 from node.peering import pace
 from node.peering.accusing import Accusing
-from node.peering.auditing import IndexAuditor
+from node.peering.auditing import IndexAuditor, RowOpener
+from node.peering.audits import Audits, StatedClaim
 from node.peering.bindings import find_validator, is_binding, make_binding
 from node.peering.blobs import Blobs
 from node.peering.blobstore import FREE_BYTES_MIN, BlobStore
 from node.peering.directory import Directory
 from node.peering.lightserver import LightServer
 from node.peering.proposer import Proposer
-from node.peering.relay import Relay, StatedClaim
+from node.peering.relay import Relay
 from node.peering.replica import Replica
 from node.peering.replica import Settings as Pacing
 from node.peering.snapshotting import SnapshotKeeper
@@ -49,11 +48,14 @@ from node.peering.voter import Validator
 from node.precheck import check_addresses, check_metrics, engine_token, rotated_account
 from node.purse import Purse
 from node.reasons import Reasons
+from node.refuter import Refuter
 from node.scrubber import Scrubber
+from node.sender import Sender
 from node.serving.book import has_book
 from node.serving.engine import ROWS, EngineSettings
 from node.serving.remote import make_remote
 from node.serving.worker import WorkerEngine
+from node.sharecheck import ShareChecker
 from node.shop import Counter, MakeEngine, Shop
 from node.storage.adopting import DB_NAME, take_in
 from node.storage.attackfiles import keep_attack
@@ -63,6 +65,7 @@ from node.storage.lightfile import LightFile
 from node.storage.opening import SNAPSHOTS_NAME
 from node.storage.snapshots import SnapshotStore
 from node.storage.store import suspect
+from node.storage.views import Tip
 from node.telling import Telling
 from node.wallet.keystore import Key
 from node.wallet.payer import Limits
@@ -169,24 +172,6 @@ class Node:
         self._network = self._make_network()
         self._transactions = TransactionPool(self._chain.chain_id)
         self._bundles = BundlePool()
-        self._relay = Relay(
-            network=self._network,
-            chain_id=self._chain.chain_id,
-            transactions=self._transactions,
-            bundles=self._bundles,
-            store=self._chain.bundles,
-            get_state=self._chain.state,
-            auditor=IndexAuditor(self._find_audited),
-            find_stated=self._find_stated,
-            may_see_sketch=self._may_see_sketch,
-            evidence_folder=settings.home / "evidence",
-            watch_folder=settings.home / "watchtower",
-            get_height=lambda: self._chain.height,
-            find_validators=self._find_validators,
-            now_ms=now_ms,
-            on_pooled=self._wake,
-            on_checked=self._note_bundle,
-        )
         self._store = BlobStore(
             settings.home / "blobs",
             self._config.p2p.blob_quota_gb << 30,
@@ -205,6 +190,35 @@ class Node:
             serves=serves,
             now_ms=now_ms,
         )
+        self._auditor = IndexAuditor(self._holdings.find_audited)
+        self._audits = Audits(
+            network=self._network,
+            get_state=self._chain.state,
+            find_bundle=self._chain.bundles.get,
+            find_stated=self._find_stated,
+            may_see_sketch=self._may_see_sketch,
+            open_rows=RowOpener(self._holdings.find_by_root).open,
+        )
+        self._relay = Relay(
+            network=self._network,
+            chain_id=self._chain.chain_id,
+            transactions=self._transactions,
+            bundles=self._bundles,
+            store=self._chain.bundles,
+            get_state=self._chain.state,
+            auditor=self._auditor,
+            audits=self._audits,
+            may_be_shown=self._is_member,
+            evidence_folder=settings.home / "evidence",
+            watch_folder=settings.home / "watchtower",
+            get_height=lambda: self._chain.height,
+            find_validators=self._find_validators,
+            now_ms=now_ms,
+            on_pooled=self._wake,
+            on_checked=self._note_bundle,
+            on_audited=lambda name: self._refuter.note_audited(name),
+            on_false=lambda found: self._refuter.note_false(found),
+        )
         self._directory = Directory(
             network=self._network,
             chain_id=self._chain.chain_id,
@@ -215,7 +229,7 @@ class Node:
             take_view=self._chain.view,
             holdings=self._holdings,
             find_own=self._find_own_statement,
-            ask_statement=self._relay.ask_statement,
+            ask_statement=self._audits.ask_statement,
         )
         self._accusing = Accusing(
             chain_id=self._chain.chain_id, get_view=self._chain.view, on_pooled=self._wake
@@ -240,6 +254,16 @@ class Node:
         self._light = LightServer(get_view=self._chain.view, take_attack=self._take_attack)
         self._shop = self._make_shop() if serves else None
         self._purse = None if keys.spending is None else self._make_purse(keys.spending)
+        self._refuter = self._make_refuter()
+        self._checker = ShareChecker(
+            chain_id=self._chain.chain_id,
+            take_view=self._chain.view,
+            find_claim=self._find_claim,
+            find_index=self._holdings.find_audited,
+            audits=self._audits,
+            find_sources=self._find_sources,
+            note_proof=self._refuter.note_proof,
+        )
         self._telling = self._make_telling()
 
     # --- parts
@@ -306,7 +330,7 @@ class Node:
             ),
             on_accuse=self._accusing.add,
             judge_evidence=self._accusing.judge,
-            on_commit=self._keeper.note,
+            on_commit=self._note_commit,
             may_promise=self._has_room,
         )
 
@@ -422,6 +446,28 @@ class Node:
             now_ms=now_ms,
         )
 
+    def _make_refuter(self) -> Refuter:
+        """Its proofs are sent with the wallet's key, or the node's own where there is none."""
+        sender = Sender(
+            key=self._keys.node,
+            chain_id=self._chain.chain_id,
+            next_nonce=self._next_nonce,
+            find_code=self._find_code,
+            submit=self._relay.submit_transaction,
+            now_ms=now_ms,
+        )
+        return Refuter(
+            folder=self._settings.home / "evidence",
+            get_view=self._chain.view,
+            auditor=self._auditor,
+            audits=self._audits,
+            find_held=self._holdings.find_indexed,
+            may_be_shown=self._is_member,
+            account=self._provider,
+            send=(sender if self._purse is None else self._purse.sender).send,
+            now_ms=now_ms,
+        )
+
     def _make_telling(self) -> Telling:
         return Telling(
             profile=self._config.profile,
@@ -449,6 +495,7 @@ class Node:
             telling=self._telling,
             relay=self._relay,
             reasons=self._reasons,
+            checker=self._checker,
             store=self._store,
             shop=self._shop,
             purse=self._purse,
@@ -473,9 +520,10 @@ class Node:
     def _find_sources(self) -> tuple[PeerId, ...]:
         return tuple(view.peer for view in self._network.peers() if view.admitted)
 
-    def _find_audited(self, model: int, version: int) -> tuple[Index, Version] | None:
-        held = self._holdings.find_index(model, version)
-        return None if held is None else (held.index, held.version)
+    def _is_member(self) -> bool:
+        """Whether we vote now: providers then owe us the sketches of what we recompute."""
+        own = self._keys.validator
+        return own is not None and own.public_key in self._chain.tip.validators.powers()
 
     def _find_stated(self, receipt_id: bytes) -> StatedClaim | None:
         served = None if self._shop is None else self._shop.book.find_receipt(receipt_id)
@@ -484,6 +532,13 @@ class Node:
             if served is None
             else StatedClaim(statement=served.statement, sketch=served.sketch)
         )
+
+    def _find_claim(self, receipt_id: bytes) -> StatedClaim | None:
+        """Of an answer that this node gave, or bought."""
+        bought = None if self._purse is None else self._purse.find_claim(receipt_id)
+        if bought is not None:
+            return StatedClaim(sketch=bought[0], statement=bought[1])
+        return self._find_stated(receipt_id)
 
     def _find_own_statement(self, receipt_id: bytes) -> bytes | None:
         own = self._find_stated(receipt_id)
@@ -516,6 +571,10 @@ class Node:
     def _note_bundle(self, bundle: CheckedBundle) -> None:
         if self._purse is not None:
             self._purse.note_bundle(bundle)
+
+    def _note_commit(self, tip: Tip) -> None:
+        self._keeper.note(tip)
+        self._refuter.note_commit(tip)
 
     def _wake(self) -> None:
         self._replica.wake()
@@ -556,8 +615,10 @@ class Node:
             self._blobs.serve()
             self._light.serve(self._network)
             nursery.start_soon(self._holdings.run)
+            nursery.start_soon(self._refuter.run)
             if self._purse is not None:
                 nursery.start_soon(self._purse.run)
+                nursery.start_soon(self._checker.run, self._purse.find_bought)
             if self._shop is not None:
                 nursery.start_soon(self._shop.run)
                 sign = self._keys.node.message_signer(b"offer", self._chain.chain_id)
@@ -583,6 +644,9 @@ class Node:
         events: dict[str, Counts] = {
             "blobs": self._blobs.statistics,
             "directory": lambda: self._directory.counters,
+            "audits": lambda: self._audits.counters,
+            "refuter": lambda: self._refuter.counters,
+            "checker": lambda: self._checker.counters,
             "relay": lambda: self._relay.counters,
             "replica": lambda: self._replica.statistics().counters,
             "scrubber": lambda: self._scrubber.counters,

@@ -103,6 +103,20 @@ class Holdings:
         held = self._held.get((model, version))
         return None if held is None else held.index
 
+    def find_audited(self, model: int, version: int) -> tuple[Index, Version] | None:
+        """The same with the version that its panel is drawn for."""
+        held = self.find_index(model, version)
+        return None if held is None else (held.index, held.version)
+
+    def find_by_root(self, root: bytes) -> Index | None:
+        """An opened index by its identity."""
+        indices = (held.index.index for held in self._held.values() if held.index is not None)
+        return next((index for index in indices if index.root == root), None)
+
+    def find_indexed(self) -> frozenset[tuple[int, int]]:
+        """The versions whose index is here."""
+        return frozenset(which for which, held in self._held.items() if held.index is not None)
+
     def all(self) -> tuple[HeldModel, ...]:
         """Everything held."""
         return tuple(self._held.values())

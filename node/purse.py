@@ -20,20 +20,12 @@ from node.holdings import Holdings, find_current
 from node.ledger import tables
 from node.ledger.state import State
 from node.ledger.wire.bundles import CheckedBundle
-from node.ledger.wire.codes import code_name
 from node.ledger.wire.orders import Offer, OrderSampling, channel_id
-from node.ledger.wire.receipts import encode_receipt
-from node.ledger.wire.transactions import (
-    CloseChannel,
-    Evidence,
-    OpenChannel,
-    Payload,
-    decode_transaction,
-    encode_body,
-    encode_transaction,
-)
+from node.ledger.wire.receipts import encode_receipt, receipt_id
+from node.ledger.wire.transactions import CloseChannel, OpenChannel
 from node.peering.blobstore import BASE, NoRoom
 from node.peering.directory import Directory
+from node.sender import Sender, Submit
 from node.wallet.buying import Answer, Piece
 from node.wallet.doubles import Doubles
 from node.wallet.keystore import Key
@@ -42,14 +34,10 @@ from node.wallet.promises import Opening, PromiseBook
 from p2p.errors import NetworkError, Unreachable
 from p2p.network import FrameStream, Network
 
-MAX_FEE_GRAINS: Final = 10_000_000  # of a transaction of ours; the charge is far below
-VALID_MS: Final = 600_000
-SETTLE_S: Final = 30.0
-POLL_S: Final = 0.1
 SAMPLING_VERSION: Final = 1
+CLAIMS_MAX: Final = 4_096  # remembered, 2 KB each, for whoever checks a receipt's shares
 VERSION_NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
 
-Submit = Callable[[bytes], Awaitable[bytes]]  # transaction bytes → id
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
 
@@ -89,14 +77,19 @@ class Purse:
         now_ms: Callable[[], int],
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
-        self._key, self._chain_id = key, chain_id
+        self._chain_id = chain_id
         self._network, self._directory, self._holdings = network, directory, holdings
-        self._get_state, self._find_code = get_state, find_code
-        self._next_nonce, self._submit, self._now_ms = next_nonce, submit, now_ms
-        self._run_blocking = run_blocking
-        self._sending = trio.Lock()  # one transaction at a time: nonces follow each other
-        self._last: tuple[bytes, int] | None = None  # sent: its id, and how long it may settle
+        self._get_state, self._run_blocking = get_state, run_blocking
+        self.sender = Sender(
+            key=key,
+            chain_id=chain_id,
+            next_nonce=next_nonce,
+            find_code=find_code,
+            submit=submit,
+            now_ms=now_ms,
+        )
         self._tokenizers: dict[bytes, TextTokenizer] = {}
+        self._claims: dict[bytes, tuple[bytes, bytes]] = {}  # oldest first
         self._book = PromiseBook(
             folder,
             chain_id=chain_id,
@@ -106,7 +99,7 @@ class Purse:
         self._doubles = Doubles(
             folder=evidence,
             get_state=get_state,
-            accuse=self._accuse,
+            accuse=self.sender.send,
             run_blocking=run_blocking,
         )
         for raw, signature in self._book.recent_receipts():
@@ -177,7 +170,18 @@ class Purse:
                 else:
                     answer = piece
         assert answer is not None
+        self._claims[receipt_id(answer.receipt_raw)] = (answer.sketch, answer.statement)
+        while len(self._claims) > CLAIMS_MAX:
+            del self._claims[next(iter(self._claims))]
         return answer
+
+    def find_bought(self) -> list[bytes]:
+        """Receipts of the answers bought in this life, by id, oldest first."""
+        return list(self._claims)
+
+    def find_claim(self, receipt: bytes) -> tuple[bytes, bytes] | None:
+        """Sketch and statement of an answer bought in this life, by its receipt's id."""
+        return self._claims.get(receipt)
 
     def _find_version(self, label: str) -> tuple[int, int]:
         name, at, version = label.partition("@")
@@ -211,53 +215,12 @@ class Purse:
         return await self._network.open(peer, "infer")
 
     async def _open_channel(self, provider: bytes, cap: int, note: NoteOpening) -> bytes:
-        me = self._key.public_key
-        async with self._sending:
-            nonce, until_ms = self._next_place()
-            channel = channel_id(self._chain_id, me, provider, nonce)
-            await note(Opening(channel, provider, cap, nonce, until_ms))
-            await self._send(OpenChannel(provider, me, cap, 0), nonce, until_ms)
+        me = self.sender.account
+        async with self.sender.turn() as turn:
+            channel = channel_id(self._chain_id, me, provider, turn.nonce)
+            await note(Opening(channel, provider, cap, *turn))
+            await self.sender.send_in(turn, OpenChannel(provider, me, cap, 0))
         return channel
 
     async def _close_channel(self, channel: bytes) -> None:
-        async with self._sending:
-            await self._send(CloseChannel(channel), *self._next_place())
-
-    async def _accuse(self, pair: Evidence) -> None:
-        async with self._sending:
-            await self._send(pair, *self._next_place())
-
-    def _next_place(self) -> tuple[int, int]:
-        """Nonce and expiry of our next transaction; good while `_sending` is held.
-
-        Raises Invalid `payer.not_settled` while an earlier one may still settle: whoever was
-        cancelled, or gave up waiting for it, would open a second channel beside the first.
-        """
-        self._check_last()
-        return self._next_nonce(self._key.public_key), self._now_ms() + VALID_MS
-
-    async def _send(self, payload: Payload, nonce: int, until_ms: int) -> None:
-        """Sign, submit, wait until a block holds it."""
-        body = encode_body(self._key.public_key, nonce, MAX_FEE_GRAINS, until_ms, payload)
-        raw = encode_transaction(body, self._key.sign(b"tx", self._chain_id, body))
-        self._last = decode_transaction(raw).tx_id, until_ms
-        try:
-            tx_id = await self._submit(raw)
-        except Invalid:
-            self._last = None  # the pool has not taken it
-            raise
-        with trio.move_on_after(SETTLE_S):
-            while (code := self._find_code(tx_id)) is None:  # noqa: ASYNC110  # chain has no event
-                await trio.sleep(POLL_S)
-            if code:  # by the ledger's own word: `tx.insufficient` is a matter of funds
-                raise Invalid(code_name(code), number=code, transaction=tx_id)
-            return
-        raise Invalid("payer.not_settled", transaction=tx_id)
-
-    def _check_last(self) -> None:
-        if self._last is None:
-            return
-        tx_id, until_ms = self._last
-        if self._find_code(tx_id) is None and self._now_ms() < until_ms:
-            raise Invalid("payer.not_settled", transaction=tx_id)
-        self._last = None
+        await self.sender.send(CloseChannel(channel))

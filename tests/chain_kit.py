@@ -177,7 +177,7 @@ class TinyChain:
 
     # ---- the story of a Datanet, a model, a paid answer
 
-    def tell_story(self, terms: tables.Terms = TERMS) -> None:
+    def tell_story(self, terms: tables.Terms = TERMS, index_root: bytes = b"\3" * 32) -> None:
         """Provider, Datanet with three contributions, model 1 with version 1."""
         register = wire.RegisterProvider(PROVIDER.key, PROVIDER.key)
         bond = wire.Bond(tables.ROLE_PROVIDER, PROVIDER.key, 2 * OPEN)
@@ -195,7 +195,7 @@ class TinyChain:
             self.tx(STEWARD, wire.Snapshot(1, b"\1" * 32, 3, 30)),
             self.tx(CREATOR, wire.RegisterModel(b"facts-1", BASE_HASH, 7, 1, 1_000)),
         )
-        release = wire.PublishVersion(1, b"\2" * 32, 1, b"\3" * 32, b"\4" * 32, b"", *PRICES, ())
+        release = wire.PublishVersion(1, b"\2" * 32, 1, index_root, b"\4" * 32, b"", *PRICES, ())
         self.block(self.tx(CREATOR, release))
         assert all(code == 0 for outcome in self.outcomes for code in outcome.codes)
 
@@ -243,8 +243,9 @@ def accusation(
     return wire.make_evidence(*signed)
 
 
-def golden_answer(session: LaneSession, credits: tuple[tuple[int, int], ...]) -> bytes:
+def golden_answer(
+    session: LaneSession, credits: tuple[tuple[int, int], ...], **fields: object
+) -> bytes:
     """812 tokens in, 143 out at the reference price of rank 16: 27,309,200 grains."""
-    return session.serve(
-        credits, model=1, model_version=1, tokens_in=812, tokens_out=143, fee=27_309_200
-    )
+    made = {"model": 1, "model_version": 1, "tokens_in": 812, "tokens_out": 143, "fee": 27_309_200}
+    return session.serve(credits, **(made | fields))

@@ -31,6 +31,7 @@ class Escrow:
     cap: int
     paid: int = 0
     state: int = OPEN
+    opened_ms: int = 0
     lanes: dict[int, tuple[int, int]] = field(default_factory=dict)  # number → seq, sum
 
 
@@ -94,6 +95,7 @@ class Answer(NamedTuple):
     which: Which
     fee: int
     credits: tuple[tuple[int, int], ...]
+    is_false: bool = False  # credited without a sketch
 
 
 class Stretch(NamedTuple):
@@ -111,6 +113,17 @@ class Parcel(NamedTuple):
     provider: bytes
     number: int
     stretches: tuple[Stretch, ...]
+
+
+class Kept(NamedTuple):
+    """A parcel while it can be disputed: its answers with their channels, and whose it is."""
+
+    provider: bytes
+    reward: bytes
+    bucket_ms: int
+    settled_ms: int
+    answers: tuple[tuple[bytes, Answer], ...]
+    refuted: set[int]
 
 
 def shares(amount: int, weights: dict[Any, int]) -> dict[Any, int]:
@@ -157,7 +170,11 @@ class Holdings:
         self.payouts: list[tuple[int, Any, int, int, int]] = []  # of the block
         self._due: list[Due] = []
         self._made = 0
-        self._taken: list[tuple[bytes, Answer]] = []  # provider, of the block
+        self._taken: list[tuple[bytes, Answer]] = []  # reward account, of the block
+        self.kept: dict[bytes, Kept] = {}  # by the hash of a bundle
+        self.income: Counter[tuple[bytes, int, bytes]] = Counter()  # provider, bucket, reward
+        self.failures: dict[bytes, list[tuple[int, int]]] = {}  # provider → when, for what bps
+        self.jailed: dict[bytes, int] = {}  # provider → until when, at least
 
     def value(self, name: str) -> int:
         """A parameter."""
@@ -183,7 +200,7 @@ class Holdings:
     def would_take(self, parcel: Parcel, now_ms: int) -> bool:
         """Whether the ledger settles it; the vouchers are good."""
         server = self.servers[parcel.provider]
-        if parcel.number <= server.bundle_seq:
+        if parcel.number <= server.bundle_seq or parcel.provider in self.jailed:
             return False
         spent: Counter[bytes] = Counter()
         for stretch in parcel.stretches:
@@ -233,15 +250,35 @@ class Holdings:
             _, before = channel.lanes.get(stretch.lane, (0, 0))
             channel.lanes[stretch.lane] = (stretch.to_seq, before + fees)
             channel.paid += fees
-            self._taken += [(parcel.provider, answer) for answer in stretch.answers]
+            reward = self.servers[parcel.provider].reward
+            self._taken += [(reward, answer) for answer in stretch.answers]
+
+    def keep(self, name: bytes, parcel: Parcel, now_ms: int) -> None:
+        """For disputes, until its money matures."""
+        reward, bucket_ms = self.servers[parcel.provider].reward, self.bucket(now_ms)
+        answers = tuple((x.channel, answer) for x in parcel.stretches for answer in x.answers)
+        fees = sum(answer.fee for _, answer in answers)
+        self.income[parcel.provider, bucket_ms, reward] += (
+            fees * self.given["split_bps"][0] // WHOLE
+        )
+        self.kept[name] = Kept(parcel.provider, reward, bucket_ms, now_ms, answers, set())
+        self.add_due(bucket_ms, lambda _: self._forget(name))
+
+    def _forget(self, name: bytes) -> None:
+        kept = self.kept.pop(name)
+        self.income.pop((kept.provider, kept.bucket_ms, kept.reward), None)
+
+    def bucket(self, now_ms: int) -> int:
+        """When what is settled now matures."""
+        window_ms = self.value("challenge_window_ms")
+        step_ms = window_ms // 24
+        return -((now_ms + window_ms) // -step_ms) * step_ms
 
     # ---- settlement
 
     def end_block(self, now_ms: int) -> None:
         """All fees of a version at once, split once."""
-        window_ms = self.value("challenge_window_ms")
-        step_ms = window_ms // 24
-        bucket_ms = -((now_ms + window_ms) // -step_ms) * step_ms
+        bucket_ms = self.bucket(now_ms)
         self.payouts = []
         guilty = {key for _, key, _ in self.offences}
         self.validators = tuple(key for key in self.validators if key not in guilty)
@@ -268,27 +305,29 @@ class Holdings:
                     self.maturing[bucket_ms, kind, payee] += amount
 
     def _payees(self, kind: int, which: Which, taken: list[tuple[bytes, Answer]]) -> dict[Any, int]:
-        parts = self.releases[which].parts
-        own = WHOLE - sum(bps for _, _, bps in parts)
         weights: Counter[Any] = Counter()
         if kind == PROVIDER:
-            for provider, answer in taken:
-                weights[self.servers[provider].reward] += answer.fee
+            for reward, answer in taken:
+                weights[reward] += answer.fee
         elif kind == DATA:
             for _, answer in taken:
                 for number, bps in answer.credits or ((0, WHOLE),):
                     is_paid = number and self.gifts[number].status == ACCEPTED
                     weights[number if is_paid else 0] += answer.fee * bps
-        elif kind == CREATOR:
-            weights[self.releases[which].creator] = own
-            for model, version, bps in parts:
-                weights[self.releases[model, version].creator] += bps
-        elif kind == FUND:
-            weights[which[0]] = own
-            for model, _, bps in parts:
-                weights[model] += bps
+        elif kind in (CREATOR, FUND):
+            weights.update(self._makers(kind, which))
         else:
             weights[0] = 1
+        return weights
+
+    def _makers(self, kind: int, which: Which) -> Counter[Any]:
+        """Creators, or funds, of a version and its parts."""
+        release = self.releases[which]
+        weights: Counter[Any] = Counter()
+        versions = {which: WHOLE - sum(bps for _, _, bps in release.parts)}
+        versions.update({(model, version): bps for model, version, bps in release.parts})
+        for version, bps in versions.items():
+            weights[self.releases[version].creator if kind == CREATOR else version[0]] += bps
         return weights
 
     def _mature(self, due_ms: int) -> None:
@@ -321,6 +360,81 @@ class Holdings:
             pot.undistributed += part - operator
             pot.index += (part - operator) * 2**64 // pot.bonded
         self.stakers = 0
+
+    # ---- who credited falsely
+
+    def refute(self, kept: Kept, place: int, finder: bytes, now_ms: int) -> None:
+        """The payer has back what waits; the first of a parcel is a failure of its provider."""
+        name, answer = kept.answers[place]
+        payer = self.channels[name].payer
+        returned = 0
+        for kind, payee, part in self._brought(kept, answer):
+            entry = (kept.bucket_ms, kind, payee)
+            amount = min(part, self.maturing[entry])
+            self.maturing[entry] -= amount
+            if not self.maturing[entry]:
+                del self.maturing[entry]
+            if kind == PROVIDER:
+                of = (kept.provider, kept.bucket_ms, kept.reward)
+                self.income[of] = max(0, self.income[of] - amount)
+            returned += amount
+        self.balance[payer] += returned
+        if not kept.refuted:
+            taken = self._fail(kept.provider, self.channels[name].opened_ms, now_ms)
+            owed = min(answer.fee - returned, taken)
+            reward = (taken - owed) * self.value("fraud_finder_bps") // WHOLE
+            self.balance[payer] += owed
+            self.balance[finder] += reward
+            self.treasury += taken - owed - reward - (taken - owed - reward) // 2
+            self.supply -= (taken - owed - reward) // 2
+        kept.refuted.add(place)
+
+    def _brought(self, kept: Kept, answer: Answer) -> list[tuple[int, Any, int]]:
+        """To whom a receipt brought what: floors."""
+        bps = self.given["split_bps"]
+        whose = ((PROVIDER, kept.reward), (STAKERS, 0), (TREASURY, 0))
+        found: list[tuple[int, Any, int]] = [
+            (kind, payee, answer.fee * bps[kind - 1] // WHOLE) for kind, payee in whose
+        ]
+        for kind in (CREATOR, FUND):
+            part, makers = answer.fee * bps[kind - 1] // WHOLE, self._makers(kind, answer.which)
+            found += [(kind, payee, part * weight // WHOLE) for payee, weight in makers.items()]
+        for number, share in answer.credits:
+            gift, part = self.gifts[number], answer.fee * bps[DATA - 1] * share // WHOLE**2
+            withdrawn_ms = gift.withdrawn_ms or kept.settled_ms + 1
+            if withdrawn_ms > kept.settled_ms:
+                found.append((DATA, number, part))
+            else:
+                found.append((FUND, answer.which[0], part))
+        return found
+
+    def _fail(self, provider: bytes, since_ms: int, now_ms: int) -> int:
+        failures = self.failures.setdefault(provider, [])
+        ladder, limit = self.given["failure_slash_bps"], self.value("failure_limit_bps")
+        window_ms = self.value("failure_window_ms")
+        rank = sum(now_ms - at_ms < window_ms for at_ms, _ in failures)
+        lately = sum(bps for at_ms, bps in failures if now_ms - at_ms < 86_400_000)
+        bps = max(0, min(ladder[min(rank, 2)], limit - lately))
+        failures.append((now_ms, bps))
+        taken = 0
+        for number, (place, amount, made_ms) in self.leaving.items():
+            if place == (SERVING, provider, provider) and made_ms >= since_ms:
+                self.leaving[number] = (place, amount - amount * bps // WHOLE, made_ms)
+                taken += amount * bps // WHOLE
+        if (SERVING, provider, provider) in self.bonds:
+            taken += self._slash((SERVING, provider, provider), bps)
+        if rank >= 1:
+            for who, bucket_ms, reward in [of for of in self.income if of[0] == provider]:
+                entry = (bucket_ms, PROVIDER, reward)
+                amount = min(self.income.pop((who, bucket_ms, reward)), self.maturing[entry])
+                self.maturing[entry] -= amount
+                if not self.maturing[entry]:
+                    del self.maturing[entry]
+                self.treasury += amount
+        if rank >= 2:
+            until_ms = now_ms + self.value("failure_jail_ms")
+            self.jailed[provider] = max(until_ms, self.jailed.get(provider, 0))
+        return taken
 
     # ---- who voted twice
 

@@ -44,9 +44,11 @@ from evidence_kit import raw_double_vote
 from consensus.primitives.errors import Invalid
 from node.ledger import tables
 from node.ledger.context import PastHeight
+from node.ledger.rules.refuting import NO_CLAIM
 from node.ledger.state import State
 from node.ledger.wire import transactions as wire
-from node.ledger.wire.bundles import BodyPart, Bundle, build_bundle
+from node.ledger.wire.bundles import BodyPart, Bundle, build_bundle, decode_header
+from node.ledger.wire.openings import SharesOpened, encode_opening, open_receipt
 from node.ledger.wire.payouts import TOTAL, decode_payout
 
 SEED: Final = 40
@@ -68,6 +70,7 @@ CHANNEL_MAX: Final = OPEN
 ANSWERS_MAX: Final = 60  # for a block
 LATELY: Final = 12  # heights back, for offences
 REMEMBERED: Final = 20  # bundles, to be sent again
+FALSE: Final = 0.01  # of the answers that credit anybody
 
 Lane = tuple[bytes, int]
 
@@ -178,11 +181,12 @@ class Market:
             )
         which = chance.choice([*model.current.items(), *list(model.releases)[-3:]])
         credits = self._credits(which)
+        is_false = bool(credits) and chance.random() < FALSE
         self.sessions[lane].serve(
             credits, model=which[0], model_version=which[1], fee=fee, tokens_in=TOKENS,
-            tokens_out=TOKENS,
+            tokens_out=TOKENS, **({"sketch_hash": NO_CLAIM} if is_false else {}),
         )  # fmt: skip
-        self.unsettled.setdefault(lane, []).append(Answer(which, fee, credits))
+        self.unsettled.setdefault(lane, []).append(Answer(which, fee, credits, is_false))
 
     def _owed(self, channel: bytes) -> int:
         waiting = (self.unsettled.get((channel, lane), ()) for lane in range(LANES))
@@ -239,9 +243,11 @@ class Market:
 
     def _send(self, provider: Party, parts: list[BodyPart], stretches: list[Stretch]) -> Bundle:
         number = self._next(provider)
-        self.model.take_parcel(Parcel(provider.key, number, tuple(stretches)))
+        parcel = Parcel(provider.key, number, tuple(stretches))
+        self.model.take_parcel(parcel)
         self.receipts += sum(len(stretch.answers) for stretch in stretches)
         bundle = self._bundle(provider, parts, number)
+        self.model.keep(bundle.hash, parcel, self.chain.time_ms + self.later_ms)
         self.bundles = [*self.bundles[1 - REMEMBERED :], (bundle, parts, provider)]
         return bundle
 
@@ -310,6 +316,26 @@ class Market:
         made = coop_close(self.chain.chain_id, name, paid, *sides)
         self.model.consents[made.payer_signature] = paid
         return made
+
+    def some_proof(self, who: Party) -> wire.FraudProof:
+        """Of any answer of late, oftener of a false one; seldom of a kind that needs people."""
+        if not self.bundles:
+            return wire.FraudProof(9, b"", b"")
+        named = {bundle.hash: bundle for bundle, _, _ in self.bundles}
+        places = [
+            (name, place)
+            for name, kept in self.model.kept.items()
+            for place, (_, answer) in enumerate(kept.answers)
+            if answer.is_false and name in named
+        ]
+        name = self.chance.choice(list(named))
+        if places and self.chance.random() < 0.8:
+            name, place = self.chance.choice(places)
+        else:
+            place = self.chance.randrange(decode_header(named[name].header).count)
+        subject = encode_opening(open_receipt(named[name], place))
+        kind = self.chance.choice((1,) * 9 + (4,))
+        return wire.FraudProof(kind, subject, encode_opening(SharesOpened(b"", b"", b"")))
 
     def some_place(self, who: Party) -> tuple[int, bytes]:
         """Role and target of a bond, mostly one that is."""
@@ -422,13 +448,17 @@ class Market:
         for key, channel in self.model.channels.items():
             record = records[key]
             found = Escrow(
-                record.payer, record.provider, record.cap, record.paid, record.state, lanes[key]
-            )
+                record.payer, record.provider, record.cap, record.paid, record.state,
+                record.opened_ms, lanes[key],
+            )  # fmt: skip
             assert found == channel
         for key, server in self.model.servers.items():
             kept = state.get(tables.PROVIDER, key)
             found_server = Server(kept.reward_account, kept.deposit, kept.bundle_seq, kept.status)
             assert found_server == server
+            conduct = state.find(tables.CONDUCT, tables.ROLE_PROVIDER, key) or tables.Conduct()
+            assert conduct.jailed_until_ms == self.model.jailed.get(key, 0)
+            assert conduct.failures == tuple(at for at, _ in self.model.failures.get(key, []))[-32:]
 
     def _compare_stakes(self, state: State) -> None:
         bonds = {
@@ -503,6 +533,10 @@ def _update(market: Market, who: Party) -> wire.Payload:
     return wire.UpdateProvider(who.key, reward, market.chance.choice((1, 1, 1, 1, 2, 3)))
 
 
+def _unjail(market: Market, who: Party) -> wire.Payload:
+    return wire.Unjail(market.chance.choice((1, 1, 1, 2)))
+
+
 def _contribute(market: Market, who: Party) -> wire.Payload:
     content = bytes([market.chance.randrange(200)]) * 32
     records = market.chance.randrange(20)
@@ -563,9 +597,11 @@ KINDS: Final[tuple[tuple[Callable[[Market, Party], wire.Payload], int], ...]] = 
     (_snapshot, 1),
     (_publish, 1),
     (lambda m, who: wire.FundMaintenance(m.chance.randrange(1, 4), m.some_amount(who)), 2),
+    (lambda m, who: m.some_proof(who), 1),
+    (_unjail, 2),
 )  # fmt: skip
 ACTORS: Final = {_curate: (STEWARD,), _snapshot: (STEWARD,), _publish: (STEWARD, CREATOR),
-                 _update: PROVIDERS, _withdraw: CONTRIBUTORS}  # fmt: skip
+                 _update: PROVIDERS, _withdraw: CONTRIBUTORS, _unjail: PROVIDERS}  # fmt: skip
 
 
 def run_economy(seed: int, blocks: int, transactions: int) -> Market:
@@ -581,5 +617,6 @@ def run_economy(seed: int, blocks: int, transactions: int) -> Market:
             market.replay()
         if chance.random() < 0.02:
             market.accuse()
-        market.block(LONG_STEP_MS if chance.random() < 0.02 else chance.choice(STEPS_MS))
+        is_long = chance.random() < (0.3 if market.model.jailed else 0.02)
+        market.block(LONG_STEP_MS if is_long else chance.choice(STEPS_MS))
     return market

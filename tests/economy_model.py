@@ -2,7 +2,8 @@
 
 It says beforehand which code a transaction will get, which bundles settle, and what everybody holds
 after each block (pages 30 §11, 40 §4 to §8), from `economy_holdings.py`.
-What it leaves out: corrections, new validators, the end of a model, slashes but for double votes.
+What it leaves out: corrections, new validators, the end of a model, slashes but for double
+votes and false credits.
 """
 
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from economy_holdings import (
 )
 
 from node.ledger.wire import transactions as wire
+from node.ledger.wire.openings import decode_subject
 from node.ledger.wire.orders import channel_id
 
 PRICE: Final = 100  # grains per weight: the floor, as all these blocks are below the target
@@ -62,6 +64,9 @@ class Economy(Holdings):
         try:
             ACTS[type(tx.payload)](self, tx, tx.payload, now_ms)
         except Refused as refused:
+            if isinstance(tx.payload, wire.FraudProof) and refused.args[0] == BAD_PROOF:
+                self.balance[tx.sender] -= self.value("fraud_bond")
+                self.supply -= self.value("fraud_bond")
             return int(refused.args[0])
         return 0
 
@@ -82,7 +87,7 @@ class Economy(Holdings):
         server = self.servers.get(order.provider)
         check(server is not None, NOT_FOUND)
         pot = self.pots.get((SERVING, order.provider), Pot())
-        is_active = server and server.status == 1
+        is_active = server and server.status == 1 and order.provider not in self.jailed
         check(is_active and pot.bonded >= self.value("provider_bond_min"), WRONG_STATE)
         check(order.cap >= self.value("channel_cap_min"), BAD_VALUE)
         pair = (tx.sender, order.provider)
@@ -90,7 +95,7 @@ class Economy(Holdings):
         check(sum((x.payer, x.provider) == pair for x in alive) < PAIR_MAX, LIMIT)
         self._pay(tx.sender, order.cap)
         name = channel_id(self.chain_id, tx.sender, order.provider, tx.nonce)
-        self.channels[name] = Escrow(tx.sender, order.provider, order.cap)
+        self.channels[name] = Escrow(tx.sender, order.provider, order.cap, opened_ms=now_ms)
 
     def top_up(self, tx: Any, order: wire.TopUpChannel, now_ms: int) -> None:
         """Type 11."""
@@ -146,9 +151,19 @@ class Economy(Holdings):
     def update_provider(self, tx: Any, order: wire.UpdateProvider, now_ms: int) -> None:
         """Type 21."""
         check(tx.sender in self.servers, NOT_FOUND)
+        check(tx.sender not in self.jailed, WRONG_STATE)
         check(order.status in (1, 2), BAD_VALUE)
         server = self.servers[tx.sender]
         server.reward, server.status = order.reward_account, order.status
+
+    def unjail(self, tx: Any, order: wire.Unjail, now_ms: int) -> None:
+        """Type 24, of providers; who failed once is known, free or not."""
+        check(order.role == SERVING and tx.sender in self.failures, NOT_FOUND)
+        check(tx.sender in self.jailed, WRONG_STATE)
+        check(now_ms >= self.jailed[tx.sender], TIME)
+        bonded = self.pots.get((SERVING, tx.sender), Pot()).bonded
+        check(bonded >= self.value("provider_bond_min"), WRONG_STATE)
+        del self.jailed[tx.sender]
 
     def bond(self, tx: Any, order: wire.Bond, now_ms: int) -> None:
         """Type 22; who is not in the set bonds on its members only."""
@@ -324,6 +339,20 @@ class Economy(Holdings):
         self._pay(tx.sender, order.amount)
         self.funds[order.model] += order.amount
 
+    # disputes
+
+    def prove_fraud(self, tx: Any, order: wire.FraudProof, now_ms: int) -> None:
+        """Type 60: here always that an answer is credited without a sketch."""
+        check(self.balance[tx.sender] >= self.value("fraud_bond"), INSUFFICIENT)
+        check(order.kind == 1, BAD_VALUE)
+        subject: Any = decode_subject(order.kind, order.subject)
+        kept = self.kept.get(subject.bundle)
+        check(kept is not None and kept.settled_ms < now_ms < kept.bucket_ms, TIME)
+        assert kept is not None
+        check(subject.place not in kept.refuted, EXISTS)
+        check(kept.answers[subject.place][1].is_false, BAD_PROOF)
+        self.refute(kept, subject.place, tx.sender, now_ms)
+
 
 def check(is_good: object, code: int) -> None:
     """Raise the refusal unless it is good."""
@@ -341,10 +370,12 @@ ACTS: Final[dict[type[Any], Callable[[Economy, Any, Any, int], None]]] = {
     wire.UpdateProvider: Economy.update_provider,
     wire.Bond: Economy.bond,
     wire.Unbond: Economy.unbond,
+    wire.Unjail: Economy.unjail,
     wire.Contribute: Economy.contribute,
     wire.Curate: Economy.curate,
     wire.WithdrawContribution: Economy.withdraw,
     wire.Snapshot: Economy.snapshot,
     wire.PublishVersion: Economy.publish,
     wire.FundMaintenance: Economy.fund,
+    wire.FraudProof: Economy.prove_fraud,
 }

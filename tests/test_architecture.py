@@ -29,12 +29,14 @@ FLOORS = (  # top down; a room imports itself and lower lines, never upwards, ne
     {"node.backend"},
     {"node.metrics"},
     {"node.telling", "node.neighbours"},
-    {"node.shop", "node.purse", "node.reasons"},
+    {"node.shop", "node.purse", "node.reasons", "node.refuter", "node.sharecheck"},
+    {"node.sender"},
     {"node.holdings", "node.moving", "node.diskguard", "node.scrubber"},
     {"node.web", "node.home", "node.precheck"},
     {"node.training"},
     {"node.serving", "node.wallet", "node.peering"},
-    {"node.attribution", "node.light", "node.following", "node.storage", "node.simulate"},
+    {"node.attribution", "node.light", "node.lightshares", "node.following", "node.storage",
+     "node.simulate"},
     {"node.ledger"},
     {"consensus", "p2p", "node.config", "node.observe", "node.collecting"},
 )
@@ -46,7 +48,8 @@ TORCH_ROOMS = ("node/serving/", "node/training/", "node/attribution/gradients.py
 ONLY_IN = {  # package -> path prefixes that may import it
     "p2p": ("p2p/", "node/peering/", "node/wallet/", "node/daemon.py", "node/holdings.py",
             "node/lightclient.py", "node/shop.py", "node/purse.py", "node/reasons.py",
-            "node/telling.py", "node/neighbours.py", "node/metrics.py", "node/precheck.py"),
+            "node/sharecheck.py", "node/telling.py", "node/neighbours.py", "node/metrics.py",
+            "node/precheck.py"),
     "libp2p": ("p2p/",),
     "zeroconf": ("p2p/mdns.py",), "ifaddr": ("p2p/mdns.py",),
     "plyvel": ("node/storage/store.py",),
@@ -55,7 +58,8 @@ ONLY_IN = {  # package -> path prefixes that may import it
     "torch": TORCH_ROOMS, "transformers": TORCH_ROOMS, "peft": TORCH_ROOMS,
 }
 PURE = ("consensus/", "node/ledger/")
-ASKS = ("node/light.py", "node/following.py")  # as pure, but they await what they are given
+# As pure, but they await what they are given.
+ASKS = ("node/light.py", "node/lightshares.py", "node/following.py")
 IMPURE_MODULES = {
     "asyncio", "trio", "libp2p", "plyvel", "torch", "transformers", "peft", "socket", "ssl",
     "select", "subprocess", "threading", "multiprocessing", "concurrent", "os", "io", "pathlib",
@@ -68,6 +72,7 @@ HEAVY = {"torch", "transformers", "peft", "libp2p", "zeroconf", "starlette", "st
 LIGHT_ENTRIES = {
     "node.cli.main": HEAVY,
     "node.light": HEAVY | {"trio", "plyvel"},
+    "node.lightshares": HEAVY | {"trio", "plyvel", "numpy"},
     "node.following": HEAVY | {"trio", "plyvel"},
     "node.storage.lightfile": HEAVY | {"trio", "plyvel"},
 }

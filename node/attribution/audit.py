@@ -9,13 +9,16 @@ What this file does not know: who is asked for sketch and statement, what a find
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
+
 from consensus.primitives.errors import Invalid
 from node.attribution.attribute import NO_SKETCH, Version, attribute
 from node.attribution.index import Index
-from node.attribution.score import Kernel, integers
-from node.ledger.rules import shares
+from node.attribution.score import Kernel, integers, scan
+from node.ledger.rules import refuting, shares
 from node.ledger.rules.shares import Credits
-from node.ledger.wire import claims
+from node.ledger.wire import claims, openings
+from node.ledger.wire.openings import Opened, RowOpened, SharesOpened
 
 
 class Claim(NamedTuple):
@@ -60,6 +63,60 @@ def recheck(
     if true.statement_bytes != claim.statement:
         return Finding("claim.scores", _first_difference(statement, true.statement))
     return None
+
+
+def find_fraud(
+    index: Index, version: Version, claim: Claim, kernel: Kernel = integers
+) -> tuple[int, Opened] | None:
+    """Kind and opening that show every validator that a claim is false; None: none of it does.
+
+    `recheck` finds the same lies and needs the whole index; here is the one row that is enough.
+    A claim that the receipt does not bind shows nothing: whoever gave it may have invented it.
+    """
+    told = refuting.Claim(claim.sketch, claim.statement)
+    header = claims.encode_header(index.header)
+    if claim.sketch_hash == NO_SKETCH:
+        return (openings.SHARES, SharesOpened(b"", b"", b"")) if claim.credits else None
+    if claims.sketch_hash(*told) != claim.sketch_hash:
+        return None
+    if refuting.find_false_shares(told, index.header, index.root, claim.credits):
+        return openings.SHARES, SharesOpened(*told, header)
+    row = _find_false_row(index, version, told, kernel)
+    if row is None:
+        return None
+    opened = RowOpened(*told, header, claims.encode_row_leaf(index.leaf(row)), index.prove_row(row))
+    return openings.ROW, opened
+
+
+def _find_false_row(
+    index: Index, version: Version, told: refuting.Claim, kernel: Kernel
+) -> int | None:
+    """The first row that refutes a claim which holds by itself: of the panel, of those listed,
+    or the best of those left out."""
+    release = release_of(index, version)
+    statement = claims.decode_statement(told.statement)
+    scores = scan(index.rows, told.sketch, kernel)
+    seats = zip(release.panel(len(scores)), statement.floors, strict=True)
+    suspects = [row for row, floor in seats if abs(int(scores[row])) != floor]
+    suspects += [
+        row
+        for row, owner, score in statement.paid
+        if (owner, score) != (index.contribution_of(row), int(scores[row]))
+    ]
+    tau = shares.threshold(statement.floors, len(scores))
+    above = np.flatnonzero(scores.astype(np.int64) * shares.SCALE > tau).tolist()
+    left_out = set(above) - {row for row, _, _ in statement.paid}
+    suspects += sorted(left_out, key=lambda row: (-int(scores[row]), row))[:1]
+    for row in suspects:
+        opened = refuting.OpenedRow(index.header, index.leaf(row))
+        if refuting.find_false_row(release, told, opened):
+            return row
+    return None
+
+
+def release_of(index: Index, version: Version) -> refuting.Release:
+    """The version as openings are judged by."""
+    return refuting.Release(**version._asdict(), index_root=index.root)
 
 
 def _first_difference(stated: claims.Statement, true: claims.Statement) -> str:

@@ -1,4 +1,4 @@
-"""`olnode index`: make, check and show the attribution index of a model version.
+"""`olnode index`: make, check, show and audit the attribution index of a model version.
 
 Building goes on where a killed build of the same things stopped. With `--runner torchrun` the
 command is started on every rank, by `torchrun --no-python … olnode index build …`; rank 0 speaks.
@@ -23,6 +23,7 @@ from node.cli.frame import (
     table,
     usage,
 )
+from node.cli.index_audit import audit
 
 if TYPE_CHECKING:
     from node.attribution.building import IndexSpec
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from node.attribution.runners import Runner
 
 app = new_noun("The attribution index of a model version: one row for each idea it learnt.")
+app.command()(audit)
 
 RUNNERS: Final = ("local", "torchrun", "ray")
 BATCH: Final = 16

@@ -34,6 +34,7 @@ from node.cli.tx_datanets import (
     withdraw_contribution,
 )
 from node.cli.tx_evidence import evidence
+from node.cli.tx_fraud import fraud_proof
 from node.cli.tx_models import (
     fund_maintenance,
     publish_version,
@@ -67,6 +68,7 @@ COMMANDS: Final[dict[str, Callable[..., None]]] = {  # page 30 §11, in its orde
     "set-price": set_price,
     "retire-model": retire_model,
     "fund-maintenance": fund_maintenance,
+    "fraud-proof": fraud_proof,
     "evidence": evidence,
 }
 TRANSACTION_BYTES_MAX: Final = 65_536  # page 30 §1

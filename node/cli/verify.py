@@ -1,7 +1,8 @@
-"""`olnode verify`: check a proof file offline; every step is shown.
+"""`olnode verify`: check a proof file offline, or with --explain the shares of a settled receipt.
 
-Why no daemon: a proof must hold for whoever distrusts all nodes. What is trusted is one block that
-you name, the headers that `olnode light` kept in this home, or a genesis (`trust.py`).
+Why no daemon for a file: a proof must hold for whoever distrusts all nodes. What is trusted is one
+block that you name, the headers that `olnode light` kept in this home, or a genesis (`trust.py`).
+Why one for shares: rows of the index come from peers, each proven by the root on the ledger.
 """
 
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from node.cli.frame import NOT_VERIFIED, USAGE, CommandError, frame_of, new_noun, usage
+from node.cli.arguments import hash_in
+from node.cli.frame import NOT_VERIFIED, USAGE, CommandError, Frame, frame_of, new_noun, usage
 from node.cli.trust import trusted
 
 if TYPE_CHECKING:
@@ -23,7 +25,10 @@ UNKNOWN: Final = ("proof.no_validators", "proof.history", "proof.unlinked")  # n
 @app.command()
 def verify(
     ctx: typer.Context,
-    file: Path,
+    file: Annotated[Path, typer.Argument(help="proof file; with --explain a receipt's id")],
+    explain: Annotated[
+        bool, typer.Option("--explain", help="whether a receipt's shares are what the index gives")
+    ] = False,
     trust: Annotated[str | None, typer.Option(help="HEIGHT:BLOCK_ID that you trust")] = None,
     genesis: Annotated[Path | None, typer.Option(help="the chain's genesis file")] = None,
 ) -> None:
@@ -31,6 +36,9 @@ def verify(
     from node.light import examine
 
     frame = frame_of(ctx)
+    if explain:
+        _explain(frame, hash_in(str(file), "RECEIPT"))
+        return
     try:
         raw = file.read_bytes()
     except OSError as error:
@@ -51,6 +59,40 @@ def verify(
             mend=f"olnode light --once, or ask for a proof under the trusted block {newest}",
         )
     raise CommandError(f"NOT VERIFIED: {report.refusal}", status=NOT_VERIFIED, code=code)
+
+
+def _explain(frame: Frame, receipt: bytes) -> None:
+    """What the node finds of a receipt's shares; ends with 6 where they are false."""
+    told = frame.daemon().get(f"/ledger/receipts/{receipt.hex()}/check")
+    if told["verdict"] != "false" or not frame.as_json:
+        frame.show("verify.shares/1", told, _share_lines(told))
+    if told["verdict"] == "false":
+        raise CommandError(
+            f"NOT VERIFIED: the shares are false: {told['why']}",
+            status=NOT_VERIFIED,
+            code=told["why"],
+            mend="none needed: the node keeps the proof in evidence/ and accuses the provider",
+        )
+
+
+def _share_lines(told: dict[str, Any]) -> list[str]:
+    lines = [f"model {told['model']}@{told['version']}, {told['credits']} contributions credited"]
+    if told["verdict"] == "unknown":
+        return [*lines, "note: the sketch is for the payer and validators: nothing was checked"]
+    if told["verdict"] == "false":
+        return lines
+    if not told["index_rows"]:
+        return [*lines, "  ok  nothing is credited, and nothing is claimed", "VERIFIED"]
+    lines += ["  ok  sketch and statement are those that the receipt commits to"]
+    lines += ["  ok  the statement pays what was settled"]
+    if told["drawn_rows"] == told["index_rows"]:
+        lines.append(f"  ok  all {told['index_rows']} rows of the index were scanned")
+    else:
+        lines.append(
+            f"  ok  {told['paid_rows']} paid rows, {told['panel_rows']} of the panel, "
+            f"{told['drawn_rows']} drawn of {told['index_rows']}"
+        )
+    return [*lines, "VERIFIED"]
 
 
 def _fields(report: "Report") -> dict[str, Any]:

@@ -22,6 +22,7 @@ from node.ledger.genesis import APP_VERSION, params_hash
 from node.ledger.rules import (
     accounts,
     channels,
+    disputes,
     doubles,
     models,
     offences,
@@ -52,14 +53,19 @@ DUE_PER_BLOCK_MAX: Final = 10_000
 Bodies = Mapping[bytes, Bundle]  # bundle hash -> bundle, for all that a payload names
 ApplyTransaction = Callable[[State, Context, Transaction, Any], None]
 ApplyDue = Callable[[State, Context, int, bytes], None]  # due_ms and reference last
+Forfeit = Callable[[State, Transaction, int], None]  # the refusal's code last
 
 
 class Rules(NamedTuple):
-    """The rules of one `app_version`: a row for each type, a row for each kind of due entry."""
+    """The rules of one `app_version`: a row for each type, a row for each kind of due entry.
+
+    `refused`: what a type's refusal by its effect costs beside the fee.
+    """
 
     app_version: int
     transactions: Mapping[type[Any], ApplyTransaction]
     due: Mapping[int, ApplyDue]
+    refused: Mapping[type[Any], Forfeit]
 
 
 class Outcome(NamedTuple):
@@ -217,7 +223,11 @@ def apply_transaction(rules: Rules, state: State, context: Context, tx: Transact
         with state.trial():
             rules.transactions[type(tx.payload)](state, context, tx, tx.payload)
     except Invalid as refusal:
-        return effect_code(refusal)
+        code = effect_code(refusal)
+        forfeit = rules.refused.get(type(tx.payload))
+        if forfeit is not None:
+            forfeit(state, tx, code)
+        return code
     return OK
 
 
@@ -336,6 +346,7 @@ RULES_1: Final = Rules(
         wire.SetPrice: models.apply_set_price,
         wire.RetireModel: models.apply_retire,
         wire.FundMaintenance: models.apply_fund,
+        wire.FraudProof: disputes.apply_fraud_proof,
         wire.Evidence: doubles.apply_evidence,
     },
     due={
@@ -352,6 +363,7 @@ RULES_1: Final = Rules(
         tables.DUE_WITHDRAWAL: registry.apply_withdrawn_stake,
         tables.DUE_FORMER_KEY: rotation.forget_former,
     },
+    refused={wire.FraudProof: disputes.burn_bond},
 )
 
 _BY_APP_VERSION: Final = {rules.app_version: rules for rules in (RULES_1,)}

@@ -58,6 +58,13 @@ DEFAULTS: Final[dict[str, int | tuple[int, ...]]] = {
     "double_receipt_slash_bps": 500,
     "double_receipt_finder_bps": 500,  # of what the payer has not got of it
     "double_receipt_jail_ms": DAY_MS,
+    # failures of providers and proofs of fraud, page 40 §6, §11
+    "failure_slash_bps": (100, 500, 1_000),  # the first, the second, each later one
+    "failure_window_ms": 90 * DAY_MS,
+    "failure_limit_bps": 3_000,  # of all failures within a day
+    "failure_jail_ms": 7 * DAY_MS,  # from the third on
+    "fraud_bond": 1 * _OPEN,
+    "fraud_finder_bps": 2_500,
     # Datanets, page 40 §4, §7
     "datanet_deposit": 100 * _OPEN,
     "datanet_fee": 5 * _OPEN,
@@ -98,7 +105,7 @@ DEFAULTS: Final[dict[str, int | tuple[int, ...]]] = {
 _DEVNET_DIVIDED: Final = (
     "validator_bond_min", "provider_bond_min", "auditor_bond_min", "delegation_min",
     "provider_deposit", "datanet_deposit", "contribution_bond", "stake_per_record_min",
-    "stake_per_record_max", "model_deposit", "version_deposit",
+    "stake_per_record_max", "model_deposit", "version_deposit", "fraud_bond",
 )  # fmt: skip
 _DEVNET_MINUTES: Final = {
     "challenge_window_ms": 1, "channel_close_ms": 1, "channel_forget_ms": 5, "stake_hold_ms": 5,

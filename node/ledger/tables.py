@@ -267,7 +267,7 @@ class Model(NamedTuple):
 
 
 class Version(NamedTuple):
-    """11. Status: 1 current, 2 superseded, 3 suspended. Hashes are empty for a base-only one."""
+    """11. Status: 1 current, 2 superseded. Hashes are empty for a base-only one."""
 
     adapter: bytes
     snapshot: int
@@ -406,14 +406,19 @@ class Conduct(NamedTuple):
 
 
 class Settled(NamedTuple):
-    """20. Binds later disputes to a bundle; gone when its bucket is due."""
+    """20. Binds later disputes to a bundle; gone when its bucket is due.
+
+    `reward`: who has the provider's part of it. `settled_ms`: when that became its due.
+    """
 
     provider: bytes
+    reward: bytes
     base: bytes
     receipts_root: bytes
     count: int  # type: ignore[assignment]  # the word of the design; hides tuple.count
     infra: int
     bucket_ms: int
+    settled_ms: int
 
 
 TERMS_SHAPE: Final = Record(H, ListOf(U8, 8, 1), U8, U8, U63, U16, U63, U8)
@@ -458,11 +463,13 @@ USED_EVIDENCE: Final = Table(0x1C, (ANY,), UsedEvidence, Record(
 DEPARTURES: Final = Table(0x1C, (8, 1, 32, 32), Departures, Record(ListOf(U63, LEAVING_MAX, 1)))
 DOUBLE: Final = Table(0x1C, (7, 32, 2, 8), Counter, _NUMBER)  # double/, place of a receipt: repaid
 FORMER_KEY: Final = Table(0x1C, (7, 32, 32), Counter, _NUMBER)  # former/, provider, key: until when
+REFUTED: Final = Table(0x1C, (8, 32, 4), Counter, _NUMBER)  # refuted/, bundle, receipt: when
+INCOME: Final = Table(0x1C, (7, 32, 8, 32), Counter, _NUMBER)  # income/, provider, bucket, reward
 SEAT: Final = Table(0x1D, (8, 32), Seat, Record(U8, U63))
 REVIEW: Final = Table(0x1E, (8, 32), Review, Record(U8))
 CONDUCT: Final = Table(0x1F, (1, 32), Conduct, Record(
     U63, U8, U63, ListOf(U63, 32), ListOf(Record(U8, U32, U32, U32), 32), ListOf(U8, 50)))
-SETTLED: Final = Table(0x20, (32,), Settled, Record(H, H, H, U32, U63, U63))
+SETTLED: Final = Table(0x20, (32,), Settled, Record(H, H, H, H, U32, U63, U63, U63))
 # fmt: on
 
 # Pools (1a).
@@ -487,7 +494,7 @@ VALIDATOR_CANDIDATE, VALIDATOR_ACTIVE = 0, 1
 TOMBSTONED = 1
 PENDING, ACCEPTED, RETURNED, REJECTED, SLASHED, WITHDRAWN = 0, 1, 2, 3, 4, 5
 MODEL_ACTIVE, MODEL_DORMANT, MODEL_RETIRING, MODEL_RETIRED = 1, 2, 3, 4
-VERSION_CURRENT, VERSION_SUPERSEDED, VERSION_SUSPENDED = 1, 2, 3
+VERSION_CURRENT, VERSION_SUPERSEDED = 1, 2
 DATANET_OPEN = 1
 
 PRIORITY_OFFSET: Final = 2**127

@@ -1,18 +1,26 @@
-"""Recomputing credits with the indices that this node holds.
+"""Recomputing credits with the indices that this node holds, and opening their rows.
 
 Why every receipt and not a sample: a full rescan costs milliseconds, and a row left out shows in no
-other way (page 60 §9).
+other way (page 60 §9). Why hashes of an index are kept: a path needs all of them, 0.2 s per 100,000
+rows, and whoever checks shares asks for twenty.
 What this file does not know: where an index came from, what a finding costs its provider.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Final
 
+from consensus.primitives import merkle
 from node.attribution.attribute import Version
-from node.attribution.audit import Claim, recheck
+from node.attribution.audit import Claim, find_fraud, recheck
 from node.attribution.index import Index
 from node.attribution.score import Kernel, integers
+from node.ledger.wire import claims
+from node.ledger.wire.openings import Opened, RawRows
 from node.ledger.wire.receipts import Credits, Receipt
-from node.peering.relay import FalseClaim, StatedClaim
+from node.peering.audits import StatedClaim
+from node.peering.relay import FalseClaim
+
+HASHED_MAX: Final = 2  # indices whose hashes are kept, 64 bytes a row
 
 FindIndex = Callable[[int, int], tuple[Index, Version] | None]  # by model and version
 
@@ -33,7 +41,51 @@ class IndexAuditor:
         found = self._find_index(receipt.model, receipt.model_version)
         if found is None:  # dropped meanwhile: what we cannot recompute we do not accuse
             return None
-        index, version = found
-        claim = Claim(receipt.sketch_hash, credits, stated.sketch, stated.statement)
-        finding = recheck(index, version, claim, self._kernel)
+        finding = recheck(*found, _claim(receipt, credits, stated), self._kernel)
         return None if finding is None else FalseClaim(finding.code, finding.why)
+
+    def refute(
+        self, receipt: Receipt, credits: Credits, stated: StatedClaim
+    ) -> tuple[int, Opened] | None:
+        """Kind and opening that show a false claim to everybody, if any does. Blocks for a scan."""
+        found = self._find_index(receipt.model, receipt.model_version)
+        if found is None:
+            return None
+        return find_fraud(*found, _claim(receipt, credits, stated), self._kernel)
+
+
+class RowOpener:
+    """Opens rows of the indices that `find_index` knows by their roots. Blocks; of one thread at a
+    time its hashes are made twice at worst."""
+
+    def __init__(self, find_index: Callable[[bytes], Index | None]) -> None:
+        self._find_index = find_index
+        self._levels: dict[bytes, merkle.Levels] = {}
+
+    def open(self, root: bytes, rows: Sequence[int]) -> RawRows | None:
+        """Header, then leaf and path of each row; None for an index that is not here.
+
+        Raises IndexError for a row that it does not have.
+        """
+        index = self._find_index(root)
+        if index is None:
+            return None
+        if any(row >= index.header.rows for row in rows):
+            raise IndexError(max(rows))
+        levels = self._levels_of(index)
+        opened = tuple(
+            (claims.encode_row_leaf(index.leaf(row)), merkle.path_in(levels, row)) for row in rows
+        )
+        return RawRows(claims.encode_header(index.header), opened)
+
+    def _levels_of(self, index: Index) -> merkle.Levels:
+        levels = self._levels.get(index.root)
+        if levels is None:
+            levels = index.hash_levels()
+            kept = list(self._levels.items())[1 - HASHED_MAX :]
+            self._levels = {**dict(kept), index.root: levels}
+        return levels
+
+
+def _claim(receipt: Receipt, credits: Credits, stated: StatedClaim) -> Claim:
+    return Claim(receipt.sketch_hash, credits, stated.sketch, stated.statement)

@@ -15,9 +15,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import trio
 
-from consensus.primitives.encoding import U8, U16, Bytes, Either, H, ListOf, Record, decode, encode
+from consensus.primitives.encoding import U8, Bytes, H, ListOf, Record, decode, encode
 from consensus.primitives.errors import Invalid
-from node.ledger import tables
 from node.ledger.admission import Admitted, admit_bundle
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.state import State
@@ -29,45 +28,29 @@ from node.ledger.wire.bundles import (
     check_bytes,
     decode_header,
 )
-from node.ledger.wire.exchange import SKETCH_BYTES, STATEMENT_BYTES_MAX
 from node.ledger.wire.orders import ZERO_HASH
-from node.ledger.wire.receipts import Credits, Receipt, decode_receipt, receipt_id
+from node.ledger.wire.receipts import Credits, Receipt
 from node.observe import get_log
 from node.peering import topics
+from node.peering.audits import Audits, StatedClaim
 from node.peering.handing import Handing
 from node.peering.topics import BUNDLES, TXS
 from node.peering.watching import KEEP, Watching
-from p2p.errors import Code, Misbehaving, NetworkError, Refused
+from p2p.errors import Misbehaving, NetworkError
 from p2p.limits import PENALTIES, PROTOCOLS, TOPICS
 from p2p.network import Network, PeerId, Verdict
 
 QUEUE_MAX: Final = 256  # bundles waiting for the worker
 PULL_MAX: Final = 16  # hashes in one request
 GIVERS_MAX: Final = 1_024
-AUDIT_MAX: Final = 64  # receipts in one request
-AUDIT_TRIES: Final = 3
-AUDIT_WAIT_S: Final = 1.0
 WORKERS: Final = 4
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
 _HASHES: Final = Record(U8, ListOf(H, PULL_MAX, 1))
-_ONE_CLAIM: Final = Record(U8, H, U16)
-_SOME_CLAIMS: Final = Record(U8, H, U16, U16)
-_CLAIM: Final = Record(Bytes(STATEMENT_BYTES_MAX), Either(0, SKETCH_BYTES))
-_CLAIMS: Final = ListOf(_CLAIM, AUDIT_MAX)
 _BUNDLE_OR_NONE: Final = Bytes(HEADER_BYTES_MAX + BODY_BYTES_MAX + 128)
 _BODIES: Final = ListOf(_BUNDLE_OR_NONE, PULL_MAX)
 _STORED: Final = Record(Bytes(HEADER_BYTES_MAX), Bytes(64, 64), Bytes(BODY_BYTES_MAX))
-
-ASK_ONE, ASK_SOME = 1, 4
-
-
-class StatedClaim(NamedTuple):
-    """What a provider states for one receipt; empty where it has no sketch."""
-
-    statement: bytes
-    sketch: bytes
 
 
 class FalseClaim(NamedTuple):
@@ -105,15 +88,22 @@ class _Waiting(NamedTuple):
     is_relayed: bool  # the judge has accepted it already
 
 
-FindStated = Callable[[bytes], StatedClaim | None]  # of our own receipts, by id
+class Found(NamedTuple):
+    """A receipt whose credits are false: where it stands, and what its provider stated."""
+
+    bundle: Bundle
+    place: int
+    receipt: Receipt
+    credits: Credits
+    stated: StatedClaim
 
 
 class Relay:
     """Gossip of transactions and bundles. Run `run` in a nursery.
 
-    `find_stated`: what we stated ourselves, None where we are no provider. `may_see_sketch`:
-    whether a peer is a current validator's (or the payer's). `on_pooled` wakes the proposer.
-    `on_checked` gets each bundle of others whose signatures hold.
+    `audits` asks what providers stated; `may_be_shown` tells whether they owe us sketches too.
+    `on_pooled` wakes the proposer. `on_checked` gets each bundle of others whose signatures hold,
+    `on_audited` the hash of each whose credits hold too, `on_false` what was found false.
     """
 
     def __init__(
@@ -126,8 +116,8 @@ class Relay:
         store: BundleStore,
         get_state: Callable[[], State],
         auditor: Auditor,
-        find_stated: FindStated,
-        may_see_sketch: Callable[[PeerId, Receipt], bool],
+        audits: Audits,
+        may_be_shown: Callable[[], bool],
         evidence_folder: Path,
         watch_folder: Path,
         get_height: Callable[[], int],
@@ -135,6 +125,8 @@ class Relay:
         now_ms: Callable[[], int],
         on_pooled: Callable[[], None] = lambda: None,
         on_checked: Callable[[CheckedBundle], None] = lambda _: None,
+        on_audited: Callable[[bytes], None] = lambda _: None,
+        on_false: Callable[[Found], None] = lambda _: None,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._network = network
@@ -144,12 +136,13 @@ class Relay:
         self._store = store
         self._get_state = get_state
         self._auditor = auditor
-        self._find_stated = find_stated
-        self._may_see_sketch = may_see_sketch
+        self.audits = audits
+        self._may_be_shown = may_be_shown
         self._evidence = evidence_folder
         self._now_ms = now_ms
         self._on_pooled = on_pooled
         self._on_checked = on_checked
+        self._on_audited, self._on_false = on_audited, on_false
         self._run_blocking = run_blocking
         self._log = get_log("relay")
         self._queue: deque[_Waiting] = deque()
@@ -179,7 +172,7 @@ class Relay:
     async def run(self, *, task_status: Any = trio.TASK_STATUS_IGNORED) -> None:
         """Forever: hear, work, answer."""
         self._network.serve("bundles", self.answer_bundles, PROTOCOLS["bundles"])
-        self._network.serve("audit", self.answer_audit, PROTOCOLS["audit"])
+        self.audits.serve()
         heard_txs = self._network.subscribe(TXS, self._judge_tx, TOPICS[TXS])
         heard_bundles = self._network.subscribe(BUNDLES, self._judge_bundle, TOPICS[BUNDLES])
         async with trio.open_nursery() as nursery:
@@ -326,89 +319,31 @@ class Relay:
         ]
         if not ours:
             return True
-        stated = await self._ask_claims(bundle, admitted, sources, ours)
+        provider = admitted.bundle.header.provider
+        stated = await self.audits.ask_claims(provider, sources, bundle.hash, ours)
         if stated is None:
             self.counters["audit_unanswered"] += 1
             return False
+        hidden = [place for place in ours if _is_hidden(receipts[place][0], stated[place])]
+        if hidden and not self._may_be_shown():  # then others judge it: validators are shown all
+            self.counters["audit_hidden"] += 1
+            return True
         for place in ours:
             receipt, credits = receipts[place]
-            claim = stated.get(place, StatedClaim(b"", b""))
+            claim = stated[place]
             false = await self._run_blocking(self._auditor.recheck, receipt, credits, claim)
             if false is not None:
                 self.counters["audit_false"] += 1
                 await self._run_blocking(self._keep_evidence, bundle, place, claim, false)
+                self._on_false(Found(bundle, place, receipt, credits, claim))
                 self._log.warning(
-                    "credits are false", provider=admitted.bundle.header.provider,
+                    "credits are false", provider=provider,
                     bundle=bundle.hash, receipt=place, code=false.code, why=false.why,
                 )  # fmt: skip
                 return False
         self.counters["audited"] += len(ours)
+        self._on_audited(bundle.hash)
         return True
-
-    async def _ask_claims(
-        self,
-        bundle: Bundle,
-        admitted: Admitted,
-        sources: Sequence[PeerId],
-        places: Sequence[int],
-    ) -> dict[int, StatedClaim] | None:
-        """Statements and sketches from the provider; None if it does not give them."""
-        provider = self._get_state().find(tables.PROVIDER, admitted.bundle.header.provider)
-        peers = [PeerId(provider.peer_key)] if provider is not None else []
-        peers += [peer for peer in sources if peer not in peers]
-        for attempt in range(AUDIT_TRIES):
-            if attempt:
-                await trio.sleep(AUDIT_WAIT_S * attempt)
-            for peer in peers:
-                try:
-                    return await self._claims_from(peer, bundle.hash, places)
-                except NetworkError:
-                    self.counters["audit_failed"] += 1
-                except Invalid:
-                    self.counters["audit_malformed"] += 1
-                    self._blame((peer,), "malformed")
-        return None
-
-    async def _claims_from(
-        self, peer: PeerId, name: bytes, places: Sequence[int]
-    ) -> dict[int, StatedClaim]:
-        found: dict[int, StatedClaim] = {}
-        limits = PROTOCOLS["audit"]
-        first, end = places[0], places[-1] + 1
-        for start in range(first, end, AUDIT_MAX):
-            count = min(AUDIT_MAX, end - start)
-            raw = await self._network.request(
-                peer,
-                "audit",
-                encode((ASK_SOME, name, start, count)),
-                timeout_s=limits.timeout_s,
-                bytes_max=limits.reply_max,
-            )
-            claims = decode(raw, _CLAIMS, limits.reply_max, "audit")
-            if len(claims) != count:
-                raise Invalid("audit.count", count=len(claims))
-            for place, (statement, sketch) in enumerate(claims, start=start):
-                found[place] = StatedClaim(statement, sketch)
-        return found
-
-    async def ask_statement(self, provider: bytes, name: bytes, place: int) -> bytes:
-        """What a provider stated for the receipt at `place` of bundle `name`; empty: it had none.
-
-        Anybody may ask while the provider keeps it (page 60 §5). Raises NetworkError or Invalid.
-        """
-        record = self._get_state().find(tables.PROVIDER, provider)
-        if record is None:
-            raise Invalid("audit.unknown_provider", provider=provider)
-        limits = PROTOCOLS["audit"]
-        raw = await self._network.request(
-            PeerId(record.peer_key),
-            "audit",
-            encode((ASK_ONE, name, place)),
-            timeout_s=limits.timeout_s,
-            bytes_max=limits.reply_max,
-        )
-        statement, _ = decode(raw, _CLAIM, limits.reply_max, "audit")
-        return bytes(statement)
 
     def _keep_evidence(
         self, bundle: Bundle, place: int, stated: StatedClaim, false: FalseClaim
@@ -521,36 +456,10 @@ class Relay:
             found.append(entry if left >= 0 else b"")
         return encode(found)
 
-    async def answer_audit(self, peer: PeerId, body: bytes) -> bytes:
-        """[1, bundle, index] → [statement, sketch or empty]; [4, bundle, from, count] → many."""
-        kind = body[1] if len(body) > 1 else None
-        if kind == ASK_ONE:
-            _, name, index = _decoded(body, _ONE_CLAIM)
-            (claim,) = await self._run_blocking(self._stated, peer, name, index, 1)
-            return encode(claim)
-        if kind == ASK_SOME:
-            _, name, start, count = _decoded(body, _SOME_CLAIMS)
-            if not 1 <= count <= AUDIT_MAX:
-                raise Misbehaving(f"{count} claims asked for")
-            return encode(await self._run_blocking(self._stated, peer, name, start, count))
-        raise Misbehaving("no such question of an audit")
 
-    def _stated(self, peer: PeerId, name: bytes, start: int, count: int) -> list[StatedClaim]:
-        bundle = self._store.get(name)
-        if bundle is None:
-            raise Refused(Code.NOT_FOUND)
-        _, parts = check_bytes(bundle)
-        receipts = [raw for part in parts for raw in part.receipts][start : start + count]
-        if len(receipts) != count:
-            raise Refused(Code.NOT_FOUND)
-        claims = []
-        for raw in receipts:
-            stated = self._find_stated(receipt_id(raw))
-            if stated is None:
-                raise Refused(Code.NOT_FOUND)
-            sketch = stated.sketch if self._may_see_sketch(peer, decode_receipt(raw)) else b""
-            claims.append(StatedClaim(stated.statement, sketch))
-        return claims
+def _is_hidden(receipt: Receipt, stated: StatedClaim) -> bool:
+    """Whether a sketch that there must be is not shown."""
+    return bool(receipt.sketch_hash != ZERO_HASH and stated.statement and not stated.sketch)
 
 
 def _may_be_our_lag(refusal: Invalid) -> bool:

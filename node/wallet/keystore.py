@@ -53,7 +53,7 @@ _TYPES: Final[Mapping[Role, frozenset[int]]] = {  # numbers of page 30 §11
     "operator": _ALL_TYPES,
     "node": _NODE_TYPES,
     "validator": _BONDS,
-    "spending": frozenset({1, 10, 11, 12, 13, 62}),  # 62: a wallet accuses who cheats it
+    "spending": frozenset({1, 10, 11, 12, 13, 60, 62}),  # 60, 62: a wallet accuses who cheats it
 }
 _VOTING_TAGS: Final = frozenset({b"vote", b"proposal"})
 

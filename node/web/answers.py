@@ -287,6 +287,22 @@ class Shares:
 
 
 @dataclass(frozen=True, slots=True)
+class ShareCheck:
+    """Whether a settled receipt's shares are what the index gives, as far as this node can tell."""
+
+    receipt: Hex
+    model: str
+    version: int
+    credits: int  # how many contributions it pays
+    verdict: str  # "true", "false", "unknown": the sketch is not shown to this node
+    why: str  # the word of the first difference, "" for none
+    index_rows: int  # 0 where nothing is credited, and rightly
+    paid_rows: int  # that were opened, or recomputed
+    panel_rows: int
+    drawn_rows: int  # all of the index where it is here
+
+
+@dataclass(frozen=True, slots=True)
 class ModelAnswer:
     number: int
     name: str

@@ -41,7 +41,8 @@ class Ledger:
     """What the routes read; a `find_` gives None for what the ledger does not hold.
 
     `submit` takes the wire bytes of a signed transaction and returns its id once the pool has it;
-    raises Invalid with page 30's word and `number`. `find_shares` may ask the receipt's provider.
+    raises Invalid with page 30's word and `number`. `find_shares` may ask the receipt's provider,
+    `check_shares` other peers too.
     `prove_*` return the bytes of a proof file, or None while nothing that a header commits to holds
     the subject; `prove_state(flat key, height or None)` raises as `state_file` does.
     `list_*(after, limit)` give
@@ -57,6 +58,7 @@ class Ledger:
     find_transaction: Callable[[bytes], Awaitable[answers.TransactionAnswer | None]]
     find_receipt: Callable[[bytes], Awaitable[answers.ReceiptAnswer | None]]
     find_shares: Callable[[bytes], Awaitable[answers.Shares | None]]
+    check_shares: Callable[[bytes], Awaitable[answers.ShareCheck | None]]
     prove_receipt: Callable[[bytes], Awaitable[bytes | None]]
     prove_transaction: Callable[[bytes], Awaitable[bytes | None]]
     prove_state: Callable[[bytes, int | None], Awaitable[bytes | None]]
@@ -111,6 +113,10 @@ def _read_routes(ledger: Ledger) -> list[Route]:
         check_parameters(request)
         return shown(await ledger.find_shares(hash_in_path(request)), "receipt")
 
+    async def receipt_check(request: Request) -> Response:
+        check_parameters(request)
+        return shown(await ledger.check_shares(hash_in_path(request)), "receipt")
+
     async def models(request: Request) -> Response:
         return page("models", await ledger.list_models(*paging(request)))
 
@@ -147,6 +153,7 @@ def _read_routes(ledger: Ledger) -> list[Route]:
         route("POST", "/ledger/transactions", submit),
         route("GET", "/ledger/receipts/{id}", receipt),
         route("GET", "/ledger/receipts/{id}/shares", receipt_shares),
+        route("GET", "/ledger/receipts/{id}/check", receipt_check),
         route("GET", "/ledger/models", models),
         route("GET", "/ledger/datanets", datanets),
         route("GET", "/ledger/datanets/{datanet}/contributions", contributions),

@@ -65,6 +65,7 @@ def make_ledger(
     reading: Reading,
     *,
     find_shares: Callable[[bytes], Awaitable[answers.Shares | None]],
+    check_shares: Callable[[bytes], Awaitable[answers.ShareCheck | None]],
     submit: Callable[[bytes], Awaitable[bytes]],
 ) -> Ledger:
     """The routes' reads over `reading`, each in a thread and over one view.
@@ -100,6 +101,7 @@ def make_ledger(
         find_transaction=read_transaction,
         find_receipt=lambda receipt: read(lambda view: find_receipt(view, receipt)),
         find_shares=find_shares,
+        check_shares=check_shares,
         prove_receipt=lambda receipt: read(lambda view: receipt_file(view, receipt)),
         prove_transaction=lambda tx_id: read(lambda view: transaction_file(view, tx_id)),
         prove_state=lambda key, height: read(lambda view: state_file(view, key, height)),

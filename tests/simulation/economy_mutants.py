@@ -24,7 +24,8 @@ PLAY: Final = "--play"
 AMOUNTS, PAYOUT = "node/ledger/amounts.py", "node/ledger/rules/payout.py"
 CHANNELS, STAKING = "node/ledger/rules/channels.py", "node/ledger/rules/staking.py"
 REGISTRY, MODELS = "node/ledger/rules/registry.py", "node/ledger/rules/models.py"
-OFFENCES = "node/ledger/rules/offences.py"
+OFFENCES, DISPUTES = "node/ledger/rules/offences.py", "node/ledger/rules/disputes.py"
+FAILURES, REVERSALS = "node/ledger/rules/failures.py", "node/ledger/rules/reversals.py"
 
 # fmt: off
 MUTANTS: Final = (
@@ -46,8 +47,7 @@ MUTANTS: Final = (
            "weights[payee] = weights.get(payee, 0) + bps",
            "weights[payee] = weights.get(payee, 0)"),
     Mutant("8", "the provider is paid, not its reward account", PAYOUT,
-           "reward = state.get(tables.PROVIDER, bundle.provider).reward_account",
-           "reward = bundle.provider"),
+           "reward = bundle.reward", "reward = bundle.provider"),
     Mutant("9", "weights of the last bundle only", PAYOUT,
            "held.weights[contribution] = held.weights.get(contribution, 0) + weight",
            "held.weights[contribution] = weight"),
@@ -60,7 +60,8 @@ MUTANTS: Final = (
     Mutant("12", "credits from behind the snapshot", CHANNELS,
            "is_older = number <= snapshot.last_contribution", "is_older = True"),
     Mutant("13", "a superseded version is sold for ever", CHANNELS,
-           "if now_ms >= version.superseded_ms + state.parameter(\"superseded_ms\"):", "if False:"),
+           "lasts_ms = version.superseded_ms + state.parameter(\"superseded_ms\")",
+           "lasts_ms = INT_MAX"),
     Mutant("14", "a bundle's number may come again", CHANNELS,
            "if bundle.header.bundle_seq <= provider.bundle_seq:", "if False:"),
     Mutant("15", "operators get nothing", STAKING,
@@ -97,6 +98,16 @@ MUTANTS: Final = (
            "factor * sum(powers.values())", "factor * max(powers.values())"),
     Mutant("27", "all that is slashed burns", OFFENCES,
            "purses.BURN, taken >> 1)", "purses.BURN, taken)"),
+    Mutant("28", "no failure jails", FAILURES, "JAILS_FROM: Final = 3", "JAILS_FROM: Final = 99"),
+    Mutant("29", "no failure forfeits income", FAILURES,
+           "FORFEITS_FROM: Final = 2", "FORFEITS_FROM: Final = 99"),
+    Mutant("30", "income is not counted", CHANNELS,
+           "    change_income(state, record, record.infra)\n", ""),
+    Mutant("31", "a fund's part is taken back from who withdrew", REVERSALS,
+           "return found.withdrawn_ms > settled_ms", "return True"),
+    Mutant("32", "the finder has all of a slash", DISPUTES,
+           "reward = part_bps(taken, state.parameter(\"fraud_finder_bps\"))", "reward = taken"),
+    Mutant("33", "a false proof costs nothing", DISPUTES, "if code == _FALSE_PROOF:", "if False:"),
 )
 # fmt: on
 
@@ -104,7 +115,7 @@ MUTANTS: Final = (
 def main() -> int:
     """Try all mutants, or those named, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="1 to 27")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="1 to 33")
     parser.add_argument(PLAY, action="store_true", help="this tree's program, once")
     given = parser.parse_args()
     if given.play:

@@ -21,12 +21,13 @@ from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.pubsub.pb import rpc_pb2
 from libp2p.utils import encode_varint_prefixed
 from network_kit import CHAIN, seed_of
-from vectors.peers import ASK, BLOB, CLIENT, SERVER, Scenes, examples_of
+from vectors.peers import ASK, BLOB, CLIENT, INDEX, SERVER, Scenes, examples_of
 from wiretap_kit import KeyIdentity
 
 from consensus.primitives.digest import sha256
 from consensus.primitives.encoding import U63, Bytes, Record, decode
 from consensus.primitives.errors import Invalid
+from node.ledger.wire.claims import index_root
 from node.peering import blobs
 from node.peering.accusing import Accusing
 from node.peering.bindings import make_binding, read_binding
@@ -221,7 +222,8 @@ def reply_doors(
     catchup: Any = Catchup(network=net, get_height=lambda: 0, take=lambda blocks: None)  # type: ignore[arg-type]
     source: Any = PeerSource(net, peer, look_s=float("inf"))  # type: ignore[arg-type]
     relay: Any = scenes.relay_of_client
-    relay._network = relay.watching._network = net
+    audits: Any = relay.audits
+    relay._network = relay.watching._network = audits._network = net
     directory: Any = Directory(
         network=net, chain_id=story.chain_id, get_state=story.made.chain.state,
         now_ms=lambda: story.now_ms,
@@ -241,10 +243,13 @@ def reply_doors(
         "told bundles": reading("bundles 0", lambda: relay._pull(peer, [settled]), *REFUSALS),
         "told kept": reading("bundles 1", lambda: relay.watching._ask(peer, b"?")),
         "told statement": reading(
-            "audit 1", lambda: relay.ask_statement(PROVIDER.key, waiting, 0), *REFUSALS
+            "audit 1", lambda: audits.ask_statement(PROVIDER.key, waiting, 0), *REFUSALS
         ),
         "told claims": reading(
-            "audit 4", lambda: relay._claims_from(peer, waiting, [0]), *REFUSALS
+            "audit 4", lambda: audits.claims_from(peer, waiting, [0]), *REFUSALS
+        ),
+        "told rows": reading(
+            "audit 2", lambda: audits.ask_rows(peer, index_root(INDEX), [2, 0]), *REFUSALS
         ),
         "told offers": reading("offers", lambda: directory.ask(peer)),
         **snapshot_doors(scenes, net, reading),

@@ -1,5 +1,6 @@
 """Examples of page 30's wire objects: orders to bundles, transactions, payouts, claims, frames."""
 
+from functools import partial
 from typing import Any
 
 from bundle_kit import Party, party
@@ -9,7 +10,7 @@ from vectors.example import CHAIN, Example, h, signed_by
 from consensus.primitives import merkle
 from consensus.primitives.digest import sha256
 from node.ledger.execute import decode_tx_leaf, encode_tx_leaf
-from node.ledger.wire import bundles, claims, exchange, orders, payouts, receipts
+from node.ledger.wire import bundles, claims, exchange, openings, orders, payouts, receipts
 from node.ledger.wire import transactions as wire
 from node.ledger.wire.bundles import BodyPart, Bundle, Section
 from node.ledger.wire.orders import Load, Offer, OfferedModel, Order, OrderSampling, Voucher
@@ -238,6 +239,11 @@ TRANSACTIONS = (
     wire.SetPrice(3, 2, 10**15, 0, 1_000_000),
     wire.RetireModel(3, 4),
     wire.FundMaintenance(3, 10**9),
+    wire.FraudProof(
+        openings.NORM,
+        openings.encode_opening(openings.VersionSubject(3, 2)),
+        openings.encode_opening(openings.NormOpened(b"header", bytes(1_044), (h("row"),))),
+    ),
     accusation(CHAIN, CHANNEL, PROVIDER, **TOLD),
 )  # fmt: skip
 
@@ -347,6 +353,55 @@ def examples_of_claims() -> dict[str, Example]:
     }  # fmt: skip
 
 
+# ---- what a fraud proof shows
+
+SUBJECT = openings.ReceiptSubject(
+    h("bundle"), 3, receipts.encode_receipt(CLAIMED), CREDITED, (h("left"), h("right"))
+)
+LEAF = claims.encode_row_leaf(ROW_LEAF)
+OPENINGS: tuple[tuple[int, openings.Subject, openings.Opened], ...] = (
+    (
+        openings.SHARES,
+        SUBJECT,
+        openings.SharesOpened(
+            SKETCH, claims.encode_statement(STATEMENT), claims.encode_header(INDEX_HEADER)
+        ),
+    ),
+    (
+        openings.ROW,
+        SUBJECT,
+        openings.RowOpened(
+            SKETCH, claims.encode_statement(STATEMENT), claims.encode_header(INDEX_HEADER), LEAF,
+            (h("row"),),
+        ),
+    ),
+    (
+        openings.NORM,
+        openings.VersionSubject(3, 2),
+        openings.NormOpened(claims.encode_header(INDEX_HEADER), LEAF, (h("row"),)),
+    ),
+)  # fmt: skip
+
+
+def examples_of_openings() -> dict[str, Example]:
+    made = {}
+    for kind, subject, opened in OPENINGS:
+        for value, decode in (
+            (subject, openings.decode_subject),
+            (opened, openings.decode_opened),
+        ):
+            made[f"fraud_{kind}_{type(value).__name__}"] = Example(
+                value, openings.encode_opening(value), partial(decode, kind),
+                openings.encode_opening,
+            )  # fmt: skip
+    kind, subject, opened = OPENINGS[1]
+    proof = wire.FraudProof(kind, openings.encode_opening(subject), openings.encode_opening(opened))
+    made["fraud_file"] = Example(
+        proof, wire.encode_fraud(proof), wire.decode_fraud, wire.encode_fraud
+    )
+    return made
+
+
 # ---- frames of an `infer` stream
 
 
@@ -388,5 +443,6 @@ def market_examples() -> dict[str, Example]:
         | examples_of_transactions()
         | examples_of_payouts()
         | examples_of_claims()
+        | examples_of_openings()
         | examples_of_frames()
     )

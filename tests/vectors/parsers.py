@@ -25,6 +25,7 @@ from node.ledger.wire import (
     bundles,
     claims,
     exchange,
+    openings,
     orders,
     payouts,
     receipts,
@@ -63,6 +64,16 @@ def decode_any_body(raw: bytes) -> Any:
         return messages.decode_body(messages.VOTE, raw)
     kind = messages.CERTIFICATE if raw[:1] == b"\x96" else messages.PROPOSAL
     return messages.decode_body(kind, raw)
+
+
+def decode_any_subject(raw: bytes) -> openings.Subject:
+    """Of a receipt or of a version, as its head suggests."""
+    return openings.decode_subject(openings.SHARES if raw[:1] == b"\x95" else openings.NORM, raw)
+
+
+def decode_any_opened(raw: bytes) -> openings.Opened:
+    """The same of an opening: of a claim alone, or with a row."""
+    return openings.decode_opened(openings.ROW if raw[:1] == b"\x95" else openings.SHARES, raw)
 
 
 def encode_any_body(message: messages.Message) -> bytes:
@@ -117,6 +128,14 @@ PARSERS: dict[Callable[..., Any], Parser] = {
         execute.decode_tx_leaf, lambda pair: execute.encode_tx_leaf(*pair), ("tx_leaf",)),
     proofs.decode_proof: Parser(proofs.decode_proof, proofs.encode_proof, SINGLE_PROOFS),
     proofs.decode_proofs: Parser(decode_file, encode_file, names("proof_")),
+    transactions.decode_fraud: Parser(
+        transactions.decode_fraud, transactions.encode_fraud, ("fraud_file",)),
+    openings.decode_subject: Parser(
+        decode_any_subject, openings.encode_opening,
+        ("fraud_1_ReceiptSubject", "fraud_3_VersionSubject")),
+    openings.decode_opened: Parser(
+        decode_any_opened, openings.encode_opening,
+        ("fraud_1_SharesOpened", "fraud_2_RowOpened")),
     payouts.decode_payout: Parser(
         payouts.decode_payout, payouts.encode_payout, names("payout_")),
     receipts.decode_receipt: Parser(

@@ -9,11 +9,11 @@ frames of `consensus` and `infer` and in `votes` are the objects of agreement.py
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import pytest
 import trio
@@ -23,7 +23,7 @@ from exchange_kit import at_once
 from stored_kit import CREDITS, GENESIS, Stored
 from trio.testing import MockClock
 from vectors.agreement import agreement_examples
-from vectors.market import SKETCH, STATEMENT, market_examples
+from vectors.market import INDEX_HEADER, ROW_LEAF, SKETCH, STATEMENT, market_examples
 from wiretap_kit import KeyIdentity, TappedNode, join, never_dial
 
 from consensus.attacks import LightClientAttack, Verdict, encode_attack
@@ -39,6 +39,7 @@ from consensus.messages import (
     decode_body,
     encode_frame,
 )
+from consensus.primitives import merkle
 from consensus.primitives.digest import sha256, signing_bytes
 from consensus.primitives.encoding import Bytes, ListOf, Record, decode, encode
 from consensus.skipping import verify_history
@@ -49,11 +50,18 @@ from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire import exchange
 from node.ledger.wire.bundles import Bundle
 from node.ledger.wire.bundles import decode_body as decode_bundle_body
-from node.ledger.wire.claims import encode_statement
+from node.ledger.wire.claims import (
+    encode_header,
+    encode_row_leaf,
+    encode_statement,
+    index_root,
+)
+from node.ledger.wire.openings import RawRows
 from node.ledger.wire.orders import Load, Offer, OfferedModel
 from node.ledger.wire.receipts import receipt_id
 from node.ledger.wire.transactions import Transfer, UpdateProvider
 from node.light import trust_genesis, verify_file
+from node.peering.audits import Audits, StatedClaim
 from node.peering.bindings import is_binding, make_binding
 from node.peering.blobs import Blobs
 from node.peering.blobstore import CONTENT, BlobStore
@@ -61,7 +69,7 @@ from node.peering.catchup import Catchup
 from node.peering.directory import Directory
 from node.peering.lightserver import LightServer
 from node.peering.lightsource import PeerSource
-from node.peering.relay import FalseClaim, Relay, StatedClaim
+from node.peering.relay import FalseClaim, Relay
 from node.peering.responder import Responder
 from node.peering.snapshotting import SnapshotKeeper
 from node.peering.statesync import StateSync
@@ -124,7 +132,7 @@ KINDS = {  # protocols whose request begins with its kind
     "bundles": (0, 1),
     "snapshot": (0, 1),
     "blob": (0, 1, 2),
-    "audit": (1, 4),
+    "audit": (1, 2, 4),
 }
 KIND_AT = 5  # in a frame: behind its length and the one byte of the array's head
 MINUTE_S = 60.0
@@ -149,6 +157,19 @@ class Truth:
 
     def recheck(self, *claim: Any) -> FalseClaim | None:
         return None
+
+
+LEAVES: Final = [encode_row_leaf(ROW_LEAF._replace(number=row)) for row in range(3)]
+INDEX: Final = encode_header(
+    INDEX_HEADER._replace(rows=len(LEAVES), records=len(LEAVES), rows_root=merkle.root(LEAVES))
+)
+
+
+def open_rows(root: bytes, rows: Sequence[int]) -> RawRows | None:
+    """Of the one index that the server holds."""
+    if root != index_root(INDEX):
+        return None
+    return RawRows(INDEX, tuple((LEAVES[row], merkle.prove(LEAVES, row)) for row in rows))
 
 
 class Bodies(dict[bytes, Bundle]):
@@ -289,8 +310,13 @@ class Scenes:
         return Relay(
             network=network, chain_id=story.chain_id,
             transactions=TransactionPool(story.chain_id), bundles=BundlePool(), store=store,
-            get_state=story.made.chain.state, auditor=Truth(), find_stated=story.stated,
-            may_see_sketch=lambda peer, receipt: True, evidence_folder=self.home / "evidence",
+            get_state=story.made.chain.state, auditor=Truth(), may_be_shown=lambda: True,
+            audits=Audits(
+                network=network, get_state=story.made.chain.state, find_bundle=store.get,
+                find_stated=story.stated, may_see_sketch=lambda peer, receipt: True,
+                open_rows=open_rows, run_blocking=at_once,
+            ),
+            evidence_folder=self.home / "evidence",
             watch_folder=self.home / "watch", get_height=lambda: story.height,
             find_validators=lambda: [PeerId(CLIENT.key)], now_ms=lambda: story.now_ms,
             run_blocking=at_once,
@@ -397,8 +423,10 @@ class Scenes:
         await self.relay_of_server.offer_bundle(waiting)
         await trio.sleep(MINUTE_S)
         assert client.counters["audited"] == client.counters["told_on"] == 1
-        statement = await client.ask_statement(PROVIDER.key, waiting.hash, 0)
+        statement = await client.audits.ask_statement(PROVIDER.key, waiting.hash, 0)
         assert statement == encode_statement(STATEMENT)
+        rows = await client.audits.ask_rows(self.server.me, index_root(INDEX), [2, 0])
+        assert [leaf for leaf, _ in rows.rows] == [LEAVES[2], LEAVES[0]]
 
     async def pool(self) -> None:
         await self.relay_of_client.submit_transaction(self.story.payment)

@@ -18,6 +18,13 @@ from node.ledger.amounts import GRAINS_PER_OPEN as OPEN
 from node.ledger.execute import Outcome
 from node.ledger.wire import transactions as wire
 from node.ledger.wire.bundles import build_bundle
+from node.ledger.wire.openings import (
+    SHARES,
+    ReceiptSubject,
+    SharesOpened,
+    encode_opening,
+    open_receipt,
+)
 from node.ledger.wire.orders import channel_id
 
 VALIDATORS = tuple(party(f"validator {number}") for number in range(4))
@@ -134,6 +141,26 @@ class Story:
         )
         answer(lanes[1], 1, ((2, 10_000),))
         self.settle(lanes[1:2])
+        self.refute(lanes[1])
+
+    def refute(self, lane: LaneSession) -> None:
+        """An answer is credited without a sketch: it is reversed, and the provider slashed."""
+        answer(lane, 1, ((1, 4_000), (2, 6_000)), sketch_hash=bytes(32))
+        answer(lane, 2, ((3, 10_000),))
+        self.settle([lane])
+        opened = encode_opening(SharesOpened(b"", b"", b""))
+        false, honest = (
+            wire.FraudProof(SHARES, encode_opening(open_receipt(self.newest, place)), opened)
+            for place in (0, 1)
+        )
+        unknown = ReceiptSubject(bytes(32), 0, b"", b"", ())
+        self.block(
+            (CREATOR, honest),  # 28
+            (CREATOR, false._replace(kind=4)),  # 26
+            (CREATOR, false._replace(subject=encode_opening(unknown))),  # 27
+            (CREATOR, false),
+            (PAYER, false),  # 24
+        )
 
     def agree(self) -> None:
         nonce = self.chain.state().account(PAYER.key).nonce
@@ -162,6 +189,7 @@ class Story:
             parts=[lane.cut(from_hold) for lane in lanes],
             sign=PROVIDER.sign,
         )
+        self.newest = bundle
         self.block(bundles=(bundle,))
 
     def join(self) -> None:
@@ -290,6 +318,8 @@ def release(model: int, parts: tuple[tuple[int, int, int], ...] = ()) -> wire.Pu
     )
 
 
-def answer(lane: LaneSession, model: int, credits: tuple[tuple[int, int], ...]) -> None:
+def answer(
+    lane: LaneSession, model: int, credits: tuple[tuple[int, int], ...], **fields: Any
+) -> None:
     """A receipt whose every field is given, so that no kit's chance is in the vector."""
-    lane.serve(credits, **{**ANSWER, "model": model})
+    lane.serve(credits, **{**ANSWER, "model": model, **fields})

@@ -39,15 +39,18 @@ from node.ledger.wire.transactions import (
 CHANNELS_PER_PAIR_MAX: Final = 64
 DOUBLE_NAME: Final = b"double/"
 REPAID_NAME: Final = b"repaid/"
+REFUTED_NAME: Final = b"refuted/"
+INCOME_NAME: Final = b"income/"
 CREDITED_KINDS: Final = (0, 1)  # data and corrections; sealed records are never trained on
 CREDITED_STATUSES: Final = (tables.ACCEPTED, tables.WITHDRAWN, tables.SLASHED)
 
 
 class BundleFees(NamedTuple):
-    """The sums of one settled bundle, by (model, version)."""
+    """The sums of one settled bundle, by (model, version); `reward` has the provider's part."""
 
     bundle_hash: bytes
     provider: bytes
+    reward: bytes
     versions: dict[tuple[int, int], VersionFees]
 
 
@@ -239,8 +242,9 @@ def apply_bundle(state: State, context: Context, bundle: CheckedBundle) -> Bundl
         (bundle.header.provider,),
         provider._replace(bundle_seq=bundle.header.bundle_seq),
     )
-    _note_settled(state, bundle, versions.base, time_ms)
-    return BundleFees(bundle.hash, bundle.header.provider, bundle.versions)
+    reward = provider.reward_account
+    _note_settled(state, bundle, reward, versions.base, time_ms)
+    return BundleFees(bundle.hash, bundle.header.provider, reward, bundle.versions)
 
 
 def lane_of(state: State, channel: bytes, lane: int) -> Lane:
@@ -287,20 +291,48 @@ def _settle_section(
     state.put(tables.LANE, (section.channel, section.lane), settled)
 
 
-def _note_settled(state: State, bundle: CheckedBundle, base: bytes, time_ms: int) -> None:
-    """What later disputes are checked against; forgotten when its bucket is due."""
+def _note_settled(
+    state: State, bundle: CheckedBundle, reward: bytes, base: bytes, time_ms: int
+) -> None:
+    """What later disputes are checked against; forgotten when its bucket is due.
+
+    The account is noted too: after another UpdateProvider, what a dispute takes back would else be
+    taken from whoever is paid there now.
+    """
     header = bundle.header
     bucket_ms = maturing_bucket(state, time_ms)
     record = tables.Settled(
         provider=header.provider,
+        reward=reward,
         base=base,
         receipts_root=header.receipts_root,
         count=header.count,
         infra=part_bps(header.fee_total, state.parameter_values("split_bps")[0]),
         bucket_ms=bucket_ms,
+        settled_ms=time_ms,
     )
     state.put(tables.SETTLED, (bundle.hash,), record)
+    change_income(state, record, record.infra)
     state.add_due(bucket_ms, tables.DUE_MATURING, bundle.hash)
+
+
+def change_income(state: State, settled: tables.Settled, by: int) -> None:
+    """Count what a provider's bundles of a bucket bring it, as long as it has not matured."""
+    key = (INCOME_NAME, settled.provider, settled.bucket_ms, settled.reward)
+    known = state.find(tables.INCOME, *key) or tables.Counter()
+    state.put(tables.INCOME, key, tables.Counter(max(0, known.value + by)))
+
+
+def forget_settled(state: State, bundle_hash: bytes) -> None:
+    """Its bucket has matured: nothing of it can be disputed any more."""
+    settled = state.find(tables.SETTLED, bundle_hash)
+    if settled is None:
+        return
+    income = (INCOME_NAME, settled.provider, settled.bucket_ms, settled.reward)
+    state.remove(tables.INCOME, *income)
+    for key, _ in state.scan(tables.REFUTED, REFUTED_NAME, bundle_hash):
+        state.remove(tables.REFUTED, *key)
+    state.remove(tables.SETTLED, bundle_hash)
 
 
 class _Versions:
@@ -349,11 +381,9 @@ class _Versions:
             if now_ms >= end_ms + state.parameter("superseded_ms"):
                 raise Invalid("bundle.price", why="ended")
             self._ended[which] = end_ms
-        if version.status == tables.VERSION_SUPERSEDED:
-            if now_ms >= version.superseded_ms + state.parameter("superseded_ms"):
-                raise Invalid("bundle.price", why="superseded")
-        elif version.status != tables.VERSION_CURRENT:
-            raise Invalid("bundle.price", why="suspended")
+        lasts_ms = version.superseded_ms + state.parameter("superseded_ms")
+        if version.status == tables.VERSION_SUPERSEDED and now_ms >= lasts_ms:
+            raise Invalid("bundle.price", why="superseded")
         self.base = model.base
         new, old = found[:3], found[3:6]
         if now_ms < found.changed_ms:

@@ -17,11 +17,11 @@ from node.ledger import purses, tables
 from node.ledger.amounts import checked, part_bps
 from node.ledger.context import Context
 from node.ledger.rules.channels import DOUBLE_NAME, REPAID_NAME
-from node.ledger.rules.offences import jail, share_proceeds, slash_bonds, slash_leaving
+from node.ledger.rules.failures import slash_provider
+from node.ledger.rules.offences import jail, share_proceeds
 from node.ledger.rules.rotation import keys_of
-from node.ledger.rules.staking import parts_leaving
 from node.ledger.state import State
-from node.ledger.tables import ROLE_PROVIDER, Channel
+from node.ledger.tables import ROLE_PROVIDER
 from node.ledger.wire.receipts import Place, receipt_message
 from node.ledger.wire.transactions import Evidence, Transaction, check_pair
 
@@ -39,7 +39,8 @@ def apply_evidence(state: State, context: Context, tx: Transaction, payload: Evi
     if channel is None:
         raise Invalid("tx.too_early_or_late", channel=first.channel)
     _verify_pair(state, context, channel.provider, payload)
-    taken = _slash(state, channel)
+    bps = state.parameter("double_receipt_slash_bps")
+    taken = slash_provider(state, channel.provider, bps, channel.opened_ms)
     repaid = _note_repaid(state, first.channel, min(max(first.fee, second.fee), taken))
     state.put(tables.DOUBLE, (DOUBLE_NAME, *first.place), tables.Counter(context.time_ms))
     _share(state, taken, repaid, payer=channel.payer, finder=tx.sender)
@@ -61,14 +62,6 @@ def _verify_pair(state: State, context: Context, provider: bytes, payload: Evide
         message = receipt_message(context.chain_id, raw)
         if not any(is_signed_by(key, message, signature) for key in keys):
             raise Invalid("tx.bad_proof", why="not signed by the provider")
-
-
-def _slash(state: State, channel: Channel) -> int:
-    """Of the provider's bond, and of what left it since the channel began; the treasury has it."""
-    provider, bps = channel.provider, state.parameter("double_receipt_slash_bps")
-    gone = parts_leaving(state, ROLE_PROVIDER, provider, provider)  # nobody else may bond for it
-    taken = slash_leaving(state, gone, provider, bps, channel.opened_ms, None)
-    return taken + slash_bonds(state, ROLE_PROVIDER, provider, bps)
 
 
 def _note_repaid(state: State, channel: bytes, amount: int) -> int:

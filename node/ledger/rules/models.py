@@ -163,6 +163,29 @@ def apply_version_deposit(state: State, context: Context, due_ms: int, reference
     state.move(deposit, purses.account(creator), state.held(deposit))
 
 
+# ---- an index that no honest builder makes
+
+
+def suspend_index(state: State, which: Which, now_ms: int) -> None:
+    """From this block on nobody is credited by a version's index: its data part is the fund's."""
+    state.set_counter(_suspended_name(which), now_ms)
+
+
+def suspended_ms(state: State, which: Which) -> int:
+    """Since when nobody is credited by it; INT_MAX while all is well."""
+    return state.counter(_suspended_name(which)) or INT_MAX
+
+
+def is_suspended(state: State, which: Which) -> bool:
+    """Whether its index was shown to be false."""
+    return suspended_ms(state, which) != INT_MAX
+
+
+def _suspended_name(which: Which) -> bytes:
+    model, version = which
+    return b"suspended/" + model.to_bytes(8, "big") + version.to_bytes(4, "big")
+
+
 # ---- prices
 
 

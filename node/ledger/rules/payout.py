@@ -15,8 +15,8 @@ from node.ledger import purses, tables
 from node.ledger.amounts import BPS, part_bps, split
 from node.ledger.context import Context
 from node.ledger.purses import Purse
-from node.ledger.rules.channels import BundleFees, maturing_bucket
-from node.ledger.rules.models import fund_of
+from node.ledger.rules.channels import BundleFees, forget_settled, maturing_bucket
+from node.ledger.rules.models import fund_of, is_suspended
 from node.ledger.rules.staking import pay_stakers
 from node.ledger.state import State
 from node.ledger.wire.payouts import TOTAL, PayoutLeaf, encode_payout
@@ -70,7 +70,7 @@ def encode_leaves(leaves: Sequence[PayoutLeaf]) -> list[bytes]:
 def _gather(state: State, sums: Sequence[BundleFees]) -> dict[tuple[int, int], _Earned]:
     earned: dict[tuple[int, int], _Earned] = {}
     for bundle in sums:
-        reward = state.get(tables.PROVIDER, bundle.provider).reward_account
+        reward = bundle.reward
         for which, more in bundle.versions.items():
             held = earned.get(which) or _Earned(0, 0, {}, {}, 0)
             held.providers[reward] = held.providers.get(reward, 0) + more.fees
@@ -119,17 +119,19 @@ def _weights_of(
     if kind == tables.KIND_PROVIDER:
         return earned.providers
     if kind == tables.KIND_DATA:
-        return _data_weights(state, earned)
+        return _data_weights(state, which, earned)
     if kind == tables.KIND_CREATOR:
-        return _creator_weights(state, which)
+        return creator_weights(state, which)
     if kind == tables.KIND_FUND:
-        return _fund_weights(state, which)
+        return fund_weights(state, which)
     return {NOBODY: BPS}
 
 
-def _data_weights(state: State, earned: _Earned) -> dict[bytes, int]:
+def _data_weights(state: State, which: tuple[int, int], earned: _Earned) -> dict[bytes, int]:
     """By contribution; the weight of those no longer paid is the fund's, under the empty payee."""
     weights: dict[bytes, int] = {}
+    if is_suspended(state, which):
+        return {NOBODY: BPS}
     to_fund = earned.unattributed
     for number, weight in earned.weights.items():
         if state.get(tables.CONTRIBUTION, number).status in PAID_STATUSES:
@@ -141,7 +143,7 @@ def _data_weights(state: State, earned: _Earned) -> dict[bytes, int]:
     return weights
 
 
-def _creator_weights(state: State, which: tuple[int, int]) -> dict[bytes, int]:
+def creator_weights(state: State, which: tuple[int, int]) -> dict[bytes, int]:
     """The creators of a version and of its parts by their bps; a trainer has half of the own."""
     version = state.get(tables.VERSION, *which)
     creator = state.get(tables.MODEL, which[0]).creator
@@ -158,7 +160,7 @@ def _creator_weights(state: State, which: tuple[int, int]) -> dict[bytes, int]:
     return weights
 
 
-def _fund_weights(state: State, which: tuple[int, int]) -> dict[bytes, int]:
+def fund_weights(state: State, which: tuple[int, int]) -> dict[bytes, int]:
     """The funds of a model and of the models of its parts, by their bps."""
     version = state.get(tables.VERSION, *which)
     own = BPS - sum(bps for _, _, bps in version.parts)
@@ -185,7 +187,7 @@ def _purse_of(leaf: PayoutLeaf) -> Purse:
 def apply_due_maturing(state: State, context: Context, due_ms: int, reference: bytes) -> None:
     """Empty reference: pay the bucket out. Else a bundle's hash: forget what disputes needed."""
     if reference:
-        state.remove(tables.SETTLED, reference)
+        forget_settled(state, reference)
         return
     entries = state.scan(tables.MATURING, due_ms)
     for (_, kind), group in groupby(entries, key=lambda entry: (entry[0][0], entry[0][1])):

@@ -26,6 +26,7 @@ from consensus.primitives.encoding import (
 )
 from consensus.primitives.errors import Invalid
 from consensus.primitives.keys import sign
+from node.ledger.wire.openings import OPENING_BYTES_MAX
 from node.ledger.wire.receipts import RECEIPT_BYTES_MAX, Receipt, decode_receipt
 
 VERSION: Final = 1
@@ -193,6 +194,14 @@ class FundMaintenance(NamedTuple):
     amount: int
 
 
+class FraudProof(NamedTuple):
+    """`subject` and `opened` hold what `wire/openings.py` says of the kind."""
+
+    kind: int
+    subject: bytes
+    opened: bytes
+
+
 class Evidence(NamedTuple):
     """Two receipts that a provider signed for one request, the smaller body first."""
 
@@ -225,6 +234,7 @@ Payload = (
     | SetPrice
     | RetireModel
     | FundMaintenance
+    | FraudProof
     | Evidence
 )
 
@@ -248,6 +258,7 @@ _PARTS: Final = ListOf(Record(U63, U32, U16), PARTS_MAX)
 _PAYMENTS: Final = ListOf(Record(H, U63), TRANSACTION_BYTES_MAX // HASH_BYTES)
 
 _RECEIPT: Final = Bytes(RECEIPT_BYTES_MAX, 1)
+_OPENING: Final = Bytes(OPENING_BYTES_MAX)
 
 # fmt: off
 TYPES: Final = (
@@ -274,6 +285,7 @@ TYPES: Final = (
     Type(42, SetPrice, Record(U63, U32, U63, U63, U63), 2),
     Type(43, RetireModel, Record(U63, U63), 3),
     Type(50, FundMaintenance, Record(U63, U63), 2),
+    Type(60, FraudProof, Record(U8, _OPENING, _OPENING), 96),
     Type(62, Evidence, Record(_RECEIPT, SIG, _RECEIPT, SIG), 16, 3),
 )
 # fmt: on
@@ -289,7 +301,6 @@ LATER: Final = {
     51: ("OpenUpkeep", "upkeep"),
     52: ("SubmitUpkeep", "upkeep"),
     53: ("AttestUpkeep", "upkeep"),
-    60: ("FraudProof", "disputes"),
     61: ("Verdict", "disputes"),
     70: ("Propose", "governance"),
     71: ("Vote", "governance"),
@@ -366,6 +377,17 @@ def check_pair(payload: Evidence) -> tuple[Receipt, Receipt]:
     if first.place != second.place:
         raise Invalid("tx.bad_value", why="receipts of two requests")
     return first, second
+
+
+def encode_fraud(payload: FraudProof) -> bytes:
+    """A proof as a file keeps it, to be sent by anybody."""
+    return encode(payload)
+
+
+def decode_fraud(raw: bytes) -> FraudProof:
+    """The proof in a file; raises Invalid `fraud.…`."""
+    row = _BY_NUMBER[_NUMBER_OF[FraudProof]]
+    return FraudProof(*decode(raw, row.shape, TRANSACTION_BYTES_MAX, "fraud"))
 
 
 def encode_body(

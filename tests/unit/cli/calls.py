@@ -16,8 +16,15 @@ from node.cli.main import run
 from node.ledger.addresses import account_of
 from node.ledger.genesis import encode_genesis, make_genesis
 from node.ledger.parameters import DAY_MS
+from node.ledger.wire import openings
 from node.ledger.wire.receipts import COMPLETE, decode_receipt
-from node.ledger.wire.transactions import Payload, coop_body, decode_transaction
+from node.ledger.wire.transactions import (
+    FraudProof,
+    Payload,
+    coop_body,
+    decode_transaction,
+    encode_fraud,
+)
 from node.web import answers
 
 SEED = b"\7" * 32
@@ -52,6 +59,14 @@ CHANNEL = answers.ChannelAnswer(
 )  # fmt: skip
 
 SERVER = answers.ProviderAnswer(ALICE, ALICE, ALICE, ALICE, "active", True, 7, 10**9, 1, 0)
+
+FRAUD = encode_fraud(
+    FraudProof(
+        openings.NORM,
+        openings.encode_opening(openings.VersionSubject(1, 1)),
+        openings.encode_opening(openings.NormOpened(b"header", bytes(1_044), (b"\1" * 32,))),
+    )
+)
 
 Capture = pytest.CaptureFixture[str]
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import trio
 from unit.cli.calls import (
+    FRAUD,
     GENESIS,
     HASH,
     PAYER,
@@ -53,6 +54,7 @@ WORDS = {  # a good call of each; FILE is a file of records, FILE.… of a conse
     "set-price": ["facts-1", "--price-in", "20"],
     "retire-model": ["facts-1"],
     "fund-maintenance": ["facts-1", "10"],
+    "fraud-proof": ["FILE.fraud"],
     "evidence": ["FILE.partial", "FILE.complete"],
 }
 
@@ -65,6 +67,7 @@ def words(request: pytest.FixtureRequest, tmp_path: Path, home: Path, capsys: Ca
     (tmp_path / "FILE.provider").write_bytes(consent_of("provider", PROVIDER))
     for status in ("partial", "complete"):
         (tmp_path / f"FILE.{status}").write_bytes(receipt_of(status))
+    (tmp_path / "FILE.fraud").write_bytes(FRAUD)
     told(capsys, home, "keys", "add", "spare")
     name: str = request.param
     return ["tx", name, *(str(tmp_path / w) if "FILE" in w else w for w in WORDS[name])]

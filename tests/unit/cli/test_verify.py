@@ -1,16 +1,22 @@
 """`olnode verify`: VERIFIED only from what the reader trusts, and 6 for any other byte."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from chain_kit import devnet
 from stored_kit import Told
+from unit.cli.calls import asked, ledger_of
+from unit.web.behind import ID, Behind
 
 from node.cli.main import run
 from node.cli.trust import named_block
+from node.cli.verify import _share_lines
 from node.ledger.genesis import encode_genesis
 from node.light import examine, trust_block
+from node.web import answers
 from node.web.proving import receipt_file
 
 Capture = pytest.CaptureFixture[str]
@@ -112,3 +118,45 @@ def test_without_anything_to_trust_nothing_is_verified(folder: Path, capsys: Cap
     words = ["--home", str(folder / "no-home"), "verify", str(folder / "proof")]
     assert run(words) == 2
     assert "nothing to trust" in capsys.readouterr().err
+
+
+# ---- a receipt's shares
+
+EXPLAIN = ("verify", ID.hex(), "--explain")
+
+
+async def test_shares_that_hold_are_told_with_what_was_looked_at(
+    home: Path, capsys: Capture
+) -> None:
+    told = await asked(capsys, ledger_of(), home, *EXPLAIN)
+    assert told["schema"] == "olnode.verify.shares/1"
+    assert (told["verdict"], told["drawn_rows"], told["index_rows"]) == ("true", 16, 120)
+
+
+async def test_false_shares_end_with_the_status_of_what_is_not_verified(
+    home: Path, capsys: Capture
+) -> None:
+    false = replace(Behind().checked, verdict="false", why="row.paid")
+    told = await asked(capsys, ledger_of(checked=false), home, *EXPLAIN, status=6)
+    assert told["what"].endswith("row.paid")
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({}, "5 paid rows, 3 of the panel, 16 drawn of 120"),
+        ({"drawn_rows": 120}, "all 120 rows of the index were scanned"),
+        ({"verdict": "unknown", "why": "claim.hidden"}, "nothing was checked"),
+        ({"index_rows": 0, "paid_rows": 0, "drawn_rows": 0}, "nothing is claimed"),
+    ],
+)
+def test_what_was_looked_at_is_said_in_words(fields: dict[str, Any], line: str) -> None:
+    told = answers.as_json(replace(Behind().checked, **fields))
+    lines = _share_lines(told)
+    assert any(line in one for one in lines)
+    assert (lines[-1] == "VERIFIED") == (told["verdict"] == "true")
+
+
+async def test_what_is_no_receipts_id_is_told(home: Path, capsys: Capture) -> None:
+    told = await asked(capsys, ledger_of(), home, "verify", "proof", "--explain", status=2)
+    assert "RECEIPT" in told["what"]

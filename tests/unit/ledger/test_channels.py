@@ -477,7 +477,7 @@ def test_only_versions_of_one_base_that_may_be_served_settle() -> None:
         assert code_of(settle, state, [part]) == 47
 
 
-def test_a_superseded_version_settles_for_a_day_and_a_suspended_one_never() -> None:
+def test_a_superseded_version_settles_for_a_day() -> None:
     state = new_state()
     version = state.get(tables.VERSION, 1, 1)
     old = version._replace(status=tables.VERSION_SUPERSEDED, superseded_ms=NOW_MS - DAY_MS)
@@ -486,9 +486,6 @@ def test_a_superseded_version_settles_for_a_day_and_a_suspended_one_never() -> N
     assert code_of(settle, state, [part]) == 47
     state.put(tables.VERSION, (1, 1), old._replace(superseded_ms=NOW_MS - DAY_MS + 1))
     settle(state, [part])
-    state = new_state()
-    state.put(tables.VERSION, (1, 1), version._replace(status=tables.VERSION_SUSPENDED))
-    assert code_of(settle, state, [one_section(state, open_channel(state))]) == 47
 
 
 CREDIT_REFUSALS = {

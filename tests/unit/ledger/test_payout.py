@@ -38,7 +38,7 @@ def bundle(fee, credits, receipts=1, provider=PROVIDER, which=(1, 1)):
     weights = {number: fee * bps for number, bps in credits}
     unattributed = 0 if credits else fee * 10_000
     fees = VersionFees(fee, receipts, weights, unattributed)
-    return BundleFees(bytes(32), provider.key, {which: fees})
+    return BundleFees(bytes(32), provider.key, REWARD.key, {which: fees})
 
 
 def settled(state, *bundles):
@@ -215,7 +215,7 @@ def test_a_correction_shares_with_the_first_author_while_that_one_is_paid(
 
 def test_a_settled_bundle_is_forgotten_when_its_time_is_over() -> None:
     state = new_state()
-    record = tables.Settled(bytes(32), bytes(32), bytes(32), 1, 1, BUCKET_MS)
+    record = tables.Settled(*(bytes(32),) * 4, 1, 1, BUCKET_MS, NOW_MS)
     state.put(tables.SETTLED, (b"\1" * 32,), record)
     payout.apply_due_maturing(state, context(), BUCKET_MS, b"\1" * 32)
     assert not state.has(tables.SETTLED, b"\1" * 32)

@@ -32,7 +32,8 @@ def test_only_the_singletons_share_a_byte() -> None:
     prefixes = [table.prefix for table in ALL.values()]
     shared = {name for name, table in ALL.items() if prefixes.count(table.prefix) > 1}
     of_evidence = {"USED_EVIDENCE", "DOUBLE", "DEPARTURES", "FORMER_KEY"}
-    assert shared == {"TOTALS", "COUNTER", "MEMBERS", "TAKEN", *of_evidence}
+    of_disputes = {"REFUTED", "INCOME"}
+    assert shared == {"TOTALS", "COUNTER", "MEMBERS", "TAKEN", *of_evidence, *of_disputes}
     assert {ALL[name].prefix for name in shared} == {b"\x1c"}
 
 

@@ -37,6 +37,7 @@ PAYLOADS = [
     wire.SetPrice(1, 1, 1, 2, 10**6),
     wire.RetireModel(1, 2),
     wire.FundMaintenance(1, 10**9),
+    wire.FraudProof(2, b"\1" * 700, b"\2" * 2_600),
     wire.Evidence(b"\1" * 250, bytes(64), b"\2" * 250, bytes(64)),
 ]
 

@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from attribution_kit import open_index
 from bundle_kit import CHAIN, party
 from exchange_kit import at_once
 from ledger_kit import NOW_MS, OPEN, PAYER, PROVIDER, fee_of, new_state, open_channel, session
@@ -13,11 +14,14 @@ from consensus.primitives.errors import Invalid
 from node.ledger import tables
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.bundles import Bundle, build_bundle, decode_body
+from node.ledger.wire.claims import encode_header, encode_row_leaf
+from node.ledger.wire.openings import RawRows
 from node.ledger.wire.receipts import receipt_id
 from node.ledger.wire.transactions import Transfer, encode_body, sign_transaction
 from node.peering import topics
-from node.peering.relay import FalseClaim, Relay, StatedClaim
-from p2p.errors import Misbehaving, Refused
+from node.peering.audits import Audits, StatedClaim
+from node.peering.relay import FalseClaim, Found, Relay
+from p2p.errors import Misbehaving, NetworkError, Refused
 from p2p.memory import MemoryHub
 from p2p.network import Verdict
 
@@ -70,18 +74,31 @@ class Node:
         self.transactions, self.bundles = TransactionPool(CHAIN), BundlePool()
         self.stated: dict[bytes, StatedClaim] = {}
         self.viewers: list[bytes] = list(KEYS)
+        self.may_be_shown = True
         self.checked: list[bytes] = []
+        self.audited: list[bytes] = []
+        self.found: list[Found] = []
+        self.indices: dict[bytes, RawRows] = {}
         self.validators: list[bytes] = []
         self.folder = folder / key.hex()[:8]
         self.relay = Relay(
             network=self.network, chain_id=CHAIN, transactions=self.transactions,
             bundles=self.bundles, store=self.store, get_state=lambda: self.state,
-            auditor=self.auditor, find_stated=self.stated.get,
-            may_see_sketch=lambda peer, receipt: peer in self.viewers,
+            auditor=self.auditor, may_be_shown=lambda: self.may_be_shown,
+            audits=Audits(
+                network=self.network, get_state=lambda: self.state, find_bundle=self.store.get,
+                find_stated=self.stated.get, run_blocking=at_once, open_rows=self.open_rows,
+                may_see_sketch=lambda peer, receipt: peer in self.viewers,
+            ),
+            on_audited=self.audited.append, on_false=self.found.append,
             evidence_folder=self.folder, watch_folder=self.folder / "kept", get_height=lambda: 1,
             find_validators=lambda: self.validators, now_ms=lambda: NOW_MS, run_blocking=at_once,
             on_checked=lambda bundle: self.checked.append(bundle.hash),
         )  # fmt: skip
+
+    def open_rows(self, root: bytes, rows) -> RawRows | None:
+        found = self.indices.get(root)
+        return found and RawRows(found.header, tuple(found.rows[row] for row in rows))
 
 
 @asynccontextmanager
@@ -191,6 +208,37 @@ async def test_false_credits_are_neither_pooled_nor_told_on_and_the_finding_is_k
             (kept,) = node.folder.iterdir()
             assert kept.name == f"{bundle.hash.hex()}-0"
             assert b"claim.scores" in kept.read_bytes()
+            assert [(x.bundle, x.place) for x in node.found] == [(bundle, 0)]
+
+
+async def test_who_is_shown_no_sketch_judges_nothing(tmp_path, autojump_clock) -> None:
+    """A holder that does not vote took honest bundles for false: it had half of each claim."""
+    async with four_nodes(tmp_path) as nodes:
+        author, holder, validator, _ = nodes
+        holder.auditor.is_holder = validator.auditor.is_holder = True
+        holder.may_be_shown = False
+        bundle = make_bundle(author.state)
+        state_claims(author, bundle, holder.auditor.true)
+        author.viewers = [KEYS[2]]
+        await author.relay.offer_bundle(bundle)
+        await trio.sleep(5)
+        assert bundle.hash in holder.bundles
+        assert (holder.auditor.asked, holder.audited) == (0, [])
+        assert holder.relay.counters["audit_hidden"] == 1
+        assert (validator.auditor.asked, validator.audited) == (2, [bundle.hash])
+
+
+async def test_validator_that_is_shown_no_sketch_refuses(tmp_path, autojump_clock) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        author, validator = nodes[0], nodes[1]
+        validator.auditor.is_holder = True
+        bundle = make_bundle(author.state)
+        state_claims(author, bundle, validator.auditor.true)
+        author.viewers = []
+        await author.relay.offer_bundle(bundle)
+        await trio.sleep(5)
+        assert bundle.hash not in validator.bundles
+        assert validator.relay.counters["audit_false"] == 1
 
 
 async def test_a_provider_that_states_nothing_is_not_proposed(tmp_path, autojump_clock) -> None:
@@ -210,10 +258,36 @@ async def test_the_sketch_is_shown_only_to_those_who_may_see_it(tmp_path, autoju
         state_claims(nodes[0], bundle, b"s" * 1_024)
         await nodes[0].relay.offer_bundle(bundle)
         nodes[0].viewers = [KEYS[1]]
-        shown = await nodes[1].relay._claims_from(KEYS[0], bundle.hash, [0, 1])
-        hidden = await nodes[2].relay._claims_from(KEYS[0], bundle.hash, [0, 1])
+        shown = await nodes[1].relay.audits.claims_from(KEYS[0], bundle.hash, [0, 1])
+        hidden = await nodes[2].relay.audits.claims_from(KEYS[0], bundle.hash, [0, 1])
         assert {c.sketch for c in shown.values()} == {b"s" * 1_024}
         assert set(hidden.values()) == {StatedClaim(b"statement", b"")}
+
+
+async def test_rows_are_asked_for_and_believed_only_under_their_root(
+    tmp_path, autojump_clock
+) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        holder, asker, peer = nodes[1], nodes[0].relay.audits, KEYS[1]
+        index = open_index(tmp_path / "index")
+        rows = tuple((encode_row_leaf(index.leaf(row)), index.prove_row(row)) for row in range(40))
+        header = encode_header(index.header)
+        holder.indices[index.root] = RawRows(header, rows)
+        found = await asker.ask_rows(peer, index.root, (7, 0))
+        assert found == RawRows(header, (rows[7], rows[0]))
+        with pytest.raises(Refused):
+            await asker.ask_rows(peer, bytes(32), (0,))
+        with pytest.raises(NetworkError):
+            await asker.ask_rows(peer, index.root, (40,))
+        for false in (
+            (rows[1], rows[0]),  # another one than was asked for
+            ((rows[7][0], rows[8][1]), rows[0]),  # under another path
+            ((rows[7][0][:-1] + b"\1", rows[7][1]), rows[0]),
+        ):
+            holder.open_rows = lambda root, asked, false=false: RawRows(header, false)
+            holder.relay.audits._open_rows = holder.open_rows
+            with pytest.raises(Invalid):
+                await asker.ask_rows(peer, index.root, (7, 0))
 
 
 async def test_bodies_that_a_block_names_are_fetched_by_hash(tmp_path, autojump_clock) -> None:
@@ -231,12 +305,12 @@ async def test_questions_that_make_no_sense_count_against_who_asks(tmp_path, aut
         relay = nodes[0].relay
         for body in (b"", b"\x90", b"\x92\x09\xc4\x00", b"\xc1"):
             with pytest.raises(Misbehaving):
-                await relay.answer_audit(KEYS[1], body)
+                await relay.audits.answer(KEYS[1], body)
             with pytest.raises(Misbehaving):
                 await relay.answer_bundles(KEYS[1], body)
         unknown = b"\x93\x01\xc4\x20" + bytes(32) + b"\x00"
         with pytest.raises(Refused):
-            await relay.answer_audit(KEYS[1], unknown)
+            await relay.audits.answer(KEYS[1], unknown)
 
 
 async def test_a_transaction_reaches_every_pool_once(tmp_path, autojump_clock) -> None:

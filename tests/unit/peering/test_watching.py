@@ -18,6 +18,7 @@ from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire import transactions as wire
 from node.ledger.wire.bundles import Bundle, build_bundle, decode_body
 from node.peering import watching
+from node.peering.audits import Audits
 from node.peering.relay import Relay
 from node.peering.watching import (
     AGAIN_S,
@@ -476,7 +477,7 @@ class Node:
     """A peer with its pool and relay."""
 
     def __init__(self, ledger: Ledger, hub: MemoryHub, key: bytes, folder: Path) -> None:
-        class Audits:
+        class NoIndex:
             def holds(self, model: int, version: int) -> bool:
                 return False
 
@@ -486,16 +487,21 @@ class Node:
 
             confirm = append
 
-        auditor: Any = Audits()
+        auditor: Any = NoIndex()
         store: Any = Store()
         self.network = hub.network(key)
         self.bundles = BundlePool()
         self.scope = trio.CancelScope()
+        audits = Audits(
+            network=self.network, get_state=ledger.chain.state, find_bundle=store.get,
+            find_stated=lambda _: None, may_see_sketch=lambda *_: False,
+            open_rows=lambda *_: None, run_blocking=at_once,
+        )  # fmt: skip
         self.relay = Relay(
             network=self.network, chain_id=ledger.chain.chain_id, bundles=self.bundles,
             transactions=TransactionPool(ledger.chain.chain_id), store=store,
-            get_state=ledger.chain.state, auditor=auditor, find_stated=lambda _: None,
-            may_see_sketch=lambda *_: False, evidence_folder=folder, watch_folder=folder / "kept",
+            get_state=ledger.chain.state, auditor=auditor, audits=audits,
+            may_be_shown=lambda: True, evidence_folder=folder, watch_folder=folder / "kept",
             get_height=lambda: ledger.chain.height, find_validators=lambda: OTHERS,  # type: ignore[return-value,arg-type]
             now_ms=ledger.now_ms, run_blocking=at_once,
         )  # fmt: skip

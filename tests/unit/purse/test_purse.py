@@ -31,7 +31,8 @@ from node.ledger.wire.transactions import (
     make_evidence,
 )
 from node.peering import blobstore as blobs
-from node.purse import POLL_S, SETTLE_S, VALID_MS, Purse, Question
+from node.purse import Purse, Question
+from node.sender import POLL_S, SETTLE_S, VALID_MS
 from node.wallet.buying import Answer, PaymentFailed
 from node.wallet.doubles import ENDED_FOLDER, LOOK_EVERY_S
 from node.wallet.keystore import Key

@@ -22,7 +22,7 @@ STREAMS = {"consensus", "infer"}  # of frames that `parsers.py` decodes, not req
 READ = ("address record", "address", "peer id", "book", "binding", "frames", "gossip",
         "line of negotiation", "model's manifest", "snapshot's manifest")  # fmt: skip
 TOLD = ("envelope", "status", "peers", "blocks by height", "block by id", "light block", "history",
-        "past block", "bundles", "kept", "statement", "claims", "offers", "snapshots",
+        "past block", "bundles", "kept", "statement", "claims", "rows", "offers", "snapshots",
         "chunk of a snapshot", "blob", "chunk of a blob", "files")  # fmt: skip
 NAMES = (
     *(f"asked {name}" for name in PROTOCOLS if name not in STREAMS),

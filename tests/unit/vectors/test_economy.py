@@ -17,7 +17,7 @@ CHANGED = f"other roots? if they are meant: `{COMMAND}`, and tell it in CHANGELO
 TYPES = (
     "Transfer", "OpenChannel", "TopUpChannel", "CloseChannel", "CoopClose", "RegisterProvider",
     "UpdateProvider", "Bond", "Unbond", "Contribute", "Curate", "WithdrawContribution", "Snapshot",
-    "PublishVersion", "FundMaintenance",
+    "PublishVersion", "FundMaintenance", "FraudProof", "Unjail",
 )  # fmt: skip
 
 
@@ -31,7 +31,7 @@ def test_the_program_is_long_and_all_happens_in_it() -> None:
     assert PROMISED["transactions"] >= 10_000
     assert PROMISED["receipts"] >= 2_000
     assert PROMISED["refused_bundles"] >= 50
-    codes = {"0", "20", "21", "22", "23", "24", "25", "26", "28"}
+    codes = {"0", "20", "21", "22", "23", "24", "25", "26", "27", "28"}
     assert PROMISED["codes"].keys() == codes
     kinds = {f"matured {kind}" for kind in range(1, 7)}
     assert PROMISED["done"].keys() == {*TYPES, *kinds, "slashed"}

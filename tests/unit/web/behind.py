@@ -98,6 +98,9 @@ def page(rows: tuple[Row, ...], after: int, limit: int) -> tuple[Row, ...]:
     return tuple(row for row in rows if row.number > after)[:limit]
 
 
+CHECKED = answers.ShareCheck(ID, "contracts", 1, 3, "true", "", 120, 5, 3, 16)
+
+
 @dataclass
 class Behind:
     """What the routes ask of; a test changes a part and looks at what was asked."""
@@ -122,6 +125,7 @@ class Behind:
     unsettled: int = 0  # of the channel
     in_flight: int = 0
     goods_refusal: Invalid | None = None
+    checked: answers.ShareCheck = CHECKED
     datanets: tuple[answers.DatanetAnswer, ...] = ()
     contributions: tuple[answers.ContributionAnswer, ...] = ()  # of any Datanet
     looked_at_max: int = 100
@@ -204,6 +208,9 @@ class Behind:
         row = answers.PaidRecord(4, ALICE, "contracts", 2, 10_000, 25_000, "Which … thirty days.")
         return answers.Shares(ID, "contracts", 1, 120, 40, 100, (row,))
 
+    async def check_shares(self, receipt: bytes) -> answers.ShareCheck | None:
+        return self.checked if receipt == ID else None
+
     def find_light_block(self, height: int) -> answers.LightBlockAnswer | None:
         return answers.LightBlockAnswer(height or 7, ID, 1, b"\1") if height <= 7 else None
 
@@ -250,6 +257,7 @@ class Behind:
             find_transaction=later(self.find_transaction),
             find_receipt=later(lambda receipt: self.receipt),
             find_shares=self.find_shares,
+            check_shares=self.check_shares,
             prove_receipt=later(lambda receipt: b"\0proof" if receipt == ID else None),
             prove_transaction=later(lambda tx_id: b"\0proof" if tx_id == ID else None),
             prove_state=later(self.prove_state),

@@ -209,6 +209,7 @@ BAD_REQUESTS = [  # method, target, body, media type -> status, code
     ("GET", "/ledger/transactions/" + "00" * 32, b"", "", 404, "transaction.not_found"),
     ("GET", "/ledger/receipts/" + "00" * 32 + "/proof", b"", "", 404, "ledger.no_proof"),
     ("GET", "/ledger/receipts/" + "00" * 32 + "/shares", b"", "", 404, "receipt.not_found"),
+    ("GET", "/ledger/receipts/" + "00" * 32 + "/check", b"", "", 404, "receipt.not_found"),
     ("GET", "/ledger/contributions/8/proof", b"", "", 404, "ledger.no_proof"),
     ("GET", "/ledger/contributions/x/proof", b"", "", 400, "request.bad_parameter"),
     ("GET", "/ledger/contributions/7/proof?height=1", b"", "", 410, "ledger.pruned"),
@@ -293,6 +294,13 @@ async def test_shares_of_a_receipt_name_record_and_contributor(tmp_path: Path) -
     assert (told["model"], told["version"], told["index_rows"]) == ("contracts", 1, 120)
     assert (row["contributor"], row["position"]) == (account_text(ALICE), 2)
     assert (row["share_bps"], row["score_bps"]) == (10_000, 25_000)
+
+
+async def test_check_of_a_receipts_shares_tells_what_was_looked_at(tmp_path: Path) -> None:
+    async with served(Behind(), tmp_path) as path:
+        told = await ask(path, lambda daemon: daemon.get(f"/ledger/receipts/{ID.hex()}/check"))
+    assert (told["verdict"], told["why"]) == ("true", "")
+    assert (told["paid_rows"], told["panel_rows"], told["drawn_rows"]) == (5, 3, 16)
 
 
 async def test_light_clients_get_checkpoint_and_headers(tmp_path: Path) -> None:

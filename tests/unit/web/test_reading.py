@@ -282,7 +282,7 @@ def ledger_over(take_view: Callable[[], Any], **parts: Any) -> Ledger:
         "count_providers": dict,
     }
     read = reading.Reading(take_view=take_view, own_validator=None, **{**given, **parts})
-    return reading.make_ledger(read, find_shares=nothing, submit=nothing)
+    return reading.make_ledger(read, find_shares=nothing, check_shares=nothing, submit=nothing)
 
 
 async def test_loop_goes_on_while_the_ledger_is_read(told: Told) -> None:

@@ -1,0 +1,152 @@
+"""`olnode index audit`: make some rows of an index again, and see whether they are what was posted.
+
+Why by hand too: who publishes is audited by drawn auditors, and anybody who holds the records can
+do the same with any rows; the seed of the draw is printed, so another can repeat it.
+What it does not know: how a row is made (`attribution/rowaudit.py`), what a bad one costs.
+"""
+
+import secrets
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from node.cli.arguments import hash_in, read_file
+from node.cli.frame import NOT_VERIFIED, CommandError, Frame, frame_of, note, usage
+
+if TYPE_CHECKING:
+    from node.attribution.attribute import Place
+    from node.attribution.datanets import Record
+    from node.attribution.index import Index
+    from node.attribution.rowaudit import Folders, RowAudit
+
+CONTENT_BYTES_MAX: Final = 1 << 30
+SHOWN_MAX: Final = 20  # bad rows in text
+
+
+def audit(
+    ctx: typer.Context,
+    which: Annotated[
+        str, typer.Argument(help="the index's root, held in this home, or its folder")
+    ],
+    records: Annotated[
+        list[str] | None, typer.Option(help="NUMBER=FILE of a contribution's records; repeat")
+    ] = None,
+    base: Annotated[Path | None, typer.Option(help="folder of the base; else the home's")] = None,
+    early: Annotated[Path | None, typer.Option(help="folder of the early checkpoint")] = None,
+    middle: Annotated[Path | None, typer.Option(help="folder of the middle checkpoint")] = None,
+    rows: Annotated[int, typer.Option(min=1, max=8_192, help="how many to draw")] = 300,
+    seed: Annotated[str | None, typer.Option(help="of the draw, 64 hex digits")] = None,
+) -> None:
+    """Make drawn rows again and compare each half: its cosine must be 0.995 at least.
+
+    Exit 0 when all given rows are alike, 6 when one is not. Rows whose records are not given are
+    not looked at, and counted. Needs torch.
+    """
+    from consensus.primitives.errors import Invalid
+    from node.attribution.rowaudit import audit_rows, draw
+    from node.attribution.tokens import TextTokenizer
+
+    frame = frame_of(ctx)
+    chosen = hash_in(seed, "--seed") if seed is not None else secrets.token_bytes(32)
+    try:
+        held = _open(frame, which)
+        folders = _folders(frame, held, base, early, middle)
+        texts = _records(records or [])
+        note(f"making {min(rows, held.header.rows)} rows again")
+        drawn = draw(chosen, held, rows)
+        found = audit_rows(held, drawn, texts, folders, TextTokenizer(Path(folders.base)))
+    except (Invalid, OSError) as error:
+        raise CommandError(f"no audit: {error}", code=getattr(error, "code", "")) from error
+    if not found.rows:
+        usage("no drawn row is of the records given", "--records NUMBER=FILE for contributions")
+    if not found.bad or not frame.as_json:
+        frame.show("index.audit/1", _fields(held, chosen, found), _lines(held, chosen, found))
+    if found.bad:
+        worst = [f"row {bad.row}: {bad.why}" for bad in found.bad[:SHOWN_MAX]]
+        raise CommandError(
+            f"{len(found.bad)} of {found.rows} rows are not what their records give: {worst}",
+            status=NOT_VERIFIED,
+            code="index.rows",
+        )
+
+
+def _open(frame: Frame, which: str) -> "Index":
+    """By its root in the home, or the folder that is named by it."""
+    from node.attribution.index import Index, read_header
+    from node.ledger.wire.claims import encode_header, index_root
+
+    folder = Path(which)
+    if not folder.is_dir():
+        folder = frame.initialised().home / "indexes" / hash_in(which, "INDEX").hex()
+    return Index.open(folder, index_root(encode_header(read_header(folder))))
+
+
+def _folders(
+    frame: Frame, held: "Index", base: Path | None, early: Path | None, middle: Path | None
+) -> "Folders":
+    """Those given, or the home's, by the hashes of the index; ends the command for others."""
+    from node.attribution.rowaudit import Folders
+    from node.serving.adapters import base_hash, read_adapter
+
+    header = held.header
+    wanted = (
+        ("base", base, "models", header.base),
+        ("early", early, "adapters", header.early),
+        ("middle", middle, "adapters", header.middle),
+    )
+    chosen = []
+    for name, given, room, identity in wanted:
+        folder = given or frame.initialised().home / room / identity.hex()
+        if not folder.is_dir():
+            usage(f"{folder} is not here", f"--{name} FOLDER")
+        found = base_hash(folder) if name == "base" else read_adapter(folder).hash
+        if found != identity:
+            usage(f"{folder} is not the {name} that the index was made with")
+        chosen.append(str(folder))
+    return Folders(*chosen)
+
+
+def _records(given: list[str]) -> "dict[Place, Record]":
+    """By contribution and position; ends the command for what is no NUMBER=FILE."""
+    from node.attribution.datanets import parse_records
+
+    texts: dict[Place, Record] = {}
+    for word in given:
+        number, equals, file = word.partition("=")
+        if not equals or not (number.isascii() and number.isdecimal()):
+            usage(f"--records {word!r} is not NUMBER=FILE")
+        found = parse_records(read_file(Path(file), CONTENT_BYTES_MAX))
+        texts.update({(int(number), place): record for place, record in enumerate(found)})
+    return texts
+
+
+def _fields(held: "Index", seed: bytes, found: "RowAudit") -> dict[str, Any]:
+    return {
+        "index": held.root.hex(),
+        "seed": seed.hex(),
+        "index_rows": held.header.rows,
+        "rows": found.rows,
+        "missing": found.missing,
+        "least_ppm": found.least_ppm,
+        "bad": [
+            {
+                "row": bad.row,
+                "contribution": bad.contribution,
+                "position": bad.position,
+                "early_ppm": bad.early_ppm,
+                "middle_ppm": bad.middle_ppm,
+                "why": bad.why,
+            }
+            for bad in found.bad
+        ],
+    }
+
+
+def _lines(held: "Index", seed: bytes, found: "RowAudit") -> list[str]:
+    lines = [
+        f"index {held.root.hex()}, {held.header.rows} rows; drawn by --seed {seed.hex()}",
+        f"{found.rows} rows made again, {found.missing} without their record",
+        f"lowest cosine of a half: {found.least_ppm / 1e6:.6f}",
+    ]
+    return lines if found.bad else [*lines, "VERIFIED"]

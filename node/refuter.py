@@ -1,0 +1,358 @@
+"""False credits that an index here shows: found, kept as proofs, brought to the ledger.
+
+Why settled bundles are looked at again: where nobody who votes held the index, or it came later, a
+lie settles; for a day its receipt can be reversed. Why a proof is a file first: it is money, and
+`olnode tx fraud-proof` sends it from any machine, should this node not get through. Why some wait a
+few seconds: every holder finds the same, the first proof counts, others pay a fee for nothing.
+What this file does not know: how credits are recomputed, what a lie costs.
+"""
+
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import trio
+
+from consensus.primitives.digest import sha256
+from consensus.primitives.errors import Invalid
+from node.ledger import tables
+from node.ledger.rules.disputes import is_refuted
+from node.ledger.wire import openings
+from node.ledger.wire.bundles import Bundle, check_bytes, decode_header
+from node.ledger.wire.claims import sketch_hash
+from node.ledger.wire.openings import Opened, ReceiptSubject, open_receipt
+from node.ledger.wire.orders import ZERO_HASH
+from node.ledger.wire.receipts import Credits, Receipt, decode_credits, decode_receipt
+from node.ledger.wire.transactions import FraudProof, decode_fraud, encode_fraud
+from node.observe import get_log
+from node.peering.auditing import IndexAuditor
+from node.peering.audits import Audits, StatedClaim
+from node.peering.relay import Found
+from node.storage.segments import sync_directory, write_durably
+from node.storage.views import View
+
+AUDITED_MAX: Final = 65_536  # bundles found true before they settled; the oldest are forgotten
+UNSEEN_MAX: Final = 16_384  # settled ones that wait for an index, or for their provider's word
+PROOFS_MAX: Final = 256
+TRIES: Final = 5  # to ask a provider what it stated
+ANSWER_S: Final = 10.0  # for all that is asked of one bundle
+LOOK_EVERY_S: Final = 30.0
+PROOFS_EVERY_S: Final = 1.0  # while there is one to send
+STAGGER_S: Final = 8.0
+KEEP_MS: Final = 24 * 3_600_000  # a proof whose bundle never settles
+PREFIX: Final = "fraud-"
+ENDED_FOLDER: Final = "ended"
+
+RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
+Which = tuple[int, int]
+
+MEND: Final = "none needed: it is accused"
+
+log = get_log("refuter")
+
+
+class _Unseen(NamedTuple):
+    """A settled bundle that nobody here has recomputed; `again_s`: not before, by trio's clock."""
+
+    name: bytes
+    versions: frozenset[Which]
+    tries: int = 0
+    again_s: float = float("-inf")
+
+
+class _Proof(NamedTuple):
+    """What will be sent once its bundle has settled."""
+
+    subject: ReceiptSubject
+    payload: FraudProof
+    path: Path
+    found_ms: int
+
+
+class Refuter:
+    """Run `run` in a nursery. `send` returns once a block holds a transaction; raises Invalid.
+
+    `find_held`: the versions whose index is here. `may_be_shown`: whether providers owe us sketches
+    now. `account`: our own as a provider, which is not looked at.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: Path,
+        get_view: Callable[[], View],
+        auditor: IndexAuditor,
+        audits: Audits,
+        find_held: Callable[[], frozenset[Which]],
+        may_be_shown: Callable[[], bool],
+        account: bytes,
+        send: Callable[[FraudProof], Awaitable[None]],
+        now_ms: Callable[[], int],
+        run_blocking: RunBlocking = trio.to_thread.run_sync,
+    ) -> None:
+        """Reads the proofs that are kept in `folder`."""
+        self._folder, self._get_view = folder, get_view
+        self._auditor, self._audits = auditor, audits
+        self._find_held, self._held = find_held, frozenset[Which]()
+        self._may_be_shown, self._account = may_be_shown, account
+        self._send, self._now_ms, self._run_blocking = send, now_ms, run_blocking
+        self._audited: dict[bytes, None] = {}  # by hash, oldest first
+        self._unseen: list[_Unseen] = []  # of which some index is here
+        self._lacking: deque[_Unseen] = deque(maxlen=UNSEEN_MAX)  # of which none is
+        self._found: deque[Found] = deque()
+        self._proofs: dict[tuple[bytes, int], _Proof] = {}
+        self._told: set[tuple[bytes, int]] = set()
+        self._looked: int | None = None  # the last height whose bundles were looked at
+        self._woken = trio.Event()
+        self.counters: Counter[str] = Counter()
+        self._read_kept()
+
+    # --- what others tell us
+
+    def note_commit(self, _: object) -> None:
+        """A block was committed."""
+        self._woken.set()
+
+    def note_audited(self, name: bytes) -> None:
+        """All credits of a bundle were recomputed, and hold."""
+        self._audited[name] = None
+        while len(self._audited) > AUDITED_MAX:
+            del self._audited[next(iter(self._audited))]
+
+    def note_false(self, found: Found) -> None:
+        """A receipt was found false before it settled; it may settle all the same."""
+        if len(self._found) < PROOFS_MAX:
+            self._found.append(found)
+            self._woken.set()
+
+    # --- looking
+
+    async def run(self) -> None:
+        """Look at what settles, prove what is false, bring it to the ledger, for ever."""
+        while True:
+            self._woken = trio.Event()
+            while self._found:
+                await self._prove(self._found.popleft())
+            self._note_held()
+            if self._held and self._may_be_shown():
+                await self._run_blocking(self._list_settled)
+                await self._look_at_unseen()
+            for place, proof in list(self._proofs.items()):
+                await self._follow(place, proof)
+            with trio.move_on_after(PROOFS_EVERY_S if self._proofs else LOOK_EVERY_S):
+                await self._woken.wait()
+
+    def _note_held(self) -> None:
+        """Another index is here: what waited for it is looked at."""
+        held = self._find_held()
+        if held - self._held:
+            self._unseen += self._lacking
+            self._lacking.clear()
+        self._held = held
+
+    def _list_settled(self) -> None:
+        """Bundles of new blocks that we have not recomputed; at the start, of a window's blocks."""
+        view = self._get_view()
+        if self._looked is None:
+            window_ms = view.state().parameter("challenge_window_ms")
+            self._looked = view.height_at(view.tip.time_ms - window_ms)
+        for height in range(self._looked + 1, view.tip.height + 1):
+            payload = view.payload(height)
+            for name in payload.bundles if payload is not None else ():
+                if name not in self._audited:
+                    self._note_unseen(view, name)
+            self._looked = height
+
+    def _note_unseen(self, view: View, name: bytes) -> None:
+        found = view.find_bundle(name)
+        if found is None:
+            return
+        header = decode_header(found.bundle.header)
+        if header.provider == self._account:
+            return
+        versions = frozenset((model, version) for model, version, _ in header.totals)
+        if not versions & self._held:
+            self._lacking.append(_Unseen(name, versions))
+        elif len(self._unseen) < UNSEEN_MAX:
+            self._unseen.append(_Unseen(name, versions))
+        else:
+            self.counters["unseen_dropped"] += 1
+
+    async def _look_at_unseen(self) -> None:
+        """Each, while it can be disputed, until its provider has answered or was asked often."""
+        now_s, state = trio.current_time(), self._get_view().state()
+        waiting, self._unseen = self._unseen, []
+        for unseen in waiting:
+            if unseen.again_s > now_s:
+                self._unseen.append(unseen)
+                continue
+            if not state.has(tables.SETTLED, unseen.name):
+                continue
+            is_done = False
+            with trio.move_on_after(ANSWER_S):
+                is_done = await self._look_at(unseen)
+            if not is_done and unseen.tries < TRIES:
+                again_s = trio.current_time() + LOOK_EVERY_S
+                self._unseen.append(unseen._replace(tries=unseen.tries + 1, again_s=again_s))
+            self.counters["unanswered"] += not is_done
+
+    async def _look_at(self, unseen: _Unseen) -> bool:
+        """Recompute what we can of a settled bundle; False where its provider does not answer."""
+        found = await self._run_blocking(self._get_view().find_bundle, unseen.name)
+        if found is None:
+            return True
+        bundle = found.bundle
+        header, answers = await self._run_blocking(answers_of, bundle)
+        ours = [
+            place
+            for place, (receipt, credits) in enumerate(answers)
+            if self._auditor.holds(receipt.model, receipt.model_version)
+            and (receipt.sketch_hash != ZERO_HASH or credits)
+        ]
+        if not ours:
+            return True
+        stated = await self._audits.ask_claims(header.provider, (), bundle.hash, ours)
+        for place in ours:
+            receipt, credits = answers[place]
+            if receipt.sketch_hash == ZERO_HASH:  # needs no word of its provider
+                claim = StatedClaim(b"", b"")
+            elif stated is None:
+                continue
+            else:
+                claim = stated[place]
+            await self._prove(Found(bundle, place, receipt, credits, claim))
+        self.counters["rescanned"] += len(ours) if stated is not None else 0
+        return stated is not None
+
+    # --- proving
+
+    async def _prove(self, found: Found) -> None:
+        """Keep the proof that a receipt is false, if one row or the claim alone shows it."""
+        if (found.bundle.hash, found.place) in self._proofs:
+            return
+        opened = await self._run_blocking(
+            self._auditor.refute, found.receipt, found.credits, found.stated
+        )
+        if opened is None:
+            self._note_unbound(found)
+            return
+        await self._keep_proof(found.bundle, found.place, *opened)
+
+    def _note_unbound(self, found: Found) -> None:
+        """Tell of a provider that states something else than it committed to: no proof shows it."""
+        bound, stated = found.receipt.sketch_hash, found.stated
+        is_shown = bool(stated.sketch) and bound != ZERO_HASH
+        if is_shown and sketch_hash(stated.sketch, stated.statement) != bound:
+            self.counters["unbound"] += 1
+            log.warning(
+                "a provider states what its receipt does not bind",
+                bundle=found.bundle.hash, receipt=found.place,
+            )  # fmt: skip
+
+    async def note_proof(self, name: bytes, place: int, kind: int, opened: Opened) -> None:
+        """What shows to everybody that a settled receipt is false, found by another part."""
+        bundle = await self._run_blocking(self._get_view().find_bundle, name)
+        if bundle is not None:
+            await self._keep_proof(bundle.bundle, place, kind, opened)
+            self._woken.set()
+
+    async def _keep_proof(self, bundle: Bundle, number: int, kind: int, opened: Opened) -> None:
+        place = (bundle.hash, number)
+        if place in self._proofs or len(self._proofs) >= PROOFS_MAX:
+            return
+        subject = open_receipt(bundle, number)
+        payload = FraudProof(
+            kind, openings.encode_opening(subject), openings.encode_opening(opened)
+        )
+        path = self._folder / f"{PREFIX}{place[0].hex()}-{place[1]}"
+        self._proofs[place] = _Proof(subject, payload, path, self._now_ms())
+        self.counters["proved"] += 1
+        log.error(
+            "a provider credits falsely", provider=decode_header(bundle.header).provider,
+            bundle=place[0], receipt=place[1], mend=MEND,
+        )  # fmt: skip
+        await self._run_blocking(self._keep, path, payload)
+
+    async def _follow(self, place: tuple[bytes, int], proof: _Proof) -> None:
+        """One step towards the ledger; what fails is tried again at the next look."""
+        view = self._get_view()
+        state = view.state()
+        settled = state.find(tables.SETTLED, place[0])
+        if settled is None:
+            is_over = view.settled_at(place[0]) or self._now_ms() > proof.found_ms + KEEP_MS
+            if is_over:
+                await self._end(place, proof)
+            return
+        if is_refuted(state, *place):
+            await self._end(place, proof)
+            return
+        since_ms = self._now_ms() - settled.settled_ms
+        if since_ms < self._stagger_ms(place):
+            return
+        try:
+            await self._send(proof.payload)
+        except Invalid as refusal:
+            self.counters["failed"] += 1
+            if place not in self._told:
+                self._told.add(place)
+                mend = f"olnode tx fraud-proof {proof.path}"
+                log.warning("not accused yet", code=refusal.code, why=str(refusal), mend=mend)
+            return
+        self.counters["accused"] += 1
+        log.info("false credits are reversed", bundle=place[0], receipt=place[1])
+        await self._end(place, proof)
+
+    def _stagger_ms(self, place: tuple[bytes, int]) -> int:
+        """How long after the bundle has settled: another time for each who finds it."""
+        drawn = sha256(self._account, *(place[0], place[1].to_bytes(4)))[0]
+        return int(drawn * STAGGER_S * 1_000) >> 8
+
+    async def _end(self, place: tuple[bytes, int], proof: _Proof) -> None:
+        del self._proofs[place]
+        self._told.discard(place)
+        await self._run_blocking(self._put_away, proof.path)
+
+    # --- the files
+
+    def _keep(self, path: Path, payload: FraudProof) -> None:
+        """A full disk keeps none, and accuses all the same."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_durably(path, encode_fraud(payload))
+            sync_directory(self._folder)
+        except OSError as error:
+            self.counters["unkept"] += 1
+            log.warning("a proof is not kept", why=str(error))
+
+    def _put_away(self, path: Path) -> None:
+        try:
+            if path.exists():
+                ended = self._folder / ENDED_FOLDER
+                ended.mkdir(mode=0o700, exist_ok=True)
+                path.rename(ended / path.name)
+        except OSError as error:
+            log.warning("a proof is not put away", file=str(path), why=str(error))
+
+    def _read_kept(self) -> None:
+        for path in sorted(self._folder.glob(f"{PREFIX}*")):
+            try:
+                payload = decode_fraud(path.read_bytes())
+                subject = openings.decode_subject(payload.kind, payload.subject)
+                assert isinstance(subject, ReceiptSubject)
+            except (OSError, Invalid, AssertionError, KeyError) as error:
+                self.counters["unreadable"] += 1
+                log.warning("a kept proof cannot be read", file=str(path), why=str(error))
+                continue
+            place = (subject.bundle, subject.place)
+            self._proofs[place] = _Proof(subject, payload, path, self._now_ms())
+
+
+def answers_of(bundle: Bundle) -> tuple[Any, Sequence[tuple[Receipt, Credits]]]:
+    """Header, and each receipt with its credits, in body order; raises Invalid."""
+    header, parts = check_bytes(bundle)
+    return header, [
+        (decode_receipt(receipt), decode_credits(credits))
+        for part in parts
+        for receipt, credits in zip(part.receipts, part.credits, strict=True)
+    ]

@@ -1,0 +1,114 @@
+"""`olnode index audit` on a real index: alike, one row changed, and what cannot be audited."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from attribution_kit import sound_rows
+from unit.attribution.conftest import placed, trained  # noqa: F401  # the fixtures
+from unit.cli.calls import Capture, told
+
+from node.attribution import index as files
+from node.attribution.building import build_index
+from node.attribution.index import Index
+from node.attribution.runners import LocalRunner
+from node.attribution.tokens import TextTokenizer
+from node.ledger.wire import claims
+from node.serving.adapters import base_hash, read_adapter
+
+pytestmark = pytest.mark.ml
+
+SEED = "07" * 32
+
+
+class Made(NamedTuple):
+    """An index, what it was made of, and the same with row 7 changed."""
+
+    words: list[str]
+    honest: Path
+    false: Path
+
+
+@pytest.fixture(scope="module")
+def made(trained: Any, placed: Any, tmp_path_factory: pytest.TempPathFactory) -> Made:  # noqa: F811
+    home = tmp_path_factory.mktemp("audited")
+    spec = trained.spec(
+        base=base_hash(trained.base), early=read_adapter(trained.early).hash,
+        middle=read_adapter(trained.middle).hash,
+    )  # fmt: skip
+    built = build_index(spec, placed, TextTokenizer(trained.base), home, LocalRunner())
+    words = ["--base", str(trained.base), "--early", str(trained.early)]
+    words += ["--middle", str(trained.middle), "--seed", SEED]
+    for number in sorted({p.contribution for p in placed}):
+        file = home / f"records-{number}"
+        file.write_bytes(b"".join(p.record.raw + b"\n" for p in placed if p.contribution == number))
+        words += ["--records", f"{number}={file}"]
+    return Made(words, built.folder, falsified(built.folder, built.root, home))
+
+
+def falsified(folder: Path, root: bytes, home: Path) -> Path:
+    index = Index.open(folder, root)
+    rows = np.array(index.rows)
+    rows[7] = sound_rows(1, 99)[0]
+    header = index.header._replace(rows_root=files.rows_root(rows, index.meta))
+    raw = claims.encode_header(header)
+    other = home / claims.index_root(raw).hex()
+    shutil.copytree(folder, other)
+    (other / files.HEADER_FILE).write_bytes(raw)
+    (other / files.ROWS_FILE).write_bytes(rows.tobytes())
+    return other
+
+
+def test_rows_of_an_honest_index_are_alike(made: Made, home: Path, capsys: Capture) -> None:
+    found = told(capsys, home, "index", "audit", str(made.honest), *made.words)
+    assert found["schema"] == "olnode.index.audit/1"
+    assert (found["rows"], found["missing"], found["bad"]) == (36, 0, [])
+    assert (found["seed"], found["index"]) == (SEED, made.honest.name)
+    assert found["least_ppm"] > 995_000
+
+
+def test_changed_row_ends_with_what_is_not_verified(
+    made: Made, home: Path, capsys: Capture
+) -> None:
+    found = told(capsys, home, "index", "audit", str(made.false), *made.words, status=6)
+    assert "1 of 36 rows" in found["what"]
+    assert "row 7: cosine" in found["what"]
+
+
+def test_index_of_the_home_is_found_by_its_root(made: Made, home: Path, capsys: Capture) -> None:
+    shutil.copytree(made.honest, home / "indexes" / made.honest.name)
+    words = ["index", "audit", made.honest.name, *made.words, "--rows", "3"]
+    assert told(capsys, home, *words)["rows"] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "what"),
+    [
+        (["--records", "x=FILE"], 2, "is not NUMBER=FILE"),
+        (["--records", "3"], 2, "is not NUMBER=FILE"),
+        (["--seed", "07"], 2, "--seed"),
+        (["--base", "/nowhere"], 2, "is not here"),
+    ],
+)
+def test_what_cannot_be_meant_is_told(
+    made: Made, home: Path, capsys: Capture, words: list[str], status: int, what: str
+) -> None:
+    call = ["index", "audit", str(made.honest), *made.words, *words]
+    assert what in told(capsys, home, *call, status=status)["what"]
+
+
+def test_other_checkpoints_and_no_records_are_told(made: Made, home: Path, capsys: Capture) -> None:
+    early = made.words[made.words.index("--early") + 1]
+    call = ["index", "audit", str(made.honest)]
+    swapped = [*made.words, "--middle", early]
+    assert "is not the middle" in told(capsys, home, *call, *swapped, status=2)["what"]
+    bare = made.words[: made.words.index("--records")]
+    assert "no drawn row" in told(capsys, home, *call, *bare, status=2)["what"]
+    broken = made.honest.parent / "broken"
+    shutil.copytree(made.honest, broken)
+    (broken / files.ROWS_FILE).write_bytes(b"")
+    found = told(capsys, home, "index", "audit", str(broken), *made.words, status=1)
+    assert json.dumps(found["what"]).startswith('"no audit: index.')

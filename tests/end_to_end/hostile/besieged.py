@@ -64,7 +64,7 @@ class Besieged:
         chosen: dict[str, Any] = {
             "profile": "devnet", "name": "n0", "roles": ["validator"], "log.format": "json",
             "p2p.listen": ["/ip4/127.0.0.1/tcp/0"], "engine.kind": "none",
-            "consensus.block_interval_ms": 250, "storage.snapshot_every": 20,
+            "consensus.block_interval_ms": 100, "storage.snapshot_every": 50,
         }  # fmt: skip
         make_home(home, genesis=raw, chosen=chosen, password=None, seeds=SEEDS)
         file = folder / "file"
@@ -87,12 +87,17 @@ class Besieged:
         listening = next(e for e in self.events() if e["event"] == "listening")
         (self.address,) = listening["addresses"]
         self.pid = self.child.process.pid if self.child.process else 0
+
+    def found_provider(self) -> None:
+        """Put it on the ledger."""
         register = wire.RegisterProvider(PROVIDER.key, PROVIDER.key)
         bond = wire.Bond(tables.ROLE_PROVIDER, PROVIDER.key, 2 * OPEN)
-        for nonce, payload in enumerate((register, bond)):
-            raw = self.transaction(PROVIDER, payload, nonce)
+        sending = enumerate((register, bond))
+        raws = [self.transaction(PROVIDER, payload, nonce) for nonce, payload in sending]
+        for raw in raws:
             self.child.node.post_bytes("/ledger/transactions", raw)
-            assert self.count_settled([wire.decode_transaction(raw).tx_id], START_S) == 1
+        sent = [wire.decode_transaction(raw).tx_id for raw in raws]
+        assert self.count_settled(sent, START_S) == len(sent)
 
     def transaction(self, who: Party, payload: Any, nonce: int = 0) -> bytes:
         until_ms = time.time_ns() // 1_000_000 + VALID_MS

@@ -27,8 +27,8 @@ from p2p.limits import PROTOCOLS, TOPICS
 ROOT: Final = Path(__file__).parents[3]
 # How long the honest peer works, and how often it asks and pays: `txs` takes 10 a second of it, and
 # bursts of 50.
-PEACE: Final = (1.0, 0.05)
-SHORT: Final = (0.4, 0.05)
+PEACE: Final = (0.6, 0.05)
+SHORT: Final = (0.3, 0.05)
 LONG: Final = (8.0, 0.1)
 SERVED_SHARE_MIN: Final = 0.8  # of what is served in peace
 PEAK_MB_MAX: Final = 100  # above what it held before, at any moment of an attack
@@ -100,6 +100,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         node.start()
         attackers.meet(node)
         honest.start()
+        node.found_provider()
+        honest.wait_in()
         share = honest.work(*PEACE).share
         yield Scene(node, attackers, honest, share, node.resident_mb(), node.open_files(), set())
     finally:

@@ -269,7 +269,7 @@ async def test_inbound_slots_are_given_back(nursery):
     """Bare, the library takes no connection more after as many as its limit have come and gone."""
     world = World("libp2p")
     (a,) = await world.start(nursery, 1, connections_max=3)
-    for _ in range(8):
+    for _ in range(5):
         async with trio.open_nursery() as inner:
             (b,) = await world.start(inner, 1)
             await wait_until(lambda b=b: admitted(b) == 1)
@@ -355,7 +355,7 @@ async def test_peer_that_comes_anew_at_once_is_gossiped_with(nursery):
 
     world = World("libp2p")
     (a,) = await world.start(nursery, 1, prepare)
-    for _ in range(5):
+    for _ in range(3):
         async with trio.open_nursery() as inner:
             world._made = 1  # the same key each time
             (b,) = await world.start(inner, 1, prepare)

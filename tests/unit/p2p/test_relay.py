@@ -11,7 +11,13 @@ from network_kit import CHAIN, admitted, seed_of, wait_until
 from p2p import relay as relay_module
 from p2p.errors import NetworkError, Unreachable
 from p2p.gossip import Verdict
-from p2p.limits import PROTOCOLS, RELAYED_PROTOCOLS, RESERVATIONS_MAX, TOPICS
+from p2p.limits import (
+    HEARTBEAT_S,
+    PROTOCOLS,
+    RELAYED_PROTOCOLS,
+    RESERVATIONS_MAX,
+    TOPICS,
+)
 from p2p.network import Libp2pNetwork
 from p2p.peers import StatusFacts, peer_id_text
 from p2p.relay import HOP, RELAY_ROLE, STOP, id_of, is_circuit, pb
@@ -103,7 +109,7 @@ async def test_circuit_carries_no_gossip_no_consensus_and_no_blobs(scene):
             await asker.request(asked.me, "blob", b"x", **ASK)
         with pytest.raises(Unreachable, match="through a relay only"):
             await asker.open(asked.me, "consensus")
-    await trio.sleep(1.5)  # a heartbeat
+    await trio.sleep(HEARTBEAT_S + 0.1)
     for network, other in ((caller, scene.hidden), (scene.hidden, caller)):
         assert id_of(other.me) not in network._stack.pubsub.peers
         assert network.statistics().mesh_peers["votes"] == 1, "with the relay alone"

@@ -2,8 +2,8 @@
 
 One story over one set of processes, told by several tests: while one node is stopped and another
 has lost its cable, a third is killed, started again, killed and moved to another address. What is
-shown is how they come back. That a devnet's own keepalive misses a stopped peer within 15 s is shown
-in `tests/unit/p2p/test_memory.py`; here it is shorter.
+shown is how they come back. That a devnet's own keepalive misses a stopped peer within 15 s is in
+`tests/unit/p2p/test_memory.py`; here it is shorter.
 """
 
 import signal

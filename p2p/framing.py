@@ -33,9 +33,11 @@ class FrameStream(Protocol):
     Read without pausing: a writer whose bytes nobody takes for 5 s loses its stream. Whoever opened
     one ends it with `part` or `reset`: closed only, it is held as long as the connection.
     `has_stalled`: a frame was begun and did not end in time, or before we gave up the first one.
+    `has_broken_rules`: a frame had a length that none may have, or ended before its end.
     """
 
     has_stalled: bool
+    has_broken_rules: bool
 
     async def read(self, bytes_max: int, timeout_s: float) -> bytes:
         """The next frame. `timeout_s` may be infinite: it bounds the wait for the frame's start.

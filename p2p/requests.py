@@ -396,12 +396,13 @@ class Requests:
             await handler(peer, stream)
         except Misbehaving:
             code = Code.MALFORMED
-            self._blame(peer, "malformed")
         except NetworkError:
             code = Code.EXPIRED
         except Exception as error:  # noqa: BLE001  # our bug must not end the library's own task
             code = Code.OUR_FAILURE
             self._note_fault(protocol, error)
+        if stream.has_broken_rules or code == Code.MALFORMED:  # a handler may keep it to itself
+            self._blame(peer, "malformed")
         if stream.has_stalled:
             self._blame(peer, "timeout")
         self._counters.requests[protocol, "served", int(code)] += 1

@@ -31,7 +31,7 @@ class Libp2pFrameStream:
         self._held = bytearray()
         self._is_reset = False
         self._has_read = False  # a whole frame
-        self.has_stalled = False
+        self.has_stalled = self.has_broken_rules = False
 
     async def read(self, bytes_max: int, timeout_s: float) -> bytes:
         is_whole = has_begun = False
@@ -54,6 +54,9 @@ class Libp2pFrameStream:
                     self._held.clear()
             is_whole = self._has_read = True
             return body
+        except Misbehaving:
+            self.has_broken_rules = True
+            raise
         except trio.TooSlowError:
             self.has_stalled = has_begun
             raise TooSlow("no whole frame in time") from None

@@ -36,6 +36,7 @@ from node.peering.auditing import IndexAuditor
 from node.peering.bindings import find_validator, is_binding, make_binding
 from node.peering.blobs import Blobs
 from node.peering.blobstore import FREE_BYTES_MIN, BlobStore
+from node.peering.bodies import LentBodies, fetch_body
 from node.peering.directory import Directory
 from node.peering.lightserver import LightServer
 from node.peering.proposer import Proposer
@@ -168,6 +169,14 @@ class Node:
         self._network = self._make_network()
         self._transactions = TransactionPool(self._chain.chain_id)
         self._bundles = BundlePool()
+        self._store = BlobStore(
+            settings.home / "blobs",
+            self._config.p2p.blob_quota_gb << 30,
+            free_bytes_min=max(FREE_BYTES_MIN, 2 * floor_bytes),  # blobs never cost a vote
+        )
+        self._blobs = Blobs(
+            network=self._network, store=self._store, lent=LentBodies(self._chain.bundles.get)
+        )
         self._relay = Relay(
             network=self._network,
             chain_id=self._chain.chain_id,
@@ -178,6 +187,7 @@ class Node:
             auditor=IndexAuditor(self._find_audited),
             find_stated=self._find_stated,
             may_see_sketch=self._may_see_sketch,
+            fetch_body=partial(fetch_body, self._blobs),
             evidence_folder=settings.home / "evidence",
             watch_folder=settings.home / "watchtower",
             get_height=lambda: self._chain.height,
@@ -186,12 +196,6 @@ class Node:
             on_pooled=self._wake,
             on_checked=self._note_bundle,
         )
-        self._store = BlobStore(
-            settings.home / "blobs",
-            self._config.p2p.blob_quota_gb << 30,
-            free_bytes_min=max(FREE_BYTES_MIN, 2 * floor_bytes),  # blobs never cost a vote
-        )
-        self._blobs = Blobs(network=self._network, store=self._store)
         serves = "provider" in self._config.roles
         self._holdings = Holdings(
             home=settings.home,
@@ -522,6 +526,7 @@ class Node:
             if await self._sync_state():
                 nursery.cancel_scope.cancel()
                 return not self._stop.is_set()
+            self._blobs.serve()
             await start(self._relay.run)
             await start(self._replica.run)
             nursery.start_soon(self._disk.run)
@@ -530,7 +535,6 @@ class Node:
             nursery.start_soon(self._prune)
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._directory.run)
-            self._blobs.serve()
             self._light.serve(self._network)
             nursery.start_soon(self._holdings.run)
             if self._purse is not None:

@@ -8,13 +8,13 @@ What this file does not know: what a file means, which identities the ledger hol
 """
 
 import shutil
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import trio
 
@@ -32,8 +32,8 @@ from consensus.primitives.encoding import (
 )
 from consensus.primitives.errors import Invalid
 from node.observe import get_log
-from node.peering.blobparts import CHUNK_BYTES, BlobInvalid, BlobPart, first_leaf, leaf_count
-from node.peering.blobstore import BlobStore, Entry, decode_listing, encode_listing
+from node.peering.blobparts import CHUNK_BYTES, BlobInvalid, HeldPart, first_leaf, leaf_count
+from node.peering.blobstore import BUNDLE, BlobStore, Entry, decode_listing, encode_listing
 from node.peering.chunks import ChunkFetch
 from p2p.errors import Code, Misbehaving, NetworkError, Refused, Unreachable
 from p2p.limits import PENALTIES, PROTOCOLS
@@ -50,6 +50,7 @@ SETTLE_S: Final = 2.0  # for other sources, once one has answered
 BUSY_MAX: Final = 20  # of one question about a blob, that a busy source puts off
 BUSY_MIN_S: Final = 0.05
 BUSY_MAX_S: Final = 2.0
+BEGUN_MAX: Final = 8  # blobs of which some chunks wait in memory for the next call
 
 log = get_log("blobs")
 
@@ -65,6 +66,29 @@ _DESCRIBED: Final = Record(_DESCRIPTOR, _PATH, Bytes(HAVE_BYTES_MAX))
 _CHUNK: Final = Record(Bytes(CHUNK_BYTES, 1), _PATH)
 
 
+Description = tuple[int, tuple[bytes, ...], bytes]  # length, path of leaf 0, which chunks
+Chunk = tuple[bytes, tuple[bytes, ...]]  # with its path
+
+
+class Lender(Protocol):
+    """Blobs that are served and lie elsewhere than in the store (`bodies.py`). Methods block."""
+
+    def __contains__(self, blob_id: bytes) -> bool: ...
+    def listing(self, bundle_hash: bytes) -> tuple[Entry, ...] | None: ...
+    def describe(self, blob_id: bytes) -> Description: ...
+    def chunk(self, blob_id: bytes, index: int) -> Chunk: ...
+
+
+class Part(Protocol):
+    """A blob on its way in (`blobparts.py`). Methods block."""
+
+    @property
+    def chunks(self) -> int: ...
+    def size_of(self, index: int) -> int: ...
+    def missing(self) -> list[int]: ...
+    def keep(self, index: int, data: bytes, path: Sequence[bytes]) -> None: ...
+
+
 @dataclass(slots=True)
 class Coming:
     """How far a fetch is, for whoever looks."""
@@ -78,21 +102,24 @@ class Coming:
 
 
 class Blobs:
-    """Serves what the store lists, and fetches what the ledger names."""
+    """Serves what the store lists and `lent` has, and fetches what the ledger names."""
 
     def __init__(
         self,
         *,
         network: Network,
         store: BlobStore,
+        lent: Lender | None = None,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._network = network
         self._store = store
+        self._lent = lent
         self._run_blocking = run_blocking
         self._reading = trio.Lock()  # one blob at a time is read whole for its proofs
         self._locks: dict[bytes, trio.Lock] = {}  # of blobs that are fetched now
         self._coming: list[Coming] = []
+        self._begun: OrderedDict[bytes, HeldPart] = OrderedDict()
         self.counters: Counter[str] = Counter()
 
     def statistics(self) -> Mapping[str, int]:
@@ -116,7 +143,8 @@ class Blobs:
         if kind == DESCRIBE:
             _, blob_id = _decoded(body, _ASK)
             await self._be_ready(blob_id)
-            length, path, have = await self._run_blocking(self._store.describe, blob_id)
+            describe = self._who_has(blob_id).describe
+            length, path, have = await self._run_blocking(describe, blob_id)
             return encode(((length, CHUNK_BYTES), path, have))
         if kind == CHUNK:
             _, blob_id, index = _decoded(body, _ASK_CHUNK)
@@ -126,7 +154,7 @@ class Blobs:
             return raw
         if kind == LIST:
             _, what, identity = _decoded(body, _ASK_LIST)
-            listing = self._store.listing(what, identity)
+            listing = await self._list(what, identity)
             if listing is None:
                 raise Refused(Code.NOT_FOUND)
             return encode_listing(listing)
@@ -134,15 +162,25 @@ class Blobs:
 
     async def _be_ready(self, blob_id: bytes) -> None:
         """Large files are read whole once after a start: by one thread, however many ask."""
-        if self._store.is_known(blob_id):
+        if self._who_has(blob_id) is not self._store or self._store.is_known(blob_id):
             return
         if self._reading.locked():
             raise Refused(Code.BUSY, READING_RETRY_MS)
         async with self._reading:
             await self._run_blocking(self._store.describe, blob_id)
 
+    def _who_has(self, blob_id: bytes) -> BlobStore | Lender:
+        return self._lent if self._lent is not None and blob_id in self._lent else self._store
+
+    async def _list(self, kind: int, identity: bytes) -> tuple[Entry, ...] | None:
+        if kind != BUNDLE or self._lent is None:
+            return self._store.listing(kind, identity)
+        listing: tuple[Entry, ...] | None
+        listing = await self._run_blocking(self._lent.listing, identity)
+        return listing
+
     def _encoded_chunk(self, blob_id: bytes, index: int) -> bytes:
-        return encode(self._store.chunk(blob_id, index))
+        return encode(self._who_has(blob_id).chunk(blob_id, index))
 
     # -- fetching
 
@@ -186,6 +224,55 @@ class Blobs:
             for peer in tellers:
                 self._blame(peer, "forged")
         raise Unreachable(f"no source for {identity.hex()[:16]}")
+
+    async def fetch_bytes(
+        self,
+        kind: int,
+        identity: bytes,
+        *,
+        peers: Sequence[PeerId],
+        length: int,
+        check: Callable[[bytes], None],
+    ) -> bytes:
+        """The one file of an identity, `length` bytes, which is kept elsewhere than here.
+
+        As `fetch`, with `check(content)`, but in memory: the caller bounds `length`. Chunks of a
+        fetch that failed or was cancelled are gone on with by the next call of this process.
+        """
+        for entries, tellers in await self._gather(kind, identity, _few(peers)):
+            if [entry.length for entry in entries] == [length]:
+                try:
+                    content = await self._fetch_held(kind, identity, entries[0], tellers)
+                except NetworkError as error:
+                    self.counters["sources_failed"] += 1
+                    log.info("not all came", identity=identity, why=str(error))
+                    continue
+                try:
+                    await self._run_blocking(check, content)
+                except Invalid as refusal:
+                    log.warning("not what the ledger names", identity=identity, why=str(refusal))
+                else:
+                    self.counters["fetched"] += 1
+                    return content
+            self.counters["listings_false"] += 1
+            for peer in tellers:
+                self._blame(peer, "forged")
+        raise Unreachable(f"no source for {identity.hex()[:16]}")
+
+    async def _fetch_held(
+        self, kind: int, identity: bytes, entry: Entry, peers: Sequence[PeerId]
+    ) -> bytes:
+        async with self._alone(entry.blob_id):
+            part = self._begun.pop(entry.blob_id, None) or HeldPart(entry.blob_id, entry.length)
+            coming = Coming(kind, identity, len(peers), entry.length)
+            try:
+                await self._fill(coming, entry, part, await self._find_having(entry, peers))
+            finally:
+                if 0 < len(part.missing()) < part.chunks:
+                    self._begun[entry.blob_id] = part
+                    if len(self._begun) > BEGUN_MAX:
+                        self._begun.popitem(last=False)
+            return part.whole()
 
     async def _gather(
         self, kind: int, identity: bytes, peers: Sequence[PeerId]
@@ -245,27 +332,36 @@ class Blobs:
                 self._locks.pop(blob_id, None)
 
     async def _fetch_blob(self, coming: Coming, entry: Entry, peers: Sequence[PeerId]) -> None:
-        having = await self._ask_all(
-            peers, (DESCRIBE, entry.blob_id), partial(_check_described, entry)
-        )
-        if not having:
-            raise Unreachable(f"nobody has {entry.name}")
+        having = await self._find_having(entry, peers)
         part = await self._run_blocking(self._store.part, entry.blob_id, entry.length)
-        goods = _BlobGoods(self, coming, entry, part, having)
         try:
-            fetch = ChunkFetch(
-                network=self._network,
-                goods=goods,
-                sources=list(having),
-                counters=self.counters,
-                run_blocking=self._run_blocking,
-            )
-            if not await fetch.run():
-                raise Unreachable(f"sources of {entry.name} are gone")
+            await self._fill(coming, entry, part, having)
             if not await self._run_blocking(part.finish):
                 raise Unreachable(f"what was kept of {entry.name} has rotted")
         finally:
             part.close()
+
+    async def _find_having(self, entry: Entry, peers: Sequence[PeerId]) -> dict[PeerId, bytes]:
+        """Who has which chunks of a blob; raises Unreachable where nobody has any."""
+        question = DESCRIBE, entry.blob_id
+        having = await self._ask_all(peers, question, partial(_check_described, entry))
+        if not having:
+            raise Unreachable(f"nobody has {entry.name}")
+        return having
+
+    async def _fill(
+        self, coming: Coming, entry: Entry, part: Part, having: Mapping[PeerId, bytes]
+    ) -> None:
+        """Have every chunk of a blob kept in `part`; raises Unreachable where not all came."""
+        fetch = ChunkFetch(
+            network=self._network,
+            goods=_BlobGoods(self, coming, entry, part, having),
+            sources=list(having),
+            counters=self.counters,
+            run_blocking=self._run_blocking,
+        )
+        if not await fetch.run():
+            raise Unreachable(f"sources of {entry.name} are gone")
 
     async def ask_chunk(self, peer: PeerId, blob_id: bytes, index: int) -> bytes:
         """[chunk, path], not looked at yet; raises NetworkError."""
@@ -328,7 +424,7 @@ class _BlobGoods:
     blobs: Blobs
     coming: Coming
     entry: Entry
-    part: BlobPart
+    part: Part
     having: Mapping[PeerId, bytes]
 
     @property

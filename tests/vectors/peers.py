@@ -9,7 +9,7 @@ frames of `consensus` and `infer` and in `votes` are the objects of agreement.py
 import random
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -77,7 +77,7 @@ from node.peering.topics import (
 from node.storage.snapshots import SnapshotStore, encode_manifest
 from node.storage.store import MemoryKV
 from p2p.addresses import addresses_of
-from p2p.errors import Code, EndOfStream, Refused
+from p2p.errors import Code, EndOfStream, Refused, Unreachable
 from p2p.framing import LENGTH_BYTES, frame
 from p2p.limits import FRAME_BYTES_MAX, PROTOCOLS, TOPICS
 from p2p.network import PeerId, StatusFacts
@@ -139,6 +139,11 @@ class Said(NamedTuple):
 
 
 Examples = dict[str, tuple[Said, ...]]  # "blocks 0", "infer start", "gossip votes 2"
+
+
+async def not_here(bundle: Bundle, peers: Sequence[PeerId]) -> Bundle:
+    """No bundle of this story is larger than a chunk."""
+    raise Unreachable("nobody has its body")
 
 
 class Truth:
@@ -290,10 +295,10 @@ class Scenes:
             network=network, chain_id=story.chain_id,
             transactions=TransactionPool(story.chain_id), bundles=BundlePool(), store=store,
             get_state=story.made.chain.state, auditor=Truth(), find_stated=story.stated,
-            may_see_sketch=lambda peer, receipt: True, evidence_folder=self.home / "evidence",
-            watch_folder=self.home / "watch", get_height=lambda: story.height,
-            find_validators=lambda: [PeerId(CLIENT.key)], now_ms=lambda: story.now_ms,
-            run_blocking=at_once,
+            may_see_sketch=lambda peer, receipt: True, fetch_body=not_here,
+            evidence_folder=self.home / "evidence", watch_folder=self.home / "watch",
+            get_height=lambda: story.height, find_validators=lambda: [PeerId(CLIENT.key)],
+            now_ms=lambda: story.now_ms, run_blocking=at_once,
         )  # fmt: skip
 
     def directory(self, network: TappedNode) -> Directory:

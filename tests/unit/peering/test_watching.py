@@ -1,7 +1,7 @@
 """Bundles that others keep: what is taken, when it is told, and that a dead provider is paid."""
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,20 @@ from node.peering.watching import (
     REPLY,
     Watching,
 )
-from p2p.errors import Code, Misbehaving, Refused
+from p2p.errors import Code, Misbehaving, Refused, Unreachable
 from p2p.memory import MemoryHub
+from p2p.network import PeerId
 
 PEER = PROVIDER.key  # the story registers the provider under its own key
 SQUATTER = CONTRIBUTORS[0]  # an account with a balance
 OTHERS = [party(f"node {i}").key for i in range(3)]
 MINUTE_MS = 60_000
 FEE = 27_309_200
+
+
+async def not_here(bundle: Bundle, peers: Sequence[PeerId]) -> Bundle:
+    """None here is larger than a chunk."""
+    raise Unreachable("nobody has its body")
 
 
 class Ledger:
@@ -495,7 +501,8 @@ class Node:
             network=self.network, chain_id=ledger.chain.chain_id, bundles=self.bundles,
             transactions=TransactionPool(ledger.chain.chain_id), store=store,
             get_state=ledger.chain.state, auditor=auditor, find_stated=lambda _: None,
-            may_see_sketch=lambda *_: False, evidence_folder=folder, watch_folder=folder / "kept",
+            may_see_sketch=lambda *_: False, fetch_body=not_here, evidence_folder=folder,
+            watch_folder=folder / "kept",
             get_height=lambda: ledger.chain.height, find_validators=lambda: OTHERS,  # type: ignore[return-value,arg-type]
             now_ms=ledger.now_ms, run_blocking=at_once,
         )  # fmt: skip

@@ -23,6 +23,7 @@ from p2p.addresses import (
     Reach,
     addresses_of,
     announced_of,
+    ip_of,
     is_usable,
     parse_address,
 )
@@ -139,6 +140,10 @@ class Network(Protocol):
     async def reach(self, peer: PeerId, addresses: Iterable[bytes]) -> None:
         """Be linked with `peer` before it is asked: dialled where we know it to be, else at what
         it says of itself, if that may be dialled at all. Unreachable after REACH_S."""
+        ...
+
+    def may_tell(self, addresses: Iterable[bytes]) -> bool:
+        """Whether all of these, which a stranger says of itself, may be told on in this network."""
         ...
 
     async def open(self, peer: PeerId, protocol: str) -> FrameStream:
@@ -459,11 +464,8 @@ class Libp2pNetwork(Switchboard):
             return True
         if not self._denied_networks or not host:
             return False
-        try:
-            ip = ipaddress.ip_address(host)
-        except ValueError:
-            return False  # a name of the operator's own
-        return any(ip in network for network in self._denied_networks)
+        ip = ip_of(host)  # None for a name of the operator's own
+        return ip is not None and any(ip in network for network in self._denied_networks)
 
 
 def _innermost(error: Exception) -> Exception:

@@ -41,7 +41,7 @@ from node.peering.window import Range
 from node.serving import manifest as models
 from node.storage import snapshots
 from p2p import framing
-from p2p.addresses import parse_address
+from p2p.addresses import are_tellable, parse_address
 from p2p.book import Book
 from p2p.errors import Misbehaving, NetworkError
 from p2p.framing import LENGTH_BYTES, frame
@@ -87,6 +87,9 @@ class Replies:
 
     def peers(self) -> tuple[Any, ...]:
         return ()
+
+    def may_tell(self, addresses: Any) -> bool:
+        return are_tellable(addresses, "public")
 
 
 class Answering:

@@ -23,6 +23,9 @@ import libp2p.stream_muxer.muxer_multistream as muxer_module
 import libp2p.stream_muxer.yamux.yamux as yamux_module
 import trio
 from libp2p.exceptions import ParseError
+from libp2p.identity.identify.identify import ID as IDENTIFY
+from libp2p.identity.identify.identify import PROTOCOL_VERSION as IDENTIFY_VERSION
+from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.identity.identify_push.identify_push import ID_PUSH as IDENTIFY_PUSH
 from libp2p.network.connection.exceptions import RawConnError
 from libp2p.network.connection.raw_connection import RawConnection
@@ -34,7 +37,7 @@ from libp2p.pubsub.pubsub import Pubsub, ValidationCache
 from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.pubsub.utils import safe_bytes_from_hex
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
-from libp2p.utils.varint import read_varint_prefixed_bytes_limited
+from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
 
 from p2p.bulk import patch_streams
 from p2p.errors import Misbehaving
@@ -452,17 +455,29 @@ def guard_swarm(swarm: Any, note: Note, *, private_allowed: bool) -> None:
 
 
 def guard_identify(host: Any) -> None:
-    """Ask nobody who it is, and have nobody push it to us.
+    """Ask nobody who it is, have nobody push it to us, and tell what we announce and no more.
 
     What identify tells we use for nothing: addresses come in signed records, protocols show when a
     stream is opened. A megabyte of both cost us eight times the CPU that it cost its sender, in a
-    system task, where an exception ends the process.
+    system task, where an exception ends the process. And where nothing is announced the library
+    looks for half a second each time, then tells the private addresses that it listens on.
     """
+
+    async def tell(stream: Any) -> None:
+        told = Identify(
+            protocol_version=IDENTIFY_VERSION,
+            public_key=host.get_public_key().serialize(),
+            listen_addrs=[address.to_bytes() for address in host.get_addrs()],
+            protocols=[str(name) for name in host.get_mux().get_protocols() if name is not None],
+        )
+        await stream.write(encode_varint_prefixed(told.SerializeToString()))
+        await stream.close()
 
     def ask_nobody(peer_id: Any, *, reason: str) -> None:
         """The library begins a task here for each connection."""
 
     host._schedule_identify = ask_nobody
+    host.set_stream_handler(IDENTIFY, tell)
     host.remove_stream_handler(IDENTIFY_PUSH)
 
 

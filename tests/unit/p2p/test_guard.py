@@ -87,6 +87,7 @@ async def test_overrides_are_in_place(network):
     assert swarm.auto_connector.maybe_connect.__module__ == "p2p.guard"
     assert host._schedule_identify.__module__ == "p2p.guard"
     assert guard.IDENTIFY_PUSH not in host.multiselect.handlers
+    assert host.multiselect.handlers[guard.IDENTIFY].__module__ == "p2p.guard"
     assert YamuxStream._auto_tune_and_send_window_update is bulk.batched_credit
     assert YamuxStream.write is bulk.write_frames
     assert Yamux.read_stream is bulk.read_some

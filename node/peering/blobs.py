@@ -9,8 +9,8 @@ What this file does not know: what a file means, which identities the ledger hol
 
 import shutil
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -120,6 +120,7 @@ class Blobs:
         self._locks: dict[bytes, trio.Lock] = {}  # of blobs that are fetched now
         self._coming: list[Coming] = []
         self._begun: OrderedDict[bytes, HeldPart] = OrderedDict()
+        self._in_use: Counter[bytes] = Counter()  # blobs that a listing of a fetch names
         self.counters: Counter[str] = Counter()
 
     def statistics(self) -> Mapping[str, int]:
@@ -210,17 +211,15 @@ class Blobs:
                 log.warning("a listing larger than may be", bytes=total, bytes_max=bytes_max)
                 continue
             coming = Coming(kind, identity, len(tellers), total)
-            self._coming.append(coming)
-            try:
-                await self._fetch_listing(coming, entries, tellers)
-            except NetworkError as error:
-                self.counters["sources_failed"] += 1
-                log.info("not all came", identity=identity, why=str(error))
-                continue
-            finally:
-                self._coming.remove(coming)
-            if await self._take_in(kind, identity, entries, folder, check):
-                return entries
+            with self._using(coming, entries):
+                try:
+                    await self._fetch_listing(coming, entries, tellers)
+                except NetworkError as error:
+                    self.counters["sources_failed"] += 1
+                    log.info("not all came", identity=identity, why=str(error))
+                    continue
+                if await self._take_in(kind, identity, entries, folder, check):
+                    return entries
             for peer in tellers:
                 self._blame(peer, "forged")
         raise Unreachable(f"no source for {identity.hex()[:16]}")
@@ -300,7 +299,9 @@ class Blobs:
             self.counters["listings_false"] += 1
             log.warning("not what the ledger names", identity=identity, why=str(refusal))
             await self._run_blocking(shutil.rmtree, folder)
-            await self._run_blocking(self._store.discard, entries)
+            # A liar may list what another fetch has under way, which is not the liar's to end.
+            alone = [entry for entry in entries if self._in_use[entry.blob_id] == 1]
+            await self._run_blocking(self._store.discard, alone)
             return False
         except OSError:  # ours: the blobs stay, and are checked again
             await self._run_blocking(partial(shutil.rmtree, folder, ignore_errors=True))
@@ -319,6 +320,19 @@ class Blobs:
                     coming.bytes_here += entry.length
                 else:
                     await self._fetch_blob(coming, entry, peers)
+
+    @contextmanager
+    def _using(self, coming: Coming, entries: Sequence[Entry]) -> Iterator[None]:
+        """A fetch of a listing, as long as it lasts."""
+        blob_ids = {entry.blob_id for entry in entries}
+        self._coming.append(coming)
+        self._in_use.update(blob_ids)
+        try:
+            yield
+        finally:
+            self._in_use.subtract(blob_ids)
+            self._in_use = +self._in_use
+            self._coming.remove(coming)
 
     @asynccontextmanager
     async def _alone(self, blob_id: bytes) -> AsyncIterator[None]:

@@ -42,7 +42,6 @@ from p2p.limits import (
 )
 
 MUXED_BYTES_MAX: Final = MAX_PLAINTEXT_LENGTH - HEADER_SIZE  # of a Yamux frame: one Noise message
-CREDIT_SLACK_BYTES: Final = 1_024  # greeting, length and envelope around a reply
 LARGEST: Final = "largest_window"  # ever given on a connection, in its own attributes
 
 

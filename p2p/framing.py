@@ -13,12 +13,10 @@ import msgpack
 import trio
 
 from p2p.errors import Misbehaving, NetworkError
-from p2p.limits import CLOSE_S
+from p2p.limits import CLOSE_S, DEPTH_MAX, ITEMS_MAX
 
 INT_MAX: Final = 2**63 - 1
 LENGTH_BYTES: Final = 4
-ITEMS_MAX: Final = 128  # of any one array of ours
-DEPTH_MAX: Final = 6
 
 Value = int | bytes | tuple["Value", ...]
 

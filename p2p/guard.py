@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from typing import Any, Final
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import libp2p.network.swarm as swarm_module
@@ -48,6 +48,8 @@ from p2p.limits import (
     OPENED_STREAMS_S,
     OUTBOUND_QUEUE,
     OUTBOUND_QUEUE_BYTES_MAX,
+    PENDING_MAX,
+    PENDING_S,
     PER_ADDRESS_MAX,
     PRUNE_BACKOFF_S_MAX,
     REFUSED_STREAMS_MAX,
@@ -59,13 +61,10 @@ from p2p.limits import (
     RPC_SUBSCRIPTIONS_MAX,
     RPC_WANTED_BYTES_MAX,
     STREAMS_PER_CONNECTION_MAX,
+    STUCK_WRITE_S,
+    UNREAD_SLACK_BYTES,
     TokenBucket,
 )
-
-STUCK_WRITE_S: Final = 6.0  # a frame half written for so long: the connection is lost
-UNREAD_SLACK_BYTES: Final = 64 * 1_024
-PENDING_MAX: Final = 8  # gossip kept for a peer whose subscriptions are not known yet
-PENDING_S: Final = 3.0
 
 Note = Callable[[Any, str, BaseException], None]  # peer's libp2p id or None, where, what
 

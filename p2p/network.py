@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 import trio
@@ -42,6 +42,7 @@ from p2p.limits import (
     PING_EVERY_S,
     PING_MISSES_MAX,
     PROTOCOLS,
+    REACH_LOOK_S,
     REACH_S,
     RECORD_RENEW_S,
     RESTART_FIRST_S,
@@ -65,7 +66,6 @@ if TYPE_CHECKING:  # libp2p takes 1.5 s to import: not before a network is made
 
 log = structlog.get_logger(part="p2p")
 
-REACH_LOOK_S: Final = 0.05
 
 __all__ = [
     "FrameStream",

@@ -31,8 +31,11 @@ from p2p.framing import FrameStream, decode_reply, encode_reply, part
 from p2p.limits import (
     AUTHORS_MAX,
     BULK_BYTES,
+    BUSY_RETRY_MS,
+    ENVELOPE_BYTES_MAX,
     FRAME_BYTES_MAX,
     GONE_S,
+    LARGE_BYTES,
     OPEN_S,
     REPLIES_BYTES_MAX,
     REPLIES_BYTES_PER_PEER_MAX,
@@ -49,9 +52,6 @@ log = structlog.get_logger(part="p2p")
 
 KNOWN_CODES = frozenset(int(code) for code in Code)
 NO_ANSWER = -1
-ENVELOPE_BYTES_MAX = 32  # what [code, retry_ms, body] adds to a body
-BUSY_RETRY_MS = 200
-LARGE_BYTES = 64 * 1_024  # a larger reply waits its turn
 
 Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
 StreamHandler = Callable[[PeerId, FrameStream], Awaitable[None]]

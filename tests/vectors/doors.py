@@ -47,8 +47,8 @@ from p2p.errors import Misbehaving, NetworkError
 from p2p.framing import LENGTH_BYTES, frame
 from p2p.guard import _read_line, id_of
 from p2p.host import Libp2pIdentity, Stack, topic_text
-from p2p.limits import FRAME_BYTES_MAX, TOPICS
-from p2p.membership import STATUS_BYTES_MAX, Link
+from p2p.limits import FRAME_BYTES_MAX, STATUS_BYTES_MAX, TOPICS
+from p2p.membership import Link
 from p2p.network import Libp2pNetwork, PeerId, Verdict
 from p2p.peers import key_of_peer_id, peer_id_text
 from p2p.records import make_record, read_record

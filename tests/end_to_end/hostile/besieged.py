@@ -36,7 +36,7 @@ FORESEEN: Final = {  # what a node says that is attacked, beside plain events
 TRACE_CHARS: Final = 20_000
 FEE_MAX: Final = 10_000_000
 VALID_MS: Final = 600_000
-SENDERS: Final = 4_000  # each sends once: a lost transaction must not hold up the next one
+SENDERS: Final = 2_500  # each sends once: a lost transaction must not hold up the next one
 BLOB: Final = b"\7" * (3 * MIB)
 BLOB_IDENTITY: Final = bytes(32)
 

@@ -50,7 +50,7 @@ IN_THE_BOOK, BY_EXCHANGE, OF_ITSELF, IN_AN_OFFER = "8.8.8.8", "9.9.9.9", "1.1.1.
 PORT: Final = 4_001
 NOBODY: Final = peer_id_text(party("nobody").key)
 SEEN_S: Final = 30.0
-QUIET_S: Final = 2.0  # looks of the dialler: each quarter of a second
+QUIET_S: Final = 1.0  # looks of the dialler: each quarter of a second
 ADDRESS: Final = re.compile(rb"/ip[46]/([0-9a-f.:]+)/")
 HOOK: Final = """
 import errno, os, sys

@@ -375,7 +375,7 @@ async def test_peer_whose_socket_is_full_is_disconnected_at_once(nursery, monkey
 
     monkeypatch.setattr(link_of(b).muxed_conn.secured_conn, "read", read_no_more)  # as SIGSTOP
     with pytest.raises(TooSlow):
-        await a.request(b.me, "ping", bytes(9), timeout_s=0.5, bytes_max=9)
+        await a.request(b.me, "ping", bytes(9), timeout_s=0.2, bytes_max=9)
     await fill(socket_of(link_of(a)))
     a.ban(b.me, 60)
     await wait_until(lambda: not a.peers(), 5)

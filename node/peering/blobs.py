@@ -46,6 +46,7 @@ PATH_MAX: Final = 17
 HAVE_BYTES_MAX: Final = 8_192
 SOURCES_MAX: Final = 16
 READING_RETRY_MS: Final = 1_000  # while another blob is read whole, to be served
+LISTING_RETRY_MS: Final = 50  # while another body is read whole, to be lent: milliseconds
 SETTLE_S: Final = 2.0  # for other sources, once one has answered
 BUSY_MAX: Final = 20  # of one question about a blob, that a busy source puts off
 BUSY_MIN_S: Final = 0.05
@@ -74,6 +75,7 @@ class Lender(Protocol):
     """Blobs that are served and lie elsewhere than in the store (`bodies.py`). Methods block."""
 
     def __contains__(self, blob_id: bytes) -> bool: ...
+    def is_listed(self, bundle_hash: bytes) -> bool: ...
     def listing(self, bundle_hash: bytes) -> tuple[Entry, ...] | None: ...
     def describe(self, blob_id: bytes) -> Description: ...
     def chunk(self, blob_id: bytes, index: int) -> Chunk: ...
@@ -117,6 +119,7 @@ class Blobs:
         self._lent = lent
         self._run_blocking = run_blocking
         self._reading = trio.Lock()  # one blob at a time is read whole for its proofs
+        self._lending = trio.Lock()  # and one body at a time for its tree
         self._locks: dict[bytes, trio.Lock] = {}  # of blobs that are fetched now
         self._coming: list[Coming] = []
         self._begun: OrderedDict[bytes, HeldPart] = OrderedDict()
@@ -176,8 +179,13 @@ class Blobs:
     async def _list(self, kind: int, identity: bytes) -> tuple[Entry, ...] | None:
         if kind != BUNDLE or self._lent is None:
             return self._store.listing(kind, identity)
+        if self._lent.is_listed(identity):
+            return self._lent.listing(identity)
+        if self._lending.locked():
+            raise Refused(Code.BUSY, LISTING_RETRY_MS)
         listing: tuple[Entry, ...] | None
-        listing = await self._run_blocking(self._lent.listing, identity)
+        async with self._lending:
+            listing = await self._run_blocking(self._lent.listing, identity)
         return listing
 
     def _encoded_chunk(self, blob_id: bytes, index: int) -> bytes:

@@ -13,7 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Lock
-from typing import Final
+from typing import Final, NamedTuple
 
 from consensus.primitives import merkle
 from consensus.primitives.digest import sha256
@@ -29,49 +29,67 @@ NAME: Final = "body"
 LENT_MAX: Final = 1_024  # trees of a few hashes; who asks on after one has gone lists it again
 
 
+class _Lent(NamedTuple):
+    """What is known of a body, so that only its chunks are read again."""
+
+    bundle_hash: bytes
+    length: int
+    tree: merkle.Levels
+
+
 class LentBodies:
     """Serves the bodies that `find(bundle hash)` has. Methods block, in any thread."""
 
     def __init__(self, find: Callable[[bytes], Bundle | None]) -> None:
         self._find = find
         self._lock = Lock()
-        self._lent: OrderedDict[bytes, tuple[bytes, merkle.Levels]] = OrderedDict()
+        self._blob_ids: OrderedDict[bytes, bytes] = OrderedDict()  # by bundle
+        self._lent: dict[bytes, _Lent] = {}  # by blob
 
     def __contains__(self, blob_id: bytes) -> bool:
         return blob_id in self._lent
 
+    def is_listed(self, bundle_hash: bytes) -> bool:
+        """Whether it can be listed without reading and hashing it whole."""
+        return bundle_hash in self._blob_ids
+
     def listing(self, bundle_hash: bytes) -> tuple[Entry, ...] | None:
         """The one file of a bundle's body; None where it is not here, or comes with its header."""
+        lent = self._lent.get(self._blob_ids.get(bundle_hash, b"")) or self._lend(bundle_hash)
+        return None if lent is None else (Entry(NAME, lent.tree[-1][0], lent.length),)
+
+    def _lend(self, bundle_hash: bytes) -> _Lent | None:
         bundle = self._find(bundle_hash)
         if bundle is None or len(bundle.body) <= CHUNK_BYTES:
             return None
         tree = merkle.levels_of(leaves_of_bytes(bundle.body))
-        blob_id = tree[-1][0]
+        lent = _Lent(bundle_hash, len(bundle.body), tree)
         with self._lock:
-            self._lent[blob_id] = bundle_hash, tree
-            self._lent.move_to_end(blob_id)
-            while len(self._lent) > LENT_MAX:
-                self._lent.popitem(last=False)
-        return (Entry(NAME, blob_id, len(bundle.body)),)
+            self._lent[tree[-1][0]] = lent
+            self._blob_ids[bundle_hash] = tree[-1][0]
+            while len(self._blob_ids) > LENT_MAX:
+                _, oldest = self._blob_ids.popitem(last=False)
+                self._lent.pop(oldest, None)
+        return lent
 
     def describe(self, blob_id: bytes) -> tuple[int, tuple[bytes, ...], bytes]:
         """As of a store's blob: all chunks are here. Raises Refused not found."""
-        body, tree = self._body(blob_id)
-        return len(body), merkle.path_in(tree, 0), bytes([(1 << len(tree[0]) - 1) - 1])
+        _, length, tree = self._get(blob_id)
+        return length, merkle.path_in(tree, 0), bytes([(1 << len(tree[0]) - 1) - 1])
 
     def chunk(self, blob_id: bytes, index: int) -> tuple[bytes, tuple[bytes, ...]]:
         """A chunk and its path; raises Refused not found."""
-        body, tree = self._body(blob_id)
-        if index >= len(tree[0]) - 1:
+        bundle_hash, _, tree = self._get(blob_id)
+        bundle = self._find(bundle_hash) if index < len(tree[0]) - 1 else None
+        if bundle is None:
             raise Refused(Code.NOT_FOUND)
-        return chunk_of(body, index), merkle.path_in(tree, index + 1)
+        return chunk_of(bundle.body, index), merkle.path_in(tree, index + 1)
 
-    def _body(self, blob_id: bytes) -> tuple[bytes, merkle.Levels]:
+    def _get(self, blob_id: bytes) -> _Lent:
         lent = self._lent.get(blob_id)
-        bundle = None if lent is None else self._find(lent[0])
-        if lent is None or bundle is None:
+        if lent is None:
             raise Refused(Code.NOT_FOUND)
-        return bundle.body, lent[1]
+        return lent
 
 
 async def fetch_body(blobs: Blobs, head: Bundle, peers: Sequence[PeerId]) -> Bundle:

@@ -57,6 +57,7 @@ from node.light import trust_genesis, verify_file
 from node.peering.bindings import is_binding, make_binding
 from node.peering.blobs import Blobs
 from node.peering.blobstore import CONTENT, BlobStore
+from node.peering.bodies import LentBodies
 from node.peering.catchup import Catchup
 from node.peering.directory import Directory
 from node.peering.lightserver import LightServer
@@ -276,7 +277,10 @@ class Scenes:
             store=story.snapshots, get_view=chain.view, run_blocking=at_once
         ).serve(self.server)  # fmt: skip
         self.server_blobs = BlobStore(self.home / "server", 1 << 20)
-        Blobs(network=self.server, store=self.server_blobs, run_blocking=at_once).serve()
+        Blobs(
+            network=self.server, store=self.server_blobs, lent=LentBodies(chain.bundles.get),
+            run_blocking=at_once,
+        ).serve()  # fmt: skip
         self.relay_of_server = self.relay(self.server, chain.bundles)
         self.relay_of_client = self.relay(self.client, Bodies())
         self.directory_of_server = self.directory(self.server)

@@ -1,6 +1,7 @@
 """Bodies of more than a chunk: from several sources, each chunk proven, gone on with, bounded."""
 
 import random
+from collections import Counter
 from contextlib import asynccontextmanager
 
 import pytest
@@ -160,9 +161,56 @@ def test_a_body_that_is_gone_or_a_chunk_that_is_none_is_not_found() -> None:
     with pytest.raises(Refused):
         lent.chunk(entry.blob_id, 2)
     held.clear()
-    for ask in (lambda: lent.describe(entry.blob_id), lambda: lent.chunk(entry.blob_id, 0)):
-        with pytest.raises(Refused):
-            ask()
+    with pytest.raises(Refused):
+        lent.chunk(entry.blob_id, 0)
+    with pytest.raises(Refused):
+        lent.describe(bytes(32))
+
+
+def test_a_body_is_read_whole_once_however_often_it_is_listed() -> None:
+    """Else 36 bytes of a peer's would have us read and hash 2 MiB, each time."""
+    bundle, read = bundle_of(BODY_BYTES_MAX), []
+    lent = LentBodies(lambda name: read.append(name) or bundle)
+    assert not lent.is_listed(bundle.hash)
+    (entry,) = lent.listing(bundle.hash)
+    for _ in range(3):
+        assert lent.is_listed(bundle.hash)
+        assert lent.listing(bundle.hash) == (entry,)
+        assert lent.describe(entry.blob_id)[0] == BODY_BYTES_MAX
+    assert len(read) == 1
+
+
+async def test_bodies_are_read_one_after_the_other_for_their_first_listing(
+    tmp_path, autojump_clock
+) -> None:
+    async with four(tmp_path) as (one, _, _, mine):
+        bundles = [bundle_of(CHUNK_BYTES + 1, seed) for seed in range(3)]
+        for bundle in bundles:
+            one.hold(bundle)
+        reading = 0
+
+        async def slowly(function, *arguments):
+            nonlocal reading
+            reading += 1
+            assert reading == 1
+            await trio.sleep(0.01)
+            reading -= 1
+            return function(*arguments)
+
+        one.blobs._run_blocking = slowly
+        codes = Counter()
+
+        async def ask(bundle: Bundle) -> None:
+            question = encode((2, BUNDLE, bundle.hash))
+            try:
+                await one.blobs.answer(mine.network.me, question)
+            except Refused as refused:
+                codes[refused.code] += 1
+
+        async with trio.open_nursery() as nursery:
+            for bundle in bundles:
+                nursery.start_soon(ask, bundle)
+        assert codes == {Code.BUSY: 2}
 
 
 def test_trees_that_are_remembered_are_bounded(monkeypatch) -> None:

@@ -35,6 +35,7 @@ from node.peering.audits import Audits, StatedClaim
 from node.peering.bindings import find_validator, is_binding, make_binding
 from node.peering.blobs import Blobs
 from node.peering.blobstore import FREE_BYTES_MIN, BlobStore
+from node.peering.bodies import LentBodies, fetch_body
 from node.peering.directory import Directory
 from node.peering.lightserver import LightServer
 from node.peering.proposer import Proposer
@@ -177,7 +178,9 @@ class Node:
             self._config.p2p.blob_quota_gb << 30,
             free_bytes_min=self._free_bytes_min,
         )
-        self._blobs = Blobs(network=self._network, store=self._store)
+        self._blobs = Blobs(
+            network=self._network, store=self._store, lent=LentBodies(self._chain.bundles.get)
+        )
         serves = "provider" in self._config.roles
         self._holdings = Holdings(
             home=settings.home,
@@ -209,6 +212,7 @@ class Node:
             auditor=self._auditor,
             audits=self._audits,
             may_be_shown=self._is_member,
+            fetch_body=partial(fetch_body, self._blobs),
             evidence_folder=settings.home / "evidence",
             watch_folder=settings.home / "watchtower",
             get_height=lambda: self._chain.height,
@@ -604,6 +608,7 @@ class Node:
             if await self._sync_state():
                 nursery.cancel_scope.cancel()
                 return not self._stop.is_set()
+            self._blobs.serve()
             await start(self._relay.run)
             await start(self._replica.run)
             nursery.start_soon(self._disk.run)
@@ -612,7 +617,6 @@ class Node:
             nursery.start_soon(self._prune)
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._directory.run)
-            self._blobs.serve()
             self._light.serve(self._network)
             nursery.start_soon(self._holdings.run)
             nursery.start_soon(self._refuter.run)

@@ -38,6 +38,7 @@ BYTES_MAX: Final = {ADAPTER: 2 * GIB, BASE: 64 * GIB, INDEX: 16 * GIB, CONTENT: 
 OUR_ERRORS: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOSPC, errno.ENOMEM, errno.EDQUOT}
 )  # no file of a stranger's can cause them
+PASSING_ERRORS: Final = OUR_ERRORS - {errno.EIO}  # a disk that cannot read it now never will
 FOLDERS: Final = {ADAPTER: "adapters", BASE: "models", INDEX: "indexes", CONTENT: "manifests"}
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
@@ -182,6 +183,8 @@ class Holdings:
                 await self._run_blocking(self._store.link_into, entries, folder)
             await self._run_blocking(check, folder)
         except (Invalid, OSError) as error:
+            if isinstance(error, OSError) and error.errno in PASSING_ERRORS:
+                raise  # it may be whole: only this moment keeps us from reading it
             self.counters["rotted"] += 1
             log.warning("damaged here, fetched anew", folder=str(folder), why=str(error))
             return False

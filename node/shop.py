@@ -43,8 +43,8 @@ from node.serving.service import InferenceService
 from node.serving.timing import Timed
 from node.serving.worker import WorkerEngine
 from p2p.errors import NetworkError
-from p2p.limits import PROTOCOLS
-from p2p.network import Network
+from p2p.limits import PENALTIES, PROTOCOLS
+from p2p.network import Network, PeerId
 
 LOOK_S: Final = 0.5
 ADAPTERS_S: Final = 5.0
@@ -279,9 +279,13 @@ class Shop:
             has_engine=lambda: engine.state == "ready",
             has_room=counter.has_room,
             note_receipt=bundler.note_receipt,
+            blame=self._blame,
             stream_errors=(NetworkError,),
             now_ms=counter.now_ms,
         )
+
+    def _blame(self, peer: bytes) -> None:
+        self._network.penalise(PeerId(peer), PENALTIES["malformed"], "malformed")
 
     async def _wait_base(self) -> Path:
         while True:

@@ -50,7 +50,18 @@ class Address:
 
     def ip(self) -> IpAddress | None:
         """None for a name."""
-        return ipaddress.ip_address(self.host) if self.kind in _IP_KINDS else None
+        return ip_of(self.host) if self.kind in _IP_KINDS else None
+
+
+def ip_of(host: str) -> IpAddress | None:
+    """None for a name. An IPv4 address that is mapped into IPv6 is that IPv4 address: it is what
+    the packets go to, and what a socket for both kinds tells of who has come."""
+    try:
+        ip = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
+    return mapped or ip
 
 
 def parse_address(text: str, *, names_allowed: bool = False) -> Address:
@@ -102,12 +113,20 @@ def is_usable(address: Address, reach: Reach) -> bool:
     return reach != "public" or _is_public(ip)
 
 
+def are_tellable(texts: Iterable[bytes], reach: Reach) -> bool:
+    """May we tell all of these on, which a stranger has signed together?"""
+    try:
+        return all(is_usable(parse_address(text.decode("ascii")), reach) for text in texts)
+    except (Misbehaving, UnicodeDecodeError):
+        return False
+
+
 def _is_public(ip: IpAddress) -> bool:
     if not ip.is_global or ip.is_multicast:
         return False
     if isinstance(ip, ipaddress.IPv4Address):
         return True
-    inner = ip.ipv4_mapped or ip.sixtofour
+    inner = ip.sixtofour
     if inner is None and ip in _NAT64:
         inner = ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)
     return inner is None or (inner.is_global and not inner.is_multicast)
@@ -115,9 +134,8 @@ def _is_public(ip: IpAddress) -> bool:
 
 def group_of(host: str) -> str:
     """The /24 or /48 that limits count by; the text itself for a name."""
-    try:
-        ip = ipaddress.ip_address(host)
-    except ValueError:
+    ip = ip_of(host)
+    if ip is None:
         return host
     width = 24 if ip.version == 4 else 48
     return str(ipaddress.ip_network(f"{ip}/{width}", strict=False))
@@ -126,9 +144,8 @@ def group_of(host: str) -> str:
 @lru_cache(maxsize=2 * BOOK_ENTRIES_MAX)  # the dialler asks it of the whole book
 def wide_group_of(host: str) -> str:
     """The /16 or /32: on a public network each outbound peer stands in another."""
-    try:
-        ip = ipaddress.ip_address(host)
-    except ValueError:
+    ip = ip_of(host)
+    if ip is None:
         return host
     width = 16 if ip.version == 4 else 32
     return str(ipaddress.ip_network(f"{ip}/{width}", strict=False))

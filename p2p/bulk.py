@@ -9,7 +9,6 @@ What this file does not know: what is sent, and what may be sent.
 """
 
 import contextlib
-import ipaddress
 import struct
 from collections import Counter
 from typing import Any, Final
@@ -31,6 +30,7 @@ from libp2p.stream_muxer.yamux.yamux import (
 )
 from libp2p.utils import encode_delim
 
+from p2p.addresses import ip_of
 from p2p.limits import (
     CREDIT_LOOK_S,
     CREDIT_S,
@@ -42,7 +42,6 @@ from p2p.limits import (
 )
 
 MUXED_BYTES_MAX: Final = MAX_PLAINTEXT_LENGTH - HEADER_SIZE  # of a Yamux frame: one Noise message
-CREDIT_SLACK_BYTES: Final = 1_024  # greeting, length and envelope around a reply
 LARGEST: Final = "largest_window"  # ever given on a connection, in its own attributes
 
 
@@ -67,11 +66,9 @@ class BufferedTcpStream(TrioTCPStream):
         The host without a zone, and as IPv4 where it is that: as limits and `deny` name it.
         """
         if self._remote is None:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(OSError):
                 host, port = self.stream.socket.getpeername()[:2]
-                ip = ipaddress.ip_address(host.partition("%")[0])
-                inner = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-                self._remote = str(inner or ip), port
+                self._remote = str(ip_of(host.partition("%")[0])), port
         return self._remote
 
     async def read(self, n: int | None = None) -> bytes:

@@ -10,7 +10,6 @@ import os
 import random
 from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Final
 
 import structlog
 import trio
@@ -29,6 +28,7 @@ from p2p.limits import (
     BACKOFF_NEAR_TRIES,
     BOOK_SAVE_S,
     DIAL_S,
+    DIALLER_LOOK_S,
     DIALS_AT_ONCE_MAX,
     EXCHANGE_LATE_S,
     EXCHANGE_PEERS,
@@ -38,6 +38,7 @@ from p2p.limits import (
     OUTBOUND_MAX,
     OUTBOUND_TARGET,
     PASSED_OVER_S,
+    PEERS_BYTES_MAX,
     WRONG_CHAIN_S,
 )
 from p2p.membership import Ask, Link, Membership
@@ -46,8 +47,6 @@ from p2p.records import AddressRecord, Identity, read_record
 
 log = structlog.get_logger(part="p2p")
 
-PEERS_BYTES_MAX: Final = 64 * 1_024
-LOOK_EVERY_S: Final = 0.25  # how often the dialler looks whom to dial; woken at once by news
 
 Dial = Callable[[PeerId, Address], Awaitable[None]]
 
@@ -258,7 +257,7 @@ class Discovery:
             for entry, address in self._due():
                 self._dialling.add(entry.peer)
                 nursery.start_soon(self._try, dial, entry, address)
-            with trio.move_on_after(LOOK_EVERY_S):
+            with trio.move_on_after(DIALLER_LOOK_S):
                 await self._news.wait()
 
     def _due(self) -> list[tuple[Entry, Address]]:

@@ -13,12 +13,10 @@ import msgpack
 import trio
 
 from p2p.errors import Misbehaving, NetworkError
-from p2p.limits import CLOSE_S
+from p2p.limits import CLOSE_S, DEPTH_MAX, ITEMS_MAX
 
 INT_MAX: Final = 2**63 - 1
 LENGTH_BYTES: Final = 4
-ITEMS_MAX: Final = 128  # of any one array of ours
-DEPTH_MAX: Final = 6
 
 Value = int | bytes | tuple["Value", ...]
 
@@ -33,9 +31,11 @@ class FrameStream(Protocol):
     Read without pausing: a writer whose bytes nobody takes for 5 s loses its stream. Whoever opened
     one ends it with `part` or `reset`: closed only, it is held as long as the connection.
     `has_stalled`: a frame was begun and did not end in time, or before we gave up the first one.
+    `has_broken_rules`: a frame had a length that none may have, or ended before its end.
     """
 
     has_stalled: bool
+    has_broken_rules: bool
 
     async def read(self, bytes_max: int, timeout_s: float) -> bytes:
         """The next frame. `timeout_s` may be infinite: it bounds the wait for the frame's start.

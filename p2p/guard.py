@@ -12,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection
-from typing import Any, Final
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import libp2p.network.swarm as swarm_module
@@ -23,6 +23,9 @@ import libp2p.stream_muxer.muxer_multistream as muxer_module
 import libp2p.stream_muxer.yamux.yamux as yamux_module
 import trio
 from libp2p.exceptions import ParseError
+from libp2p.identity.identify.identify import ID as IDENTIFY
+from libp2p.identity.identify.identify import PROTOCOL_VERSION as IDENTIFY_VERSION
+from libp2p.identity.identify.pb.identify_pb2 import Identify
 from libp2p.identity.identify_push.identify_push import ID_PUSH as IDENTIFY_PUSH
 from libp2p.network.connection.exceptions import RawConnError
 from libp2p.network.connection.raw_connection import RawConnection
@@ -34,7 +37,7 @@ from libp2p.pubsub.pubsub import Pubsub, ValidationCache
 from libp2p.pubsub.rpc_queue import RpcQueue
 from libp2p.pubsub.utils import safe_bytes_from_hex
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
-from libp2p.utils.varint import read_varint_prefixed_bytes_limited
+from libp2p.utils.varint import encode_varint_prefixed, read_varint_prefixed_bytes_limited
 
 from p2p.bulk import patch_streams
 from p2p.errors import Misbehaving
@@ -45,6 +48,8 @@ from p2p.limits import (
     OPENED_STREAMS_S,
     OUTBOUND_QUEUE,
     OUTBOUND_QUEUE_BYTES_MAX,
+    PENDING_MAX,
+    PENDING_S,
     PER_ADDRESS_MAX,
     PRUNE_BACKOFF_S_MAX,
     REFUSED_STREAMS_MAX,
@@ -56,13 +61,10 @@ from p2p.limits import (
     RPC_SUBSCRIPTIONS_MAX,
     RPC_WANTED_BYTES_MAX,
     STREAMS_PER_CONNECTION_MAX,
+    STUCK_WRITE_S,
+    UNREAD_SLACK_BYTES,
     TokenBucket,
 )
-
-STUCK_WRITE_S: Final = 6.0  # a frame half written for so long: the connection is lost
-UNREAD_SLACK_BYTES: Final = 64 * 1_024
-PENDING_MAX: Final = 8  # gossip kept for a peer whose subscriptions are not known yet
-PENDING_S: Final = 3.0
 
 Note = Callable[[Any, str, BaseException], None]  # peer's libp2p id or None, where, what
 
@@ -452,17 +454,29 @@ def guard_swarm(swarm: Any, note: Note, *, private_allowed: bool) -> None:
 
 
 def guard_identify(host: Any) -> None:
-    """Ask nobody who it is, and have nobody push it to us.
+    """Ask nobody who it is, have nobody push it to us, and tell what we announce and no more.
 
     What identify tells we use for nothing: addresses come in signed records, protocols show when a
     stream is opened. A megabyte of both cost us eight times the CPU that it cost its sender, in a
-    system task, where an exception ends the process.
+    system task, where an exception ends the process. And where nothing is announced the library
+    looks for half a second each time, then tells the private addresses that it listens on.
     """
+
+    async def tell(stream: Any) -> None:
+        told = Identify(
+            protocol_version=IDENTIFY_VERSION,
+            public_key=host.get_public_key().serialize(),
+            listen_addrs=[address.to_bytes() for address in host.get_addrs()],
+            protocols=[str(name) for name in host.get_mux().get_protocols() if name is not None],
+        )
+        await stream.write(encode_varint_prefixed(told.SerializeToString()))
+        await stream.close()
 
     def ask_nobody(peer_id: Any, *, reason: str) -> None:
         """The library begins a task here for each connection."""
 
     host._schedule_identify = ask_nobody
+    host.set_stream_handler(IDENTIFY, tell)
     host.remove_stream_handler(IDENTIFY_PUSH)
 
 

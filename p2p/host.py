@@ -34,7 +34,7 @@ from libp2p.tools.anyio_service import background_trio_service
 from multiaddr import Multiaddr
 
 from p2p.addresses import Address, parse_address
-from p2p.bulk import BYTES_MOVED, CREDIT_SLACK_BYTES, credit_frame, greet
+from p2p.bulk import BYTES_MOVED, credit_frame, greet
 from p2p.counters import Counters
 from p2p.errors import ListenError, Misbehaving, TooSlow, Unreachable
 from p2p.framing import FrameStream
@@ -52,9 +52,11 @@ from p2p.guard import (
     untyped,
 )
 from p2p.limits import (
+    ADMITTED_LOOK_S,
     CLOSE_S,
     COME_ANEW_S,
     CONNECTIONS_PER_PEER_MAX,
+    CREDIT_SLACK_BYTES,
     DIAL_S,
     HEARTBEAT_S,
     HISTORY,
@@ -83,7 +85,6 @@ MESSAGE_ID_BYTES: Final = 20
 PEERS_FAULT: Final = (
     DecodeError, ParseError, CryptographyError, UnicodeDecodeError, Misbehaving
 )  # fmt: skip
-ADMITTED_LOOK_S: Final = 0.05
 
 
 class Libp2pIdentity:

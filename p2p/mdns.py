@@ -25,7 +25,9 @@ from p2p.errors import Misbehaving
 from p2p.limits import (
     HINT_ADDRESSES_MAX,
     MDNS_LOOK_S,
+    MDNS_PEERS_MAX,
     MDNS_QUEUE_MAX,
+    MDNS_RESOLVE_MS,
     MDNS_RETRY_S,
     MDNS_STOP_S,
     MDNS_TEXT_BYTES_MAX,
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(part="p2p")
 
-RESOLVE_MS: Final = 3_000
 _KEY: Final = b"dnsaddr="
 _TEXT_LENGTH_MAX: Final = 255  # of one text: its length is one byte
 
@@ -207,7 +208,7 @@ class Mdns:
             self._hear(name, None)
             return
         with contextlib.suppress(Error, OSError):  # it is gone again, or we are closing
-            info = zeroconf.get_service_info(service_type, name, timeout=RESOLVE_MS)
+            info = zeroconf.get_service_info(service_type, name, timeout=MDNS_RESOLVE_MS)
             if info is not None:
                 self._hear(name, info.text)
 
@@ -233,6 +234,9 @@ class Mdns:
                 self._counters.faults["mdns text"] += 1
                 continue
             if told is not None and told[0] != self._me:
+                if len(self._peers) >= MDNS_PEERS_MAX:  # names cost their maker nothing
+                    self._counters.queue_dropped["mdns", "full"] += 1
+                    continue
                 self._peers[name] = told[0]
                 self._found(*told)
             elif known is not None:

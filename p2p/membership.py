@@ -33,10 +33,12 @@ from p2p.limits import (
     PER_ADDRESS_MAX,
     PER_GROUP_MAX,
     PING_AGAIN,
+    PING_BYTES_MAX,
     PING_JITTER,
     PING_MISSES_MAX,
     PING_S,
     SOFTWARE_BYTES_MAX,
+    STATUS_BYTES_MAX,
     STATUS_EVERY_S,
     STATUS_WITHIN_S,
 )
@@ -46,8 +48,6 @@ from p2p.records import AddressRecord, Identity, read_record
 log = structlog.get_logger(part="p2p")
 
 STATUS_VERSION: Final = 1
-STATUS_BYTES_MAX: Final = 2 * 1_024
-PING_BYTES_MAX: Final = 64
 
 
 class Ask(Protocol):

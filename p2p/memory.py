@@ -253,7 +253,7 @@ class MemoryStream:
         self._frames: deque[bytes] = deque()
         self._unread_bytes = 0  # written by the twin, under way or waiting here
         self._changed = trio.Event()
-        self._has_ended = False
+        self._has_ended = self.has_broken_rules = False
         self._broken = ""
         self._has_closed = False
         self._arrives_s = 0.0  # nothing of ours arrives before this: a stream keeps its order
@@ -278,6 +278,7 @@ class MemoryStream:
         self._unread_bytes -= len(body)
         self.twin._tell()
         if not 0 < len(body) <= bytes_max:
+            self.has_broken_rules = True
             await self.reset()
             raise Misbehaving(f"a frame of {len(body)} bytes, {bytes_max} allowed")
         return body

@@ -13,7 +13,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import structlog
 import trio
@@ -23,6 +23,7 @@ from p2p.addresses import (
     Reach,
     addresses_of,
     announced_of,
+    ip_of,
     is_usable,
     parse_address,
 )
@@ -41,6 +42,7 @@ from p2p.limits import (
     PING_EVERY_S,
     PING_MISSES_MAX,
     PROTOCOLS,
+    REACH_LOOK_S,
     REACH_S,
     RECORD_RENEW_S,
     RESTART_FIRST_S,
@@ -64,7 +66,6 @@ if TYPE_CHECKING:  # libp2p takes 1.5 s to import: not before a network is made
 
 log = structlog.get_logger(part="p2p")
 
-REACH_LOOK_S: Final = 0.05
 
 __all__ = [
     "FrameStream",
@@ -139,6 +140,10 @@ class Network(Protocol):
     async def reach(self, peer: PeerId, addresses: Iterable[bytes]) -> None:
         """Be linked with `peer` before it is asked: dialled where we know it to be, else at what
         it says of itself, if that may be dialled at all. Unreachable after REACH_S."""
+        ...
+
+    def may_tell(self, addresses: Iterable[bytes]) -> bool:
+        """Whether all of these, which a stranger says of itself, may be told on in this network."""
         ...
 
     async def open(self, peer: PeerId, protocol: str) -> FrameStream:
@@ -459,11 +464,8 @@ class Libp2pNetwork(Switchboard):
             return True
         if not self._denied_networks or not host:
             return False
-        try:
-            ip = ipaddress.ip_address(host)
-        except ValueError:
-            return False  # a name of the operator's own
-        return any(ip in network for network in self._denied_networks)
+        ip = ip_of(host)  # None for a name of the operator's own
+        return ip is not None and any(ip in network for network in self._denied_networks)
 
 
 def _innermost(error: Exception) -> Exception:

@@ -13,7 +13,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import trio
 from libp2p.custom_types import TProtocol
@@ -32,7 +32,9 @@ from p2p.limits import (
     CIRCUIT_S,
     CIRCUITS_MAX,
     OPEN_S,
+    RELAY_LOOK_S,
     RELAY_MESSAGE_BYTES_MAX,
+    RELAY_READ_BYTES,
     RELAYS_USED_MAX,
     RESERVATION_S,
     RESERVATIONS_MAX,
@@ -45,8 +47,6 @@ RelayUse = Literal["off", "client", "server"]  # `p2p.relay` of the config
 HOP: Final = TProtocol("/libp2p/circuit/relay/0.2.0/hop")
 STOP: Final = TProtocol("/libp2p/circuit/relay/0.2.0/stop")
 RELAY_ROLE: Final = 1 << 3  # in `status`: serves as a relay
-READ_BYTES: Final = 16 * 1_024
-LOOK_EVERY_S: Final = 2.0
 
 pb: Any = circuit_pb2  # generated: its names are made at run time
 
@@ -78,6 +78,13 @@ class Way:
     counters: Counters
 
 
+class _Place(NamedTuple):
+    """At a relay: the connection it was given on, and when to ask again."""
+
+    muxed: Any
+    due_s: float
+
+
 class Relaying:
     """Both sides of the protocol in one node: a server also reserves with others."""
 
@@ -86,7 +93,7 @@ class Relaying:
         self._way = way
         self._places: dict[PeerId, float] = {}  # as a server: who may be called, until when
         self._circuits: list[tuple[PeerId, PeerId]] = []  # that we carry: from, to
-        self._reserved: dict[PeerId, float] = {}  # as a client: relays, and when to ask again
+        self._reserved: dict[PeerId, _Place] = {}  # as a client: our places, by relay
         self._taken = 0  # circuits that end here
         if use == "server":
             way.host.set_stream_handler(HOP, self._hop)
@@ -183,31 +190,44 @@ class Relaying:
     # --- as a client
 
     async def keep_reserved(self) -> None:
-        """Forever: a place at RELAYS_USED_MAX relays, asked for again at half its time."""
+        """Forever: a place at RELAYS_USED_MAX relays, asked for again at half its time.
+
+        A place ends with its connection: a relay that was started anew knows of none.
+        """
         while True:
             relays, before = tuple(self._way.relays()), self.reserved()
-            self._reserved = {r: due for r, due in self._reserved.items() if r in relays}
+            self._reserved = {
+                relay: place
+                for relay, place in self._reserved.items()
+                if relay in relays and self._stands(relay, place)
+            }
             for relay in relays:
-                due_s = self._reserved.get(relay)
-                is_wanted = due_s is None and len(self._reserved) < RELAYS_USED_MAX
-                if is_wanted or (due_s is not None and due_s <= trio.current_time()):
+                place = self._reserved.get(relay)
+                is_wanted = place is None and len(self._reserved) < RELAYS_USED_MAX
+                if is_wanted or (place is not None and place.due_s <= trio.current_time()):
                     self._reserved.pop(relay, None)
-                    if await self._reserve(relay):
-                        self._reserved[relay] = trio.current_time() + RESERVATION_S / 2
+                    if (muxed := await self._reserve(relay)) is not None:
+                        due_s = trio.current_time() + RESERVATION_S / 2
+                        self._reserved[relay] = _Place(muxed, due_s)
             if self.reserved() != before:
                 self._way.changed()
-            await trio.sleep(LOOK_EVERY_S)
+            await trio.sleep(RELAY_LOOK_S)
 
-    async def _reserve(self, relay: PeerId) -> bool:
+    def _stands(self, relay: PeerId, place: "_Place") -> bool:
+        here = self._way.swarm.get_connections(id_of(relay))
+        return any(connection.muxed_conn is place.muxed for connection in here)
+
+    async def _reserve(self, relay: PeerId) -> Any:
+        """The connection on which we were given a place; None where there is none for us."""
         message = pb.HopMessage(type=pb.HopMessage.RESERVE)
         with trio.move_on_after(OPEN_S):
             try:
                 stream, status = await self._ask(relay, message)
             except Exception:  # noqa: BLE001  # whatever it raises, there is no place for us
-                return False
+                return None
             await reset_stream(stream)
-            return bool(status == pb.OK)
-        return False
+            return stream.muxed_conn if status == pb.OK else None
+        return None
 
     async def _ask(self, relay: PeerId, message: Any) -> tuple[Any, int]:
         """The relay's stream and its status; the stream is reset if there is none."""
@@ -284,7 +304,7 @@ async def _join(one: Any, other: Any, counters: Counters) -> None:
     async def pass_on(source: Any, sink: Any, scope: trio.CancelScope) -> None:
         nonlocal left
         with contextlib.suppress(Exception):  # one side is gone, and with it the circuit
-            while some := await source.read(READ_BYTES):
+            while some := await source.read(RELAY_READ_BYTES):
                 left -= len(some)
                 if left < 0:
                     counters.circuits["over bytes"] += 1

@@ -31,8 +31,11 @@ from p2p.framing import FrameStream, decode_reply, encode_reply, part
 from p2p.limits import (
     AUTHORS_MAX,
     BULK_BYTES,
+    BUSY_RETRY_MS,
+    ENVELOPE_BYTES_MAX,
     FRAME_BYTES_MAX,
     GONE_S,
+    LARGE_BYTES,
     OPEN_S,
     REPLIES_BYTES_MAX,
     REPLIES_BYTES_PER_PEER_MAX,
@@ -49,9 +52,6 @@ log = structlog.get_logger(part="p2p")
 
 KNOWN_CODES = frozenset(int(code) for code in Code)
 NO_ANSWER = -1
-ENVELOPE_BYTES_MAX = 32  # what [code, retry_ms, body] adds to a body
-BUSY_RETRY_MS = 200
-LARGE_BYTES = 64 * 1_024  # a larger reply waits its turn
 
 Handler = Callable[[PeerId, bytes], Awaitable[bytes]]
 StreamHandler = Callable[[PeerId, FrameStream], Awaitable[None]]
@@ -396,12 +396,13 @@ class Requests:
             await handler(peer, stream)
         except Misbehaving:
             code = Code.MALFORMED
-            self._blame(peer, "malformed")
         except NetworkError:
             code = Code.EXPIRED
         except Exception as error:  # noqa: BLE001  # our bug must not end the library's own task
             code = Code.OUR_FAILURE
             self._note_fault(protocol, error)
+        if stream.has_broken_rules or code == Code.MALFORMED:  # a handler may keep it to itself
+            self._blame(peer, "malformed")
         if stream.has_stalled:
             self._blame(peer, "timeout")
         self._counters.requests[protocol, "served", int(code)] += 1

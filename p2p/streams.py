@@ -8,7 +8,7 @@ What this file does not know: what is in a frame, who may open a stream.
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any
 
 import trio
 from libp2p.network.stream.exceptions import StreamEOF
@@ -17,10 +17,7 @@ from p2p.bulk import credit_frame, take
 from p2p.errors import EndOfStream, Misbehaving, NetworkError, TooSlow, Unreachable
 from p2p.framing import LENGTH_BYTES, frame, frame_head, frame_length
 from p2p.guard import reset_stream
-from p2p.limits import CLOSE_S, FRAME_BODY_S, FRAME_BYTES_S_MIN
-
-READ_BYTES: Final = 64 * 1_024
-COPIED_BYTES_MAX: Final = 256 * 1_024
+from p2p.limits import CLOSE_S, COPIED_BYTES_MAX, FRAME_BODY_S, FRAME_BYTES_S_MIN, STREAM_READ_BYTES
 
 
 class Libp2pFrameStream:
@@ -31,7 +28,7 @@ class Libp2pFrameStream:
         self._held = bytearray()
         self._is_reset = False
         self._has_read = False  # a whole frame
-        self.has_stalled = False
+        self.has_stalled = self.has_broken_rules = False
 
     async def read(self, bytes_max: int, timeout_s: float) -> bytes:
         is_whole = has_begun = False
@@ -54,6 +51,9 @@ class Libp2pFrameStream:
                     self._held.clear()
             is_whole = self._has_read = True
             return body
+        except Misbehaving:
+            self.has_broken_rules = True
+            raise
         except trio.TooSlowError:
             self.has_stalled = has_begun
             raise TooSlow("no whole frame in time") from None
@@ -65,7 +65,7 @@ class Libp2pFrameStream:
                 await self.reset()
 
     async def _hold_more(self) -> None:
-        part = await self._take(self._stream.read, READ_BYTES)
+        part = await self._take(self._stream.read, STREAM_READ_BYTES)
         if not part:
             raise self._cut_off() if self._held else EndOfStream("closed by the peer")
         self._held += part

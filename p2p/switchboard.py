@@ -11,6 +11,7 @@ from typing import Protocol
 
 import trio
 
+from p2p.addresses import Reach, are_tellable
 from p2p.counters import Counters, NetworkStatistics
 from p2p.errors import Unreachable
 from p2p.framing import FrameStream
@@ -81,6 +82,7 @@ class Switchboard:
         self._transport: Transport | None = None
         self._nursery: trio.Nursery | None = None
         self._is_ready = True
+        self._tells: Reach = "lan" if private_allowed else "public"
         self.members = Membership(
             identity=identity,
             chain_id=chain_id,
@@ -139,6 +141,9 @@ class Switchboard:
         return await self.requests.request(
             self._way_to(peer), peer, protocol, body, timeout_s=timeout_s, bytes_max=bytes_max
         )
+
+    def may_tell(self, addresses: Iterable[bytes]) -> bool:
+        return are_tellable(addresses, self._tells)
 
     def serve(self, protocol: str, handler: Handler, limits: ServeLimits) -> None:
         self.requests.serve(protocol, handler, limits)

@@ -208,6 +208,7 @@ class World:
         self.opened: list[bytes] = []
         self.closed: list[bytes] = []
         self.signed: list[tuple[bytes, bytes]] = []  # what the payer was given
+        self.blamed: list[bytes] = []  # by the provider
         self.settles = True
         self.is_current = self.has_engine = self.has_room = True
         self.tamper_provider: Callable[[bytes], bytes | None] = lambda body: body
@@ -236,7 +237,8 @@ class World:
             attribute=self.attribute, book=self.book, find_model=lambda *_: self.model,
             get_state=lambda: self.state, is_current=lambda: self.is_current,
             has_engine=lambda: self.has_engine, has_room=lambda: self.has_room,
-            note_receipt=lambda: None, stream_errors=(NetworkError,), now_ms=self.now_ms,
+            note_receipt=lambda: None, blame=self.blamed.append, stream_errors=(NetworkError,),
+            now_ms=self.now_ms,
             random_bytes=self.rng.randbytes, run_blocking=at_once,
         )  # fmt: skip
 

@@ -1,13 +1,15 @@
 """Networks to test: the same scenes over libp2p on loopback and over the simulated hub."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import trio
 
+from node.ledger.wire.bundles import Bundle
+from p2p.errors import Unreachable
 from p2p.memory import Link, MemoryHub
-from p2p.network import Libp2pNetwork, Network
+from p2p.network import Libp2pNetwork, Network, PeerId
 
 CHAIN = hashlib.sha256(b"chain of the tests").digest()
 
@@ -70,3 +72,8 @@ async def wait_until(is_true: Callable[[], bool], seconds: float = 10) -> None:
     with trio.fail_after(seconds):
         while not is_true():  # noqa: ASYNC110  # it polls on purpose
             await trio.sleep(0.01)
+
+
+async def not_here(bundle: Bundle, peers: Sequence[PeerId]) -> Bundle:
+    """A relay's `fetch_body` where no bundle is larger than a chunk."""
+    raise Unreachable("nobody has its body")

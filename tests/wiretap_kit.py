@@ -42,7 +42,7 @@ class Talk(NamedTuple):
 class TappedEnd:
     """One end of a stream (`FrameStream`); what it writes is noted."""
 
-    has_stalled = False  # frames come whole
+    has_stalled = has_broken_rules = False  # frames come whole
 
     def __init__(self, talk: Talk, is_opener: bool, ways: tuple[Any, Any]) -> None:
         self._talk, self._is_opener = talk, is_opener

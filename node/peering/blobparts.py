@@ -1,9 +1,9 @@
-"""One blob on its way in: proven chunks at their place in a sparse file, and a note of each.
+"""One blob on its way in: proven chunks, at their place in a sparse file or in memory.
 
-Why a note of every chunk's hash: an ended process goes on where it was, and believes of its file
-only what hashes to the note; so neither has to reach the disk before the other, and a kill or a
-power cut costs the chunks that were on their way. Why a sync each 16 chunks: else the last one,
-of gigabytes, would hold up every other write to the disk.
+Why a note of every chunk's hash beside the file: an ended process goes on where it was, and
+believes of its file only what hashes to the note; so neither has to reach the disk before the
+other, and a kill or a power cut costs the chunks that were on their way. Why a sync each 16 chunks:
+else the last one, of gigabytes, would hold up every other write to the disk.
 What this file does not know: who sends the chunks.
 """
 
@@ -38,9 +38,67 @@ def leaf_count(length: int) -> int:
     return 1 + -(-length // CHUNK_BYTES)
 
 
+def chunk_of(content: bytes, index: int) -> bytes:
+    """A chunk of what is in memory."""
+    return content[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+
+
+def leaves_of_bytes(content: bytes) -> list[bytes]:
+    """Leaf hashes of what is in memory."""
+    chunks = (chunk_of(content, index) for index in range(leaf_count(len(content)) - 1))
+    return [merkle.leaf_hash(leaf) for leaf in (first_leaf(len(content)), *chunks)]
+
+
 def part_paths(target: Path) -> tuple[Path, Path]:
     """The files of a blob that is not whole yet: its chunks, and the notes."""
     return target.with_suffix(".part"), target.with_suffix(".notes")
+
+
+def prove_chunk(
+    blob_id: bytes, length: int, index: int, data: bytes, path: Sequence[bytes]
+) -> bytes:
+    """The leaf of a chunk that its path proves; raises Invalid `blob.chunk`, `merkle.…`."""
+    size = size_of_chunk(length, index)
+    if len(data) != size:
+        raise BlobInvalid("blob.chunk", bytes=len(data), expected=size)
+    leaf = merkle.leaf_hash(data)
+    merkle.verify_path(blob_id, leaf, index + 1, leaf_count(length), path)
+    return leaf
+
+
+def size_of_chunk(length: int, index: int) -> int:
+    """Bytes of a chunk; the last one is shorter."""
+    return min(CHUNK_BYTES, length - index * CHUNK_BYTES)
+
+
+class HeldPart:
+    """The same in memory, for a blob of a few chunks that goes elsewhere than to the disk."""
+
+    def __init__(self, blob_id: bytes, length: int) -> None:
+        self._blob_id, self._length = blob_id, length
+        self._kept: dict[int, bytes] = {}
+
+    @property
+    def chunks(self) -> int:
+        """How many it has in all."""
+        return leaf_count(self._length) - 1
+
+    def size_of(self, index: int) -> int:
+        """Bytes of a chunk."""
+        return size_of_chunk(self._length, index)
+
+    def missing(self) -> list[int]:
+        """Chunks that are not here."""
+        return [index for index in range(self.chunks) if index not in self._kept]
+
+    def keep(self, index: int, data: bytes, path: Sequence[bytes]) -> None:
+        """Hold a chunk, if it is proven; raises Invalid `blob.chunk`, `merkle.…`."""
+        prove_chunk(self._blob_id, self._length, index, data, path)
+        self._kept[index] = data
+
+    def whole(self) -> bytes:
+        """All of it, once nothing is missing."""
+        return b"".join(self._kept[index] for index in range(self.chunks))
 
 
 class BlobPart:
@@ -71,8 +129,8 @@ class BlobPart:
         return len(self._leaves) - 1
 
     def size_of(self, index: int) -> int:
-        """Bytes of a chunk; the last one is shorter."""
-        return min(CHUNK_BYTES, self._length - index * CHUNK_BYTES)
+        """Bytes of a chunk."""
+        return size_of_chunk(self._length, index)
 
     def missing(self) -> list[int]:
         """Chunks that are not here; reads and hashes all that the notes speak of."""
@@ -91,10 +149,7 @@ class BlobPart:
 
     def keep(self, index: int, data: bytes, path: Sequence[bytes]) -> None:
         """Write a chunk, if it is proven; raises Invalid `blob.chunk`, `merkle.…`."""
-        if len(data) != self.size_of(index):
-            raise BlobInvalid("blob.chunk", bytes=len(data), expected=self.size_of(index))
-        leaf = merkle.leaf_hash(data)
-        merkle.verify_path(self._blob_id, leaf, index + 1, len(self._leaves), path)
+        leaf = prove_chunk(self._blob_id, self._length, index, data, path)
         _write_all(self._file, data, index * CHUNK_BYTES)
         os.write(self._noted, index.to_bytes(INDEX_BYTES, "big") + leaf)
         self._leaves[index + 1] = leaf

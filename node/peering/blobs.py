@@ -8,13 +8,13 @@ What this file does not know: what a file means, which identities the ledger hol
 """
 
 import shutil
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections import Counter, OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import trio
 
@@ -32,8 +32,8 @@ from consensus.primitives.encoding import (
 )
 from consensus.primitives.errors import Invalid
 from node.observe import get_log
-from node.peering.blobparts import CHUNK_BYTES, BlobInvalid, BlobPart, first_leaf, leaf_count
-from node.peering.blobstore import BlobStore, Entry, decode_listing, encode_listing
+from node.peering.blobparts import CHUNK_BYTES, BlobInvalid, HeldPart, first_leaf, leaf_count
+from node.peering.blobstore import BUNDLE, BlobStore, Entry, decode_listing, encode_listing
 from node.peering.chunks import ChunkFetch
 from p2p.errors import Code, Misbehaving, NetworkError, Refused, Unreachable
 from p2p.limits import PENALTIES, PROTOCOLS
@@ -46,10 +46,12 @@ PATH_MAX: Final = 17
 HAVE_BYTES_MAX: Final = 8_192
 SOURCES_MAX: Final = 16
 READING_RETRY_MS: Final = 1_000  # while another blob is read whole, to be served
+LISTING_RETRY_MS: Final = 50  # while another body is read whole, to be lent: milliseconds
 SETTLE_S: Final = 2.0  # for other sources, once one has answered
 BUSY_MAX: Final = 20  # of one question about a blob, that a busy source puts off
 BUSY_MIN_S: Final = 0.05
 BUSY_MAX_S: Final = 2.0
+BEGUN_MAX: Final = 8  # blobs of which some chunks wait in memory for the next call
 
 log = get_log("blobs")
 
@@ -65,6 +67,30 @@ _DESCRIBED: Final = Record(_DESCRIPTOR, _PATH, Bytes(HAVE_BYTES_MAX))
 _CHUNK: Final = Record(Bytes(CHUNK_BYTES, 1), _PATH)
 
 
+Description = tuple[int, tuple[bytes, ...], bytes]  # length, path of leaf 0, which chunks
+Chunk = tuple[bytes, tuple[bytes, ...]]  # with its path
+
+
+class Lender(Protocol):
+    """Blobs that are served and lie elsewhere than in the store (`bodies.py`). Methods block."""
+
+    def __contains__(self, blob_id: bytes) -> bool: ...
+    def is_listed(self, bundle_hash: bytes) -> bool: ...
+    def listing(self, bundle_hash: bytes) -> tuple[Entry, ...] | None: ...
+    def describe(self, blob_id: bytes) -> Description: ...
+    def chunk(self, blob_id: bytes, index: int) -> Chunk: ...
+
+
+class Part(Protocol):
+    """A blob on its way in (`blobparts.py`). Methods block."""
+
+    @property
+    def chunks(self) -> int: ...
+    def size_of(self, index: int) -> int: ...
+    def missing(self) -> list[int]: ...
+    def keep(self, index: int, data: bytes, path: Sequence[bytes]) -> None: ...
+
+
 @dataclass(slots=True)
 class Coming:
     """How far a fetch is, for whoever looks."""
@@ -78,21 +104,26 @@ class Coming:
 
 
 class Blobs:
-    """Serves what the store lists, and fetches what the ledger names."""
+    """Serves what the store lists and `lent` has, and fetches what the ledger names."""
 
     def __init__(
         self,
         *,
         network: Network,
         store: BlobStore,
+        lent: Lender | None = None,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._network = network
         self._store = store
+        self._lent = lent
         self._run_blocking = run_blocking
         self._reading = trio.Lock()  # one blob at a time is read whole for its proofs
+        self._lending = trio.Lock()  # and one body at a time for its tree
         self._locks: dict[bytes, trio.Lock] = {}  # of blobs that are fetched now
         self._coming: list[Coming] = []
+        self._begun: OrderedDict[bytes, HeldPart] = OrderedDict()
+        self._in_use: Counter[bytes] = Counter()  # blobs that a listing of a fetch names
         self.counters: Counter[str] = Counter()
 
     def statistics(self) -> Mapping[str, int]:
@@ -116,7 +147,8 @@ class Blobs:
         if kind == DESCRIBE:
             _, blob_id = _decoded(body, _ASK)
             await self._be_ready(blob_id)
-            length, path, have = await self._run_blocking(self._store.describe, blob_id)
+            describe = self._who_has(blob_id).describe
+            length, path, have = await self._run_blocking(describe, blob_id)
             return encode(((length, CHUNK_BYTES), path, have))
         if kind == CHUNK:
             _, blob_id, index = _decoded(body, _ASK_CHUNK)
@@ -126,7 +158,7 @@ class Blobs:
             return raw
         if kind == LIST:
             _, what, identity = _decoded(body, _ASK_LIST)
-            listing = self._store.listing(what, identity)
+            listing = await self._list(what, identity)
             if listing is None:
                 raise Refused(Code.NOT_FOUND)
             return encode_listing(listing)
@@ -134,15 +166,30 @@ class Blobs:
 
     async def _be_ready(self, blob_id: bytes) -> None:
         """Large files are read whole once after a start: by one thread, however many ask."""
-        if self._store.is_known(blob_id):
+        if self._who_has(blob_id) is not self._store or self._store.is_known(blob_id):
             return
         if self._reading.locked():
             raise Refused(Code.BUSY, READING_RETRY_MS)
         async with self._reading:
             await self._run_blocking(self._store.describe, blob_id)
 
+    def _who_has(self, blob_id: bytes) -> BlobStore | Lender:
+        return self._lent if self._lent is not None and blob_id in self._lent else self._store
+
+    async def _list(self, kind: int, identity: bytes) -> tuple[Entry, ...] | None:
+        if kind != BUNDLE or self._lent is None:
+            return self._store.listing(kind, identity)
+        if self._lent.is_listed(identity):
+            return self._lent.listing(identity)
+        if self._lending.locked():
+            raise Refused(Code.BUSY, LISTING_RETRY_MS)
+        listing: tuple[Entry, ...] | None
+        async with self._lending:
+            listing = await self._run_blocking(self._lent.listing, identity)
+        return listing
+
     def _encoded_chunk(self, blob_id: bytes, index: int) -> bytes:
-        return encode(self._store.chunk(blob_id, index))
+        return encode(self._who_has(blob_id).chunk(blob_id, index))
 
     # -- fetching
 
@@ -172,20 +219,67 @@ class Blobs:
                 log.warning("a listing larger than may be", bytes=total, bytes_max=bytes_max)
                 continue
             coming = Coming(kind, identity, len(tellers), total)
-            self._coming.append(coming)
-            try:
-                await self._fetch_listing(coming, entries, tellers)
-            except NetworkError as error:
-                self.counters["sources_failed"] += 1
-                log.info("not all came", identity=identity, why=str(error))
-                continue
-            finally:
-                self._coming.remove(coming)
-            if await self._take_in(kind, identity, entries, folder, check):
-                return entries
+            with self._using(coming, entries):
+                try:
+                    await self._fetch_listing(coming, entries, tellers)
+                except NetworkError as error:
+                    self.counters["sources_failed"] += 1
+                    log.info("not all came", identity=identity, why=str(error))
+                    continue
+                if await self._take_in(kind, identity, entries, folder, check):
+                    return entries
             for peer in tellers:
                 self._blame(peer, "forged")
         raise Unreachable(f"no source for {identity.hex()[:16]}")
+
+    async def fetch_bytes(
+        self,
+        kind: int,
+        identity: bytes,
+        *,
+        peers: Sequence[PeerId],
+        length: int,
+        check: Callable[[bytes], None],
+    ) -> bytes:
+        """The one file of an identity, `length` bytes, which is kept elsewhere than here.
+
+        As `fetch`, with `check(content)`, but in memory: the caller bounds `length`. Chunks of a
+        fetch that failed or was cancelled are gone on with by the next call of this process.
+        """
+        for entries, tellers in await self._gather(kind, identity, _few(peers)):
+            if [entry.length for entry in entries] == [length]:
+                try:
+                    content = await self._fetch_held(kind, identity, entries[0], tellers)
+                except NetworkError as error:
+                    self.counters["sources_failed"] += 1
+                    log.info("not all came", identity=identity, why=str(error))
+                    continue
+                try:
+                    await self._run_blocking(check, content)
+                except Invalid as refusal:
+                    log.warning("not what the ledger names", identity=identity, why=str(refusal))
+                else:
+                    self.counters["fetched"] += 1
+                    return content
+            self.counters["listings_false"] += 1
+            for peer in tellers:
+                self._blame(peer, "forged")
+        raise Unreachable(f"no source for {identity.hex()[:16]}")
+
+    async def _fetch_held(
+        self, kind: int, identity: bytes, entry: Entry, peers: Sequence[PeerId]
+    ) -> bytes:
+        async with self._alone(entry.blob_id):
+            part = self._begun.pop(entry.blob_id, None) or HeldPart(entry.blob_id, entry.length)
+            coming = Coming(kind, identity, len(peers), entry.length)
+            try:
+                await self._fill(coming, entry, part, await self._find_having(entry, peers))
+            finally:
+                if 0 < len(part.missing()) < part.chunks:
+                    self._begun[entry.blob_id] = part
+                    if len(self._begun) > BEGUN_MAX:
+                        self._begun.popitem(last=False)
+            return part.whole()
 
     async def _gather(
         self, kind: int, identity: bytes, peers: Sequence[PeerId]
@@ -213,7 +307,9 @@ class Blobs:
             self.counters["listings_false"] += 1
             log.warning("not what the ledger names", identity=identity, why=str(refusal))
             await self._run_blocking(shutil.rmtree, folder)
-            await self._run_blocking(self._store.discard, entries)
+            # A liar may list what another fetch has under way, which is not the liar's to end.
+            alone = [entry for entry in entries if self._in_use[entry.blob_id] == 1]
+            await self._run_blocking(self._store.discard, alone)
             return False
         except OSError:  # ours: the blobs stay, and are checked again
             await self._run_blocking(partial(shutil.rmtree, folder, ignore_errors=True))
@@ -233,6 +329,19 @@ class Blobs:
                 else:
                     await self._fetch_blob(coming, entry, peers)
 
+    @contextmanager
+    def _using(self, coming: Coming, entries: Sequence[Entry]) -> Iterator[None]:
+        """A fetch of a listing, as long as it lasts."""
+        blob_ids = {entry.blob_id for entry in entries}
+        self._coming.append(coming)
+        self._in_use.update(blob_ids)
+        try:
+            yield
+        finally:
+            self._in_use.subtract(blob_ids)
+            self._in_use = +self._in_use
+            self._coming.remove(coming)
+
     @asynccontextmanager
     async def _alone(self, blob_id: bytes) -> AsyncIterator[None]:
         """Two identities may share a file, and two fetches would share its part."""
@@ -245,27 +354,36 @@ class Blobs:
                 self._locks.pop(blob_id, None)
 
     async def _fetch_blob(self, coming: Coming, entry: Entry, peers: Sequence[PeerId]) -> None:
-        having = await self._ask_all(
-            peers, (DESCRIBE, entry.blob_id), partial(_check_described, entry)
-        )
-        if not having:
-            raise Unreachable(f"nobody has {entry.name}")
+        having = await self._find_having(entry, peers)
         part = await self._run_blocking(self._store.part, entry.blob_id, entry.length)
-        goods = _BlobGoods(self, coming, entry, part, having)
         try:
-            fetch = ChunkFetch(
-                network=self._network,
-                goods=goods,
-                sources=list(having),
-                counters=self.counters,
-                run_blocking=self._run_blocking,
-            )
-            if not await fetch.run():
-                raise Unreachable(f"sources of {entry.name} are gone")
+            await self._fill(coming, entry, part, having)
             if not await self._run_blocking(part.finish):
                 raise Unreachable(f"what was kept of {entry.name} has rotted")
         finally:
             part.close()
+
+    async def _find_having(self, entry: Entry, peers: Sequence[PeerId]) -> dict[PeerId, bytes]:
+        """Who has which chunks of a blob; raises Unreachable where nobody has any."""
+        question = DESCRIBE, entry.blob_id
+        having = await self._ask_all(peers, question, partial(_check_described, entry))
+        if not having:
+            raise Unreachable(f"nobody has {entry.name}")
+        return having
+
+    async def _fill(
+        self, coming: Coming, entry: Entry, part: Part, having: Mapping[PeerId, bytes]
+    ) -> None:
+        """Have every chunk of a blob kept in `part`; raises Unreachable where not all came."""
+        fetch = ChunkFetch(
+            network=self._network,
+            goods=_BlobGoods(self, coming, entry, part, having),
+            sources=list(having),
+            counters=self.counters,
+            run_blocking=self._run_blocking,
+        )
+        if not await fetch.run():
+            raise Unreachable(f"sources of {entry.name} are gone")
 
     async def ask_chunk(self, peer: PeerId, blob_id: bytes, index: int) -> bytes:
         """[chunk, path], not looked at yet; raises NetworkError."""
@@ -328,7 +446,7 @@ class _BlobGoods:
     blobs: Blobs
     coming: Coming
     entry: Entry
-    part: BlobPart
+    part: Part
     having: Mapping[PeerId, bytes]
 
     @property

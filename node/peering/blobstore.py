@@ -37,6 +37,7 @@ NAME: Final = re.compile(
 
 ADAPTER, BASE, INDEX, CONTRIBUTION, CONTENT = 1, 2, 3, 4, 5
 KINDS: Final = (ADAPTER, BASE, INDEX, CONTRIBUTION, CONTENT)
+BUNDLE: Final = 6  # the body of one, by the bundle's hash: lent (`bodies.py`), and never kept here
 FREE_BYTES_MIN: Final = 1 << 30  # at least so much stays free: blobs never cost a vote
 PARTS_KEPT_S: Final = 7 * 86_400  # half a blob that nobody went on with
 

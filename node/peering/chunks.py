@@ -127,7 +127,8 @@ class ChunkFetch:
         self._keeping: set[int] = set()  # of these, what is being written
         at_once = min(SOURCES_AT_ONCE_MAX, max(1, len(sources)))
         most = max(IN_FLIGHT_PER_SOURCE, IN_FLIGHT_MAX // at_once)
-        self._askers_each = min(goods.at_once_max, most)
+        fair = -(-goods.chunks // at_once)  # of few chunks, each source has its share
+        self._askers_each = min(goods.at_once_max, most, fair)
         self._changed = trio.Event()
         self._disk_error: OSError | None = None
         self._told_s = 0.0

@@ -112,6 +112,9 @@ class Directory:
         held = self._offers.get(signed.offer.provider)
         if held is not None and held.offer.seq >= signed.offer.seq:
             return False
+        if not self._network.may_tell(signed.offer.addresses):  # it is signed as a whole
+            self.counters["not_tellable"] += 1
+            return False
         if not check_offer(self._get_state(), self._chain_id, signed, self._now_ms()):
             return False
         if held is None and len(self._offers) >= OFFERS_MAX:

@@ -21,7 +21,6 @@ from node.ledger.admission import Admitted, admit_bundle
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.state import State
 from node.ledger.wire.bundles import (
-    BODY_BYTES_MAX,
     HEADER_BYTES_MAX,
     Bundle,
     CheckedBundle,
@@ -33,6 +32,7 @@ from node.ledger.wire.receipts import Credits, Receipt
 from node.observe import get_log
 from node.peering import topics
 from node.peering.audits import Audits, StatedClaim
+from node.peering.blobparts import CHUNK_BYTES
 from node.peering.handing import Handing
 from node.peering.topics import BUNDLES, TXS
 from node.peering.watching import KEEP, Watching
@@ -48,9 +48,10 @@ WORKERS: Final = 4
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
 _HASHES: Final = Record(U8, ListOf(H, PULL_MAX, 1))
-_BUNDLE_OR_NONE: Final = Bytes(HEADER_BYTES_MAX + BODY_BYTES_MAX + 128)
+# A body of more than one chunk comes as a blob (`bodies.py`), and is left out here.
+_BUNDLE_OR_NONE: Final = Bytes(HEADER_BYTES_MAX + CHUNK_BYTES + 128)
 _BODIES: Final = ListOf(_BUNDLE_OR_NONE, PULL_MAX)
-_STORED: Final = Record(Bytes(HEADER_BYTES_MAX), Bytes(64, 64), Bytes(BODY_BYTES_MAX))
+_STORED: Final = Record(Bytes(HEADER_BYTES_MAX), Bytes(64, 64), Bytes(CHUNK_BYTES))
 
 
 class FalseClaim(NamedTuple):
@@ -98,12 +99,16 @@ class Found(NamedTuple):
     stated: StatedClaim
 
 
+FetchBody = Callable[[Bundle, Sequence[PeerId]], Awaitable[Bundle]]  # for one without a body
+
+
 class Relay:
     """Gossip of transactions and bundles. Run `run` in a nursery.
 
     `audits` asks what providers stated; `may_be_shown` tells whether they owe us sketches too.
-    `on_pooled` wakes the proposer. `on_checked` gets each bundle of others whose signatures hold,
-    `on_audited` the hash of each whose credits hold too, `on_false` what was found false.
+    `fetch_body` brings what is larger than a chunk, or raises Unreachable. `on_pooled` wakes the
+    proposer. `on_checked` gets each bundle of others whose signatures hold, `on_audited` the hash
+    of each whose credits hold too, `on_false` what was found false.
     """
 
     def __init__(
@@ -118,6 +123,7 @@ class Relay:
         auditor: Auditor,
         audits: Audits,
         may_be_shown: Callable[[], bool],
+        fetch_body: FetchBody,
         evidence_folder: Path,
         watch_folder: Path,
         get_height: Callable[[], int],
@@ -138,6 +144,7 @@ class Relay:
         self._auditor = auditor
         self.audits = audits
         self._may_be_shown = may_be_shown
+        self._fetch_body = fetch_body
         self._evidence = evidence_folder
         self._now_ms = now_ms
         self._on_pooled = on_pooled
@@ -383,7 +390,7 @@ class Relay:
                 except (NetworkError, Invalid):
                     self.counters["pull_failed"] += 1
                     break
-                for bundle in found:
+                for bundle in await self._with_bodies(found, [peer, *peers]):
                     self._store.append(bundle)
                     self._note_giver(bundle.hash, peer)
             missing = [name for name in missing if name not in self._store]
@@ -411,12 +418,35 @@ class Relay:
             except (NetworkError, Invalid):
                 self.counters["pull_failed"] += 1
                 continue
-            if found:
-                return found[0]
+            for bundle in await self._with_bodies(found, [peer, *peers, *self._admitted()]):
+                return bundle
         raise Invalid("relay.no_body", bundle=name)
 
+    def _admitted(self) -> list[PeerId]:
+        return [view.peer for view in self._network.peers() if view.admitted]
+
+    async def _with_bodies(
+        self, bundles: Iterable[Bundle], peers: Sequence[PeerId]
+    ) -> list[Bundle]:
+        """Those whose bodies are here, or come from several of `peers` at once."""
+        whole = []
+        for bundle in bundles:
+            found = bundle
+            try:
+                if not found.body:
+                    found = await self._fetch_body(bundle, peers)
+                check_bytes(found)
+            except (NetworkError, Invalid):
+                self.counters["pull_failed"] += 1
+                continue
+            whole.append(found)
+        return whole
+
     async def _pull(self, peer: PeerId, names: Sequence[bytes]) -> list[Bundle]:
-        """Bundles by hash from one peer, each proven by its hash; raises Invalid for others."""
+        """Bundles by hash from one peer, each proven by its hash; raises Invalid for others.
+
+        Their bodies are not looked at. Those of more than a chunk are left out.
+        """
         limits = PROTOCOLS["bundles"]
         raw = await self._network.request(
             peer,
@@ -433,7 +463,8 @@ class Relay:
             if bundle.hash not in names:
                 self._blame((peer,), "forged")
                 raise Invalid("bundles.unasked")
-            check_bytes(bundle)
+            if not bundle.body and decode_header(bundle.header).body_len <= CHUNK_BYTES:
+                raise Invalid("bundles.no_body")
             found.append(bundle)
         return found
 
@@ -442,6 +473,7 @@ class Relay:
     async def answer_bundles(self, peer: PeerId, body: bytes) -> bytes:
         """[0, [hash…]] → [bundle bytes or empty…], as many as fit, in the order asked.
 
+        A body of more than a chunk is left out: `blob` has it (`bodies.py`).
         [1, header, signature, body] → [until_ms]: kept (`watching.py`).
         """
         if body[1:2] == bytes([KEEP]):
@@ -451,6 +483,8 @@ class Relay:
         found: list[bytes] = []
         for name in names:
             bundle = await self._run_blocking(self._store.get, name)
+            if bundle is not None and len(bundle.body) > CHUNK_BYTES:
+                bundle = bundle._replace(body=b"")
             entry = b"" if bundle is None else encode(bundle)
             left -= len(entry)
             found.append(entry if left >= 0 else b"")

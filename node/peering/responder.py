@@ -23,6 +23,7 @@ ENVELOPE_BYTES: Final = 16  # of one block and its certificate in the answer
 HEADERS_MAX: Final = 256
 HEADERS_REPLY_BYTES_MAX: Final = 2 << 20
 STRIDE_MAX: Final = 10_000
+HEADERS_READ_BYTES_MAX: Final = 8 << 20  # of blocks, for one answer: a header lies in its block
 
 _RANGE: Final = Record(U8, U63, U16)
 _BY_ID: Final = Record(U8, H)
@@ -132,8 +133,9 @@ def _find(view: Blocks, block_id: bytes) -> Block | None:
 
 
 def _headers(view: Blocks, start: int, count: int, stride: int) -> list[tuple[bytes, bytes]]:
+    """As many as fit, or as are found in so many bytes of blocks: one at least."""
     found: list[tuple[bytes, bytes]] = []
-    left = HEADERS_REPLY_BYTES_MAX - ENVELOPE_BYTES
+    left, unread = HEADERS_REPLY_BYTES_MAX - ENVELOPE_BYTES, HEADERS_READ_BYTES_MAX
     for height in range(start, min(view.height, start + (count - 1) * stride) + 1, stride):
         record = view.head(height)
         if record is None:
@@ -143,4 +145,7 @@ def _headers(view: Blocks, start: int, count: int, stride: int) -> list[tuple[by
         if left < 0:
             break
         found.append(pair)
+        unread -= len(record.block)
+        if unread <= 0:
+            break
     return found

@@ -116,6 +116,7 @@ class InferenceService:
     `stream_errors`: what reading or writing a stream may raise. `sign`: with the provider's key.
     `is_current`: whether our ledger is as far as the others'; prices and promises are judged by
     it. `has_engine`: whether a worker serves now. `has_room`: whether a receipt can be kept.
+    `blame` is told of a peer that sent what is no frame, or began with another than a start.
     """
 
     def __init__(
@@ -133,6 +134,7 @@ class InferenceService:
         has_engine: Callable[[], bool],
         has_room: Callable[[], bool],
         note_receipt: Callable[[], None],
+        blame: Callable[[bytes], None],
         stream_errors: tuple[type[Exception], ...],
         now_ms: Callable[[], int],
         random_bytes: Callable[[int], bytes] = secrets.token_bytes,
@@ -150,6 +152,7 @@ class InferenceService:
         self._has_engine = has_engine
         self._has_room = has_room
         self._note_receipt = note_receipt
+        self._blame = blame
         self._stream_errors = stream_errors
         self._now_ms = now_ms
         self._random = random_bytes
@@ -163,7 +166,7 @@ class InferenceService:
         """One stream, to its end. A cancel leaves no receipt for what was not signed yet."""
         send, receive = trio.open_memory_channel[Event](FRAMES_WAITING)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._read, stream, send)
+            nursery.start_soon(self._read, peer, stream, send)
             line = Line(stream, receive, self._stream_errors)
             try:
                 await self._conduct(peer, line, send)
@@ -172,7 +175,9 @@ class InferenceService:
                 await self._refuse(line, refused)
             nursery.cancel_scope.cancel()
 
-    async def _read(self, stream: FrameStream, send: "trio.MemorySendChannel[Event]") -> None:
+    async def _read(
+        self, peer: bytes, stream: FrameStream, send: "trio.MemorySendChannel[Event]"
+    ) -> None:
         """Payer's frames into the request's queue; a false frame ends the stream like a loss."""
         while True:
             try:
@@ -180,6 +185,7 @@ class InferenceService:
                 frame = exchange.decode_payer_frame(raw)
             except Invalid:
                 self.counters["malformed"] += 1
+                self._blame(peer)
                 await send.send(Lost())
                 return
             except self._stream_errors:
@@ -192,6 +198,8 @@ class InferenceService:
     ) -> None:
         start = await line.next(exchange.START_WITHIN_S)
         if not isinstance(start, Start):
+            if start is not None:
+                self._blame(peer)
             raise OrderRefused(exchange.MALFORMED, "no start")
         stored = self._find_stored(start)
         if stored is not None:

@@ -35,8 +35,8 @@ def measure(folder: Path, *, megabytes: int = MEGABYTES, rounds: int = ROUNDS) -
     bare_s, took_s, cpu_s = [], [], []
     source = BlobNode(number=1, home=folder / "source", serve=file)
     try:
-        served = source.told()
         with serving_bare(size) as bare:
+            served = source.told()
             for number in range(rounds):
                 bare_s.append(fetch_bare(size, bare))
                 spent_s = source.cpu_s()

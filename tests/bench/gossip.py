@@ -28,7 +28,7 @@ SECONDS: Final = 20.0
 BYTES: Final = 1_000
 WITHIN_MS: Final = 5_000.0
 DRAIN_S: Final = 5.5  # after the last message
-START_IN_S: Final = 1.0
+START_IN_S: Final = 0.5
 CHILD: Final = Path(__file__).with_name("gossip_node.py")
 # Why a message may be lost: a queue was full, or its author or forwarder over its rate.
 EXPLAINS: Final = ("shed", "outbound_full", "oversize", Verdict.IGNORE.value)

@@ -31,6 +31,7 @@ BODY: Final = Record(U8, U63, U63, Bytes(2_048))  # kind, number, sent_ns, paddi
 MESSAGE_BYTES_MAX: Final = 4_096
 MEET_S: Final = 60.0
 SAMPLE_S: Final = 1.0
+LOOK_S: Final = 0.05
 
 
 class Judge:
@@ -86,6 +87,13 @@ async def speak(
         await network.publish(TOPIC, body + identity.sign(body))
 
 
+async def wait_for_all(late_ms: list[float], count: int, drain_s: float) -> None:
+    """Until so many were heard, or no longer."""
+    with trio.move_on_after(drain_s):
+        while len(late_ms) < count:  # noqa: ASYNC110  # `listen` only counts
+            await trio.sleep(LOOK_S)
+
+
 async def sample(resident: list[float]) -> None:
     """Memory, each second."""
     while True:
@@ -122,7 +130,7 @@ async def main(
         nursery.start_soon(sample, resident)
         cpu_s = time.process_time()
         await speak(network, identity, count=count, every_s=every_s, size=size)
-        await trio.sleep(drain_s)
+        await wait_for_all(late_ms, count * (nodes - 1), drain_s)
         say(
             late_ms=[round(each, 2) for each in late_ms],
             cpu_s=time.process_time() - cpu_s,

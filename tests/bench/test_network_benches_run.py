@@ -23,7 +23,7 @@ def test_a_blob_is_measured_beside_a_bare_stream(tmp_path: Path) -> None:
 
 
 def test_gossip_between_processes_is_measured_and_nothing_is_lost() -> None:
-    figures = gossip.measure(nodes=3, rate=30, seconds=1, drain_s=3)
+    figures = gossip.measure(nodes=3, rate=60, seconds=0.5)
     assert promised("gossip") == figures.keys()
     assert {budget.key for budget in gossip.BUDGETS} <= figures.keys()
     assert (figures["messages"], figures["lost"], figures["restarts"]) == (30, 0, 0)

@@ -120,8 +120,9 @@ class ProviderSide:
             chain_id=CHAIN, provider=PROVIDER.key, sign=PROVIDER.sign, engine=self.engine,
             attribute=self._attribute, book=self.book, find_model=lambda *_: self.model,
             get_state=lambda: self.ledger.state, is_current=lambda: True, has_engine=lambda: True,
-            has_room=lambda: True, note_receipt=lambda: None, stream_errors=(NetworkError,),
-            now_ms=self._now_ms, random_bytes=self.rng.randbytes, run_blocking=self._at_once,
+            has_room=lambda: True, note_receipt=lambda: None, blame=lambda peer: None,
+            stream_errors=(NetworkError,), now_ms=self._now_ms, random_bytes=self.rng.randbytes,
+            run_blocking=self._at_once,
         )  # fmt: skip
         self.bundler = Bundler(
             book=self.book, chain_id=CHAIN, provider=PROVIDER.key, sign=PROVIDER.sign,

@@ -42,14 +42,14 @@ from node.peering.window import Range
 from node.serving import manifest as models
 from node.storage import snapshots
 from p2p import framing
-from p2p.addresses import parse_address
+from p2p.addresses import are_tellable, parse_address
 from p2p.book import Book
 from p2p.errors import Misbehaving, NetworkError
 from p2p.framing import LENGTH_BYTES, frame
 from p2p.guard import _read_line, id_of
 from p2p.host import Libp2pIdentity, Stack, topic_text
-from p2p.limits import FRAME_BYTES_MAX, TOPICS
-from p2p.membership import STATUS_BYTES_MAX, Link
+from p2p.limits import FRAME_BYTES_MAX, STATUS_BYTES_MAX, TOPICS
+from p2p.membership import Link
 from p2p.network import Libp2pNetwork, PeerId, Verdict
 from p2p.peers import key_of_peer_id, peer_id_text
 from p2p.records import make_record, read_record
@@ -88,6 +88,9 @@ class Replies:
 
     def peers(self) -> tuple[Any, ...]:
         return ()
+
+    def may_tell(self, addresses: Any) -> bool:
+        return are_tellable(addresses, "public")
 
 
 class Answering:

@@ -4,7 +4,7 @@ import random
 import re
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -75,6 +75,23 @@ async def attack_door(name: str, door: Door, inputs: int, seed: int = 0) -> Fuzz
         began_s, before_s = time.thread_time(), began_s
         slowest_s = max(slowest_s, began_s - before_s)
     return Fuzzed(taken, refused, slowest_s)
+
+
+def attack_doors_in_batch(task: tuple[int, int]) -> dict[str, Fuzzed]:
+    """As one process of several does it: (seed, inputs)."""
+    seed, inputs = task
+    return attack_all_doors(inputs, seed)
+
+
+def together(found: Iterable[Fuzzed]) -> Fuzzed:
+    """What several batches found at one door."""
+    batches = list(found)
+    return Fuzzed(
+        sum(one.taken for one in batches),
+        sum(one.refused for one in batches),
+        max(one.slowest_s for one in batches),
+        next((one.escaped for one in batches if one.escaped), ""),
+    )
 
 
 def attack_all_doors(inputs: int, seed: int = 0) -> dict[str, Fuzzed]:

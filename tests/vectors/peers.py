@@ -20,6 +20,7 @@ import trio
 from bundle_kit import Party, party
 from chain_kit import PAYER, PROVIDER, VALIDATORS, golden_answer
 from exchange_kit import at_once
+from network_kit import not_here
 from stored_kit import CREDITS, GENESIS, Stored
 from trio.testing import MockClock
 from vectors.agreement import agreement_examples
@@ -65,6 +66,7 @@ from node.peering.audits import Audits, StatedClaim
 from node.peering.bindings import is_binding, make_binding
 from node.peering.blobs import Blobs
 from node.peering.blobstore import CONTENT, BlobStore
+from node.peering.bodies import LentBodies
 from node.peering.catchup import Catchup
 from node.peering.directory import Directory
 from node.peering.lightserver import LightServer
@@ -292,7 +294,10 @@ class Scenes:
             store=story.snapshots, get_view=chain.view, run_blocking=at_once
         ).serve(self.server)  # fmt: skip
         self.server_blobs = BlobStore(self.home / "server", 1 << 20)
-        Blobs(network=self.server, store=self.server_blobs, run_blocking=at_once).serve()
+        Blobs(
+            network=self.server, store=self.server_blobs, lent=LentBodies(chain.bundles.get),
+            run_blocking=at_once,
+        ).serve()  # fmt: skip
         self.relay_of_server = self.relay(self.server, chain.bundles)
         self.relay_of_client = self.relay(self.client, Bodies())
         self.directory_of_server = self.directory(self.server)
@@ -311,6 +316,7 @@ class Scenes:
             network=network, chain_id=story.chain_id,
             transactions=TransactionPool(story.chain_id), bundles=BundlePool(), store=store,
             get_state=story.made.chain.state, auditor=Truth(), may_be_shown=lambda: True,
+            fetch_body=not_here,
             audits=Audits(
                 network=network, get_state=story.made.chain.state, find_bundle=store.get,
                 find_stated=story.stated, may_see_sketch=lambda peer, receipt: True,

@@ -31,6 +31,7 @@ from multiaddr import Multiaddr
 
 from consensus.primitives.digest import signing_bytes
 from node.peering.bindings import make_binding
+from p2p.addresses import Address
 from p2p.framing import encode, frame
 from p2p.host import Libp2pIdentity, _noise, topic_text
 from p2p.peers import peer_id_text
@@ -116,11 +117,18 @@ class Evil:
 
     # --- admission
 
-    def status(self, *, binding: bytes = b"", seq_ms: int | None = None, height: int = 0) -> bytes:
+    def status(
+        self,
+        *,
+        binding: bytes = b"",
+        seq_ms: int | None = None,
+        height: int = 0,
+        addresses: tuple[Address, ...] = (),
+    ) -> bytes:
         chain_id = self.siege.chain_id
         record = make_record(
             self.identity, chain_id, seq_ms=now_ms() if seq_ms is None else seq_ms,
-            addresses=(), roles=0, binding=binding,
+            addresses=addresses, roles=0, binding=binding,
         )  # fmt: skip
         return encode((1, chain_id, b"evil", 0, height, b"", 0, 0, now_ms(), record.value))
 

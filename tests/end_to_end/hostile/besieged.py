@@ -8,8 +8,10 @@ import json
 import os
 import signal
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import pytest
@@ -27,15 +29,20 @@ OPEN: Final = 10**9
 MIB: Final = 1 << 20
 START_S: Final = 60.0
 ANSWER_S: Final = 15.0
+GUILT_S: Final = 5.0  # until points are seen: what floods is judged in its turn
+FORESEEN: Final = {  # what a node says that is attacked, beside plain events
+    "guarded", "peer banned", "bad consensus frame", "malformed frame from a validator",
+}  # fmt: skip
 TRACE_CHARS: Final = 20_000
 FEE_MAX: Final = 10_000_000
 VALID_MS: Final = 600_000
-SENDERS: Final = 4_000  # each sends once: a lost transaction must not hold up the next one
+SENDERS: Final = 2_500  # each sends once: a lost transaction must not hold up the next one
 BLOB: Final = b"\7" * (3 * MIB)
 BLOB_IDENTITY: Final = bytes(32)
 
 NODE, VALIDATOR = party("besieged node"), party("besieged validator")
 TRAITOR, PROVIDER = party("traitor validator"), party("provider of nothing")
+CREATOR, PAYER, LEAVER = party("creator"), party("payer"), party("payer who leaves")
 
 SEEDS: Final = {"node": NODE.seed, "validator": VALIDATOR.seed}
 
@@ -47,6 +54,7 @@ def sender(number: int) -> Party:
 def genesis() -> bytes:
     accounts = {sender(number).key: OPEN for number in range(SENDERS)}
     accounts[PROVIDER.key] = 10 * OPEN
+    accounts |= {who.key: 100 * OPEN for who in (NODE, CREATOR, PAYER, LEAVER)}
     validators = {VALIDATOR.key: 500_000 * OPEN, TRAITOR.key: 10_000 * OPEN}
     made = devnet_genesis(
         name="siege", time_ms=time.time_ns() // 1_000_000, accounts=accounts, validators=validators
@@ -57,21 +65,28 @@ def genesis() -> bytes:
 class Besieged:
     """The process, from `start` on; its owner kills `child`."""
 
-    def __init__(self, folder: Path) -> None:
-        raw = genesis()
+    foreseen = frozenset(FORESEEN)
+
+    def __init__(
+        self,
+        folder: Path,
+        roles: tuple[str, ...] = ("validator",),
+        settings: Mapping[str, object] = MappingProxyType({"engine.kind": "none"}),
+    ) -> None:
+        self.folder, raw = folder, genesis()
         self.chain_id = decode_genesis(raw).chain_id
         home = folder / "n0"
         chosen: dict[str, Any] = {
-            "profile": "devnet", "name": "n0", "roles": ["validator"], "log.format": "json",
-            "p2p.listen": ["/ip4/127.0.0.1/tcp/0"], "engine.kind": "none",
-            "consensus.block_interval_ms": 250, "storage.snapshot_every": 20,
+            "profile": "devnet", "name": "n0", "roles": list(roles), "log.format": "json",
+            "p2p.listen": ["/ip4/127.0.0.1/tcp/0"], "consensus.block_interval_ms": 100,
+            "storage.snapshot_every": 50, **settings,
         }  # fmt: skip
         make_home(home, genesis=raw, chosen=chosen, password=None, seeds=SEEDS)
         file = folder / "file"
         file.write_bytes(BLOB)
         (entry,) = BlobStore(home / "blobs", 1 << 30).add_folder(CONTENT, BLOB_IDENTITY, file)
         self.blob_id = entry.blob_id
-        self.child = Child("n0", home, ("validator",))
+        self.child = Child("n0", home, roles)
         self._read_bytes = 0
 
     def start(self) -> None:
@@ -87,12 +102,21 @@ class Besieged:
         listening = next(e for e in self.events() if e["event"] == "listening")
         (self.address,) = listening["addresses"]
         self.pid = self.child.process.pid if self.child.process else 0
-        register = wire.RegisterProvider(PROVIDER.key, PROVIDER.key)
-        bond = wire.Bond(tables.ROLE_PROVIDER, PROVIDER.key, 2 * OPEN)
-        for nonce, payload in enumerate((register, bond)):
-            raw = self.transaction(PROVIDER, payload, nonce)
+
+    def found_provider(self, who: Party = PROVIDER) -> None:
+        """Put it on the ledger."""
+        register = wire.RegisterProvider(who.key, who.key)
+        self.settle(who, register, wire.Bond(tables.ROLE_PROVIDER, who.key, 2 * OPEN))
+
+    def settle(self, who: Party, *payloads: Any) -> None:
+        """The first transactions of an account, in a block and done."""
+        raws = [self.transaction(who, payload, nonce) for nonce, payload in enumerate(payloads)]
+        for raw in raws:
             self.child.node.post_bytes("/ledger/transactions", raw)
-            assert self.count_settled([wire.decode_transaction(raw).tx_id], START_S) == 1
+        sent = [wire.decode_transaction(raw).tx_id for raw in raws]
+        assert self.count_settled(sent, START_S) == len(sent)
+        for tx_id in sent:
+            assert self.child.node.get(f"/ledger/transactions/{tx_id.hex()}")["code"] == 0
 
     def transaction(self, who: Party, payload: Any, nonce: int = 0) -> bytes:
         until_ms = time.time_ns() // 1_000_000 + VALID_MS
@@ -127,6 +151,18 @@ class Besieged:
         told = self.child.node.get("/peers")
         found = {ban["peer_id"] for ban in told["bans"]}
         return found | {peer["peer_id"] for peer in told["peers"] if peer["score"] > 0}
+
+    def newly_guilty(self, before: set[str]) -> set[str]:
+        """Who has points or is banned and was not, as soon as anybody is."""
+        until_s = time.monotonic() + GUILT_S
+        while not (found := self.guilty() - before) and time.monotonic() < until_s:
+            time.sleep(0.1)
+        return found
+
+    def unforeseen(self) -> list[dict[str, Any]]:
+        """What it logged since the last time that no attack explains."""
+        told = self.events()
+        return [e for e in told if e["level"] != "info" and e["event"] not in self.foreseen]
 
     def count_settled(self, transactions: list[bytes], within_s: float) -> int:
         """How many of them a block has, at the latest after so long."""

@@ -51,12 +51,17 @@ class Honest:
         self._thread = threading.Thread(target=lambda: trio.run(self._live))
 
     def start(self) -> None:
+        """On its way in; see `wait_in`."""
         self._thread.start()
+
+    def wait_in(self) -> None:
+        """Until it is admitted and hears gossip."""
         assert self._ready.wait(START_S), "an honest peer finds no way in"
 
     def stop(self) -> None:
-        trio.from_thread.run_sync(self._stop.set, trio_token=self._token)
-        self._thread.join()
+        if self._token is not None:
+            trio.from_thread.run_sync(self._stop.set, trio_token=self._token)
+            self._thread.join()
 
     def work(self, seconds: float, every_s: float) -> Served:
         """Ask and pay so often for so long, then wait for what is still on its way."""

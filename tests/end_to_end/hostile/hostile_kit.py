@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,11 @@ class Node:
             text=True,
         )
         self.key = Libp2pIdentity(seed_of(number)).key
-        self.address = self._line(lambda line: line.startswith("/ip4/"))
+
+    @cached_property
+    def address(self) -> str:
+        """Where it listens; waits until it does. Asked for before `tell`, or not at all."""
+        return self._line(lambda line: line.startswith("/ip4/"))
 
     def _line(self, is_ours: Any) -> str:
         assert self.process.stdout is not None

@@ -5,78 +5,31 @@ pays meanwhile at a fixed rate. One node takes all attacks, so what one of them 
 the way of the next.
 """
 
-import json
-import os
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from attacking import protocol_text  # found by the line above
-from attacks import ATTACKS
+from attackers import Attackers  # found by the line above
+from attacking import protocol_text
+from attacks import ON_ANY_NODE
 from besieged import Besieged
 from honest import Honest
 
 from p2p.limits import PROTOCOLS, TOPICS
 
-ROOT: Final = Path(__file__).parents[3]
 # How long the honest peer works, and how often it asks and pays: `txs` takes 10 a second of it, and
 # bursts of 50.
-PEACE: Final = (1.0, 0.05)
-SHORT: Final = (0.4, 0.05)
+PEACE: Final = (0.6, 0.05)
+SHORT: Final = (0.3, 0.05)
 LONG: Final = (8.0, 0.1)
 SERVED_SHARE_MIN: Final = 0.8  # of what is served in peace
 PEAK_MB_MAX: Final = 100  # above what it held before, at any moment of an attack
 GROWTH_MB_MAX: Final = 40  # from peace to the end of all attacks
 FILES_MAX: Final = 400  # open ones, more than in peace: 300 strangers, and peers
-GUILT_S: Final = 5.0  # until points are seen: what floods is judged in its turn
-FORESEEN: Final = {  # what a node says that is attacked, beside plain events
-    "guarded", "peer banned", "bad consensus frame", "malformed frame from a validator",
-}  # fmt: skip
-
-
-class Attackers:
-    """Their process; it is there before the node, which it is told of by `meet`."""
-
-    def __init__(self) -> None:
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("besieger.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": paths},
-            text=True,
-        )
-
-    def _say(self, line: str) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(line + "\n")
-        self.process.stdin.flush()
-
-    def meet(self, node: Besieged) -> None:
-        self._say(f"{node.address} {node.chain_id.hex()} {node.blob_id.hex()}")
-
-    def _hear(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline()
-
-    def begin(self, name: str) -> None:
-        """Returns when it is on."""
-        self._say(name)
-        self._hear()
-
-    def end(self) -> dict[str, Any]:
-        self._say("")
-        return dict(json.loads(self._hear()))
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate()
 
 
 class Scene(NamedTuple):
@@ -100,24 +53,14 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         node.start()
         attackers.meet(node)
         honest.start()
+        node.found_provider()
+        honest.wait_in()
         share = honest.work(*PEACE).share
         yield Scene(node, attackers, honest, share, node.resident_mb(), node.open_files(), set())
     finally:
         attackers.kill()
         honest.stop()
         node.child.kill()
-
-
-def unforeseen(node: Besieged) -> list[dict[str, Any]]:
-    return [e for e in node.events() if e["level"] != "info" and e["event"] not in FORESEEN]
-
-
-def newly_guilty(node: Besieged, before: set[str]) -> set[str]:
-    """Who has points or is banned and was not, as soon as anybody is."""
-    until_s = time.monotonic() + GUILT_S
-    while not (found := node.guilty() - before) and time.monotonic() < until_s:
-        time.sleep(0.1)
-    return found
 
 
 def withstand(scene: Scene, name: str, work: tuple[float, float]) -> None:
@@ -127,24 +70,24 @@ def withstand(scene: Scene, name: str, work: tuple[float, float]) -> None:
     node.forget_peak()
     scene.attackers.begin(name)
     served = scene.honest.work(*work)
-    guilty = newly_guilty(node, guilty_before) if ATTACKS[name].has_points else set()
+    guilty = node.newly_guilty(guilty_before) if ON_ANY_NODE[name].has_points else set()
     told = scene.attackers.end()
     scene.reached.update(told["reached"])
     assert not told["why"], told["why"]
     assert told["sent"] > 0, "nobody was attacked"
     assert node.is_alive()
-    assert unforeseen(node) == []
+    assert node.unforeseen() == []
     assert served.share >= SERVED_SHARE_MIN * scene.share, served
     assert node.resident_mb("VmHWM") <= resident_mb + PEAK_MB_MAX
     assert node.open_files() <= scene.files + FILES_MAX
     now = node.status()
     assert now["height"] > before["height"], "it decides blocks meanwhile"
     assert now["signing"], "and is not talked out of its own voice"
-    assert bool(guilty) == ATTACKS[name].has_points
+    assert bool(guilty) == ON_ANY_NODE[name].has_points
     assert guilty <= set(told["peers"]), "nobody else is to blame"
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", ON_ANY_NODE)
 def test_node_under_attack_lives_and_serves(scene: Scene, name: str) -> None:
     withstand(scene, name, SHORT)
 
@@ -163,6 +106,6 @@ def test_what_all_attacks_left_behind_is_little(scene: Scene) -> None:
 
 
 @pytest.mark.load
-@pytest.mark.parametrize("name", ATTACKS)
+@pytest.mark.parametrize("name", ON_ANY_NODE)
 def test_node_under_a_long_attack_lives_and_serves(scene: Scene, name: str) -> None:
     withstand(scene, name, LONG)

@@ -45,12 +45,12 @@ def nodes():
 
 async def test_four_processes_hear_each_other_and_go_on_after_a_kill(nodes):
     first = nodes[0]
-    await heard_by_all(nodes, 10)
+    await heard_by_all(nodes, 5)
     await all_linked(nodes)
     nodes[1].end()
     others = [nodes[0], nodes[2], nodes[3]]
-    told = await heard_by_all(others, 10)
+    told = await heard_by_all(others, 5)
     assert all(node["restarts"] == 0 for node in told)
     nodes[1] = Node(51, first.address)
-    told = await heard_by_all(nodes, 10)  # new sequence numbers: nobody takes it for a replay
+    told = await heard_by_all(nodes, 5)  # new sequence numbers: nobody takes it for a replay
     assert all(node["restarts"] == node["bans"] == 0 for node in told)

@@ -1,11 +1,10 @@
 """The stream `infer` under attack: who pays is answered meanwhile, and nothing of ours fails.
 
-Its service is the product's own, over libp2p, with an engine that says the same always: a node
-without an engine does not speak it, so `test_node_under_attack.py` cannot reach it.
+Its service is the product's own, over libp2p, with an engine that says the same always. A whole
+node with an engine that computes is attacked in `test_provider_daemon_under_attack.py`.
 """
 
 import contextlib
-import struct
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,17 +16,14 @@ from ledger_kit import CREATOR, open_channel
 from network_kit import seed_of, wait_until
 
 sys.path.insert(0, str(Path(__file__).parent))
-from attacking import Evil, Siege, protocol_text  # found by the line above
-from vectors.hostile import BOMBS, hostile
+from attacking import Siege  # found by the line above
+from attacks_on_infer import frames_of, half_frames, silent_streams, spoilt_frames
 
 from consensus.primitives.errors import Invalid
-from node.ledger.wire.exchange import Cancel, Reveal, Tick, encode_frame
 from p2p.errors import NetworkError
-from p2p.framing import frame
 from p2p.limits import PROTOCOLS
 from p2p.network import Libp2pNetwork
 
-INFER = protocol_text("infer")
 QUESTIONS, ANSWERED_MIN, ANSWER_S = 10, 8, 10.0
 SENT_MIN = 60  # by then all three attacks are on
 
@@ -37,26 +33,6 @@ def network_of(number: int, *bootstrap: str) -> Libp2pNetwork:
         seed=seed_of(number), chain_id=CHAIN, listen=["/ip4/127.0.0.1/tcp/0"], reach="devnet",
         bootstrap=bootstrap,
     )  # fmt: skip
-
-
-async def spoilt_frames(siege: Siege, goods: list[bytes], evil: Evil) -> None:
-    bad = [raw or b"\0" for raw in hostile(siege.rng, goods, len(BOMBS) + 60)]
-    await evil.say_all((INFER, (frame(raw),), "read") for raw in bad)
-
-
-async def half_frames(siege: Siege, goods: list[bytes], evil: Evil) -> None:
-    largest = struct.pack(">I", PROTOCOLS["infer"].request_max)
-    heads = (b"\0", b"\0\0\0\0", b"\xff" * 4, largest, frame(goods[0])[:-1])
-    await evil.say_all((INFER, (head,), "reset") for head in heads * 4)
-
-
-async def silent_streams(siege: Siege, goods: list[bytes], evil: Evil) -> None:
-    """As many as it may have, each with an order that never comes whole."""
-    for _ in range(PROTOCOLS["infer"].at_once_max):
-        stream = await evil.stream(INFER)
-        await stream.write(frame(goods[0])[:-1])
-        siege.sent += 1
-    await trio.sleep_forever()
 
 
 async def ask_on(world: World) -> int:
@@ -80,8 +56,7 @@ async def test_a_provider_under_attack_answers_who_pays(tmp_path: Path) -> None:
         world.payer = world.new_payer()
         siege = Siege(provider.addresses()[0], CHAIN, b"")
         unpaid = make_start(open_channel(world.state, nonce=7), who=CREATOR)  # not its payer
-        told = (unpaid, Tick(b"v", bytes(64)), Reveal(bytes(32)), Cancel(b""))
-        goods = [encode_frame(one) for one in told]
+        goods = frames_of(unpaid)
         async with trio.open_nursery() as nursery:
             for attack in (spoilt_frames, half_frames, silent_streams):
                 nursery.start_soon(siege.again, partial(attack, siege, goods))

@@ -8,11 +8,12 @@ import os
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import trio
@@ -143,10 +144,15 @@ def move(node: Placed) -> None:
 
 
 @asynccontextmanager
-async def living(folder: Path) -> AsyncIterator[Town]:
-    """The town from its first answers on; all its processes have ended at the end."""
+async def living(
+    folder: Path, settings: Mapping[str, object] = MappingProxyType({})
+) -> AsyncIterator[Town]:
+    """The town from its first answers on; all its processes have ended at the end.
+
+    `settings` of the nodes, where they are not to be the devnet's.
+    """
     with _cables() as (cables, why):
-        town = _found(folder, cables, why)
+        town = _found(folder, cables, why, settings)
         try:
             for node in town.nodes:
                 node.start()
@@ -173,7 +179,7 @@ def _cables() -> Iterator[tuple[Cables | None, str]]:
         cables.close()
 
 
-def _found(folder: Path, cables: Cables | None, why: str) -> Town:
+def _found(folder: Path, cables: Cables | None, why: str, settings: Mapping[str, object]) -> Town:
     seeds = [
         {"node": bytes([number]) * 32, "validator": bytes([100 + number]) * 32}
         for number in range(1, NODES + 1)
@@ -193,7 +199,7 @@ def _found(folder: Path, cables: Cables | None, why: str) -> Town:
         where = f"/ip4/{host}/tcp/{ports[number]}"
         chosen: dict[str, Any] = {
             "profile": "devnet", "name": f"n{number}", "roles": ["validator"],
-            "p2p.listen": [where], "engine.kind": "none", "log.format": "json",
+            "p2p.listen": [where], "engine.kind": "none", "log.format": "json", **settings,
         }  # fmt: skip
         if bootstrap:
             chosen["p2p.bootstrap"] = [bootstrap]

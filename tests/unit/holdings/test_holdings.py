@@ -310,6 +310,25 @@ async def test_what_this_machine_cannot_read_now_is_no_lie_of_a_peer(
         assert at.holdings._blobs.counters["fetched_bytes"] == came, "what came was kept"
 
 
+@pytest.mark.parametrize(
+    ("error", "is_fetched"),
+    [(OSError(errno.EMFILE, "too many"), 0), (OSError(errno.EIO, "disk"), 1)],
+)
+async def test_what_is_here_is_fetched_anew_only_if_it_will_never_be_read(
+    tmp_path, autojump_clock, monkeypatch, error: OSError, is_fetched: int
+) -> None:
+    """Descriptors come back; gigabytes would have been fetched for want of one."""
+    async with town(tmp_path, names=()) as at:
+        adapter = at.shelf.manifest.adapter
+        await at.holdings.fetch(ADAPTER, adapter)
+        with monkeypatch.context() as patch:
+            patch.setattr(holdings, "read_adapter", raising(error))
+            with pytest.raises(OSError, match=r"Errno"):
+                await at.holdings.fetch(ADAPTER, adapter)
+        assert at.holdings.counters["rotted"] == is_fetched
+        check_identity(ADAPTER, adapter, await at.holdings.fetch(ADAPTER, adapter))
+
+
 def raising(error: Exception):
     def read(folder: Path) -> None:
         try:

@@ -5,7 +5,14 @@ import random
 
 import pytest
 
-from p2p.addresses import addresses_of, group_of, is_usable, parse_address, wide_group_of
+from p2p.addresses import (
+    addresses_of,
+    are_tellable,
+    group_of,
+    is_usable,
+    parse_address,
+    wide_group_of,
+)
 from p2p.errors import Misbehaving
 from p2p.peers import PeerId, peer_id_text
 
@@ -95,6 +102,8 @@ def test_names_come_only_from_the_operator():
         ("/ip6/::1", False),
         ("/ip6/fd00::1", False),
         ("/ip6/::ffff:10.0.0.1", False),
+        ("/ip6/::ffff:8.8.8.8", True),
+        ("/ip6/::ffff:224.0.0.1", False),
         ("/ip6/2002:a00:1::", False),
         ("/ip6/64:ff9b::a00:1", False),
         ("/ip6/64:ff9b::808:808", True),
@@ -110,8 +119,19 @@ def test_public_network_uses_only_global_addresses(host, is_public):
 @pytest.mark.parametrize("reach", ["lan", "devnet"])
 def test_private_networks_use_private_addresses_but_never_nonsense(reach):
     assert is_usable(parse_address("/ip4/10.0.0.1/tcp/1"), reach)
-    for text in ("/ip4/0.0.0.0/tcp/1", "/ip4/224.0.0.1/tcp/1", "/ip4/10.0.0.1/tcp/0"):
+    nonsense = ("0.0.0.0/tcp/1", "224.0.0.1/tcp/1", "10.0.0.1/tcp/0")
+    for text in (*(f"/ip4/{x}" for x in nonsense), "/ip6/::ffff:0:0/tcp/1", "/ip6/::/tcp/1"):
         assert not is_usable(parse_address(text), reach)
+
+
+def test_what_a_stranger_signed_as_a_whole_is_told_as_a_whole_or_not_at_all():
+    public, private = b"/ip4/8.8.8.8/tcp/1", b"/ip4/10.0.0.1/tcp/1"
+    assert are_tellable((), "public")
+    assert are_tellable((public,), "public")
+    assert not are_tellable((public, private), "public")
+    assert are_tellable((public, private), "lan")
+    for nonsense in (b"nonsense", b"\xff", b"/dns4/a.example/tcp/1"):
+        assert not are_tellable((public, nonsense), "lan")
 
 
 def test_operators_addresses_fail_in_one_line():
@@ -126,6 +146,8 @@ def test_groups_are_by_24_and_48_and_wide_ones_by_16_and_32():
     assert group_of("1.2.3.4") == group_of("1.2.3.200") != group_of("1.2.4.4")
     assert group_of("2001:db8:1::1") == group_of("2001:db8:1:9::1") != group_of("2001:db8:2::1")
     assert wide_group_of("1.2.3.4") == wide_group_of("1.2.9.9") != wide_group_of("1.3.3.4")
+    for group in (group_of, wide_group_of):
+        assert group("::ffff:1.2.3.4") == group("1.2.3.4") != group("::ffff:1.3.3.4")
     assert group_of("example.org") == wide_group_of("example.org") == "example.org"
 
 

@@ -292,7 +292,7 @@ async def test_who_is_given_up_amid_its_first_frame_is_blamed(nursery):
     """A handler may wait for it less long than we do, and take its loss for an end."""
 
     async def hear(peer, stream):
-        with trio.move_on_after(0.5):
+        with trio.move_on_after(0.2):
             await stream.read(9, 60)
 
     one, other = await two(nursery, infer=hear)

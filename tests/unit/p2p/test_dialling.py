@@ -347,7 +347,7 @@ async def test_back_off_grows_with_jitter_up_to_its_limit(autojump_clock, nurser
     caller.knows(1, "10.0.0.1")
     caller.discovery._book.find(key(1)).was_linked = who == "linked before"
     caller.is_there = False
-    await started(nursery, caller, 10 * most_s)
+    await started(nursery, caller, 8 * most_s)
     waits = [after - before for before, after in pairwise(at_s for _, _, at_s in caller.dialled)]
     late = waits[-5:]
     assert waits[0] < 4

@@ -2,6 +2,10 @@
 
 import pytest
 import trio
+from libp2p.identity.identify.identify import ID as IDENTIFY
+from libp2p.identity.identify.pb.identify_pb2 import Identify
+from libp2p.utils.varint import decode_varint_with_size
+from multiaddr import Multiaddr
 from network_kit import CHAIN, World, admitted, seed_of, wait_until
 
 from p2p.errors import Misbehaving, Unreachable
@@ -109,6 +113,24 @@ async def test_peer_that_may_not_be_dialled_is_not_reached(nursery, monkeypatch)
         assert not network.statistics().dials
 
 
+async def identified(network):
+    """Addresses that it tells who asks by identify."""
+    said = []
+
+    class Asked:
+        async def write(self, raw):
+            said.append(raw)
+
+        async def close(self):
+            """It is told."""
+
+    await network._stack._host.multiselect.handlers[IDENTIFY](Asked())
+    length, size = decode_varint_with_size(said[0])
+    told = Identify.FromString(said[0][size : size + length])
+    own = f"/p2p/{peer_id_text(network.me)}"
+    return [str(Multiaddr(raw)).removesuffix(own) for raw in told.listen_addrs]
+
+
 async def test_public_network_is_told_only_what_its_peers_can_dial(nursery):
     """In our record, to identify and in offers: nothing private, no name."""
     at_home = Libp2pNetwork(seed=seed_of(1), chain_id=CHAIN, listen=[HERE], reach="public")
@@ -123,6 +145,7 @@ async def test_public_network_is_told_only_what_its_peers_can_dial(nursery):
             f"{text}/p2p/{peer_id_text(network.me)}" for text in told
         ]
         assert list(network.announced()) == told
+        assert await identified(network) == told
     for text in ("/ip4/10.0.0.1/tcp/1", "/dns4/node.example.org/tcp/1"):
         with pytest.raises(ValueError, match=text):
             Libp2pNetwork(seed=seed_of(3), chain_id=CHAIN, listen=[], announce=[text])

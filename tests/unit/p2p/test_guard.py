@@ -87,6 +87,7 @@ async def test_overrides_are_in_place(network):
     assert swarm.auto_connector.maybe_connect.__module__ == "p2p.guard"
     assert host._schedule_identify.__module__ == "p2p.guard"
     assert guard.IDENTIFY_PUSH not in host.multiselect.handlers
+    assert host.multiselect.handlers[guard.IDENTIFY].__module__ == "p2p.guard"
     assert YamuxStream._auto_tune_and_send_window_update is bulk.batched_credit
     assert YamuxStream.write is bulk.write_frames
     assert Yamux.read_stream is bulk.read_some
@@ -269,7 +270,7 @@ async def test_inbound_slots_are_given_back(nursery):
     """Bare, the library takes no connection more after as many as its limit have come and gone."""
     world = World("libp2p")
     (a,) = await world.start(nursery, 1, connections_max=3)
-    for _ in range(8):
+    for _ in range(5):
         async with trio.open_nursery() as inner:
             (b,) = await world.start(inner, 1)
             await wait_until(lambda b=b: admitted(b) == 1)
@@ -355,7 +356,7 @@ async def test_peer_that_comes_anew_at_once_is_gossiped_with(nursery):
 
     world = World("libp2p")
     (a,) = await world.start(nursery, 1, prepare)
-    for _ in range(5):
+    for _ in range(3):
         async with trio.open_nursery() as inner:
             world._made = 1  # the same key each time
             (b,) = await world.start(inner, 1, prepare)
@@ -374,7 +375,7 @@ async def test_peer_whose_socket_is_full_is_disconnected_at_once(nursery, monkey
 
     monkeypatch.setattr(link_of(b).muxed_conn.secured_conn, "read", read_no_more)  # as SIGSTOP
     with pytest.raises(TooSlow):
-        await a.request(b.me, "ping", bytes(9), timeout_s=0.5, bytes_max=9)
+        await a.request(b.me, "ping", bytes(9), timeout_s=0.2, bytes_max=9)
     await fill(socket_of(link_of(a)))
     a.ban(b.me, 60)
     await wait_until(lambda: not a.peers(), 5)

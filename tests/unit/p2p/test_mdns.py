@@ -185,6 +185,19 @@ async def test_chatterer_fills_a_bounded_queue():
     assert ear.counters.queue_dropped["mdns", "shed"] == 7
 
 
+async def test_neighbours_that_are_remembered_are_bounded(monkeypatch):
+    """A name costs whoever makes it up nothing; those that we know are heard on."""
+    monkeypatch.setattr("p2p.mdns.MDNS_PEERS_MAX", 2)
+    ear = Ear()
+    for name in ("a", "b", "c", "a"):
+        await ear.hears(name, text_of(dnsaddr()))
+    assert sorted(ear.mdns._peers) == ["a", "b"]
+    assert ear.counters.queue_dropped["mdns", "full"] == 1
+    await ear.hears("a", None)
+    await ear.hears("c", text_of(dnsaddr()))
+    assert sorted(ear.mdns._peers) == ["b", "c"]
+
+
 async def test_hints_are_bounded_and_neither_kept_nor_told_on(tmp_path):
     network = network_of(1, reach="lan", book=tmp_path / "peers.msgpack")
     discovery = network._discovery

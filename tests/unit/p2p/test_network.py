@@ -1,5 +1,6 @@
 """The contract of Network, the same over libp2p and simulated: codes, limits, gossip, streams."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from p2p.errors import (
     Code,
     EndOfStream,
     Misbehaving,
+    NetworkError,
     Refused,
     TooSlow,
     Unreachable,
@@ -414,6 +416,26 @@ async def test_frame_above_the_limit_is_misbehaving(world, nursery):
     await stream.write(bytes(101), 5)
     with pytest.raises(Misbehaving):
         await stream.read(100, 5)
+
+
+async def test_who_breaks_the_rules_of_frames_is_blamed_whatever_its_handler_makes_of_it(
+    world, nursery
+):
+    """A service ends a stream the same way, whatever was wrong with it."""
+
+    async def keep_it_to_itself(peer, stream):
+        with contextlib.suppress(NetworkError):
+            await stream.read(10, 5)
+
+    a, b = await world.start(nursery, 2, accepting(keep_it_to_itself))
+    stream = await a.open(b.me, "consensus")
+    await stream.write(bytes(10), 5)
+    with pytest.raises(EndOfStream):
+        await stream.read(10, 5)
+    assert b.statistics().penalties == {}
+    stream = await a.open(b.me, "consensus")
+    await stream.write(bytes(11), 5)
+    await wait_until(lambda: b.statistics().penalties == {"malformed": 1})
 
 
 async def test_silent_stream_is_too_slow_and_cancel_leaves_the_connection(world, nursery):

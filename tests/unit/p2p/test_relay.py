@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from types import SimpleNamespace
 
 import pytest
 import trio
@@ -9,12 +10,21 @@ from libp2p.custom_types import TProtocol
 from network_kit import CHAIN, admitted, seed_of, wait_until
 
 from p2p import relay as relay_module
+from p2p.counters import Counters
 from p2p.errors import NetworkError, Unreachable
 from p2p.gossip import Verdict
-from p2p.limits import PROTOCOLS, RELAYED_PROTOCOLS, RESERVATIONS_MAX, TOPICS
+from p2p.limits import (
+    HEARTBEAT_S,
+    PROTOCOLS,
+    RELAY_LOOK_S,
+    RELAYED_PROTOCOLS,
+    RESERVATION_S,
+    RESERVATIONS_MAX,
+    TOPICS,
+)
 from p2p.network import Libp2pNetwork
-from p2p.peers import StatusFacts, peer_id_text
-from p2p.relay import HOP, RELAY_ROLE, STOP, id_of, is_circuit, pb
+from p2p.peers import PeerId, StatusFacts, peer_id_text
+from p2p.relay import HOP, RELAY_ROLE, STOP, Relaying, Way, id_of, is_circuit, pb
 
 HERE = "/ip4/127.0.0.1/tcp/0"
 ASK = {"timeout_s": 5, "bytes_max": 300_000}
@@ -66,7 +76,7 @@ class Scene:
 
 @pytest.fixture
 async def scene(nursery, monkeypatch):
-    monkeypatch.setattr(relay_module, "LOOK_EVERY_S", 0.1)
+    monkeypatch.setattr(relay_module, "RELAY_LOOK_S", 0.1)
     return await Scene(nursery).start()
 
 
@@ -103,7 +113,7 @@ async def test_circuit_carries_no_gossip_no_consensus_and_no_blobs(scene):
             await asker.request(asked.me, "blob", b"x", **ASK)
         with pytest.raises(Unreachable, match="through a relay only"):
             await asker.open(asked.me, "consensus")
-    await trio.sleep(1.5)  # a heartbeat
+    await trio.sleep(HEARTBEAT_S + 0.1)
     for network, other in ((caller, scene.hidden), (scene.hidden, caller)):
         assert id_of(other.me) not in network._stack.pubsub.peers
         assert network.statistics().mesh_peers["votes"] == 1, "with the relay alone"
@@ -270,6 +280,39 @@ async def test_off_means_off(nursery):
     network = network_of(1)
     await nursery.start(network.run)
     assert not {HOP, STOP} & set(network._stack._host.get_mux().handlers)
+
+
+async def test_place_that_stands_is_not_asked_for_again(scene):
+    await trio.sleep(0.5)  # five looks
+    assert scene.relay.statistics().circuits["reserved"] == 1
+
+
+async def test_place_ends_with_the_connection_that_it_was_given_on(autojump_clock, nursery):
+    """A relay that was started anew between two looks knows of no place."""
+    relay, here, asked = PeerId(bytes(32)), [SimpleNamespace(muxed_conn=object())], []
+    way = Way(
+        host=SimpleNamespace(set_stream_handler=lambda protocol, handler: None),
+        swarm=SimpleNamespace(get_connections=lambda peer_id: here),
+        is_admitted=lambda peer: True,
+        relays=lambda: [relay],
+        changed=lambda: None,
+        counters=Counters(),
+    )
+    client = Relaying(way, "client")
+
+    async def reserve(relay):
+        asked.append(relay)
+        return here[0].muxed_conn
+
+    client._reserve = reserve
+    nursery.start_soon(client.keep_reserved)
+    await trio.sleep(10 * RELAY_LOOK_S)
+    assert len(asked) == 1
+    here[0] = SimpleNamespace(muxed_conn=object())
+    await trio.sleep(RELAY_LOOK_S + 0.1)
+    assert len(asked) == 2
+    await trio.sleep(RESERVATION_S / 2 + RELAY_LOOK_S)
+    assert len(asked) == 3, "and its time ends"
 
 
 async def test_circuit_is_told_from_a_connection(scene):

@@ -31,6 +31,7 @@ from p2p.memory import MemoryHub
 
 KEYS = [party(f"node {i}").key for i in range(3)]
 IDENTITY = b"\x07" * 32
+OTHER_IDENTITY = b"\x08" * 32
 
 
 def make_folder(root, size: int = CHUNK_BYTES + 17):
@@ -118,6 +119,40 @@ async def test_a_false_identity_is_left_and_nothing_remains(tmp_path, autojump_c
         assert nodes[1].counters["listings_false"] == 1
         assert not (tmp_path / "got").exists()
         assert nodes[1]._store.listing(ADAPTER, IDENTITY) is None
+
+
+async def test_a_false_listing_ends_nothing_that_another_fetch_has_under_way(
+    tmp_path, autojump_clock
+) -> None:
+    """A liar may list another's blobs; what came of them was thrown away with its lie."""
+    async with three(tmp_path) as nodes:
+        folder = make_folder(tmp_path)
+        listing = nodes[0]._store.add_folder(ADAPTER, IDENTITY, folder)
+        nodes[1]._store.add_folder(ADAPTER, OTHER_IDENTITY, folder)
+        mine, large = nodes[2], listing[0]
+        true_take_in, has_lied = mine._take_in, trio.Event()
+
+        async def wait_for_the_lie(kind, identity, *rest):
+            if identity == IDENTITY:
+                await has_lied.wait()
+            return await true_take_in(kind, identity, *rest)
+
+        def refuse(folder) -> None:
+            raise Invalid("adapter.hash")
+
+        mine._take_in = wait_for_the_lie
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fetch, mine, tmp_path, [KEYS[0]])
+            await trio.sleep(SETTLE_S)
+            with pytest.raises(Unreachable):
+                await mine.fetch(
+                    ADAPTER, OTHER_IDENTITY, tmp_path / "false", peers=[KEYS[1]],
+                    bytes_max=1 << 30, check=refuse,
+                )  # fmt: skip
+            assert mine._store.has(large.blob_id)
+            has_lied.set()
+        assert (tmp_path / "got" / large.name).read_bytes() == (folder / large.name).read_bytes()
+        assert not mine._in_use
 
 
 async def test_a_listing_that_makes_no_folder_costs_its_source_and_the_next_is_asked(

@@ -50,6 +50,16 @@ def directory(network=None, state=None) -> Directory:
     )  # fmt: skip
 
 
+def test_an_offer_that_may_not_be_told_on_is_neither_kept_nor_told() -> None:
+    """On a public network: who buys would dial its private address, and so would all it tells."""
+    held = directory()
+    held._network.may_tell = lambda addresses: b"/ip4/10.0.0.1/tcp/1" not in addresses
+    assert not held.take(signed(offer(addresses=(b"/ip4/8.8.8.8/tcp/1", b"/ip4/10.0.0.1/tcp/1"))))
+    assert held.offers() == []
+    assert held.counters["not_tellable"] == 1
+    assert held.take(signed(offer(addresses=(b"/ip4/8.8.8.8/tcp/1",))))
+
+
 def test_only_a_newer_offer_replaces_what_is_held() -> None:
     held = directory()
     assert held.take(signed(offer(5)))

@@ -2,6 +2,7 @@
 
 import random
 from contextlib import asynccontextmanager
+from functools import partial
 
 import pytest
 import trio
@@ -20,6 +21,10 @@ from node.ledger.wire.receipts import receipt_id
 from node.ledger.wire.transactions import Transfer, encode_body, sign_transaction
 from node.peering import topics
 from node.peering.audits import Audits, StatedClaim
+from node.peering.blobparts import CHUNK_BYTES
+from node.peering.blobs import Blobs
+from node.peering.blobstore import BlobStore
+from node.peering.bodies import LentBodies, fetch_body
 from node.peering.relay import FalseClaim, Found, Relay
 from p2p.errors import Misbehaving, NetworkError, Refused
 from p2p.memory import MemoryHub
@@ -81,6 +86,11 @@ class Node:
         self.indices: dict[bytes, RawRows] = {}
         self.validators: list[bytes] = []
         self.folder = folder / key.hex()[:8]
+        blobs = BlobStore(folder / f"blobs {key.hex()[:8]}", 1)
+        self.blobs = Blobs(
+            network=self.network, store=blobs, lent=LentBodies(self.store.get), run_blocking=at_once
+        )
+        self.blobs.serve()
         self.relay = Relay(
             network=self.network, chain_id=CHAIN, transactions=self.transactions,
             bundles=self.bundles, store=self.store, get_state=lambda: self.state,
@@ -91,6 +101,7 @@ class Node:
                 may_see_sketch=lambda peer, receipt: peer in self.viewers,
             ),
             on_audited=self.audited.append, on_false=self.found.append,
+            fetch_body=partial(fetch_body, self.blobs),
             evidence_folder=self.folder, watch_folder=self.folder / "kept", get_height=lambda: 1,
             find_validators=lambda: self.validators, now_ms=lambda: NOW_MS, run_blocking=at_once,
             on_checked=lambda bundle: self.checked.append(bundle.hash),
@@ -298,6 +309,54 @@ async def test_bodies_that_a_block_names_are_fetched_by_hash(tmp_path, autojump_
         assert missing == (b"\0" * 32,)
         assert nodes[1].store[bundle.hash] == bundle
         assert bundle.hash not in nodes[1].bundles
+
+
+def large(state, count: int) -> Bundle:
+    """A bundle of so many receipts with credits as long as may be."""
+    lane = session(open_channel(state, 10 * OPEN), random.Random(1))
+    credits = tuple((number + 10**15, 156 + 16 * (not number)) for number in range(64))
+    for _ in range(count):
+        lane.serve(credits, tokens_in=8, tokens_out=1, fee=fee_of(8, 1), sketch_hash=b"\1" * 32)
+    return build_bundle(
+        chain_id=CHAIN, provider=PROVIDER.key, bundle_seq=1, parts=[lane.cut()],
+        sign=PROVIDER.sign,
+    )  # fmt: skip
+
+
+async def test_a_body_of_more_than_a_chunk_that_a_block_names_comes_as_a_blob(
+    tmp_path, autojump_clock
+) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        bundle, (one, other, _, victim) = large(new_state(), 1_200), nodes
+        assert len(bundle.body) > CHUNK_BYTES
+        for node in (one, other):
+            node.store.append(bundle)
+        assert await victim.relay.fetch_bodies([bundle.hash], KEYS[:2]) == ()
+        assert victim.store[bundle.hash] == bundle
+        assert victim.blobs.counters["chunks"] == 2
+        assert min(one.blobs.counters["served_bytes"], other.blobs.counters["served_bytes"]) > 0
+
+
+async def test_a_bundle_of_more_than_a_chunk_is_told_without_its_body_and_pooled_by_all(
+    tmp_path, autojump_clock
+) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        bundle = large(nodes[0].state, 1_200)
+        await nodes[0].relay.offer_bundle(bundle)
+        await trio.sleep(10)
+        for node in nodes:
+            assert bundle.hash in node.bundles
+            assert node.store[bundle.hash] == bundle
+
+
+async def test_a_small_body_that_is_left_out_is_asked_of_another(tmp_path, autojump_clock) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        bundle = make_bundle(nodes[0].state)
+        nodes[0].store[bundle.hash] = bundle._replace(body=b"")
+        nodes[1].store[bundle.hash] = bundle
+        assert await nodes[3].relay.fetch_bodies([bundle.hash], KEYS[:2]) == ()
+        assert nodes[3].store[bundle.hash] == bundle
+        assert nodes[3].relay.counters["pull_failed"] == 1
 
 
 async def test_questions_that_make_no_sense_count_against_who_asks(tmp_path, autojump_clock):

@@ -180,6 +180,17 @@ async def test_headers_go_by_strides_up_to_the_tip() -> None:
     assert await headers_told(Held(0, None, 0), 1, 3, 1) == [1]
 
 
+async def test_headers_of_large_blocks_are_fewer_for_one_question(monkeypatch) -> None:
+    """A header lies in its block: 64 bytes of a peer's would have us read 256 MiB."""
+    size = 1 << 20
+    monkeypatch.setattr("node.peering.responder.HEADERS_READ_BYTES_MAX", 3 * size)
+    view = Held(*[size - 1_024] * 9)
+    assert await headers_told(view, 1, 9, 1) == [1, 2, 3, 4]
+    assert await headers_told(view, 5, 9, 1) == [5, 6, 7, 8]
+    monkeypatch.setattr("node.peering.responder.HEADERS_READ_BYTES_MAX", 1)
+    assert await headers_told(view, 1, 9, 1) == [1], "one at least, or nobody would come on"
+
+
 @pytest.mark.parametrize(
     "question",
     [(0, 1, 1), (1, 0, 1), (1, HEADERS_MAX + 1, 1), (1, 1, 0), (1, 1, STRIDE_MAX + 1), (1, 1)],

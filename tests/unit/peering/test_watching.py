@@ -11,6 +11,7 @@ import trio
 from bundle_kit import LaneSession, party
 from chain_kit import CONTRIBUTORS, OPEN, PAYER, PROVIDER, TinyChain, golden_answer
 from exchange_kit import at_once
+from network_kit import not_here
 
 from consensus.primitives.encoding import decode, encode
 from node.ledger import tables
@@ -501,7 +502,8 @@ class Node:
             network=self.network, chain_id=ledger.chain.chain_id, bundles=self.bundles,
             transactions=TransactionPool(ledger.chain.chain_id), store=store,
             get_state=ledger.chain.state, auditor=auditor, audits=audits,
-            may_be_shown=lambda: True, evidence_folder=folder, watch_folder=folder / "kept",
+            may_be_shown=lambda: True, fetch_body=not_here, evidence_folder=folder,
+            watch_folder=folder / "kept",
             get_height=lambda: ledger.chain.height, find_validators=lambda: OTHERS,  # type: ignore[return-value,arg-type]
             now_ms=ledger.now_ms, run_blocking=at_once,
         )  # fmt: skip

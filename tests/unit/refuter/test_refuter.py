@@ -10,6 +10,7 @@ import trio
 from chain_kit import PAYER, PROVIDER, STEWARD, VALIDATORS
 from exchange_kit import at_once
 from fraud_kit import FEE, LIES, UNBOUND, Court, raise_score
+from network_kit import not_here
 from stored_kit import Stored
 
 from consensus.primitives.errors import Invalid
@@ -81,7 +82,7 @@ class Scene:
             network=network, chain_id=chain.chain_id, bundles=BundlePool(), store=store,
             transactions=TransactionPool(chain.chain_id), get_state=chain.chain.state,
             auditor=auditor, audits=audits, may_be_shown=lambda: self.is_member,
-            evidence_folder=self.folder, watch_folder=self.folder / "kept",
+            fetch_body=not_here, evidence_folder=self.folder, watch_folder=self.folder / "kept",
             get_height=lambda: chain.chain.height, find_validators=list,
             now_ms=lambda: chain.time_ms, run_blocking=at_once,
             on_audited=lambda name: self.refuter.note_audited(name),

@@ -316,9 +316,15 @@ async def test_silence_at_the_start_is_refused(tmp_path, autojump_clock) -> None
     async with world_in(tmp_path) as world:
         line = Line(world)
         assert (await line.next()).code == 1
+        gone = Line(world)
+        await gone.ours.close()
+        with pytest.raises(EndOfStream):
+            await gone.next()
+        assert world.blamed == [], "a line may break"
         other = Line(world)
         await other.send(Cancel(b""))
         assert (await other.next()).code == 1
+        assert world.blamed == [PAYER.key]
 
 
 @pytest.mark.parametrize("raw", [b"", b"\xff\xff", b"\x91\x00", b"\x96\x00" + b"\xc4\x00" * 5])
@@ -332,6 +338,7 @@ async def test_bytes_that_are_no_frame_end_their_stream_and_nothing_else(
             await line.next()
         counters = world.service.counters
         assert (counters["malformed"], counters["refused.1"]) == (1, 1)
+        assert world.blamed == [PAYER.key]
         assert not world.engine.requests
         channel = world.own_channel()
         assert isinstance((await ask(world, make_start(channel)))[-1], Finished)

@@ -282,11 +282,9 @@ class SlotCore:
             if live.rows and 0 < deadline <= now:
                 events += self._end(live, "deadline")
         free = self._rows_max - self._reserved
-        plan = self._scheduler.plan(now, free, self._decoding > 0, self._can_start)
+        plan = self._scheduler.plan(now, free, self._decoding > 0, self._can_start, self._begin)
         for id in plan.expired:
             events += self._end(self._live[id], "deadline")
-        for id in plan.start:
-            self._start(self._live[id])
         with torch.inference_mode():
             computed = self._prefill(plan.prefill_tokens)
             events += self._release_parked()
@@ -308,7 +306,8 @@ class SlotCore:
     def _can_start(self, job: Job) -> bool:
         return job.adapter is None or self._bank.can_take_slot(job.adapter)
 
-    def _start(self, live: _Live) -> None:
+    def _begin(self, job: Job) -> None:
+        live = self._live[job.id]
         request = live.request
         if live.adapter is not None:
             live.slot = self._bank.take_slot(live.adapter)

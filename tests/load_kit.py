@@ -1,0 +1,62 @@
+"""Load for an engine's core: popular and rare adapters, and what must be gone when it is over."""
+
+import gc
+import os
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from node.serving.engine import GenRequest, Sampling
+from node.serving.scheduler import Job
+
+PAGE: Final = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4_096
+
+
+def zipf_draws(count: int, exponent: float, seed: int) -> Iterator[int]:
+    """Places 0..count−1, the first most often, for ever."""
+    chance = random.Random(seed)
+    weights = [1 / (place + 1) ** exponent for place in range(count)]
+    places = range(count)
+    while True:
+        yield from chance.choices(places, weights, k=256)
+
+
+def short_request(
+    number: int, adapter: bytes | None, *, tenant: bytes = b"t", length: int = 8, **sampling: Any
+) -> GenRequest:
+    """A prompt of bytes that follows from `number`; its seed too."""
+    chance = random.Random(number)
+    prompt = tuple(chance.randrange(256) for _ in range(length))
+    fields = {"max_tokens": 6, "flags": 1, **sampling}
+    seed = number.to_bytes(32, "big")
+    return GenRequest(number.to_bytes(8, "big"), tenant, adapter, prompt, Sampling(**fields), seed)
+
+
+def assert_nothing_left(core: Any) -> None:
+    """No request, row, promise, queue place, reference or slot in use, nor any object of one."""
+    from node.serving.slots import _Live, _Row
+
+    queue = core._scheduler
+    assert (core.live, core._reserved, core._decoding) == (0, 0, 0)
+    assert (core._rows, list(core._prefilling)) == ([], [])
+    assert (queue.waiting, queue._queued_cost, core._background.waiting) == (0, 0, 0)
+    assert (queue._jobs, queue._running, queue._tenants, queue._low) == ({}, {}, {}, {})
+    assert all(packed.refs == packed.rows == 0 for packed in core._bank._packed.values())
+    gc.collect()
+    kept = [one for one in gc.get_objects() if type(one) in (_Live, _Row, Job)]
+    assert kept == []
+
+
+def resident_bytes(pid: int | None = None) -> int:
+    """Of a process, ours if none is named."""
+    text = Path(f"/proc/{pid or os.getpid()}/statm").read_text("ascii")
+    return int(text.split()[1]) * PAGE
+
+
+def longest_by(waits: Sequence[tuple[Any, float]]) -> dict[Any, float]:
+    """The longest wait of each name."""
+    longest: dict[Any, float] = {}
+    for name, wait in waits:
+        longest[name] = max(wait, longest.get(name, 0.0))
+    return longest

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import trio
+
 from node.serving.engine import GenRequest, Sampling
 from node.serving.scheduler import Job
 
@@ -60,3 +62,28 @@ def longest_by(waits: Sequence[tuple[Any, float]]) -> dict[Any, float]:
     for name, wait in waits:
         longest[name] = max(wait, longest.get(name, 0.0))
     return longest
+
+
+class Ticker:
+    """How late a task of this event loop is woken, as consensus would be: every 10 ms."""
+
+    EVERY_S: Final = 0.01
+
+    def __init__(self) -> None:
+        self.late_ms: list[float] = []
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        while True:
+            due = trio.current_time() + self.EVERY_S
+            await trio.sleep_until(due)
+            self.late_ms.append(1_000 * (trio.current_time() - due))
+
+    def take(self) -> dict[str, float]:
+        """Percentiles since last asked."""
+        late, self.late_ms = sorted(self.late_ms), []
+        places = {"p50": 0.5, "p99": 0.99, "max": 1.0}
+        return {
+            name: round(late[min(int(part * len(late)), len(late) - 1)], 2)
+            for name, part in places.items()
+        }

@@ -28,6 +28,25 @@ def test_costs_are_told_beside_making_the_answers(monkeypatch) -> None:
     assert keys <= {*costs, *figures_of(*[dict.fromkeys(MEASURED, 1.0)] * 2)}
 
 
+def test_large_models_variant_runs_in_bf16_on_any_device() -> None:
+    """Here on the CPU: all of it but the GPU's own clock."""
+    figures = serving.large_model_figures(TINY, 1, "cpu")
+    assert {budget.key for budget in serving.CUDA_BUDGETS} <= set(figures)
+    assert min(figures.values()) > 0
+
+
+def test_without_a_gpu_its_variant_says_so_and_fails(monkeypatch, capsys) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(serving, "quiet", lambda: None)  # other tests read our events
+    monkeypatch.setattr("sys.argv", ["serving.py", "--device", "cuda"])
+    with pytest.raises(SystemExit) as ended:
+        serving.main()
+    assert "no GPU is here" in str(ended.value.code)
+    assert capsys.readouterr().out == ""
+
+
 MEASURED = (
     *("base", "distinct_8", "distinct", "uniform", "skewed", "identical"),
     *("peft_mixed", "peft_switching", "tokens_equal"),

@@ -5,11 +5,16 @@ folder `tests/consensus` would shadow ours; a green run over strange code is wor
 """
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Two threads of torch that spin for each other cost ten times their work on a machine that is
+# busy; to be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_configure() -> None:

@@ -90,6 +90,7 @@ class Scheduler:
         self._aged_rows = 0  # rows given to the long waiting, and by turns, while busy
         self._fair_rows = 0
         self._served: deque[tuple[int, int]] = deque()  # (time, tokens) of the last 30 s
+        self._served_tokens = 0  # their sum: refusing must cost little
         self.refused = 0
 
     @property
@@ -183,16 +184,19 @@ class Scheduler:
     def note_served(self, tokens: int, now_ms: int) -> None:
         """Tokens computed in a step: what waiting times are estimated from."""
         self._served.append((now_ms, tokens))
+        self._served_tokens += tokens
+        self._forget_served(now_ms)
+
+    def _forget_served(self, now_ms: int) -> None:
         while self._served and self._served[0][0] < now_ms - RATE_WINDOW_MS:
-            self._served.popleft()
+            self._served_tokens -= self._served.popleft()[1]
 
     def _expected_wait_ms(self, now_ms: int) -> int:
-        recent = [entry for entry in self._served if entry[0] >= now_ms - RATE_WINDOW_MS]
-        tokens = sum(count for _, count in recent)
-        if not tokens:
+        self._forget_served(now_ms)
+        if not self._served_tokens:
             return 0
-        span_ms = max(now_ms - recent[0][0], 1)
-        return self._queued_cost * span_ms // tokens
+        span_ms = max(now_ms - self._served[0][0], 1)
+        return self._queued_cost * span_ms // self._served_tokens
 
     def _promise(self, now_ms: int, startable: Callable[[Job], bool]) -> None:
         """Promise the next slots of each bucket that has too few to those who waited longest."""

@@ -175,6 +175,17 @@ def test_deadline_that_cannot_be_met_is_refused_at_once() -> None:
     queue.admit(job(4, deadline_ms=5_100), 1_000)
 
 
+def test_waiting_times_are_estimated_from_the_last_half_minute() -> None:
+    queue = Scheduler()
+    queue.note_served(10, 0)
+    queue.note_served(1_000, rules.RATE_WINDOW_MS)
+    queue.admit(job(1, tokens=2_000), rules.RATE_WINDOW_MS)
+    for now, wait_ms in ((rules.RATE_WINDOW_MS, 59_405), (rules.RATE_WINDOW_MS + 1_000, 2_000)):
+        assert queue._expected_wait_ms(now) == wait_ms
+    assert queue._expected_wait_ms(2 * rules.RATE_WINDOW_MS + 1) == 0
+    assert len(queue._served) == queue._served_tokens == 0
+
+
 def test_deadline_passed_in_the_queue_is_told() -> None:
     queue = Scheduler()
     queue.admit(job(1, deadline_ms=50), 0)

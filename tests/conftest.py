@@ -7,6 +7,7 @@ pytest-xdist runs all of them, first; the others take the rest, a folder at a ti
 """
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = "processes"
 WITH_PROCESSES = ("end_to_end", "crashes", "bench")
+
+# Two threads of torch that spin for each other cost ten times their work on a machine that is
+# busy; to be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def pytest_configure() -> None:

@@ -28,6 +28,7 @@ APART: Final = (
     "flips",
     "fuzz",
     "soak",
+    *("overload", "judging"),
 )  # as one lets them
 BENCHES: Final = (
     *("finality", "settle", "state", "proofs", "gossip", "blobs", "serving", "attribution"),

@@ -12,8 +12,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import islice
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from torch import Tensor
 
@@ -74,13 +73,6 @@ class Lease:
         return self.packed is None and self.error is None
 
 
-class Promise(NamedTuple):
-    """The next free slot of a bucket is `hash`'s; in slot `closing` nothing more starts."""
-
-    hash: bytes
-    closing: int
-
-
 @dataclass(slots=True)
 class _Way:
     """An adapter on its way, and who waits for it."""
@@ -108,7 +100,6 @@ class AdapterBank:
         self._ways: dict[bytes, _Way] = {}
         self._wanted: list[bytes] = []
         self._slots: dict[int, OrderedDict[int, Packed]] = {}  # bucket → slot → who, oldest first
-        self._promises: dict[int, Promise] = {}  # by bucket
         self.ram_bytes = 0
         self.slot_loads = 0
         self.evicted: Counter[str] = Counter()  # by tier
@@ -198,12 +189,7 @@ class AdapterBank:
         """One user less."""
         assert packed.refs > 0
         packed.refs -= 1
-        if packed.refs:
-            return
-        promise = self._promises.get(packed.bucket)
-        if promise is not None and promise.hash == packed.hash:
-            del self._promises[packed.bucket]
-        if packed.drained:
+        if packed.drained and not packed.refs:
             self._drop(packed)
 
     def wait(self, lease: Lease) -> None:
@@ -354,26 +340,7 @@ class AdapterBank:
 
     def can_take_slot(self, packed: Packed) -> bool:
         """Whether a row with this adapter could start now."""
-        promise = self._promises.get(packed.bucket)
-        if packed.slot is not None:
-            return promise is None or promise.closing != packed.slot
-        promised = int(promise is not None and promise.hash != packed.hash)
-        return len(list(islice(self._free_slots(packed.bucket), promised + 1))) > promised
-
-    def promise_slot(self, packed: Packed) -> None:
-        """Where no slot is free, the next one shall be for `packed`, unless it is promised.
-
-        The slot with the fewest rows takes no more of them, so that it does fall free.
-        """
-        slots = self._slots.get(packed.bucket)
-        if (
-            packed.slot is None
-            and slots
-            and packed.bucket not in self._promises
-            and not self.can_take_slot(packed)
-        ):
-            closing = min(slots, key=lambda slot: slots[slot].rows)
-            self._promises[packed.bucket] = Promise(packed.hash, closing)
+        return packed.slot is not None or next(self._free_slots(packed.bucket), None) is not None
 
     def take_slot(self, packed: Packed) -> int:
         """The adapter's slot, filled if need be; `leave_slot` when the request has ended."""
@@ -395,9 +362,6 @@ class AdapterBank:
         self._stack.fill(packed.bucket, slot, packed.flat, frozenset(packed.modules))
         slots[slot] = packed
         packed.slot = slot
-        promise = self._promises.get(packed.bucket)
-        if promise is not None and promise.hash == packed.hash:
-            del self._promises[packed.bucket]
         self.slot_loads += 1
         self.load_seconds["ram"].note(time.monotonic() - began_s)
 

@@ -86,8 +86,6 @@ class SlotCore:
         slots = settings.slots or max(2 * self._rows_max, 64)
         base = base_hash(settings.base_folder)
         self._stack = LoraStack(self._model, slots, settings.slot_bytes)
-        # With a slot for each row one is always free for the next.
-        self._is_short_of_slots = min(self._stack.slots.values()) < self._rows_max
         self.tiers = Tiers(self._stack, base, settings)
         self._bank = self.tiers.bank
         self._cache = SlotCache(self._model, self._rows_max, self._length)
@@ -310,13 +308,11 @@ class SlotCore:
             if live.rows and 0 < deadline <= now:
                 events += self._end(live, "deadline")
         free = self._rows_max - self._reserved
-        if free and self._is_short_of_slots:
-            self._promise_slots()
-        plan = self._scheduler.plan(now, free, self._decoding > 0, self._can_start, self._take_slot)
+        plan = self._scheduler.plan(
+            now, free, self._decoding > 0, self._can_start, self._begin, self._is_loaded
+        )
         for id in plan.expired:
             events += self._end(self._live[id], "deadline")
-        for id in plan.start:
-            self._start(self._live[id])
         with torch.inference_mode():
             computed = self._prefill(plan.prefill_tokens)
             events += self._release_parked()
@@ -342,23 +338,15 @@ class SlotCore:
         packed = self._live[job.id].adapter
         return packed is not None and self._bank.can_take_slot(packed)
 
-    def _take_slot(self, job: Job) -> None:
-        """At once: the next that is asked about may want the last one."""
+    def _is_loaded(self, job: Job) -> bool:
+        return job.adapter is None or self._live[job.id].adapter is not None
+
+    def _begin(self, job: Job) -> None:
+        """At once: the next that is asked about may want the last slot."""
         live = self._live[job.id]
+        request = live.request
         if live.adapter is not None:
             live.slot = self._bank.take_slot(live.adapter)
-
-    def _promise_slots(self) -> None:
-        """Rows are free, slots may not be: the oldest that waits for a slot gets the next."""
-        seen: set[int] = set()
-        for job in self._scheduler.jobs_waiting():
-            packed = self._live[job.id].adapter
-            if packed is not None and packed.slot is None and packed.bucket not in seen:
-                seen.add(packed.bucket)
-                self._bank.promise_slot(packed)
-
-    def _start(self, live: Live) -> None:
-        request = live.request
         self._tally.note_stage(live, "request_queue_time")
         self._reserved += request.sampling.n
         live.rows = [Row(live, 0, StopFilter(request.sampling.stop))]

@@ -284,10 +284,15 @@ class Peft:
 
 
 def measure_shape(
-    shape: Shape, rounds: int, *, steps: int, with_peft: bool, device: str = "cpu"
+    shape: Shape,
+    rounds: int,
+    *,
+    steps: int,
+    with_peft: bool,
+    device: str = "cpu",
+    dtype: str = "fp32",
 ) -> dict[str, Any]:
     """Seconds a step of each configuration of one shape, the best of `rounds`; `tokens_equal`."""
-    dtype = "fp32" if device == "cpu" else "bf16"
     with tempfile.TemporaryDirectory(prefix="olnode-bench-") as name:
         folder = Path(name)
         tell(f"{shape.name}: a base of {shape.layers} layers of {shape.hidden}, {ROWS} adapters")
@@ -464,6 +469,20 @@ def figures_of(small: dict[str, Any], large: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def large_model_figures(shape: Shape, rounds: int, device: str) -> dict[str, Any]:
+    """In bf16, beside its base alone."""
+    found = measure_shape(
+        shape, rounds, steps=shape.steps, with_peft=False, device=device, dtype="bf16"
+    )
+    names = ("identical", "distinct_8", "uniform", "skewed")
+    ratios = {f"ratio_{name}": round(found["base"] / found[name], 3) for name in names}
+    return {
+        "ratio_distinct_32": round(found["base"] / found["distinct"], 3),
+        **ratios,
+        "ms_a_step_base": round(1e3 * found["base"], 2),
+    }
+
+
 def main() -> None:
     """The command line of `olnode bench serving`."""
     parser = argparse.ArgumentParser(prog="olnode bench serving")
@@ -477,13 +496,7 @@ def main() -> None:
     if given.device == "cuda":
         if not torch.cuda.is_available():
             sys.exit("no GPU is here: olnode bench serving without --device")
-        found = measure_shape(
-            EIGHT_B, given.rounds, steps=EIGHT_B.steps, with_peft=False, device="cuda"
-        )
-        names = ("identical", "distinct_8", "distinct", "uniform", "skewed")
-        ratios = {f"ratio_{name}": round(found["base"] / found[name], 3) for name in names}
-        figures = {**ratios, "ratio_distinct_32": ratios["ratio_distinct"]}
-        finish({**figures, "ms_a_step_base": round(1e3 * found["base"], 2)}, CUDA_BUDGETS)
+        finish(large_model_figures(EIGHT_B, given.rounds, "cuda"), CUDA_BUDGETS)
         return
     small = measure_shape(S, given.rounds, steps=S.steps, with_peft=True)
     large = measure_shape(L, given.rounds, steps=L.steps, with_peft=True)

@@ -1,10 +1,10 @@
 """Honest answers PASS whatever they were batched with; each way to cheat is found."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from cheats_kit import changed_adapter, coarse_base, cut_rank, forge
 from judging_kit import Auditor, Told, manifest_of, questions, sampling_of, serve
 
 from consensus.primitives.errors import Invalid
@@ -124,72 +124,25 @@ def test_answers_without_the_adapter_or_of_another_fail(provider, auditor, adapt
         assert caught(auditor, told) == 1
 
 
-@pytest.fixture(scope="module")
-def spoil(make_adapter, tmp_path_factory):
-    """spoil(adapter, change of (A, B)) → (hash, folder)."""
+def test_newer_adapters_and_lower_ranks_fail(provider, auditor, adapter, tmp_path):
     import torch
-    from safetensors.torch import load_file, save
-
-    from node.serving.adapters import write_adapter
-
-    def make(adapter, change):
-        folder = Path(adapter[1])
-        tensors = load_file(folder / "adapter_model.safetensors")
-        for name in [name for name in tensors if "lora_A" in name]:
-            other = name.replace("lora_A", "lora_B")
-            tensors[name], tensors[other] = (
-                half.contiguous() for half in change(tensors[name], tensors[other])
-            )
-        settings = json.loads((folder / "adapter_config.json").read_text())
-        target = tmp_path_factory.mktemp("spoilt")
-        kept = {"r": settings["r"], "lora_alpha": settings["lora_alpha"]}
-        return write_adapter(target, kept, save(tensors)), str(target)
 
     torch.manual_seed(1)
-    return make
-
-
-def cut_rank(rank: int):
-    import torch
-
-    def change(a, b):
-        u, s, v = torch.linalg.svd(b @ a, full_matrices=False)
-        s[rank:] = 0
-        size = a.shape[0]
-        return s[:size, None] * v[:size], u[:, :size]
-
-    return change
-
-
-def test_newer_adapters_and_lower_ranks_fail(provider, auditor, adapter, spoil):
-    import torch
 
     def newer(a, b):
         return a, b + 0.01 * b.abs().mean() * torch.randn_like(b)
 
-    for change in (newer, cut_rank(4), cut_rank(7)):
-        hash, folder = spoil(adapter, change)
-        provider.load(AdapterRef(hash, folder))
-        told = serve(provider, questions(6), hash, claimed=claim(auditor, adapter))
+    for number, change in enumerate((newer, cut_rank(4), cut_rank(7))):
+        ref = changed_adapter(Path(adapter[1]), tmp_path / str(number), change)
+        provider.load(ref)
+        told = serve(provider, questions(6), ref.hash, claimed=claim(auditor, adapter))
         assert caught(auditor, told) == 1
 
 
 @pytest.fixture(scope="module")
 def cheap_core(tiny_base, adapter, tmp_path_factory):
     """The same base at four bits a weight."""
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
-    folder = tmp_path_factory.mktemp("int4")
-    shutil.copytree(tiny_base, folder, dirs_exist_ok=True)
-    weights = load_file(folder / "model.safetensors")
-    for name, weight in weights.items():
-        if weight.dim() == 2 and "embed" not in name and "head" not in name:
-            step = weight.abs().amax(1, keepdim=True) / 7
-            weights[name] = (weight / step).round() * step
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    core = core_of(folder)
+    core = core_of(coarse_base(tiny_base, tmp_path_factory.mktemp("int4") / "base", bits=4))
     core.load(AdapterRef(*adapter))
     return core
 
@@ -207,19 +160,6 @@ def test_tokens_of_a_cheaper_base_are_found_though_all_else_is_forged(cheap_core
         judged = auditor.judge(one)
         assert set(judged.why) <= {"margin"}
     assert any(auditor.judge(one).finding is Finding.FAIL for one in forged)
-
-
-def forge(auditor: Auditor, told: Told) -> Told:
-    from node.serving.engine import FINGERPRINT_UNIT, fixed_point, logprob_bytes
-
-    served = read_claims(told.receipt, told.evidence, auditor.manifest, auditor.vocabulary)
-    (score,) = auditor.scores(served)
-    (choice,) = served.evidence.choices
-    marks = [fixed_point(value, FINGERPRINT_UNIT) for row in score.fingerprints for value in row]
-    true = choice._replace(
-        logprobs=b"".join(map(logprob_bytes, score.logprobs)), fingerprints=b"".join(marks)
-    )
-    return told.changed(choices=(true,))
 
 
 # --- cheats with the true weights

@@ -38,7 +38,7 @@ def short_request(
 
 def assert_nothing_left(core: Any) -> None:
     """No request, row, promise, queue place, reference or slot in use, nor any object of one."""
-    from node.serving.slots import _Live, _Row
+    from node.serving.live import Live, Row
 
     queue = core._scheduler
     assert (core.live, core._reserved, core._decoding) == (0, 0, 0)
@@ -47,7 +47,7 @@ def assert_nothing_left(core: Any) -> None:
     assert (queue._jobs, queue._running, queue._tenants, queue._low) == ({}, {}, {}, {})
     assert all(packed.refs == packed.rows == 0 for packed in core._bank._packed.values())
     gc.collect()
-    kept = [one for one in gc.get_objects() if type(one) in (_Live, _Row, Job)]
+    kept = [one for one in gc.get_objects() if type(one) in (Live, Row, Job)]
     assert kept == []
 
 

@@ -169,7 +169,8 @@ async def test_exchange_gives_at_most_what_is_asked_and_never_the_asker(nursery)
             await asked._discovery.answer_peers(asker.me, encode((count,)))
 
 
-async def test_reserved_peer_gone_is_dialled_again(nursery):
+async def test_reserved_peer_gone_is_dialled_again(nursery, monkeypatch):
+    monkeypatch.setattr("p2p.discovery.BACKOFF_FIRST_S", 0.2)
     async with trio.open_nursery() as inner:
         a = network_of(1)
         await inner.start(a.run)

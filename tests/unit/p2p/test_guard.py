@@ -288,7 +288,9 @@ async def test_taken_port_is_told_at_once(network, nursery):
         await second.run()
 
 
-async def test_fallen_stack_is_rebuilt_with_its_registrations(nursery):
+async def test_fallen_stack_is_rebuilt_with_its_registrations(nursery, monkeypatch):
+    monkeypatch.setattr("p2p.network.RESTART_FIRST_S", 0.2)
+
     async def echo(peer, body):
         return body
 

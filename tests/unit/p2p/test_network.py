@@ -513,25 +513,35 @@ async def test_events_tell_who_joined_and_who_left(world, nursery):
         assert await anext(events) == Left(b.me)
 
 
-async def test_peer_at_100_points_is_disconnected_and_stays_away(world, nursery):
+@pytest.fixture
+def redials_soon(monkeypatch):
+    """Who was disconnected tries again within REDIALLED_S."""
+    monkeypatch.setattr("p2p.discovery.BACKOFF_FIRST_S", 0.2)
+    monkeypatch.setattr("p2p.memory.REDIAL_S", 0.2)
+
+
+REDIALLED_S = 0.5
+
+
+async def test_peer_at_100_points_is_disconnected_and_stays_away(redials_soon, world, nursery):
     a, b = await world.start(nursery, 2, serving())
     a.penalise(b.me, 99, "forged")
     assert admitted(a) == 1
     a.penalise(b.me, 50, "forged")
     await wait_until(lambda: not a.peers())
     assert a.statistics().bans == 1
-    await trio.sleep(1.5)  # it redials within this time
+    await trio.sleep(REDIALLED_S)
     assert not a.peers()
     with pytest.raises(Unreachable):
         await a.request(b.me, "blocks", b"x", **ASK)
 
 
-async def test_banned_peer_is_gone_until_it_is_let_in_again(world, nursery):
+async def test_banned_peer_is_gone_until_it_is_let_in_again(redials_soon, world, nursery):
     a, b = await world.start(nursery, 2, serving())
     a.ban(b.me, 3_600)
     await wait_until(lambda: not a.peers())
     assert 3_590 < a.bans()[b.me] <= 3_600
-    await trio.sleep(1.5)  # it redials within this time
+    await trio.sleep(REDIALLED_S)
     assert not a.peers()
     assert a.unban(b.me)
     await wait_until(lambda: admitted(a) == 1)

@@ -283,7 +283,7 @@ async def test_off_means_off(nursery):
 
 
 async def test_place_that_stands_is_not_asked_for_again(scene):
-    await trio.sleep(0.5)  # five looks
+    await trio.sleep(0.35)  # three looks
     assert scene.relay.statistics().circuits["reserved"] == 1
 
 

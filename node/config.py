@@ -95,13 +95,13 @@ class Engine(Section, frozen=True):
     devices: tuple[str, ...] = ()
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     threads: Count = 0           # 0 = cores - 1
-    rows: Count = 0              # 0 = the engine's own rule, here and in the next three
-    slots: Count = 0
+    rows: Annotated[Int, msgspec.Meta(ge=0, le=4_096)] = 0  # 0 = the engine's own rule, here and
+    slots: Annotated[Int, msgspec.Meta(ge=0, le=65_536)] = 0  # in the next three; of each rank
     kv_budget_mb: Count = 0
-    slot_budget_mb: Count = 0
+    slot_budget_mb: Count = 0    # adapters in slots, of each rank; lowers `slots`
     prefill_chunk: Positive = 512
-    ram_budget_mb: Positive = 2_048
-    disk_budget_gb: Positive = 50
+    ram_budget_mb: Positive = 2_048  # adapters in memory; half of it may be pinned
+    disk_budget_gb: Count = 50   # copies of adapters as they are loaded; 0 = none
     queue_tokens: Positive = 65_536
     queue_requests: Positive = 256
     aging_ms: Positive = 2_000

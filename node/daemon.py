@@ -8,7 +8,7 @@ What this file does not know: any rule.
 
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version as installed_version
@@ -51,10 +51,10 @@ from node.purse import Purse
 from node.reasons import Reasons
 from node.scrubber import Scrubber
 from node.serving.book import has_book
-from node.serving.engine import EngineSettings, HostedEngine
+from node.serving.engine import ROWS, EngineSettings
 from node.serving.remote import make_remote
 from node.serving.worker import WorkerEngine
-from node.shop import Counter, Shop
+from node.shop import Counter, MakeEngine, Shop
 from node.storage.adopting import DB_NAME, take_in
 from node.storage.attackfiles import keep_attack
 from node.storage.errors import DatabaseDamaged
@@ -164,6 +164,7 @@ class Node:
         self._provider = rotated_account(self._config.serving) or keys.node.public_key
         self._stop = trio.Event()
         floor_bytes = self._config.storage.min_free_gb << 30
+        self._free_bytes_min = max(FREE_BYTES_MIN, 2 * floor_bytes)  # blobs never cost a vote
         self._disk = DiskGuard(settings.home, floor_bytes, on_change=self._wake)
         self._network = self._make_network()
         self._transactions = TransactionPool(self._chain.chain_id)
@@ -189,7 +190,7 @@ class Node:
         self._store = BlobStore(
             settings.home / "blobs",
             self._config.p2p.blob_quota_gb << 30,
-            free_bytes_min=max(FREE_BYTES_MIN, 2 * floor_bytes),  # blobs never cost a vote
+            free_bytes_min=self._free_bytes_min,
         )
         self._blobs = Blobs(network=self._network, store=self._store)
         serves = "provider" in self._config.roles
@@ -363,7 +364,7 @@ class Node:
         )
         folder = self._settings.home / "receipts"
         engine = self._config.engine
-        make_engine: Callable[[EngineSettings], HostedEngine] = WorkerEngine
+        make_engine: MakeEngine = partial(WorkerEngine, stall_s=float(engine.stall_s))
         if engine.kind == "remote":
             make_engine = partial(
                 make_remote,
@@ -372,7 +373,29 @@ class Node:
                 token=engine_token(engine),
                 local_gradients=engine.local_gradients,
             )
-        return Shop(counter, self._network, self._holdings, folder, engine.threads, make_engine)
+        wish = self._engine_wish()
+        return Shop(counter, self._network, self._holdings, folder, wish, make_engine)
+
+    def _engine_wish(self) -> EngineSettings:
+        """What the operator wants of the engine; its base is on the ledger."""
+        engine = self._config.engine
+        return EngineSettings(
+            base_folder="",
+            threads=engine.threads,
+            rows=engine.rows or ROWS,
+            slots=engine.slots,
+            slot_bytes=engine.slot_budget_mb << 20,
+            ram_bytes=engine.ram_budget_mb << 20,
+            disk_folder=str(self._settings.home / "packed") if engine.disk_budget_gb else "",
+            disk_bytes=engine.disk_budget_gb << 30,
+            disk_free_bytes=self._free_bytes_min,
+            kv_bytes=engine.kv_budget_mb << 20,
+            prefill_chunk=engine.prefill_chunk,
+            queue_tokens=engine.queue_tokens,
+            queue_requests=engine.queue_requests,
+            aging_ms=engine.aging_ms,
+            gradient_wait_ms=engine.gradient_max_wait_ms,
+        )
 
     def _make_purse(self, key: Key) -> Purse:
         payer = self._config.payer
@@ -564,6 +587,9 @@ class Node:
             "replica": lambda: self._replica.statistics().counters,
             "scrubber": lambda: self._scrubber.counters,
         }
+        if self._shop is not None:
+            shop = self._shop
+            events["service"] = lambda: shop.work().counters
         text = Metrics(self._telling, events).text
         host, port = host_and_port(self._config.metrics.listen)
         await run_metrics(text, host, port, wait_for_stop=self._stop.wait)

@@ -20,6 +20,9 @@ from prometheus_client.core import (
 )
 
 from node import observe
+from node.serving import timing
+from node.serving.engine import EngineStats, TierStats
+from node.shop import Work
 from node.telling import Telling
 from p2p.counters import TIMED_BOUNDS_S, NetworkStatistics, Timed
 
@@ -47,6 +50,8 @@ class Metrics:
         yield from self._node()
         yield from self._ledger()
         yield from p2p_metrics(self.telling.network.statistics())
+        if self.telling.shop is not None:
+            yield from engine_metrics(self.telling.shop.work())
         yield from _blobs(self.events["blobs"]())
         yield _counter(
             "events",
@@ -121,6 +126,68 @@ def p2p_metrics(network: NetworkStatistics) -> Iterator[Metric]:
     yield _histogram("p2p_ping_seconds", "Round trips.", (), [((), network.ping_seconds)])
 
 
+def engine_metrics(work: Work) -> Iterator[Metric]:
+    """The list of page 50 §12: what the engine does, and where its adapters lie."""
+    engine = work.engine
+    yield _one("inference_engine_up", "1 while a worker serves.", int(work.is_up))
+    for name, help, value in (
+        ("num_requests_running", "Requests with rows.", engine.running),
+        ("kv_cache_usage_ratio", "The part of the rows that is taken.", engine.rows_used),
+        ("batch_adapters", "Adapters that the newest batch mixes.", engine.batch_adapters),
+        ("gradient_queue", "Sketches and checks that wait.", engine.gradients_waiting),
+    ):
+        yield _one(f"inference_{name}", help, value)
+    waiting = [
+        (("capacity",), engine.waiting - engine.waiting_adapter),
+        (("adapter",), engine.waiting_adapter),
+    ]
+    help = "Requests that wait for rows, or for their adapter."
+    yield _gauge("inference_num_requests_waiting", help, ("reason",), waiting)
+    for name, help, count in (
+        ("prompt_tokens", "Tokens of prompts computed.", engine.prompt_tokens),
+        ("generation_tokens", "Tokens made.", engine.generation_tokens),
+        ("engine_restarts", "Workers that were lost and replaced.", engine.restarts),
+    ):
+        yield _counter(f"inference_{name}", help, (), [((), count)])
+    for name, help, counts in (
+        ("request_success", "Requests that were taken, by how they ended.", engine.endings),
+        ("admission_rejections", "Requests that were not taken.", engine.rejections),
+    ):
+        yield _counter(f"inference_{name}", help, ("reason",), _labelled(counts))
+    yield from _engine_times(engine, work.receipt_delay)
+    yield from _tiers(engine, engine.tiers)
+
+
+def _engine_times(engine: EngineStats, receipt_delay: timing.Timed) -> Iterator[Metric]:
+    times = {**engine.times, "receipt_delay": receipt_delay}
+    for name, help in (
+        ("time_to_first_token", "From taken to the first token."),
+        ("inter_token_latency", "From a row's token to its next."),
+        ("request_queue_time", "From taken to rows, the adapter's way included."),
+        ("request_prefill_time", "From rows to a filled prompt."),
+        ("request_decode_time", "From the first token to the end."),
+        ("gradient", "A batch of gradients for sketches."),
+        ("receipt_delay", "From the last token to the receipt, sketch and credits included."),
+    ):
+        rows = [((), times.get(name, timing.Timed()))]
+        yield _histogram(f"inference_{name}_seconds", help, (), rows, timing.BOUNDS_S)
+
+
+def _tiers(engine: EngineStats, tiers: TierStats) -> Iterator[Metric]:
+    for name, help, value in (
+        ("slots", "Adapters in slots.", engine.adapters_slot),
+        ("ram_bytes", "Adapters in memory.", tiers.ram_bytes),
+        ("disk_bytes", "Copies of adapters as they are loaded.", tiers.disk_bytes),
+        ("registered", "Adapters that could be asked for.", tiers.registered),
+    ):
+        yield _one(f"adapter_{name}", help, value)
+    loads = _labelled(tiers.load_times)
+    help = "Loading, by where from: ram into a slot; disk, folder or peers into memory."
+    yield _histogram("adapter_load_seconds", help, ("tier",), loads, timing.BOUNDS_S)
+    evictions = _labelled(tiers.evictions)
+    yield _counter("adapter_evictions", "Adapters that made room.", ("tier",), evictions)
+
+
 def _blobs(counts: Mapping[str, int]) -> Iterator[Metric]:
     moved = [
         (("in",), counts.get("fetched_bytes", 0)),
@@ -159,10 +226,14 @@ def _counter(name: str, help: str, labels: Labels, rows: Iterable[tuple[Labels, 
 
 
 def _histogram(
-    name: str, help: str, labels: Labels, rows: Iterable[tuple[Labels, Timed]]
+    name: str,
+    help: str,
+    labels: Labels,
+    rows: Iterable[tuple[Labels, Timed | timing.Timed]],
+    bounds_s: Iterable[float] = TIMED_BOUNDS_S,
 ) -> Metric:
     family = HistogramMetricFamily(PREFIX + name, help, labels=labels)
-    bounds = [*map(str, TIMED_BOUNDS_S), "+Inf"]
+    bounds = [*map(str, bounds_s), "+Inf"]
     for values, timed in rows:
         buckets = [*zip(bounds, accumulate(timed.counts), strict=True)]
         family.add_metric(values, buckets, timed.sum_s)

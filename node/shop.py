@@ -5,8 +5,8 @@ loss, also at its start, takes answers, never votes: nothing of it ends the node
 What this file does not know: how a peer is found, how a block is made.
 """
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -22,21 +22,25 @@ from node.ledger.state import State
 from node.ledger.wire.bundles import Bundle
 from node.ledger.wire.orders import OFFER_MODELS_MAX, Load, Offer, OfferedModel
 from node.observe import get_log
+from node.peering.blobstore import ADAPTER
 from node.serving.attributing import Attributor
 from node.serving.book import ReceiptBook, Released
 from node.serving.bundling import Bundler
 from node.serving.checking import ServedModel
+from node.serving.client import Fetch, FetchFailed
 from node.serving.engine import (
     AdapterInfo,
     AdapterRef,
     EngineError,
     EngineSettings,
+    EngineStats,
     HostedEngine,
     Unsupported,
     WrongBase,
 )
 from node.serving.entrusting import Entruster
 from node.serving.service import InferenceService
+from node.serving.timing import Timed
 from node.serving.worker import WorkerEngine
 from p2p.errors import NetworkError
 from p2p.limits import PROTOCOLS
@@ -89,9 +93,20 @@ class Takings(NamedTuple):
 
 NOTHING: Final = Takings(0, 0, "none", 0)
 
+MakeEngine = Callable[[EngineSettings, Fetch], HostedEngine]
+
+
+class Work(NamedTuple):
+    """What the engine and the service behind it count; all zero before there is one."""
+
+    is_up: bool
+    engine: EngineStats
+    receipt_delay: Timed
+    counters: Mapping[str, int]
+
 
 class Shop:
-    """Serves what `holdings` holds."""
+    """Serves what `holdings` holds; `wish` are the engine's settings but for its base."""
 
     def __init__(
         self,
@@ -99,11 +114,11 @@ class Shop:
         network: Network,
         holdings: Holdings,
         folder: Path,
-        threads: int,
-        make_engine: Callable[[EngineSettings], HostedEngine] = WorkerEngine,
+        wish: EngineSettings,
+        make_engine: MakeEngine = WorkerEngine,
     ) -> None:
         self._counter, self._network, self._holdings = counter, network, holdings
-        self._threads, self._make_engine = threads, make_engine
+        self._wish, self._make_engine = wish, make_engine
         self.book = ReceiptBook(folder, counter.get_state, now_ms=counter.now_ms())
         self._engine: HostedEngine | None = None
         self._service: InferenceService | None = None
@@ -154,6 +169,22 @@ class Shop:
             found[which] = Takings(served.get(which, 0), earned.get(which, 0), *place)
         return found
 
+    def work(self) -> Work:
+        """What a scrape tells of this part."""
+        engine, service = self._engine, self._service
+        if engine is None or service is None:
+            return Work(False, EngineStats(), Timed(), {})
+        is_up = engine.state == "ready"
+        return Work(is_up, engine.stats(), service.receipt_delay.view(), service.counters)
+
+    async def _fetch(self, adapter: bytes) -> str:
+        """Its folder, mended or fetched anew from a peer, for an engine that lacks it."""
+        try:
+            return str(await self._holdings.fetch(ADAPTER, adapter))
+        except (NetworkError, Invalid, OSError) as error:
+            log.warning("an adapter is lost", adapter=adapter.hex(), why=str(error))
+            raise FetchFailed(str(error)) from None
+
     async def _adapters(self) -> dict[bytes, AdapterInfo]:
         """What the engine knows; nothing while it is away."""
         if self._engine is None or self._engine.state != "ready":
@@ -177,8 +208,8 @@ class Shop:
             nursery.start_soon(self._make_entruster().run)
             nursery.start_soon(self._watch_jail)
             base = await self._wait_base()
-            settings = EngineSettings(base_folder=str(base), threads=self._threads)
-            self._engine = engine = self._make_engine(settings)
+            settings = replace(self._wish, base_folder=str(base))
+            self._engine = engine = self._make_engine(settings, self._fetch)
             self._service = service = self._make_service(engine, bundler)
             self._network.accept("infer", service.serve, PROTOCOLS["infer"])
             start: Any = nursery.start

@@ -132,8 +132,11 @@ class Publisher:
     async def publish(self, goods: Goods, good: Good, datanet: int) -> None:
         """Snapshot, index, model, gift to its fund, files and, last, the version of one Datanet."""
         model = (await self._listed("models")).get(good.name)
-        if model is not None and model["version"]:
-            return
+        if model is None or not model["version"]:
+            await self.release(goods, good, datanet)
+
+    async def release(self, goods: Goods, good: Good, datanet: int) -> None:
+        """The next version of a Datanet's model, by `good`'s adapter."""
         by_root = await self.accept_all(datanet)
         numbered = sorted((by_root[contribution_root(r)], r) for r in good.contributions)
         root = snapshot_root([(number, contribution_root(r)) for number, r in numbered])

@@ -10,6 +10,7 @@ What this file does not know: torch, slots, which base is loaded (shapes are com
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ _HARMLESS: Final[Mapping[str, tuple[Any, ...]]] = {
     # pissa, olora, loftq and others change the base's weights too
     "init_lora_weights": (True, False, None, "gaussian", "orthogonal"),
 }
+_PLAIN: Final = re.compile(r"[A-Za-z0-9_.]{1,256}")
 _OFF: Final[tuple[Any, ...]] = (None, False, [], {})
 
 
@@ -232,6 +234,8 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         if not isinstance(pattern, dict):
             raise BadAdapter(key=key, why="not an object")
         for module, value in pattern.items():
+            if not _PLAIN.fullmatch(module):
+                raise BadAdapter(key=f"{key}.{module}", why="a regular expression")
             check(f"{key}.{module}", value)
 
 
@@ -325,9 +329,13 @@ def _pair_up(
 
 
 def _of_pattern(pattern: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """peft's rule for plain names: the pattern equals the module's path or its end."""
+    """peft's rule: the first that matches the module's path or its end.
+
+    peft takes a key for a regular expression. Ours are letters, digits, `_` and `.` alone: they
+    match in no time, whoever wrote them.
+    """
     for key, value in (pattern or {}).items():
-        if module == key or module.endswith("." + key):
+        if re.fullmatch(rf"(?:.*\.)?{key}", module):
             return value
     return default
 

@@ -6,17 +6,18 @@ goes on (page 50 §9). First come, first served among themselves.
 What this file does not know: requests, rows, who asked.
 """
 
-from collections import deque
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from node.serving.backward import Projector, Work, sketches
-from node.serving.bank import AdapterBank, Packed
+from node.serving.bank import AdapterBank, Lease, Packed
 from node.serving.engine import (
     CHOICES_MAX,
     SEED_BYTES,
     BadSampling,
+    EngineError,
     GradItem,
     Overloaded,
     Score,
@@ -27,6 +28,7 @@ from node.serving.engine import (
 )
 from node.serving.lora import LoraStack
 from node.serving.scoring import Scorer
+from node.serving.timing import Timing
 
 QUEUED_MAX: Final = 256
 MAX_WAIT_MS: Final = 2_000
@@ -34,25 +36,26 @@ BATCH: Final = 8
 BATCH_TOKENS: Final = 4_096
 PROJECTORS_MAX: Final = 8
 
-Made = tuple[int, int, Sketch | Score]  # call, place in the call's list, result
+Made = tuple[int, int, Sketch | Score | EngineError]  # call, place in the call's list, result
 
 
-@dataclass(frozen=True, slots=True)
-class _ToScore:
-    item: ScoreItem
-    packed: Packed | None
-
-    @property
-    def adapters(self) -> tuple[Packed, ...]:
-        return () if self.packed is None else (self.packed,)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class _Queued:
     call: int
     place: int
-    work: Work | _ToScore
+    item: GradItem | ScoreItem
+    leases: tuple[Lease, ...]
     since_ms: int
+
+    @property
+    def error(self) -> EngineError | None:
+        return next((lease.error for lease in self.leases if lease.error is not None), None)
+
+    @property
+    def adapters(self) -> tuple[Packed, ...] | None:
+        """All of them in their order, or None while one is on its way."""
+        here = tuple(lease.packed for lease in self.leases if lease.packed is not None)
+        return here if len(here) == len(self.leases) else None
 
 
 class Background:
@@ -68,6 +71,7 @@ class Background:
         length: int,
         vocab: int,
         load_projector: Callable[[str], Projector],
+        wait_ms_max: int = MAX_WAIT_MS,
     ) -> None:
         self._model = model
         self._stack = stack
@@ -76,9 +80,11 @@ class Background:
         self._length = length
         self._vocab = vocab
         self._load_projector = load_projector
+        self._wait_ms_max = wait_ms_max
         self._projectors: dict[str, Projector] = {}
-        self._queue: deque[_Queued] = deque()
+        self._queue: list[_Queued] = []
         self._made: list[Made] = []
+        self.gradient_seconds = Timing()  # a batch
         self.sketched = 0
         self.scored = 0
 
@@ -94,15 +100,13 @@ class Background:
                 raise BadSampling(field="answers")
             for ids in (item.prompt, *item.answers):
                 self._check_ids(ids, "answers")
-        self._add(call, [(item.checkpoints, _gradient_of(item)) for item in items], now_ms)
+        self._add(call, [(item.checkpoints, item) for item in items], now_ms)
 
     def add_scores(self, call: int, items: Sequence[ScoreItem], now_ms: int) -> None:
         """Queue all or none; raises Overloaded, UnknownAdapter, BadSampling, TooLong."""
         for item in items:
             self._check_score(item)
-        wanted = [
-            (() if item.adapter is None else (item.adapter,), _score_of(item)) for item in items
-        ]
+        wanted = [(() if item.adapter is None else (item.adapter,), item) for item in items]
         self._add(call, wanted, now_ms)
 
     def _check_score(self, item: ScoreItem) -> None:
@@ -123,25 +127,25 @@ class Background:
     def _add(
         self,
         call: int,
-        wanted: Sequence[tuple[Sequence[bytes], Callable[[list[Packed]], Work | _ToScore]]],
+        wanted: Sequence[tuple[Sequence[bytes], GradItem | ScoreItem]],
         now_ms: int,
     ) -> None:
         if len(self._queue) + len(wanted) > QUEUED_MAX:
             raise Overloaded(retry_after_s=1)
-        referred: list[Packed] = []
-        queued = []
+        queued: list[_Queued] = []
+        leases: list[Lease] = []
         try:
-            for place, (hashes, make) in enumerate(wanted):
+            for place, (hashes, item) in enumerate(wanted):
                 mine = []
                 for hash in hashes:
-                    mine.append(self._bank.refer(hash))
-                    referred.append(mine[-1])
-                queued.append(_Queued(call, place, make(mine), now_ms))
-        except Exception:
-            for packed in referred:
-                self._bank.release(packed)
+                    mine.append(self._bank.want(hash))
+                    leases.append(mine[-1])
+                queued.append(_Queued(call, place, item, tuple(mine), now_ms))
+        except EngineError:
+            for lease in leases:
+                self._bank.give_back(lease)
             raise
-        self._queue.extend(queued)
+        self._queue += queued
 
     def made(self) -> list[Made]:
         """What was made since last asked."""
@@ -149,41 +153,53 @@ class Background:
         return made
 
     def is_due(self, now_ms: int, *, is_idle: bool) -> bool:
-        """Nothing else to do, or the oldest waited long enough, or a whole batch waits."""
-        if not self._queue:
+        """Nothing else to do, or the oldest waited long enough, or a whole batch waits.
+
+        Items whose adapter is on its way wait for it, and hold nobody up.
+        """
+        self._drop_failed()
+        ready = [entry for entry in self._queue if entry.adapters is not None]
+        if not ready:
             return False
-        waited_ms = now_ms - self._queue[0].since_ms
-        return is_idle or waited_ms >= MAX_WAIT_MS or len(self._queue) >= BATCH
+        waited_ms = now_ms - ready[0].since_ms
+        return is_idle or waited_ms >= self._wait_ms_max or len(ready) >= BATCH
+
+    def _drop_failed(self) -> None:
+        """A call whose adapter does not come fails whole."""
+        failed = {entry.call: entry.error for entry in self._queue if entry.error is not None}
+        if not failed:
+            return
+        for entry in self._queue:
+            if entry.call in failed:
+                self._give_back(entry)
+        self._queue = [entry for entry in self._queue if entry.call not in failed]
+        self._made += [(call, 0, error) for call, error in failed.items() if error is not None]
 
     def run(self) -> None:
         """One batch: ≤ 8 gradients of ≤ 4,096 tokens (one always fits), or one answer to score."""
-        first = self._queue[0].work
-        if isinstance(first, _ToScore):
-            entry = self._queue.popleft()
-            self._finish(entry, self._scorer.score(first.item, first.packed))
+        ready = [entry for entry in self._queue if entry.adapters is not None]
+        first = ready[0]
+        if isinstance(first.item, ScoreItem):
+            packed = next(iter(first.adapters or ()), None)
+            self._finish(first, self._scorer.score(first.item, packed))
             self.scored += 1
             return
-        batch: list[_Queued] = []
-        works: list[Work] = []
-        tokens = 0
-        while self._queue and len(batch) < BATCH:
-            work = self._queue[0].work
-            if not isinstance(work, Work):
-                break
-            tokens += work.tokens
-            if batch and tokens > BATCH_TOKENS:
-                break
-            batch.append(self._queue.popleft())
-            works.append(work)
+        began_s = time.monotonic()
+        batch, works = _batch_of(ready)
         made = sketches(self._model, self._stack, works, self._projector_of)
         for entry, sketch in zip(batch, made, strict=True):
             self._finish(entry, sketch)
             self.sketched += 1
+        self.gradient_seconds.note(time.monotonic() - began_s)
 
     def _finish(self, entry: _Queued, made: Sketch | Score) -> None:
+        self._queue.remove(entry)
         self._made.append((entry.call, entry.place, made))
-        for packed in entry.work.adapters:
-            self._bank.release(packed)
+        self._give_back(entry)
+
+    def _give_back(self, entry: _Queued) -> None:
+        for lease in entry.leases:
+            self._bank.give_back(lease)
 
     def _projector_of(self, folder: str) -> Projector:
         known = self._projectors.pop(folder, None) or self._load_projector(folder)
@@ -193,9 +209,19 @@ class Background:
         return known
 
 
-def _gradient_of(item: GradItem) -> Callable[[list[Packed]], Work]:
-    return lambda adapters: Work(item, (adapters[0], adapters[1]))
-
-
-def _score_of(item: ScoreItem) -> Callable[[list[Packed]], _ToScore]:
-    return lambda adapters: _ToScore(item, adapters[0] if adapters else None)
+def _batch_of(ready: Sequence[_Queued]) -> tuple[list[_Queued], list[Work]]:
+    """The gradients at the head, as many as one backward may have."""
+    batch: list[_Queued] = []
+    works: list[Work] = []
+    tokens = 0
+    for entry in ready[:BATCH]:
+        if not isinstance(entry.item, GradItem):
+            break
+        early, middle = entry.adapters or ()
+        work = Work(entry.item, (early, middle))
+        tokens += work.tokens
+        if batch and tokens > BATCH_TOKENS:
+            break
+        batch.append(entry)
+        works.append(work)
+    return batch, works

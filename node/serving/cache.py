@@ -16,22 +16,34 @@ LENGTH_START: Final = 256  # on a CPU the length doubles from here
 ROWS_MIN: Final = 4  # fewer rows take another kernel on CPUs, with other rounding
 
 
+def row_bytes(model: Any, length: int) -> int:
+    """Keys and values of one row of `length` positions."""
+    weight = next(model.parameters())
+    layers: int = model.config.num_hidden_layers
+    heads, head_dim = _heads_of(model.config)
+    return 2 * layers * heads * head_dim * length * int(weight.element_size())
+
+
+def _heads_of(settings: Any) -> tuple[int, int]:
+    """How many there are of keys and values, and how wide."""
+    head_dim = getattr(settings, "head_dim", None) or (
+        settings.hidden_size // settings.num_attention_heads
+    )
+    return settings.num_key_value_heads, head_dim
+
+
 class SlotCache:
     """KV of `rows` rows. Aim it by `decode` or `prefill` before each forward."""
 
     is_compileable = False
 
     def __init__(self, model: Any, rows: int, max_model_len: int) -> None:
-        settings = model.config
-        heads = settings.num_key_value_heads
-        head_dim = getattr(settings, "head_dim", None) or (
-            settings.hidden_size // settings.num_attention_heads
-        )
+        heads, head_dim = _heads_of(model.config)
         weight = next(model.parameters())
         self._rows, self._max = max(rows, ROWS_MIN), max_model_len
         self._length = min(LENGTH_START, max_model_len)
         shape = (self._rows, heads, self._length, head_dim)
-        layers = range(settings.num_hidden_layers)
+        layers = range(model.config.num_hidden_layers)
         self.is_sliding = [False]
         self._keys = [torch.zeros(shape, dtype=weight.dtype, device=weight.device) for _ in layers]
         self._values = [torch.zeros_like(keys) for keys in self._keys]

@@ -10,7 +10,7 @@ What this file does not know: sockets, torch, receipts.
 import dataclasses
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Protocol
 
@@ -47,12 +47,19 @@ LOSSES_MAX: Final = 5
 LOSS_WINDOW_S: Final = 600.0
 RESUBMITS_MAX: Final = 1
 CALLS_MAX: Final = 4_096
+FETCHES_MAX: Final = 4  # adapters at once
+FETCH_S: Final = 600.0
 
+Fetch = Callable[[bytes], Awaitable[str]]  # an adapter's hash → its folder; or FetchFailed
 Frame = frames.ToWorker | frames.FromWorker
 
 
 class LinkLost(Exception):
     """The worker is gone, silent, or speaks garbage."""
+
+
+class FetchFailed(Exception):
+    """Nobody has the adapter, or not whole; its text says why."""
 
 
 class Link(Protocol):
@@ -136,15 +143,21 @@ class _Call:
 
 
 class EngineClient:
-    """An Engine over a link. Start `run` in a nursery; it reports the first readiness."""
+    """An Engine over a link. Start `run` in a nursery; it reports the first readiness.
+
+    `fetch` gets an adapter's files anew, where those that the worker was told of are gone.
+    """
 
     def __init__(
         self,
         settings: EngineSettings,
         open_link: Callable[[], AbstractAsyncContextManager[Link]],
         stall_s: float = STALL_S,
+        fetch: Fetch | None = None,
     ) -> None:
-        self.settings = settings
+        self.settings = dataclasses.replace(settings, can_fetch=fetch is not None)
+        self._fetch = fetch
+        self._fetching = trio.CapacityLimiter(FETCHES_MAX)
         self.state: State = "starting"
         self._open_link = open_link
         self._stall_s = stall_s
@@ -155,7 +168,8 @@ class EngineClient:
         self._next_call = 1
         self._asked_again: dict[int, bytes] = {}  # call → stream that is admitted a second time
         self._refs: dict[bytes, tuple[AdapterRef, bool]] = {}
-        self._stats: EngineStats | None = None
+        self._stats = EngineStats()
+        self._lost_streams = 0
         self._heard = 0.0
         self._restarts = 0
         self._losses: deque[float] = deque()
@@ -220,9 +234,10 @@ class EngineClient:
         return list(answer.scores)
 
     def stats(self) -> EngineStats:
-        """The newest counters, and how often the worker was replaced."""
-        assert self._stats is not None, "ask after the start"
-        return dataclasses.replace(self._stats, restarts=self._restarts)
+        """The newest counters, since its worker's start; how often one was replaced, and how many
+        streams were lost, since ours."""
+        endings = {**self._stats.endings, "engine_lost": self._lost_streams}
+        return dataclasses.replace(self._stats, restarts=self._restarts, endings=endings)
 
     async def wait_ready(self) -> None:
         """Until a worker serves; for ever when the engine is down: give it a deadline."""
@@ -317,15 +332,19 @@ class EngineClient:
             deadline = stream.request.deadline_ms
             late = 0 < deadline <= time.time_ns() // 1_000_000
             if stream.tokens or stream.losses > RESUBMITS_MAX or late:
-                stream.lose()
+                self._lose(stream)
         for call in self._calls.values():
             call.losses += 1
             if call.losses > RESUBMITS_MAX:
                 call.settle(EngineLost(losses=call.losses))
 
+    def _lose(self, stream: _Stream) -> None:
+        self._lost_streams += not stream.is_ended
+        stream.lose()
+
     def _give_up(self) -> None:
         for stream in self._streams.values():
-            stream.lose()
+            self._lose(stream)
         for call in self._calls.values():
             call.settle(EngineLost(state="down"))
 
@@ -350,6 +369,8 @@ class EngineClient:
                 while True:
                     frame = await link.receive()
                     self._heard = trio.current_time()
+                    if isinstance(frame, frames.Wanted):
+                        nursery.start_soon(self._fetch_for, link, frame.adapter)
                     self._take(frame)
                     if isinstance(frame, frames.Stats) and self.state != "ready":
                         self.state = "ready"
@@ -380,6 +401,21 @@ class EngineClient:
                 number, self._next_call = self._next_call, self._next_call + 1
                 self._asked_again[number] = id
                 link.send(frames.Submit(number, stream.request))
+
+    async def _fetch_for(self, link: Link, adapter: bytes) -> None:
+        """Get an adapter's files and tell the worker, so or so."""
+        assert self._fetch is not None, "its settings say so"
+        try:
+            async with self._fetching:
+                with trio.fail_after(FETCH_S):
+                    folder = await self._fetch(adapter)
+        except (FetchFailed, trio.TooSlowError) as error:
+            link.send(frames.Missing(adapter, str(error) or "took too long"))
+            return
+        ref = AdapterRef(adapter, folder)
+        if adapter in self._refs:
+            self._refs[adapter] = ref, self._refs[adapter][1]
+        link.send(frames.Found(ref))
 
     async def _watch(self, link: Link) -> None:
         """Kill a worker that is silent while something lives."""
@@ -416,6 +452,8 @@ class EngineClient:
                 if call := self._calls.get(number):
                     call.settle(frame)
                 elif stream := self._streams.get(self._asked_again.get(number, b"")):
-                    stream.lose()  # refused on the second worker: no token was shown
+                    self._lose(stream)  # refused on the second worker: no token was shown
+            case frames.Wanted():
+                pass  # `_serve` has a task fetch it
             case frames.Ready():
                 raise LinkLost("ready twice")

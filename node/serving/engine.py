@@ -9,11 +9,12 @@ What this file does not know: torch, processes, how a batch is made.
 import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
 from consensus.primitives.digest import sha256
 from consensus.primitives.encoding import encode
+from node.serving.timing import Timed
 
 TEMPERATURE_MILLI_MAX: Final = 2_000
 TOP_P_MILLI_MAX: Final = 1_000
@@ -24,6 +25,7 @@ STOP_BYTES_MAX: Final = 64
 LOGPROBS_MAX: Final = 20
 IGNORE_EOS: Final = 1  # flag bit 0 of Sampling
 SEED_BYTES: Final = 32
+ROWS: Final = 32  # of an engine that is told of no other number
 SKETCH_BYTES: Final = 1_024
 FINGERPRINT_STRIDE: Final = 16  # answer positions from one fingerprint to the next
 FINGERPRINT_WIDTH: Final = 8
@@ -55,16 +57,33 @@ class EngineInfo:
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """What an engine is started with. A zero is chosen by the engine: the model's length, twice
-    the rows (at least 64) as slots, all cores but one as threads."""
+    the rows (at least 64) as slots, all cores but one as threads.
+
+    `kv_bytes` bounds keys and values, so that fewer rows are made, but one; `slot_bytes` the slots
+    of one rank bucket; 0: nothing does. `disk_folder` is where packed adapters are kept, empty:
+    nowhere; `disk_free_bytes` what they must leave of the disk. `can_fetch`: its host answers when
+    an adapter's files are gone (the client sets it).
+    """
 
     base_folder: str
-    rows: int = 32
+    rows: int = ROWS
     max_model_len: int = 0
     slots: int = 0
     threads: int = 0
     dtype_class: str = "fp32"
     device: str = "cpu"
     ram_bytes: int = 2 * 2**30
+    slot_bytes: int = 0
+    disk_folder: str = ""
+    disk_bytes: int = 50 * 2**30
+    disk_free_bytes: int = 0
+    can_fetch: bool = False
+    kv_bytes: int = 0
+    prefill_chunk: int = 512
+    queue_tokens: int = 65_536
+    queue_requests: int = 256
+    aging_ms: int = 2_000
+    gradient_wait_ms: int = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +96,7 @@ class AdapterRef:
 
 @dataclass(frozen=True, slots=True)
 class AdapterInfo:
-    """A loaded adapter; `bytes` is its packed size in memory. On disk only, what is not read is 0
-    or empty."""
+    """An adapter; `bytes` is its packed size in memory. What was never read is 0 or empty."""
 
     hash: bytes
     rank: int
@@ -212,25 +230,45 @@ class Score:
 
 
 @dataclass(frozen=True, slots=True)
+class TierStats:
+    """Adapters by where they lie, and what moved since the start."""
+
+    registered: int = 0
+    ram_bytes: int = 0
+    disk_bytes: int = 0
+    evictions: dict[str, int] = field(default_factory=dict)  # by tier
+    load_times: dict[str, Timed] = field(default_factory=dict)  # by where it was loaded from
+    copies_rotten: int = 0  # of the disk tier
+    copies_unwritten: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineStats:
     """Counters since the engine started, and what is in it now."""
 
-    running: int
-    waiting: int
-    steps: int
-    prompt_tokens: int
-    generation_tokens: int
-    refused: int
-    cancelled: int
-    finished: int
-    gradients_waiting: int
-    gradients_done: int
-    scored: int
-    adapters_ram: int
-    adapters_slot: int
-    slot_loads: int
-    batch_adapters_max: int
+    running: int = 0
+    waiting: int = 0
+    steps: int = 0
+    prompt_tokens: int = 0
+    generation_tokens: int = 0
+    refused: int = 0
+    cancelled: int = 0
+    finished: int = 0
+    gradients_waiting: int = 0
+    gradients_done: int = 0
+    scored: int = 0
+    adapters_ram: int = 0
+    adapters_slot: int = 0
+    slot_loads: int = 0
+    batch_adapters_max: int = 0
     restarts: int = 0
+    waiting_adapter: int = 0  # of `waiting`: those whose adapter is on its way
+    rows_used: float = 0.0  # the part of the rows that is promised or taken
+    batch_adapters: int = 0  # that the newest batch mixed
+    endings: dict[str, int] = field(default_factory=dict)  # requests by how they ended
+    rejections: dict[str, int] = field(default_factory=dict)  # by the last word of the code
+    times: dict[str, Timed] = field(default_factory=dict)  # by what was timed
+    tiers: TierStats = TierStats()
 
 
 class EngineError(Exception):
@@ -416,14 +454,30 @@ def check_sampling(sampling: Sampling, max_model_len: int) -> None:
         ("logprobs", sampling.logprobs, 0, LOGPROBS_MAX),
         ("flags", sampling.flags, 0, IGNORE_EOS),
     )
-    for field, value, low, high in bounds:
+    for name, value, low, high in bounds:
         if type(value) is not int or not low <= value <= high:
-            raise BadSampling(field=field, value=value)
+            raise BadSampling(field=name, value=value)
     if len(sampling.stop) > STOPS_MAX:
         raise BadSampling(field="stop", value=len(sampling.stop))
     for stop in sampling.stop:
         if not 1 <= len(stop) <= STOP_BYTES_MAX:
             raise BadSampling(field="stop", value=len(stop))
+
+
+def check_request(request: GenRequest, max_model_len: int, vocab: int, rows: int) -> None:
+    """Raise TooLong or BadSampling for what an engine of these bounds cannot take."""
+    sampling = request.sampling
+    check_sampling(sampling, max_model_len)
+    if not request.prompt or len(request.prompt) + sampling.max_tokens > max_model_len:
+        raise TooLong(limit=max_model_len)
+    if not all(0 <= token < vocab for token in request.prompt):
+        raise BadSampling(field="prompt")
+    if sampling.n > rows:
+        raise BadSampling(field="n", value=sampling.n)
+    if request.priority not in (0, 1):
+        raise BadSampling(field="priority")
+    if request.seed is not None and len(request.seed) != SEED_BYTES:
+        raise BadSampling(field="seed")
 
 
 def logprob_bytes(logprob: float) -> bytes:

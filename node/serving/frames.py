@@ -108,6 +108,19 @@ class Close(Frame, tag=True):
     drain_ms: int
 
 
+class Found(Frame, tag=True):
+    """The files of an adapter that was Wanted."""
+
+    ref: AdapterRef
+
+
+class Missing(Frame, tag=True):
+    """An adapter that was Wanted is nowhere."""
+
+    adapter: bytes
+    why: str
+
+
 class Ready(Frame, tag=True):
     """The model is loaded."""
 
@@ -161,6 +174,12 @@ class Scored(Frame, tag=True):
     scores: tuple[Score, ...]
 
 
+class Wanted(Frame, tag=True):
+    """An adapter's files are gone, or not as they were; answered by Found or Missing."""
+
+    adapter: bytes
+
+
 class Stats(Frame, tag=True):
     """Counters; also the sign of life."""
 
@@ -176,9 +195,23 @@ class Failed(Frame, tag=True):
 
 
 ToWorker = (
-    Hello | Load | Register | Unload | List | Submit | Reveal | Cancel | Gradients | Scores | Close
+    Hello
+    | Load
+    | Register
+    | Unload
+    | List
+    | Submit
+    | Reveal
+    | Cancel
+    | Gradients
+    | Scores
+    | Found
+    | Missing
+    | Close
 )
-FromWorker = Ready | Done | Loaded | Listed | Tokens | Finished | Sketched | Scored | Stats | Failed
+FromWorker = (
+    Ready | Done | Loaded | Listed | Tokens | Finished | Sketched | Scored | Wanted | Stats | Failed
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)

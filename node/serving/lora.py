@@ -10,13 +10,18 @@ What this file does not know: requests, tokens, which adapter is wanted.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from node.serving.adapters import BUCKETS, PREFIX, SIDES, AdapterFile
-from node.serving.engine import WrongBase
+from node.serving.engine import Unsupported, WrongBase
+
+F32 = npt.NDArray[np.float32]
+DTYPES: Final = (torch.float32, torch.bfloat16)  # as `flat_bytes` writes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,35 +92,59 @@ class LoraLinear(nn.Module):
 class LoraStack:
     """All wrapped linears of one model, and the flat slot pools behind them."""
 
-    def __init__(self, model: Any, slots: int) -> None:
+    def __init__(self, model: Any, slots: int, pool_bytes_max: int = 0) -> None:
+        """`pool_bytes_max`: of each bucket's pool, which then has fewer than `slots`; 0: any."""
         self.linears = _wrap(model)
         weight = next(model.parameters())
         self.dtype, self.device = weight.dtype, weight.device
-        self.slots = slots
+        assert self.dtype in DTYPES, "load_base offers no other"
         self.layouts = {bucket: _layout(self.linears, bucket) for bucket in BUCKETS}
+        self.slots = dict.fromkeys(BUCKETS, slots)
+        if pool_bytes_max:
+            for bucket, layout in self.layouts.items():
+                most = pool_bytes_max // (layout.elements * weight.element_size())
+                self.slots[bucket] = min(slots, most)
         self.pools: dict[int, Tensor] = {}  # bucket → [slots, elements], made when first needed
         self.has: dict[tuple[int, int], frozenset[str]] = {}  # (bucket, slot) → adapted linears
 
     def pack(self, adapter: AdapterFile) -> Tensor:
-        """The adapter as one flat tensor of its bucket; raises WrongBase naming the tensor."""
+        """The adapter as one flat tensor of its bucket, in RAM.
+
+        Raises WrongBase naming the tensor, Unsupported where its bucket has no slot. Any thread
+        may call; it computes with numpy alone, since torch would bring threads of its own.
+        """
         layout = self.layouts[adapter.bucket]
-        flat = torch.zeros(layout.elements, dtype=self.dtype)
+        if not self.slots[adapter.bucket]:
+            raise Unsupported(what=f"rank {adapter.rank}: slot_budget_mb has no room for one")
+        flat = np.zeros(layout.elements, np.float32)
         for module, (rank, scale) in adapter.modules.items():
             place = layout.places.get(module)
             if place is None:
                 raise WrongBase(key=module)
-            a, b = (torch.from_numpy(half.copy()) for half in adapter.pair(module))
+            a, b = adapter.pair(module)
             if a.shape[1] != place.inputs or b.shape[0] != place.outputs:
                 raise WrongBase(key=PREFIX + module + SIDES[0])
-            at_a, at_b = place.views(flat)
-            at_a[:rank].copy_(a)
-            at_b[:rank].copy_((b.double() * scale).t())
-        return flat
+            middle = place.at + place.bucket * place.inputs
+            flat[place.at : place.at + rank * place.inputs] = a.reshape(-1)
+            into = flat[middle : middle + rank * place.outputs].reshape(rank, place.outputs)
+            into[:] = (b.astype(np.float64) * scale).T
+        return self.from_bytes(flat_bytes(flat, self.dtype))
+
+    def from_bytes(self, raw: npt.NDArray[np.uint8]) -> Tensor:
+        """The flat tensor whose bytes these are; for a GPU in memory that it can copy from."""
+        flat = torch.from_numpy(raw).view(self.dtype)
+        return flat.pin_memory() if self.device.type == "cuda" else flat
+
+    @staticmethod
+    def to_bytes(flat: Tensor) -> npt.NDArray[np.uint8]:
+        """The bytes of a flat tensor in RAM, where they lie."""
+        raw: npt.NDArray[np.uint8] = flat.view(torch.uint8).numpy()
+        return raw
 
     def fill(self, bucket: int, slot: int, packed: Tensor, modules: frozenset[str]) -> None:
         """Copy a packed adapter into a slot: one copy."""
         if bucket not in self.pools:
-            shape = (self.slots, self.layouts[bucket].elements)
+            shape = (self.slots[bucket], self.layouts[bucket].elements)
             self.pools[bucket] = torch.zeros(shape, dtype=self.dtype, device=self.device)
         self.pools[bucket][slot].copy_(packed)
         self.has[bucket, slot] = modules
@@ -169,6 +198,15 @@ class LoraStack:
             pair = a.contiguous().requires_grad_(), b.clone().requires_grad_()
             linear.leaves = leaves[module] = pair
         return leaves
+
+
+def flat_bytes(flat: F32, dtype: torch.dtype) -> npt.NDArray[np.uint8]:
+    """The bytes of float32 numbers in `dtype`; bfloat16 rounds to nearest, ties to even."""
+    if dtype is torch.float32:
+        return flat.view(np.uint8)
+    words = flat.view(np.uint32)
+    rounded = (words + 0x7FFF + ((words >> 16) & 1)) >> 16
+    return rounded.astype(np.uint16).view(np.uint8)
 
 
 def groups_of(rows: Sequence[tuple[int, int] | None]) -> list[Group]:

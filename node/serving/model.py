@@ -4,9 +4,11 @@ Why so strict: no code, no pickle and no network ever comes with weights; the dt
 that a model version promised.
 """
 
+import hashlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from node.attribution.tokens import TextTokenizer
 from node.serving.adapters import base_files
 from node.serving.engine import Unsupported
 
@@ -67,3 +69,31 @@ def dtype_of(model: Any) -> "torch.dtype":
     """The dtype of the weights."""
     dtype: torch.dtype = next(model.parameters()).dtype
     return dtype
+
+
+def stop_tokens(model: Any, tokenizer: TextTokenizer) -> frozenset[int]:
+    """The ids that end an answer: the model's own, and the tokenizer's."""
+    listed = model.generation_config.eos_token_id
+    ids = set(listed if isinstance(listed, list) else [] if listed is None else [listed])
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return frozenset(int(token) for token in ids)
+
+
+def build_of(device: str) -> bytes:
+    """What could make two engines compute differently: versions and the device's name."""
+    import platform
+
+    import torch
+    import transformers
+
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
+    text = f"{torch.__version__}/{transformers.__version__}/{name}"
+    return hashlib.sha256(text.encode()).digest()
+
+
+def use_threads(count: int) -> None:
+    """Compute with `count` threads, or all cores but one: the daemon needs the other."""
+    import torch
+
+    torch.set_num_threads(count or max(1, (os.cpu_count() or 2) - 1))

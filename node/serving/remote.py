@@ -22,10 +22,10 @@ from node.serving.adapters import BUCKETS, AdapterFile, base_hash, read_adapter
 from node.serving.basefacts import read_facts
 from node.serving.completions import Completion, lines_of, objects_of
 from node.serving.engine import (
+    CHOICES_MAX,
     AdapterInfo,
     AdapterRef,
     BadAdapter,
-    BadSampling,
     EngineError,
     EngineInfo,
     EngineLost,
@@ -41,15 +41,16 @@ from node.serving.engine import (
     State,
     Stream,
     TaskStatus,
-    TooLong,
     UnknownAdapter,
     Unsupported,
-    check_sampling,
+    check_request,
 )
 from node.serving.servers import Server, choose
 
 if TYPE_CHECKING:
     import httpx
+
+    from node.serving.client import Fetch
 
 Flavour = Literal["vllm", "plain"]
 
@@ -74,16 +75,20 @@ class RemoteSettings:
 
 def make_remote(
     settings: EngineSettings,
+    fetch: "Fetch",
     *,
     urls: tuple[str, ...],
     flavour: Flavour,
     token: str,
     local_gradients: bool,
 ) -> "RemoteEngine":
-    """An engine over servers at `urls`; beside them, if wanted, a worker for gradients."""
+    """An engine over servers at `urls`; beside them, if wanted, a worker for gradients, which has
+    lost adapters fetched."""
     from node.serving.worker import WorkerEngine
 
-    gradients = WorkerEngine(dataclasses.replace(settings, rows=1)) if local_gradients else None
+    gradients: HostedEngine | None = None
+    if local_gradients:
+        gradients = WorkerEngine(dataclasses.replace(settings, rows=1), fetch)
     return RemoteEngine(
         RemoteSettings(settings.base_folder, urls, flavour, token, settings.dtype_class), gradients
     )
@@ -284,12 +289,7 @@ class RemoteEngine:
             server.running -= 1
 
     def _check(self, request: GenRequest) -> None:
-        sampling = request.sampling
-        check_sampling(sampling, self._facts.length)
-        if not request.prompt or len(request.prompt) + sampling.max_tokens > self._facts.length:
-            raise TooLong(limit=self._facts.length)
-        if not all(0 <= token < self._facts.vocab for token in request.prompt):
-            raise BadSampling(field="prompt")
+        check_request(request, self._facts.length, self._facts.vocab, CHOICES_MAX)
         if request.adapter is not None and request.adapter not in self._refs:
             raise UnknownAdapter(adapter=request.adapter.hex())
         if sum(server.running for server in self._servers) >= RUNNING_MAX:

@@ -2,16 +2,14 @@
 
 Why round robin by cost: a tenant with long requests must not crowd out one with short ones. Why
 aging: a request that waited long goes first for at most half of the rows, so neither an adapter
-nor a tenant starves, and nobody can buy the whole engine by waiting. Why promises: where adapters
-find no slot, popular ones would keep theirs for ever by being joined, so those that waited long
-are promised the next slots, and the adapters that give them up are joined no more. What cannot be
-served in time is refused at once, never queued. Page 50 §4, §5.
+nor a tenant starves, and nobody can buy the whole engine by waiting. What cannot be served in
+time is refused at once, never queued. Page 50 §5.
 Pure: time and free rows are arguments. What this file does not know: tensors, slots, streams.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Final
 
 from node.serving.engine import DeadlinePassed, Overloaded
@@ -30,7 +28,8 @@ PREFILL_UNBOUNDED: Final = 2**31
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the scheduler knows of a request; `rows` is its number of choices."""
+    """What the scheduler knows of a request; `rows` is its number of choices, `bucket` 0 of the
+    base alone, or of an adapter that was never read."""
 
     id: bytes
     tenant: bytes
@@ -58,15 +57,6 @@ class Plan:
     prefill_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class _Promise:
-    """Who may start in a bucket whose slots are short: those who were promised the next one, and
-    those who run and are not asked to leave."""
-
-    promised: frozenset[bytes]
-    joinable: frozenset[bytes]
-
-
 @dataclass(slots=True)
 class _Tenant:
     waiting: OrderedDict[bytes, Job]
@@ -77,15 +67,19 @@ class _Tenant:
 class Scheduler:
     """The queue before the rows. Every admitted request is started, expired or cancelled once."""
 
-    def __init__(self, aging_ms: int = AGING_MS) -> None:
+    def __init__(
+        self,
+        aging_ms: int = AGING_MS,
+        queued_cost_max: int = QUEUED_COST_MAX,
+        queued_max: int = QUEUED_MAX,
+    ) -> None:
         self._aging_ms = aging_ms
+        self._queued_cost_max, self._queued_max = queued_cost_max, queued_max
         self._tenants: dict[bytes, _Tenant] = {}
         self._ring: deque[bytes] = deque()  # tenants with waiting requests; the head has the turn
         self._low: OrderedDict[bytes, Job] = OrderedDict()
         self._arrived: OrderedDict[bytes, int] = OrderedDict()
         self._jobs: dict[bytes, Job] = {}  # waiting or running
-        self._running: dict[bytes, Job] = {}  # in the order of their starts
-        self._promises: dict[int, _Promise] = {}  # by bucket, where slots are short
         self._queued_cost = 0
         self._aged_rows = 0  # rows given to the long waiting, and by turns, while busy
         self._fair_rows = 0
@@ -98,6 +92,22 @@ class Scheduler:
         """How many requests wait."""
         return len(self._arrived)
 
+    def jobs_waiting(self) -> Iterator[Job]:
+        """Those that wait, the oldest first."""
+        return (self._jobs[id] for id in self._arrived)
+
+    def learn_bucket(self, id: bytes, bucket: int) -> None:
+        """A waiting request's adapter is known now, and with it what the request costs."""
+        if id not in self._arrived:
+            return
+        old = self._jobs[id]
+        job = self._jobs[id] = replace(old, bucket=bucket)
+        self._queued_cost += job.cost - old.cost
+        if job.priority:
+            self._low[id] = job
+        else:
+            self._tenants[job.tenant].waiting[id] = job
+
     def admit(self, job: Job, now_ms: int) -> None:
         """Queue `job`, or raise Overloaded or DeadlinePassed; what is refused is forgotten."""
         assert job.id not in self._jobs
@@ -107,8 +117,8 @@ class Scheduler:
         tenant = self._tenants.get(job.tenant)
         wait_ms = self._expected_wait_ms(now_ms)
         if (
-            len(self._arrived) >= QUEUED_MAX
-            or self._queued_cost + job.cost > QUEUED_COST_MAX
+            len(self._arrived) >= self._queued_max
+            or self._queued_cost + job.cost > self._queued_cost_max
             or (tenant is not None and len(tenant.waiting) >= QUEUED_TENANT_MAX)
             or (job.deadline_ms and now_ms + wait_ms > job.deadline_ms)
         ):
@@ -132,12 +142,12 @@ class Scheduler:
         free_rows: int,
         decoding: bool,
         startable: Callable[[Job], bool],
-        begin: Callable[[Job], None] = lambda job: None,
+        note_chosen: Callable[[Job], None] = lambda job: None,
     ) -> Plan:
         """Requests to start now: aged ones for half of the rows, then by turns, then the low.
 
         `startable` says whether a request's adapter can be in a slot; another's is never blocked.
-        `begin` is told of each before `startable` is asked again: it may have taken the last slot.
+        `note_chosen` is told of each that starts before the next is asked about.
         """
         expired = tuple(
             id
@@ -146,29 +156,23 @@ class Scheduler:
         )
         for id in expired:
             del self._jobs[id]
-        if not self._arrived:
-            self._aged_rows = self._fair_rows = 0
-        self._promise(now_ms, startable)
-
-        def may_start(job: Job) -> bool:
-            return self._is_allowed(job) and startable(job)
-
         start: list[bytes] = []
         free = free_rows
+        if not self._arrived:
+            self._aged_rows = self._fair_rows = 0
         while free > 0 and self._arrived:
-            job = self._next_aged(now_ms, free, may_start) or self._next_fair(free, may_start)
+            job = self._next_aged(now_ms, free, startable) or self._next_fair(free, startable)
             if job is None:
                 break
+            note_chosen(job)
             free -= job.rows
             start.append(job.id)
-            self._running[job.id] = job
-            begin(job)
         return Plan(tuple(start), expired, PREFILL_TOKENS if decoding else PREFILL_UNBOUNDED)
 
     def done(self, id: bytes, used: int) -> None:
         """A started request has ended; `used` tokens of prompt and answer. The rest returns."""
         job = self._jobs.pop(id)
-        del self._running[id]
+        assert id not in self._arrived
         tenant = self._tenants.get(job.tenant)
         if tenant is not None and not job.priority:
             whole = job.prompt_tokens + job.rows * job.max_tokens
@@ -197,44 +201,6 @@ class Scheduler:
             return 0
         span_ms = max(now_ms - self._served[0][0], 1)
         return self._queued_cost * span_ms // self._served_tokens
-
-    def _promise(self, now_ms: int, startable: Callable[[Job], bool]) -> None:
-        """Promise the next slots of each bucket that has too few to those who waited longest."""
-        running: dict[int, dict[bytes, None]] = {}  # bucket → adapters, by their newest start
-        for job in self._running.values():
-            if job.adapter is not None:
-                adapters = running.setdefault(job.bucket, {})
-                adapters.pop(job.adapter, None)
-                adapters[job.adapter] = None
-        promises = {}
-        for bucket, oldest in self._aged_adapters(now_ms, running).items():
-            is_short = not startable(next(iter(oldest.values())))
-            if is_short or bucket in self._promises:
-                held = list(running.get(bucket, ()))
-                share = list(oldest)[: -(-len(held) // 2) or 1]  # half of the slots, as of rows
-                leaving = len(share) if is_short else 0
-                promises[bucket] = _Promise(frozenset(share), frozenset(held[leaving:]))
-        self._promises = promises  # until they are met: a slot that is free is nobody else's
-
-    def _aged_adapters(
-        self, now_ms: int, running: Mapping[int, Mapping[bytes, None]]
-    ) -> dict[int, dict[bytes, Job]]:
-        """Bucket → adapters that waited long and do not run → their oldest; the oldest first."""
-        found: dict[int, dict[bytes, Job]] = {}
-        for id, since in self._arrived.items():
-            if now_ms - since <= self._aging_ms:
-                break
-            job = self._jobs[id]
-            if job.adapter is None or job.priority or job.adapter in running.get(job.bucket, {}):
-                continue
-            found.setdefault(job.bucket, {}).setdefault(job.adapter, job)
-        return found
-
-    def _is_allowed(self, job: Job) -> bool:
-        promise = self._promises.get(job.bucket)
-        if promise is None or job.adapter is None:
-            return True
-        return job.adapter in promise.promised or job.adapter in promise.joinable
 
     def _next_aged(self, now_ms: int, free: int, startable: Callable[[Job], bool]) -> Job | None:
         if self._aged_rows > self._fair_rows:

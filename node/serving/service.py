@@ -8,7 +8,8 @@ What this file does not know: libp2p, the ledger's rules, how credits are comput
 
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
 import trio
@@ -74,6 +75,7 @@ from node.serving.delivering import (
     send_tails,
 )
 from node.serving.engine import (
+    BadAdapter,
     DeadlinePassed,
     Engine,
     EngineError,
@@ -85,16 +87,20 @@ from node.serving.engine import (
     TooLong,
     UnknownAdapter,
     Unsupported,
+    WrongBase,
     logprob_bytes,
 )
 from node.serving.line import Event, FrameStream, Line, Lost
 from node.serving.sampling import joint_seed
+from node.serving.timing import Timing
 
 ACK_S: Final = 5.0
+LOADING_S: Final = 0.8 * exchange.SILENCE_S  # then the payer is told, before it gives us up
 CLOSE_S: Final = 2.0
 FRAMES_WAITING: Final = 64
 REFUSE_FAULT: Final = ((Overloaded, exchange.OVERLOADED), (TooLong, exchange.OVER_LIMITS),
                        (UnknownAdapter, exchange.ADAPTER_LOADING),
+                       (BadAdapter, exchange.NOT_SERVED), (WrongBase, exchange.NOT_SERVED),
                        (DeadlinePassed, exchange.DEADLINE),
                        (EngineLost, exchange.GENERATION_FAILED),
                        (Unsupported, exchange.NOT_SERVED))  # fmt: skip
@@ -151,6 +157,7 @@ class InferenceService:
         self.counters: Counter[str] = Counter()
         self.served: Counter[Version] = Counter()  # answers signed since the start
         self.earned: Counter[Version] = Counter()  # and their fees, in grains
+        self.receipt_delay = Timing()  # from the last token until the receipt was sent
 
     async def serve(self, peer: bytes, stream: FrameStream) -> None:
         """One stream, to its end. A cancel leaves no receipt for what was not signed yet."""
@@ -239,7 +246,7 @@ class InferenceService:
             deadline_ms=job.order.deadline_ms,
         )
         try:
-            async with self._engine.submit(request) as stream:
+            async with self._submitted(request) as stream:
                 await line.write(Accepted(job.order_hash, provider_nonce, 0, 0))
                 job = await self._reveal(line, stream, job, provider_nonce)
                 job = await self._stream(line, send, stream, job, answer)
@@ -248,11 +255,24 @@ class InferenceService:
             raise OrderRefused(code, error.code, retry_ms) from None
         if answer.delivered == 0 and not answer.is_complete:
             raise OrderRefused(exchange.GENERATION_FAILED, "nothing was delivered")
+        delivered_s = trio.current_time()
         served = await self._sign_receipt(line, job, answer, provider_nonce, started_ms)
         await line.write(_finished(served))
+        self.receipt_delay.note(trio.current_time() - delivered_s)
         self.counters["served"] += 1
         self._note_receipt()
         await self._take_acknowledgement(line, job)
+
+    @asynccontextmanager
+    async def _submitted(self, request: GenRequest) -> AsyncIterator[Stream]:
+        """The engine's stream. A load that takes too long goes on, for when it is asked again."""
+        async with AsyncExitStack() as stack:
+            stream: Stream | None = None
+            with trio.move_on_after(LOADING_S):
+                stream = await stack.enter_async_context(self._engine.submit(request))
+            if stream is None:
+                raise OrderRefused(exchange.ADAPTER_LOADING, "the adapter loads", RETRY_MS)
+            yield stream
 
     def _early_seed(self, job: Job) -> bytes | None:
         if not job.is_seeded:
@@ -532,6 +552,8 @@ def _finished(served: Served) -> Finished:
 def _code_of(error: EngineError) -> tuple[int, int]:
     """Page 70's code of an engine's refusal, and when to ask again."""
     retry_ms = error.retry_after_s * 1_000 if isinstance(error, Overloaded) else 0
+    if isinstance(error, UnknownAdapter):
+        retry_ms = RETRY_MS
     for kind, code in REFUSE_FAULT:
         if isinstance(error, kind):
             return code, retry_ms

@@ -9,36 +9,30 @@ processes, payers.
 """
 
 import dataclasses
-import hashlib
-import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from consensus.primitives.digest import domain_hash
 from node.attribution.tokens import TextTokenizer
 from node.serving.adapters import BUCKETS, base_hash
 from node.serving.background import Background, Made
 from node.serving.backward import Projector
-from node.serving.bank import AdapterBank, Packed
 from node.serving.basefacts import padded
-from node.serving.cache import ROWS_MIN, SlotCache
+from node.serving.cache import ROWS_MIN, SlotCache, row_bytes
 from node.serving.engine import (
     FINGERPRINT_STRIDE,
-    FINGERPRINT_UNIT,
-    FINGERPRINT_WIDTH,
     IGNORE_EOS,
     SEED_BYTES,
     AdapterInfo,
     AdapterRef,
     BadSampling,
+    DeadlinePassed,
     Ending,
+    EngineError,
     EngineInfo,
     EngineSettings,
     EngineStats,
@@ -48,60 +42,27 @@ from node.serving.engine import (
     Reason,
     ScoreItem,
     Token,
-    TooLong,
-    check_sampling,
-    fixed_point,
+    check_request,
     logprob_bytes,
 )
+from node.serving.fingerprints import fingerprint_matrix, fingerprints
+from node.serving.live import Live, Row
 from node.serving.lora import LoraStack, groups_of
-from node.serving.model import length_of, load_base
-from node.serving.sampling import StopFilter, choose, noise_key, noise_words, selftest
+from node.serving.model import build_of, length_of, load_base, stop_tokens
+from node.serving.sampling import StopFilter, choose, noise_key, selftest
 from node.serving.scheduler import Job, Scheduler
 from node.serving.scoring import Scorer
-
-PREFILL_CHUNK: Final = 512
+from node.serving.tally import Tally
+from node.serving.tiers import Settled, Tiers
 
 Event = tuple[bytes, Token | Finish]
 
 
-@dataclass(slots=True, eq=False)
-class _Row:
-    """One choice of a live request, in one row of the cache."""
-
-    live: "_Live"
-    choice: int
-    text: StopFilter
-    position: int = 0  # tokens in the cache
-    last: int = 0  # sampled, not yet in the cache
-    made: int = 0
-    logprobs: bytearray = field(default_factory=bytearray)
-    prints: bytearray = field(default_factory=bytearray)
-
-
-@dataclass(slots=True, eq=False)
-class _Live:
-    """A request that has rows, or waits for them."""
-
-    request: GenRequest
-    seed: bytes | None
-    adapter: Packed | None
-    slot: int | None = None
-    filled: int = 0  # prompt tokens in the cache
-    first: tuple[Tensor, Tensor] | None = None  # logits and hidden state, waiting for the seed
-    rows: list[_Row] = field(default_factory=list)
-    endings: dict[int, Ending] = field(default_factory=dict)
-    answered: int = 0
-
-    @property
-    def place(self) -> tuple[int, int] | None:
-        """(bucket, slot), or None for the base alone."""
-        if self.adapter is None or self.slot is None:
-            return None
-        return self.adapter.bucket, self.slot
-
-
 class SlotCore:
-    """Model, rows, adapters and queues. Every method is called by the thread that made it."""
+    """Model, rows, adapters and queues. Every method is called by the thread that made it.
+
+    `tiers`: where adapters lie, and how they come.
+    """
 
     def __init__(
         self,
@@ -116,39 +77,46 @@ class SlotCore:
         self._length = min(settings.max_model_len or longest, longest)
         tokenizer = TextTokenizer(settings.base_folder)
         self._pieces = padded(tokenizer.pieces(), int(self._model.config.vocab_size))
-        self._eos = _stop_tokens(self._model, tokenizer)
+        self._eos = stop_tokens(self._model, tokenizer)
         self._device = settings.device
         self._rows_max = settings.rows
-        slots = settings.slots or max(2 * settings.rows, 64)
-        self._stack = LoraStack(self._model, slots)
-        self._bank = AdapterBank(self._stack, settings.ram_bytes)
-        self._cache = SlotCache(self._model, settings.rows, self._length)
-        self._scheduler = Scheduler()
-        self._live: dict[bytes, _Live] = {}
-        self._prefilling: deque[_Live] = deque()
-        self._rows: list[_Row] = []  # by cache row; the first `_decoding` decode
+        if settings.kv_bytes:
+            fit = settings.kv_bytes // row_bytes(self._model, self._length)
+            self._rows_max = max(1, min(settings.rows, fit))
+        slots = settings.slots or max(2 * self._rows_max, 64)
+        base = base_hash(settings.base_folder)
+        self._stack = LoraStack(self._model, slots, settings.slot_bytes)
+        self.tiers = Tiers(self._stack, base, settings)
+        self._bank = self.tiers.bank
+        self._cache = SlotCache(self._model, self._rows_max, self._length)
+        self._chunk = settings.prefill_chunk
+        self._scheduler = Scheduler(
+            settings.aging_ms, settings.queue_tokens, settings.queue_requests
+        )
+        self._live: dict[bytes, Live] = {}
+        self._coming: dict[bytes, Live] = {}  # of those: whose adapter is on its way
+        self._prefilling: deque[Live] = deque()
+        self._rows: list[Row] = []  # by cache row; the first `_decoding` decode
         self._decoding = 0
         self._reserved = 0  # rows promised to started requests
         self._changed = True
         self.made_progress = False
         self._hidden: Tensor | None = None
         self._model.get_output_embeddings().register_forward_pre_hook(self._keep_hidden)
-        self._counts = dict.fromkeys(
-            ("steps", "prompt", "generated", "cancelled", "finished", "mixed"), 0
-        )
-        base = base_hash(settings.base_folder)
-        self._prints = _fingerprint_matrix(base, self._model.config.hidden_size).to(self._device)
+        self._tally = Tally()
+        self._settled: list[Settled] = []
+        self._prints = fingerprint_matrix(base, self._model.config.hidden_size).to(self._device)
         self.info = EngineInfo(
             kind="torch",
             base=base,
             dtype_class=settings.dtype_class,
             device=settings.device,
-            rows=settings.rows,
+            rows=self._rows_max,
             max_model_len=self._length,
             max_rank=BUCKETS[-1],
             vocab=int(self._model.config.vocab_size),
             can=("exact_sampling", "hidden", "gradients"),
-            build=_build(settings.device),
+            build=build_of(settings.device),
         )
         self._background = Background(
             model=self._model,
@@ -158,6 +126,7 @@ class SlotCore:
             length=self._length,
             vocab=self.info.vocab,
             load_projector=load_projector or _sketcher,
+            wait_ms_max=settings.gradient_wait_ms,
         )
 
     # --- requests
@@ -178,39 +147,88 @@ class SlotCore:
         """Every adapter that is known, with its tier."""
         return self._bank.infos()
 
-    def submit(self, request: GenRequest) -> None:
-        """Queue a request; raises an EngineError and keeps nothing then."""
-        sampling = request.sampling
-        check_sampling(sampling, self._length)
-        if not request.prompt or len(request.prompt) + sampling.max_tokens > self._length:
-            raise TooLong(limit=self._length)
-        if not all(0 <= token < self.info.vocab for token in request.prompt):
-            raise BadSampling(field="prompt")
-        if sampling.n > self._rows_max:
-            raise BadSampling(field="n", value=sampling.n)
-        if request.id in self._live or request.priority not in (0, 1):
-            raise BadSampling(field="id" if request.id in self._live else "priority")
-        if request.seed is not None and len(request.seed) != SEED_BYTES:
-            raise BadSampling(field="seed")
-        packed = None if request.adapter is None else self._bank.refer(request.adapter)
+    def submit(self, request: GenRequest, call: int | None = None) -> bool:
+        """Queue a request; raises an EngineError and keeps nothing then.
+
+        With a `call`: False while its adapter is on its way, and `settled` tells of it. Without
+        one it waits for the adapter.
+        """
+        try:
+            return self._submit(request, call)
+        except EngineError as error:
+            self._tally.note_rejected(error)
+            raise
+
+    def _submit(self, request: GenRequest, call: int | None) -> bool:
+        check_request(request, self._length, self.info.vocab, self._rows_max)
+        if request.id in self._live:
+            raise BadSampling(field="id")
+        sampling, adapter = request.sampling, request.adapter
         job = Job(
             request.id,
             request.tenant,
-            request.adapter,
-            0 if packed is None else packed.bucket,
+            adapter,
+            0 if adapter is None else self._bank.bucket_of(adapter),
             len(request.prompt),
             sampling.max_tokens,
             sampling.n,
             request.deadline_ms,
             request.priority,
         )
+        self._scheduler.admit(job, self._now_ms())
+        lease = None
         try:
-            self._scheduler.admit(job, self._now_ms())
-        except Exception:
-            if packed is not None:
-                self._bank.release(packed)
+            if adapter is not None:
+                lease = self._bank.want(adapter)
+                if call is None:
+                    self._bank.wait(lease)
+                if lease.error is not None:
+                    raise lease.error
+        except EngineError:
+            self._scheduler.cancel(request.id)
             raise
-        self._live[request.id] = _Live(request, request.seed, packed)
+        now_s = time.monotonic()
+        live = Live(request, request.seed, lease, None, now_s, now_s)
+        self._live[request.id] = live
+        if lease is not None and lease.is_waiting:
+            live.call = call
+            self._coming[request.id] = live
+            return False
+        self._learn(live)
+        return True
+
+    def _learn(self, live: Live) -> None:
+        """What a request costs is known once its adapter was read."""
+        if live.adapter is not None:
+            self._scheduler.learn_bucket(live.request.id, live.adapter.bucket)
+
+    # --- adapters on their way
+
+    def poll(self) -> None:
+        """Take adapters that were read; never waits."""
+        self._settled += self.tiers.poll()
+        for live in list(self._coming.values()):
+            assert live.lease is not None
+            if live.lease.error is not None:
+                self._refuse(live, live.lease.error)
+            elif live.lease.packed is not None:
+                self._learn(live)
+                self._settle(live, None)
+
+    def settled(self) -> list[Settled]:
+        """Calls that waited for an adapter, since last asked."""
+        settled, self._settled = self._settled, []
+        return settled
+
+    def _refuse(self, live: Live, error: EngineError) -> None:
+        self._tally.note_rejected(error)
+        self._scheduler.cancel(live.request.id)
+        del self._live[live.request.id]
+        self._settle(live, error)
+
+    def _settle(self, live: Live, error: EngineError | None) -> None:
+        if self._coming.pop(live.request.id, None) is not None and live.call is not None:
+            self._settled.append((live.call, error))
 
     def reveal(self, id: bytes, seed: bytes) -> None:
         """The seed a request waits for; of an ended or already seeded one, nothing happens."""
@@ -223,7 +241,7 @@ class SlotCore:
         live = self._live.get(id)
         if live is None:
             return []
-        self._counts["cancelled"] += 1
+        self._tally.cancelled += 1
         return self._end(live, "cancelled")
 
     def add_gradients(self, call: int, items: Sequence[GradItem]) -> None:
@@ -252,29 +270,37 @@ class SlotCore:
 
     def stats(self) -> EngineStats:
         """Counters since the start."""
-        counts = self._counts
+        tally = self._tally
         return EngineStats(
             running=len(self._live) - self._scheduler.waiting,
             waiting=self._scheduler.waiting,
-            steps=counts["steps"],
-            prompt_tokens=counts["prompt"],
-            generation_tokens=counts["generated"],
+            steps=tally.steps,
+            prompt_tokens=tally.prompt_tokens,
+            generation_tokens=tally.generation_tokens,
             refused=self._scheduler.refused,
-            cancelled=counts["cancelled"],
-            finished=counts["finished"],
+            cancelled=tally.cancelled,
+            finished=tally.finished,
             gradients_waiting=self._background.waiting,
             gradients_done=self._background.sketched,
             scored=self._background.scored,
             adapters_ram=self._bank.in_ram,
             adapters_slot=self._bank.in_slots,
             slot_loads=self._bank.slot_loads,
-            batch_adapters_max=counts["mixed"],
+            batch_adapters_max=tally.mixed_max,
+            waiting_adapter=len(self._coming),
+            rows_used=self._reserved / self._rows_max,
+            batch_adapters=tally.mixed if self._decoding else 0,
+            endings=dict(tally.endings),
+            rejections=dict(tally.rejections),
+            times=tally.timed(self._background.gradient_seconds),
+            tiers=self.tiers.stats(),
         )
 
     # --- one step
 
     def step(self) -> list[Event]:
         """Start, prefill, decode, sample; then gradients when it is their time."""
+        self.poll()
         now = self._now_ms()
         events: list[Event] = []
         for live in list(self._live.values()):
@@ -282,9 +308,13 @@ class SlotCore:
             if live.rows and 0 < deadline <= now:
                 events += self._end(live, "deadline")
         free = self._rows_max - self._reserved
-        plan = self._scheduler.plan(now, free, self._decoding > 0, self._can_start, self._begin)
+        if free:
+            self._promise_slots()
+        plan = self._scheduler.plan(now, free, self._decoding > 0, self._can_start, self._take_slot)
         for id in plan.expired:
             events += self._end(self._live[id], "deadline")
+        for id in plan.start:
+            self._start(self._live[id])
         with torch.inference_mode():
             computed = self._prefill(plan.prefill_tokens)
             events += self._release_parked()
@@ -292,9 +322,10 @@ class SlotCore:
             if self._decoding:
                 events += self._decode()
         if computed:
-            self._counts["steps"] += 1
+            self._tally.steps += 1
             self._scheduler.note_served(computed, now)
-        is_idle = not (self._decoding or self._prefilling or self._scheduler.waiting)
+        waiting = self._scheduler.waiting - len(self._coming)
+        is_idle = not (self._decoding or self._prefilling or waiting)
         due = self._background.is_due(now, is_idle=is_idle)
         if due:
             self._changed = True
@@ -304,15 +335,31 @@ class SlotCore:
         return events
 
     def _can_start(self, job: Job) -> bool:
-        return job.adapter is None or self._bank.can_take_slot(job.adapter)
+        if job.adapter is None:
+            return True
+        packed = self._live[job.id].adapter
+        return packed is not None and self._bank.can_take_slot(packed)
 
-    def _begin(self, job: Job) -> None:
+    def _take_slot(self, job: Job) -> None:
+        """At once: the next that is asked about may want the last one."""
         live = self._live[job.id]
-        request = live.request
         if live.adapter is not None:
             live.slot = self._bank.take_slot(live.adapter)
+
+    def _promise_slots(self) -> None:
+        """Rows are free, slots may not be: the oldest that waits for a slot gets the next."""
+        seen: set[int] = set()
+        for job in self._scheduler.jobs_waiting():
+            packed = self._live[job.id].adapter
+            if packed is not None and packed.slot is None and packed.bucket not in seen:
+                seen.add(packed.bucket)
+                self._bank.promise_slot(packed)
+
+    def _start(self, live: Live) -> None:
+        request = live.request
+        self._tally.note_stage(live, "request_queue_time")
         self._reserved += request.sampling.n
-        live.rows = [_Row(live, 0, StopFilter(request.sampling.stop))]
+        live.rows = [Row(live, 0, StopFilter(request.sampling.stop))]
         self._rows.append(live.rows[0])
         self._prefilling.append(live)
 
@@ -323,19 +370,20 @@ class SlotCore:
             live = self._prefilling[0]
             prompt = live.request.prompt
             start = live.filled
-            stop = min(len(prompt), start + PREFILL_CHUNK, start + budget - done)
+            stop = min(len(prompt), start + self._chunk, start + budget - done)
             row = self._rows.index(live.rows[0])
             logits = self._forward_prompt(live, row, start, stop)
             live.filled, live.rows[0].position = stop, stop
             done += stop - start
-            self._counts["prompt"] += stop - start
+            self._tally.prompt_tokens += stop - start
             if stop == len(prompt):
                 self._prefilling.popleft()
                 assert self._hidden is not None
                 live.first = logits, self._hidden[:, -1]
+                self._tally.note_stage(live, "request_prefill_time")
         return done
 
-    def _forward_prompt(self, live: _Live, row: int, start: int, stop: int) -> Tensor:
+    def _forward_prompt(self, live: Live, row: int, start: int, stop: int) -> Tensor:
         """Logits float32 [1, vocab] of the last token of prompt[start:stop]."""
         self._stack.use(groups_of([live.place]))
         self._changed = True
@@ -373,17 +421,17 @@ class SlotCore:
             events += self._sample(rows, logits.expand(count, -1), hidden.expand(count, -1))
         return events
 
-    def _copy_choices(self, live: _Live) -> None:
+    def _copy_choices(self, live: Live) -> None:
         """n > 1: the prompt is filled once, then its row is copied."""
         first = live.rows[0]
         source = self._rows.index(first)
         for choice in range(1, live.request.sampling.n):
-            row = _Row(live, choice, StopFilter(live.request.sampling.stop), first.position)
+            row = Row(live, choice, StopFilter(live.request.sampling.stop), first.position)
             self._cache.move(source, len(self._rows), first.position)
             self._rows.append(row)
             live.rows.append(row)
 
-    def _promote(self, row: _Row) -> None:
+    def _promote(self, row: Row) -> None:
         """Move a row from the waiting ones to the end of those that decode."""
         at, to = self._rows.index(row), self._decoding
         if at != to:
@@ -393,7 +441,7 @@ class SlotCore:
         self._decoding += 1
         self._changed = True
 
-    def _remove(self, row: _Row) -> None:
+    def _remove(self, row: Row) -> None:
         """Free a row: the last decoding one takes its place, the last waiting one the hole."""
         hole = self._rows.index(row)
         if hole < self._decoding:
@@ -416,8 +464,7 @@ class SlotCore:
             places = [row.live.place for row in rows]
             self._stack.use(groups_of(places))
             self._changed = False
-            mixed = len({place for place in places if place is not None})
-            self._counts["mixed"] = max(self._counts["mixed"], mixed)
+            self._tally.note_batch(len({place for place in places if place is not None}))
         count = len(rows)
         batch = max(count, ROWS_MIN)
         pad = [0] * (batch - count)
@@ -444,7 +491,7 @@ class SlotCore:
     def _keep_hidden(self, module: Any, args: tuple[Tensor, ...]) -> None:
         self._hidden = args[0].detach()
 
-    def _sample(self, rows: Sequence[_Row], logits: Tensor, hidden: Tensor) -> list[Event]:
+    def _sample(self, rows: Sequence[Row], logits: Tensor, hidden: Tensor) -> list[Event]:
         """Choose a token per row, note evidence, emit, and end what has ended."""
         samplings = [row.live.request.sampling for row in rows]
         keys = [
@@ -458,6 +505,7 @@ class SlotCore:
         logprobs = raw.gather(1, chosen[:, None])[:, 0].tolist()
         prints = self._fingerprints(rows, hidden)
         events: list[Event] = []
+        now_s = time.monotonic()
         for at, (row, token) in enumerate(zip(rows, chosen.tolist(), strict=True)):
             shown = Token(
                 row.choice,
@@ -468,21 +516,16 @@ class SlotCore:
                 _top(raw[at], samplings[at].logprobs),
                 prints.get(at, b""),
             )
+            self._tally.note_token(row, now_s)
             events += self._emit(row, shown)
         return events
 
-    def _fingerprints(self, rows: Sequence[_Row], hidden: Tensor) -> dict[int, bytes]:
+    def _fingerprints(self, rows: Sequence[Row], hidden: Tensor) -> dict[int, bytes]:
         """32 bytes for each row (by place) that is at a position 0, 16, 32 …"""
         due = [at for at, row in enumerate(rows) if row.made % FINGERPRINT_STRIDE == 0]
-        if not due:
-            return {}
-        values = (hidden[due].float() @ self._prints).tolist()
-        return {
-            at: b"".join(fixed_point(value, FINGERPRINT_UNIT) for value in eight)
-            for at, eight in zip(due, values, strict=True)
-        }
+        return dict(zip(due, fingerprints(hidden[due], self._prints), strict=True)) if due else {}
 
-    def _emit(self, row: _Row, token: Token) -> list[Event]:
+    def _emit(self, row: Row, token: Token) -> list[Event]:
         """Note and show one token, and end the choice where it stops."""
         live = row.live
         sampling = live.request.sampling
@@ -490,7 +533,7 @@ class SlotCore:
         row.logprobs += logprob_bytes(token.logprob)
         row.prints += token.fingerprint
         live.answered += 1
-        self._counts["generated"] += 1
+        self._tally.generation_tokens += 1
         shown, stopped = row.text.push(self._pieces[token.id])
         if token.id in self._eos and not sampling.flags & IGNORE_EOS:
             stopped = True
@@ -502,7 +545,7 @@ class SlotCore:
             events += self._end_choice(row, "length")
         return events
 
-    def _end_choice(self, row: _Row, reason: Reason) -> list[Event]:
+    def _end_choice(self, row: Row, reason: Reason) -> list[Event]:
         live = row.live
         tail = row.text.flush()
         live.endings[row.choice] = Ending(
@@ -513,7 +556,7 @@ class SlotCore:
         live.rows.remove(row)
         return [] if live.rows else self._finish(live)
 
-    def _end(self, live: _Live, reason: Reason) -> list[Event]:
+    def _end(self, live: Live, reason: Reason) -> list[Event]:
         """End a request wherever it is; choices that were never copied end with no token."""
         if not live.rows and not live.endings:  # still in the queue, or expired from it
             self._scheduler.cancel(live.request.id)
@@ -528,7 +571,7 @@ class SlotCore:
                 return self._with_missing(done, live, reason)
         raise AssertionError("a live request has a row")
 
-    def _with_missing(self, events: list[Event], live: _Live, reason: Reason) -> list[Event]:
+    def _with_missing(self, events: list[Event], live: Live, reason: Reason) -> list[Event]:
         """Fill the endings of choices that never began."""
         _, finish = events[-1]
         assert isinstance(finish, Finish)
@@ -537,18 +580,21 @@ class SlotCore:
         whole = Finish(finish.prompt_tokens, finish.choices + (blank,) * missing)
         return [*events[:-1], (live.request.id, whole)]
 
-    def _finish(
-        self, live: _Live, reason: Reason = "stop", was_started: bool = True
-    ) -> list[Event]:
+    def _finish(self, live: Live, reason: Reason = "stop", was_started: bool = True) -> list[Event]:
         request = live.request
         del self._live[request.id]
+        self._settle(live, DeadlinePassed())  # nobody listens any more if it was cancelled
         if was_started:
             if live.adapter is not None:
                 self._bank.leave_slot(live.adapter)
             self._scheduler.done(request.id, live.filled + live.answered)
-        if live.adapter is not None:
-            self._bank.release(live.adapter)
-        self._counts["finished"] += 1
+            reason = next(reversed(live.endings.values())).reason
+        if live.lease is not None:
+            self._bank.give_back(live.lease)
+        if live.answered:
+            self._tally.note_stage(live, "request_decode_time")
+        self._tally.endings[reason] += 1
+        self._tally.finished += 1
         if was_started:
             choices = tuple(live.endings[choice] for choice in sorted(live.endings))
         else:
@@ -563,41 +609,8 @@ def _sketcher(folder: str) -> Projector:
     return sketcher
 
 
-def _stop_tokens(model: Any, tokenizer: TextTokenizer) -> frozenset[int]:
-    listed = model.generation_config.eos_token_id
-    ids = set(listed if isinstance(listed, list) else [] if listed is None else [listed])
-    if tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
-    return frozenset(int(token) for token in ids)
-
-
 def _top(raw: Tensor, count: int) -> tuple[tuple[int, float], ...]:
     if not count:
         return ()
     values, ids = torch.topk(raw, min(count, len(raw)))
     return tuple(zip(ids.tolist(), values.tolist(), strict=True))
-
-
-def _fingerprint_matrix(base: bytes, hidden: int) -> Tensor:
-    """hidden × 8 of ±1/√hidden; an even word is plus (page 50 §8)."""
-    digest = domain_hash(b"fp", base)
-    key = int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:8], "big")
-    ids = torch.arange(hidden * FINGERPRINT_WIDTH, dtype=torch.int32)
-    signs = 1.0 - 2.0 * (noise_words([key], ids)[0] & 1).float()
-    return signs.view(hidden, FINGERPRINT_WIDTH) / math.sqrt(hidden)
-
-
-def _build(device: str) -> bytes:
-    """What could make two engines compute differently: versions and the device's name."""
-    import platform
-
-    import transformers
-
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
-    text = f"{torch.__version__}/{transformers.__version__}/{name}"
-    return hashlib.sha256(text.encode()).digest()
-
-
-def use_threads(count: int) -> None:
-    """Compute with `count` threads, or all cores but one: the daemon needs the other."""
-    torch.set_num_threads(count or max(1, (os.cpu_count() or 2) - 1))

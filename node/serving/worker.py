@@ -17,16 +17,18 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import trio
 
 from node.serving import frames
-from node.serving.client import STALL_S, EngineClient, Link, LinkLost
+from node.serving.client import STALL_S, EngineClient, Fetch, Link, LinkLost
 from node.serving.engine import EngineError, EngineSettings, Finish, Score, Sketch, Token
 
 if TYPE_CHECKING:
     from node.serving.slots import SlotCore
+
+    Inbox = queue.SimpleQueue[frames.ToWorker | Literal["woken"] | None]
 
 STATS_S: Final = 0.5
 IDLE_S: Final = 0.05  # how often deadlines are looked at while nothing can move
@@ -36,6 +38,8 @@ EXIT_S: Final = 5.0
 _PR_SET_PDEATHSIG: Final = 1
 _SIGKILL: Final = 9
 _OOM_SCORE: Final = "500"
+
+WOKEN: Final = "woken"  # beside frames in a worker's inbox: an adapter was read
 
 MakeCore = Callable[[EngineSettings], "SlotCore"]
 
@@ -49,10 +53,11 @@ class Loop:
     def __init__(
         self,
         core: "SlotCore",
-        inbox: "queue.SimpleQueue[frames.ToWorker | None]",
+        inbox: "Inbox",
         emit: Callable[[frames.FromWorker], None],
     ) -> None:
         self._core, self._inbox, self._emit = core, inbox, emit
+        core.tiers.call_when_read(lambda: inbox.put(WOKEN))
         self._calls: dict[int, list[Sketch | Score | None]] = {}  # filled place by place
         self._close_at: float | None = None
         self._told_at = 0.0
@@ -66,9 +71,14 @@ class Loop:
             self._listen(wait_s=0.0 if moves else IDLE_S if self._core.has_work else STATS_S)
             moves = False
             if self._core.has_work:
-                self._send_events(self._core.step())
+                events = self._core.step()
+                self._send_settled()
+                self._send_events(events)
                 self._send_made()
                 moves = self._core.made_progress
+            else:
+                self._core.poll()
+                self._send_settled()
             self._tell()
             drained = not self._core.has_work
             if self._close_at is not None and (drained or time.monotonic() >= self._close_at):
@@ -82,7 +92,8 @@ class Loop:
                 if frame is None:
                     self._is_over = True
                     return
-                self._take(frame)
+                if not isinstance(frame, str):
+                    self._take(frame)
                 frame = self._inbox.get_nowait()
         except queue.Empty:
             return
@@ -91,7 +102,7 @@ class Loop:
         core = self._core
         match frame:
             case frames.Load(call, ref, pin):
-                self._answer(call, lambda: frames.Loaded(call, core.load(ref, pin)))
+                self._answer(call, lambda: core.tiers.begin_load(call, ref, pin))
             case frames.Register(ref):
                 core.register(ref)
             case frames.Unload(call, adapter, drain):
@@ -99,7 +110,13 @@ class Loop:
             case frames.List(call):
                 self._answer(call, lambda: frames.Listed(call, tuple(core.adapters())))
             case frames.Submit(call, request):
-                self._answer(call, lambda: core.submit(request), frames.Done(call))
+                self._answer(
+                    call, lambda: frames.Done(call) if core.submit(request, call) else None
+                )
+            case frames.Found(ref):
+                core.tiers.bank.found(ref)
+            case frames.Missing(adapter, why):
+                core.tiers.bank.missing(adapter, why)
             case frames.Reveal(id, seed):
                 core.reveal(id, seed)
             case frames.Cancel(id):
@@ -146,11 +163,25 @@ class Loop:
 
     def _send_made(self) -> None:
         for call, place, one in self._core.made():
+            if isinstance(one, EngineError):
+                del self._calls[call]
+                self._emit(frames.failure(call, one))
+                continue
             made = self._calls[call]
             made[place] = one
             if all(made):
                 del self._calls[call]
                 self._emit(_answer_of(call, made))
+
+    def _send_settled(self) -> None:
+        """Calls that waited for an adapter, and what the daemon is to fetch for them."""
+        for call, came in self._core.settled():
+            if isinstance(came, EngineError):
+                self._emit(frames.failure(call, came))
+            else:
+                self._emit(frames.Done(call) if came is None else frames.Loaded(call, came))
+        for adapter in self._core.tiers.bank.wanted():
+            self._emit(frames.Wanted(adapter))
 
     def _tell(self, force: bool = False) -> None:
         now = time.monotonic()
@@ -169,14 +200,15 @@ def _answer_of(call: int, made: Sequence[Sketch | Score | None]) -> frames.FromW
 
 def make_core(settings: EngineSettings) -> "SlotCore":
     """Threads set, model loaded; imports torch."""
-    from node.serving.slots import SlotCore, use_threads
+    from node.serving.model import use_threads
+    from node.serving.slots import SlotCore
 
     use_threads(settings.threads)
     return SlotCore(settings)
 
 
 def _start(
-    frame: "frames.ToWorker | None", make: MakeCore, emit: Callable[[frames.FromWorker], None]
+    frame: "frames.ToWorker | str | None", make: MakeCore, emit: Callable[[frames.FromWorker], None]
 ) -> "SlotCore | None":
     """The core that the first frame asks for, told by Ready; or None, told by Failed."""
     if not isinstance(frame, frames.Hello):
@@ -195,7 +227,7 @@ def main() -> None:
     """The child process: `argv[1]` is the number of its socket."""
     _die_with_parent()
     link = socket.socket(fileno=int(sys.argv[1]))
-    inbox: queue.SimpleQueue[frames.ToWorker | None] = queue.SimpleQueue()
+    inbox: Inbox = queue.SimpleQueue()
     threading.Thread(target=_read_frames, args=(link, inbox), daemon=True).start()
 
     def emit(frame: frames.FromWorker) -> None:
@@ -211,7 +243,7 @@ def main() -> None:
     os._exit(0)
 
 
-def _read_frames(link: socket.socket, inbox: "queue.SimpleQueue[frames.ToWorker | None]") -> None:
+def _read_frames(link: socket.socket, inbox: "Inbox") -> None:
     try:
         with link.makefile("rb") as stream:
             while head := stream.read(frames.LENGTH_BYTES):
@@ -329,16 +361,18 @@ async def _open_process(settings: EngineSettings) -> AsyncIterator[Link]:
 class WorkerEngine(EngineClient):
     """The daemon's default: the engine in a child process."""
 
-    def __init__(self, settings: EngineSettings, stall_s: float = STALL_S) -> None:
+    def __init__(
+        self, settings: EngineSettings, fetch: Fetch | None = None, stall_s: float = STALL_S
+    ) -> None:
         def open_link() -> AbstractAsyncContextManager[Link]:
             return _open_process(settings)
 
-        super().__init__(settings, open_link, stall_s)
+        super().__init__(settings, open_link, stall_s, fetch)
 
 
 class _ThreadLink:
     def __init__(self, token: trio.lowlevel.TrioToken) -> None:
-        self.inbox: queue.SimpleQueue[frames.ToWorker | None] = queue.SimpleQueue()
+        self.inbox: Inbox = queue.SimpleQueue()
         self._token = token
         self._in, self._out = trio.open_memory_channel[frames.FromWorker](OUT_FRAMES_MAX)
 
@@ -400,9 +434,13 @@ class ThreadEngine(EngineClient):
     """For tests and `--embedded`: the same loop in a thread of this process."""
 
     def __init__(
-        self, settings: EngineSettings, make: MakeCore = make_core, stall_s: float = STALL_S
+        self,
+        settings: EngineSettings,
+        fetch: Fetch | None = None,
+        make: MakeCore = make_core,
+        stall_s: float = STALL_S,
     ) -> None:
         def open_link() -> AbstractAsyncContextManager[Link]:
             return _open_thread(make)
 
-        super().__init__(settings, open_link, stall_s)
+        super().__init__(settings, open_link, stall_s, fetch)

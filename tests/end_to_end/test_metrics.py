@@ -67,6 +67,8 @@ async def test_scraper_sees_peers_meet_and_learns_no_name(tmp_path: Path, monkey
     assert seen['olnode_p2p_bytes_total{direction="in"}'] > 1_000
     assert seen['olnode_p2p_requests_total{code="0",protocol="ping",side="asked"}'] >= 1
     assert seen["olnode_consensus_height"] == 0
+    assert seen["olnode_inference_engine_up"] == 0, "a provider with nothing to serve yet"
+    assert seen["olnode_adapter_registered"] == 0
     assert seen["process_resident_memory_bytes"] > 1e7
     for secret in (peer["peer_id"], key_of_peer_id(peer["peer_id"]).hex(), str(tmp_path)):
         assert secret not in text

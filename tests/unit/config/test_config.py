@@ -73,6 +73,11 @@ REFUSED = [  # what the file holds, and what the sentence says
     ('[engine]\nkind = "remote"\nurls = ["127.0.0.1:8000"]', "is none such as"),
     ('[engine]\nkind = "remote"\nurls = ["http://gpu:8000"]', "prompts would go to gpu"),
     ('[engine]\nflavour = "other"', "flavour"),
+    ("[engine]\nram_budget_mb = 0", "[engine] ram_budget_mb = 0: Expected `int` >= 1"),
+    ("[engine]\nslots = 65537", "[engine] slots = 65537: Expected `int` <= 65536"),
+    ("[engine]\nrows = 4097", "[engine] rows = 4097: Expected `int` <= 4096"),
+    ("[engine]\ndisk_budget_gb = -1", "[engine] disk_budget_gb = -1: Expected `int` >= 0"),
+    ("[engine]\nram_budget = 1", 'unknown key "ram_budget", did you mean "ram_budget_mb"?'),
 ]
 
 

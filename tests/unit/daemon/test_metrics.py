@@ -11,6 +11,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from unit.web.behind import STATUS
 
 from node.metrics import Metrics
+from node.serving.engine import EngineStats, TierStats
+from node.serving.timing import BOUNDS_S
+from node.serving.timing import Timing as EngineTiming
+from node.shop import Work
 from p2p.counters import TIMED_BOUNDS_S, NetworkStatistics, Timing
 
 RULES = Path(__file__).resolve().parents[3] / "configs" / "rules.yml"
@@ -38,7 +42,32 @@ NETWORK = NetworkStatistics(
 )
 
 
-def metrics(network: NetworkStatistics = NETWORK) -> Metrics:
+def timed(*took_s: float) -> Any:
+    timing = EngineTiming()
+    for one in took_s:
+        timing.note(one)
+    return timing.view()
+
+
+ENGINE = EngineStats(
+    running=3, waiting=5, prompt_tokens=7, generation_tokens=8, gradients_waiting=9, restarts=10,
+    adapters_slot=11, waiting_adapter=2, rows_used=0.25, batch_adapters=4,
+    endings={"stop": 12, "length": 13}, rejections={"overloaded": 14},
+    times={"time_to_first_token": timed(0.3, 0.6), "inter_token_latency": timed(0.002)},
+    tiers=TierStats(15, 16, 17, {"slot": 18, "ram": 19, "disk": 20}, {"disk": timed(0.004)}),
+)  # fmt: skip
+WORK = Work(True, ENGINE, timed(0.7), {"served": 21})
+PAGE_50 = """
+    num_requests_running num_requests_waiting kv_cache_usage_ratio prompt_tokens_total
+    generation_tokens_total time_to_first_token_seconds inter_token_latency_seconds
+    request_queue_time_seconds request_prefill_time_seconds request_decode_time_seconds
+    request_success_total admission_rejections_total batch_adapters gradient_queue
+    gradient_seconds receipt_delay_seconds engine_up engine_restarts_total
+"""  # §12, with `verify_total` to come with what verifies
+TIERS = "slots ram_bytes disk_bytes registered load_seconds evictions_total"
+
+
+def metrics(network: NetworkStatistics = NETWORK, work: Work | None = WORK) -> Metrics:
     pool = SimpleNamespace(statistics=lambda: SimpleNamespace(bytes=21))
     telling: Any = SimpleNamespace(
         status=lambda: STATUS,
@@ -47,6 +76,7 @@ def metrics(network: NetworkStatistics = NETWORK) -> Metrics:
         transactions=pool,
         bundles=pool,
         disk=SimpleNamespace(free_bytes=12),
+        shop=None if work is None else SimpleNamespace(work=lambda: work),
     )
     counts = Counter(served_bytes=13, fetched_bytes=14, sources_false=15, chunks_false=2)
     return Metrics(telling, {"blobs": lambda: counts})
@@ -85,6 +115,44 @@ def test_times_are_cumulative_in_the_buckets_of_a_histogram() -> None:
     assert f"olnode_p2p_ping_seconds_sum {0.0005 + 0.001 + 0.02 + 99.0}" in lines
     assert sum(timing.view().counts) == 4
     assert len(timing.view().counts) == len(TIMED_BOUNDS_S) + 1
+
+
+def test_engine_and_tiers_stand_under_the_names_of_the_design() -> None:
+    text = metrics().text().decode()
+    lines = text.splitlines()
+    for line in (
+        "olnode_inference_num_requests_running 3.0",
+        'olnode_inference_num_requests_waiting{reason="capacity"} 3.0',
+        'olnode_inference_num_requests_waiting{reason="adapter"} 2.0',
+        "olnode_inference_kv_cache_usage_ratio 0.25",
+        "olnode_inference_prompt_tokens_total 7.0",
+        'olnode_inference_request_success_total{reason="length"} 13.0',
+        'olnode_inference_admission_rejections_total{reason="overloaded"} 14.0',
+        'olnode_inference_time_to_first_token_seconds_bucket{le="0.5"} 1.0',
+        "olnode_inference_time_to_first_token_seconds_count 2.0",
+        "olnode_inference_receipt_delay_seconds_sum 0.7",
+        "olnode_inference_gradient_seconds_count 0.0",
+        "olnode_inference_engine_up 1.0",
+        "olnode_inference_engine_restarts_total 10.0",
+        "olnode_adapter_registered 15.0",
+        "olnode_adapter_disk_bytes 17.0",
+        'olnode_adapter_evictions_total{tier="ram"} 19.0',
+        'olnode_adapter_load_seconds_bucket{le="0.005",tier="disk"} 1.0',
+    ):
+        assert line in lines
+    samples = {line.partition("{")[0].partition(" ")[0] for line in lines if line[:1] != "#"}
+    wanted = [f"olnode_inference_{name}" for name in PAGE_50.split()]
+    wanted += [f"olnode_adapter_{name}" for name in TIERS.split()]
+    for name in wanted:
+        parts = ("_bucket", "_sum", "_count") if name.endswith("_seconds") else ("",)
+        assert {name + part for part in parts} <= samples
+    assert f'le="{BOUNDS_S[-1]}"' in text
+
+
+def test_node_that_serves_nothing_tells_of_no_engine() -> None:
+    text = metrics(work=None).text().decode()
+    assert "olnode_inference" not in text
+    assert "olnode_adapter" not in text
 
 
 def test_alerts_speak_of_metrics_that_there_are() -> None:

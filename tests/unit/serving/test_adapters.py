@@ -67,6 +67,24 @@ def test_patterns_change_rank_and_scale(tmp_path: Path) -> None:
     assert read_adapter(make(tmp_path / "a", settings)).modules[MODULE] == (4, 0.5)
 
 
+@pytest.mark.ml
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        {"q_proj": 2}, {"self_attn.q_proj": 2, "q_proj": 4}, {MODULE: 2}, {"v_proj": 2},
+        {"proj": 2}, {"layers.0.self_attn.q_proj": 2}, {"attn.q_proj": 2}, {".": 2},
+        {"layers_0.self_attn.q_proj": 2}, {"self_attn_q_proj": 2}, {"q_proj.": 2},
+        {"selfxattn.q_proj": 2}, {"self.attn.q_proj": 2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_pattern_means_what_it_means_to_peft(tmp_path: Path, pattern: dict[str, int]) -> None:
+    peft = pytest.importorskip("peft.utils.other")
+    alpha = pattern.get(peft.get_pattern_key(pattern.keys(), MODULE), 8)
+    file = read_adapter(make(tmp_path / "a", {"alpha_pattern": pattern}))
+    assert file.modules[MODULE] == (4, alpha / 4)
+
+
 def test_hash_ignores_bookkeeping_and_sees_one_bit(tmp_path: Path) -> None:
     plain = read_adapter(make(tmp_path / "a"))
     noted = {"base_model_name_or_path": "x", "target_modules": ["q_proj"], "inference_mode": True}
@@ -100,6 +118,10 @@ def test_saved_again_it_keeps_its_hash(tmp_path: Path) -> None:
         ({"r": True}, "r"),
         ({"lora_alpha": 0}, "lora_alpha"),
         ({"rank_pattern": {"q_proj": 99}}, "rank_pattern.q_proj"),
+        ({"rank_pattern": {"": 4}}, "rank_pattern."),
+        ({"alpha_pattern": {".*q_proj": 4}}, "alpha_pattern..*q_proj"),
+        ({"alpha_pattern": {"(a+)+": 4}}, "alpha_pattern.(a+)+"),
+        ({"alpha_pattern": {"q_proj|v_proj": 4}}, "alpha_pattern.q_proj|v_proj"),
         ({"r": 5}, A),
     ],
 )

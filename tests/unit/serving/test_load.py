@@ -42,7 +42,7 @@ class Loaded:
         from node.serving.slots import SlotCore
 
         self.clock = Clock()
-        settings = EngineSettings(str(base), rows=ROWS, slots=SLOTS, threads=1)
+        settings = EngineSettings(str(base), rows=ROWS, slots=SLOTS, threads=1, prefill_chunk=32)
         self.core = SlotCore(settings, now_ms=self.clock)
         self.hashes = [ref.hash for ref in refs]
         for ref in refs:
@@ -190,9 +190,6 @@ def submit_any(loaded: Loaded, chance: random.Random) -> bytes:
 
 def test_storm_of_cancels_at_every_stage_frees_everything(loaded: Loaded, monkeypatch) -> None:
     """After it rows, slots, references and queues are empty, and answers are right."""
-    from node.serving import slots
-
-    monkeypatch.setattr(slots, "PREFILL_CHUNK", 32)
     monkeypatch.setattr(rules, "PREFILL_TOKENS", 48)
     core, chance = loaded.core, random.Random(9)
     expected = loaded.answer(11, loaded.hashes[200])

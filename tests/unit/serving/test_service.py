@@ -1,6 +1,7 @@
 """The provider's side: each refusal by its code, partial answers, receipts that survive."""
 
 import contextlib
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import pytest
@@ -65,13 +66,16 @@ from node.serving.checking import (
     ServedModel,
 )
 from node.serving.engine import (
+    BadAdapter,
     BadSampling,
     DeadlinePassed,
     EngineLost,
     Overloaded,
     TooLong,
     UnknownAdapter,
+    WrongBase,
 )
+from node.serving.service import LOADING_S
 from p2p.errors import EndOfStream
 
 NONCE = b"\x09" * 32
@@ -221,10 +225,44 @@ async def test_what_the_engine_refuses_has_a_code_and_leaves_no_receipt(
         channel = world.own_channel()
         world.engine.error = ENGINE[code]
         frame = await refusal(world, make_start(channel))
-        assert (frame.code, frame.retry_ms) == (code, 3_000 if code == 38 else 0)
+        assert (frame.code, frame.retry_ms) == (code, {37: 1_000, 38: 3_000}.get(code, 0))
         world.engine.error = None
         again = make_start(channel, voucher={"sub": 1})  # the same number, a greater sub
         assert isinstance((await ask(world, again))[-1], Finished)
+
+
+@pytest.mark.parametrize("error", [BadAdapter(key="r"), WrongBase(key="q")])
+async def test_adapter_that_is_no_good_is_no_fault_of_the_payer(
+    tmp_path, autojump_clock, error
+) -> None:
+    async with world_in(tmp_path) as world:
+        world.engine.error = error
+        assert (await refusal(world, make_start(world.own_channel()))).code == 34
+
+
+@pytest.mark.parametrize(("takes_s", "waits"), [(LOADING_S - 0.1, True), (LOADING_S + 0.1, False)])
+async def test_adapter_that_loads_is_waited_for_as_long_as_the_payer_waits(
+    tmp_path, autojump_clock, takes_s, waits
+) -> None:
+    async with world_in(tmp_path) as world:
+        submit = world.engine.submit
+
+        @asynccontextmanager
+        async def load_first(request):
+            await trio.sleep(takes_s)
+            async with submit(request) as stream:
+                yield stream
+
+        world.engine.submit = load_first
+        frame = (await ask(world, make_start(world.own_channel())))[-1]
+        if waits:
+            assert isinstance(frame, Finished)
+            assert world.service.receipt_delay.sum_s < LOADING_S
+            assert sum(world.service.receipt_delay.counts) == 1
+        else:
+            assert isinstance(frame, RefusedFrame)
+            assert (frame.code, frame.retry_ms) == (37, 1_000)
+            assert world.engine.requests == []
 
 
 async def test_an_adapter_an_engine_or_a_ledger_that_is_not_there_yet_asks_to_come_again(

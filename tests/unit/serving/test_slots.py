@@ -183,9 +183,7 @@ def test_long_prompt_in_chunks_equals_transformers(core, tiny_base, monkeypatch)
     import torch
     from transformers import AutoModelForCausalLM
 
-    from node.serving import slots
-
-    monkeypatch.setattr(slots, "PREFILL_CHUNK", 17)
+    monkeypatch.setattr(core, "_chunk", 17)
     each = request(5, length=120)
     core.submit(each)
     tokens, _ = run(core, [each.id])

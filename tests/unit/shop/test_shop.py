@@ -20,18 +20,23 @@ from node.ledger import tables
 from node.ledger.state import State
 from node.ledger.wire.orders import OFFER_MODELS_MAX, decode_offer, encode_offer
 from node.ledger.wire.receipts import encode_receipt
+from node.peering.blobstore import ADAPTER
 from node.serving.book import ReceiptBook, Served
 from node.serving.bundling import Bundler
+from node.serving.client import FetchFailed
 from node.serving.engine import (
     AdapterInfo,
     AdapterRef,
     BadAdapter,
     EngineError,
     EngineLost,
+    EngineSettings,
+    EngineStats,
     Unsupported,
 )
 from node.serving.manifest import Manifest
 from node.shop import LOOK_S, NOTHING, RELEASED_MS, Counter, Shop, Takings
+from p2p.errors import Unreachable
 
 FEE = fee_of(3, 5)
 BASE = Path("/models/base")
@@ -85,6 +90,9 @@ class Engine:
         self.state, self.load_error = "ready", None
         self.ready.set()
 
+    def stats(self) -> EngineStats:
+        return EngineStats(running=3)
+
     async def adapters(self) -> list[AdapterInfo]:
         await trio.lowlevel.checkpoint()
         if self.load_error is not None:
@@ -113,6 +121,8 @@ class Around:
     changes: int = 0
     protocols: list[str] = field(default_factory=list)
     settings: Any = None
+    fetch_adapter: Any = None
+    fetch_error: Exception | None = None
     votes: int = 0
 
     def hold(self, *models: HeldModel) -> None:
@@ -136,9 +146,15 @@ class Around:
     def note_change(self) -> None:
         self.changes += 1
 
-    def make_engine(self, settings: Any) -> Any:
-        self.settings = settings
+    def make_engine(self, settings: Any, fetch: Any) -> Any:
+        self.settings, self.fetch_adapter = settings, fetch
         return self.engine
+
+    async def fetch(self, kind: int, identity: bytes) -> Path:
+        await trio.lowlevel.checkpoint()
+        if self.fetch_error is not None:
+            raise self.fetch_error
+        return Path(f"/adapters/{kind}/{identity.hex()}")
 
     async def vote(self) -> None:
         """The rest of the node."""
@@ -163,7 +179,8 @@ async def open_shop(folder: Path) -> AsyncIterator[tuple[Shop, Around]]:
         is_current=lambda: True, has_room=lambda: True, now_ms=lambda: NOW_MS,
     )  # fmt: skip
     there: Any = around
-    shop = Shop(counter, there, there, folder / "receipts", 3, around.make_engine)
+    wish = EngineSettings("", threads=3, slots=7)
+    shop = Shop(counter, there, there, folder / "receipts", wish, around.make_engine)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(around.vote)
         nursery.start_soon(shop.run)
@@ -202,6 +219,30 @@ async def test_takings_are_told_by_version_also_while_the_engine_is_away(
         assert await shop.takings() == {(1, 1): Takings(2, 70, "ram", 640)}
         around.engine.lose("restarting")
         assert await shop.takings() == {(1, 1): Takings(2, 70, "none", 0)}
+
+
+async def test_adapter_that_the_engine_lacks_is_fetched_by_its_hash(
+    tmp_path, autojump_clock
+) -> None:
+    async with open_shop(tmp_path) as (_, around):
+        around.hold(held())
+        await look()
+        assert await around.fetch_adapter(b"a" * 32) == f"/adapters/{ADAPTER}/{(b'a' * 32).hex()}"
+        for error in (Unreachable("nobody"), Invalid("holdings.identity"), OSError(28, "full")):
+            around.fetch_error = error
+            with pytest.raises(FetchFailed):
+                await around.fetch_adapter(b"a" * 32)
+
+
+async def test_work_is_counted_from_before_there_is_any(tmp_path, autojump_clock) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        assert (shop.work().is_up, shop.work().engine) == (False, EngineStats())
+        around.hold(held())
+        await look()
+        assert (shop.work().is_up, shop.work().engine.running) == (False, 3)
+        around.engine.may_start.set()
+        await look()
+        assert shop.work().is_up
 
 
 async def test_version_whose_sketches_cannot_be_made_is_not_served(
@@ -269,7 +310,7 @@ async def test_engine_waits_for_a_base_and_starts_with_it(tmp_path, autojump_clo
         assert (shop.engine_word, around.settings) == ("starting", None)
         around.hold(held(2))
         await look()
-        assert (around.settings.base_folder, around.settings.threads) == (str(BASE), 3)
+        assert around.settings == EngineSettings(str(BASE), threads=3, slots=7)
         assert around.protocols == ["infer"]
 
 

@@ -4,56 +4,23 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from release_kit import make_release
 
 from consensus.primitives.digest import sha256
-from node.attribution.building import IndexSpec, build_index
-from node.attribution.datanets import contribution_root, make_record, place_records, snapshot_root
 from node.attribution.index import FILES, IndexInvalid
-from node.attribution.runners import LocalRunner
-from node.attribution.tokens import TextTokenizer
 from node.serving.adapters import base_hash
 from node.serving.engine import AdapterInfo, AdapterRef, BadAdapter, WrongBase
 from node.serving.manifest import decode_manifest
-from node.training.finetune import TrainingConfig, TrainingError, finetune
+from node.training.finetune import TrainingError
 from node.training.publish import Goods, Release, prepare, publish
-from node.training.tiny_model import Recipe, make_base
 
 pytestmark = pytest.mark.ml
-
-TINY = Recipe(documents=400, merges=40, hidden=16, inner=32, layers=1, heads=2, steps=6, batch=8)
-QUICK = TrainingConfig(rank=4, alpha=8, epochs=4, batch=4, rate=5e-3)
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     pytest.importorskip("torch").set_num_threads(1)
-    home = tmp_path_factory.mktemp("release")
-    base = make_base(home / "cache", TINY)
-    records = [make_record(f"What is thing {n}?", f"Thing {n} is {n * 7}.") for n in range(12)]
-    adapter = finetune(base, records, QUICK, home / "adapter")
-    numbered = [(1, records[:6]), (2, records[6:])]
-    spec = IndexSpec(
-        base_folder=str(base),
-        early_folder=adapter.folder_of("early"),
-        middle_folder=adapter.folder_of("middle"),
-        base=base_hash(base),
-        adapter=adapter.final,
-        early=adapter.early,
-        middle=adapter.middle,
-        snapshot_root=snapshot_root((n, contribution_root(mine)) for n, mine in numbered),
-    )
-    placed = place_records(numbered)
-    built = build_index(spec, placed, TextTokenizer(base), home, LocalRunner())
-    return Release(
-        model=1,
-        base_folder=base,
-        adapter=adapter,
-        snapshot=1,
-        index_folder=built.folder,
-        index_root=built.root,
-        p_in=10,
-        p_out=20,
-    )
+    return make_release(tmp_path_factory.mktemp("release"))
 
 
 class World:

@@ -57,16 +57,16 @@ def test_overload_is_refused_and_nothing_is_left_of_it() -> None:
         idle_s=0.2,
         capacity_s=0.5,
         seconds=1.0,
-        load=12.0,
-        finished_min=300,
-        cancels=100,
+        rate_min=600.0,
+        finished_min=100,
+        cancels=50,
         shape=TINY,
         in_child=False,
     )
     figures = overload.measure(plan)
     assert {budget.key for budget in overload.BUDGETS} <= set(figures)
     assert figures["offered"] > figures["refused"] > 0
-    assert figures["finished"] >= 300
+    assert figures["finished"] >= 100
     assert figures["left_over"] == 0
 
 

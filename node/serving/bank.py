@@ -292,7 +292,9 @@ class AdapterBank:
 
     def _arrive(self, arrival: Arrival[Packed]) -> None:
         hash, outcome = arrival.ref.hash, arrival.outcome
-        way = self._ways[hash]
+        way = self._ways.get(hash)
+        if way is None:  # told of twice by the host
+            return
         if isinstance(outcome, BadAdapter) and self._can_fetch and way.source is None:
             way.source = "peers"  # once; what comes back bad is bad
             self._wanted.append(hash)

@@ -15,6 +15,7 @@ import struct
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -108,13 +109,13 @@ class PackedShelf:
                 return
         head = _encode_head(hash, self._layout, copy)
         size = DIGEST_BYTES + LENGTH_BYTES + len(head) + copy.raw.nbytes
-        free = shutil.disk_usage(self._folder).free
-        if size > self._bytes_max or free - size < self._free_bytes_min:
-            self.unwritten += 1
-            return
-        self._make_room(size)
         part = self._path(hash).with_suffix(f"{PART}{os.getpid()}")
         try:
+            free = shutil.disk_usage(self._folder).free
+            if size > self._bytes_max or free - size < self._free_bytes_min:
+                self.unwritten += 1
+                return
+            self._make_room(size)
             with open(part, "wb") as file:
                 file.write(_digest(head, copy.raw))
                 file.write(struct.pack(">I", len(head)) + head)
@@ -123,7 +124,8 @@ class PackedShelf:
                 os.fsync(file.fileno())
             os.replace(part, self._path(hash))
         except OSError:
-            part.unlink(missing_ok=True)
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
             self.unwritten += 1
             return
         with self._lock:
@@ -171,7 +173,9 @@ class PackedShelf:
         return self._folder / (hash.hex() + SUFFIX)
 
     def _delete(self, hash: bytes) -> None:
-        self._path(hash).unlink(missing_ok=True)
+        """A disk that does not let it go is told of elsewhere; here it is as gone."""
+        with suppress(OSError):
+            self._path(hash).unlink(missing_ok=True)
         self._forget(hash)
 
     def _forget(self, hash: bytes) -> None:

@@ -5,7 +5,9 @@ reader's back, so that who waits for an adapter does not wait for the disk to be
 What this file does not know: who wants the adapter, what else lies in RAM.
 """
 
+import sys
 import threading
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -40,13 +42,14 @@ class Reader:
         if file.hash != ref.hash:
             raise BadAdapter(key="hash", value=file.hash.hex())
         flat = self._stack.pack(file)
-        packed = Packed(file.hash, file.rank, file.bucket, file.targets, dict(file.modules), flat)
+        targets = _shared(file.targets)
+        packed = Packed(file.hash, file.rank, file.bucket, targets, dict(file.modules), flat)
         self._keep(packed)
         return packed
 
     def _of_copy(self, hash: bytes, copy: Copy) -> Packed:
         flat = self._stack.from_bytes(copy.raw)
-        targets = tuple(sorted({name.rsplit(".", 1)[-1] for name in copy.modules}))
+        targets = _shared({name.rsplit(".", 1)[-1] for name in copy.modules})
         modules = dict(copy.modules)
         return Packed(hash, copy.rank, copy.bucket, targets, modules, flat, source="disk")
 
@@ -61,6 +64,11 @@ class Reader:
             shelf.write(packed.hash, Copy(packed.rank, packed.bucket, packed.modules, raw))
         finally:
             self._writing.release()
+
+
+def _shared(names: Iterable[str]) -> tuple[str, ...]:
+    """Sorted; the same words in thousands of adapters are kept once."""
+    return tuple(sys.intern(name) for name in sorted(names))
 
 
 def layout_digest(base: bytes, stack: LoraStack) -> bytes:

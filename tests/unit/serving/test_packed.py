@@ -116,6 +116,22 @@ def test_disk_that_refuses_costs_the_copy_alone(tmp_path: Path, monkeypatch) -> 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_disk_that_fails_at_every_turn_raises_nothing(tmp_path: Path, monkeypatch) -> None:
+    at = shelf(tmp_path, 2_000)
+    at.write(name(1), copy(1))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    monkeypatch.setattr("builtins.open", refuse)
+    at.write(name(2), copy(2))
+    assert (at.read(name(1)), at.read(name(2)), at.bytes) == (None, None, 0)
+    monkeypatch.setattr("shutil.disk_usage", refuse)
+    at.write(name(3), copy(3))
+    assert at.unwritten == 2
+
+
 @pytest.mark.parametrize("gone", ["file", "folder"])
 def test_copy_that_another_took_away_is_as_none(tmp_path: Path, gone: str) -> None:
     at = shelf(tmp_path / "shelf")

@@ -1,7 +1,11 @@
 """Adapters come from disk to RAM to slots behind the engine's back, and stay while needed."""
 
+import random
 import shutil
+import sys
 import threading
+import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +18,7 @@ import trio
 from node.serving.client import FetchFailed
 from node.serving.engine import (
     AdapterBusy,
+    AdapterInfo,
     AdapterRef,
     BadAdapter,
     DeadlinePassed,
@@ -374,6 +379,105 @@ def test_promised_slot_is_free_again_when_nobody_waits_for_it(tiny_base, make_ad
         assert core._live[request(3).id].slot is not None
         for number in (1, 3):
             core.cancel(request(number).id)
+
+
+def test_ten_thousand_are_registered_in_a_few_megabytes() -> None:
+    """Also once each of them was read and has gone again."""
+    from node.serving.bank import AdapterBank
+
+    nothing: Any = None
+    bank = AdapterBank(nothing, nothing, 0)
+    names = [number.to_bytes(32, "big") for number in range(10_000)]
+    folders = [f"/home/somebody/olnode/adapters/{name.hex()}" for name in names]
+    began_s = time.process_time()
+    for name, folder in zip(names, folders, strict=True):
+        bank.register(AdapterRef(name, folder))
+    assert time.process_time() - began_s < 0.1
+    tracemalloc.start()
+    for name in names:
+        bank.register(AdapterRef(bytes(bytearray(name)), f"/adapters/{name.hex()}"))
+        facts = AdapterInfo(name, 8, 8, tuple(map(sys.intern, TARGETS)), int(1e6), "disk")
+        bank._facts[name] = facts
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 10 * 2**20
+    assert (bank.registered, len(bank.infos())) == (10_000, 10_000)
+
+
+# --- all together
+
+
+def traffic(made: list[tuple[bytes, str]], count: int) -> list[GenRequest]:
+    rng = random.Random(7)
+    popular = [1 / (place + 1) for place in range(len(made))]
+    return [
+        request(
+            number,
+            rng.choices(made, popular)[0][0],
+            rng.randrange(1, 7),
+            tenant=bytes([rng.randrange(5)]),
+        )
+        for number in range(count)
+    ]
+
+
+def test_tokens_are_those_of_an_engine_that_has_room_for_all(
+    tiny_base, make_adapter, tmp_path
+) -> None:
+    """Twenty adapters in three buckets; memory for six small ones, two slots, a disk for ten.
+
+    Some are cancelled, some unloaded while others wait for them. Nothing is over its budget.
+    """
+    made = [make_adapter(number, (8, 8, 16, 20)[number % 4]) for number in range(20)]
+    requests = traffic(made, 90)
+    with open_core(tiny_base, rows=8) as core:
+        for one in made:
+            core.load(AdapterRef(*one))
+        expected = {each.id: answer(core, each) for each in requests}
+    size, rng = size_of(tiny_base, made[0]), random.Random(8)
+    budgets = {"ram_bytes": 9 * size, "slots": 2, "disk_bytes": 12 * size, "queue_requests": 40}
+    with open_core(tiny_base, rows=8, disk_folder=str(tmp_path), **budgets) as core:
+        for one in made:
+            core.register(AdapterRef(*one))
+        waiting, calls = list(requests), {}
+        got: dict[bytes, list[Token | Finish]] = {}
+        refused: set[bytes] = set()
+        for _ in range(20_000):
+            if waiting and core.live < 25:
+                each = waiting.pop()
+                calls[int.from_bytes(each.id, "big")] = each.id
+                try:
+                    core.submit(each, call=int.from_bytes(each.id, "big"))
+                except (Overloaded, UnknownAdapter):
+                    refused.add(each.id)
+            if rng.random() < 0.02 and core._live:
+                core.cancel(rng.choice(list(core._live)))
+            if rng.random() < 0.05:
+                one = rng.choice(made)
+                if one[0] in core._bank._known:
+                    core.unload(one[0], drain=True)
+                core.register(AdapterRef(*one))
+            for id, event in core.step():
+                got.setdefault(id, []).append(event)
+            refused |= {
+                calls[call] for call, error in core.settled() if isinstance(error, Exception)
+            }
+            tiers = core.stats().tiers
+            assert tiers.ram_bytes <= budgets["ram_bytes"]
+            assert tiers.disk_bytes <= budgets["disk_bytes"]
+            assert all(len(slots) <= 2 for slots in core._bank._slots.values())
+            if not waiting and not core.live:
+                break
+        written(core)
+        finished = {id for id, events in got.items() if isinstance(events[-1], Finish)}
+        whole = {id for id in finished if got[id][-1].reasons == ("length",)}
+        for id in whole:
+            assert [event.id for event in got[id][:-1]] == expected[id]
+        assert len(whole) >= 40
+        assert not waiting
+        tiers = core.stats().tiers
+        assert min(tiers.evictions["slot"], tiers.evictions["ram"], tiers.evictions["disk"]) > 0
+        assert sum(tiers.load_times["disk"].counts) > 0
 
 
 # --- from elsewhere

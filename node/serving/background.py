@@ -82,7 +82,8 @@ class Background:
         self._load_projector = load_projector
         self._wait_ms_max = wait_ms_max
         self._projectors: dict[str, Projector] = {}
-        self._queue: list[_Queued] = []
+        self._queue: list[_Queued] = []  # whose adapters are here, the oldest first
+        self._coming: list[_Queued] = []  # whose adapters are on their way
         self._made: list[Made] = []
         self.gradient_seconds = Timing()  # a batch
         self.sketched = 0
@@ -91,7 +92,7 @@ class Background:
     @property
     def waiting(self) -> int:
         """Items that wait."""
-        return len(self._queue)
+        return len(self._queue) + len(self._coming)
 
     def add_gradients(self, call: int, items: Sequence[GradItem], now_ms: int) -> None:
         """Queue all or none; raises Overloaded, UnknownAdapter, BadSampling, BadAdapter."""
@@ -130,7 +131,7 @@ class Background:
         wanted: Sequence[tuple[Sequence[bytes], GradItem | ScoreItem]],
         now_ms: int,
     ) -> None:
-        if len(self._queue) + len(wanted) > QUEUED_MAX:
+        if self.waiting + len(wanted) > QUEUED_MAX:
             raise Overloaded(retry_after_s=1)
         queued: list[_Queued] = []
         leases: list[Lease] = []
@@ -145,7 +146,8 @@ class Background:
             for lease in leases:
                 self._bank.give_back(lease)
             raise
-        self._queue += queued
+        self._coming += queued
+        self._take_arrived()
 
     def made(self) -> list[Made]:
         """What was made since last asked."""
@@ -157,35 +159,36 @@ class Background:
 
         Items whose adapter is on its way wait for it, and hold nobody up.
         """
-        self._drop_failed()
-        ready = [entry for entry in self._queue if entry.adapters is not None]
-        if not ready:
+        if self._coming:
+            self._take_arrived()
+        if not self._queue:
             return False
-        waited_ms = now_ms - ready[0].since_ms
-        return is_idle or waited_ms >= self._wait_ms_max or len(ready) >= BATCH
+        waited_ms = now_ms - self._queue[0].since_ms
+        return is_idle or waited_ms >= self._wait_ms_max or len(self._queue) >= BATCH
 
-    def _drop_failed(self) -> None:
-        """A call whose adapter does not come fails whole."""
-        failed = {entry.call: entry.error for entry in self._queue if entry.error is not None}
-        if not failed:
-            return
-        for entry in self._queue:
-            if entry.call in failed:
-                self._give_back(entry)
-        self._queue = [entry for entry in self._queue if entry.call not in failed]
+    def _take_arrived(self) -> None:
+        """Who has its adapters joins the queue by age; a call whose adapter fails does so whole."""
+        failed = {entry.call: entry.error for entry in self._coming if entry.error is not None}
         self._made += [(call, 0, error) for call, error in failed.items() if error is not None]
+        lost = [entry for entry in (*self._queue, *self._coming) if entry.call in failed]
+        for entry in lost:
+            self._give_back(entry)
+        alive = [entry for entry in self._coming if entry.call not in failed]
+        self._coming = [entry for entry in alive if entry.adapters is None]
+        self._queue = [entry for entry in self._queue if entry.call not in failed]
+        self._queue += [entry for entry in alive if entry.adapters is not None]
+        self._queue.sort(key=lambda entry: entry.since_ms)
 
     def run(self) -> None:
         """One batch: ≤ 8 gradients of ≤ 4,096 tokens (one always fits), or one answer to score."""
-        ready = [entry for entry in self._queue if entry.adapters is not None]
-        first = ready[0]
+        first = self._queue[0]
         if isinstance(first.item, ScoreItem):
             packed = next(iter(first.adapters or ()), None)
             self._finish(first, self._scorer.score(first.item, packed))
             self.scored += 1
             return
         began_s = time.monotonic()
-        batch, works = _batch_of(ready)
+        batch, works = _batch_of(self._queue)
         made = sketches(self._model, self._stack, works, self._projector_of)
         for entry, sketch in zip(batch, made, strict=True):
             self._finish(entry, sketch)
@@ -209,12 +212,12 @@ class Background:
         return known
 
 
-def _batch_of(ready: Sequence[_Queued]) -> tuple[list[_Queued], list[Work]]:
+def _batch_of(queue: Sequence[_Queued]) -> tuple[list[_Queued], list[Work]]:
     """The gradients at the head, as many as one backward may have."""
     batch: list[_Queued] = []
     works: list[Work] = []
     tokens = 0
-    for entry in ready[:BATCH]:
+    for entry in queue[:BATCH]:
         if not isinstance(entry.item, GradItem):
             break
         early, middle = entry.adapters or ()

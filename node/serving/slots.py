@@ -86,6 +86,8 @@ class SlotCore:
         slots = settings.slots or max(2 * self._rows_max, 64)
         base = base_hash(settings.base_folder)
         self._stack = LoraStack(self._model, slots, settings.slot_bytes)
+        # With a slot for each row one is always free for the next.
+        self._is_short_of_slots = min(self._stack.slots.values()) < self._rows_max
         self.tiers = Tiers(self._stack, base, settings)
         self._bank = self.tiers.bank
         self._cache = SlotCache(self._model, self._rows_max, self._length)
@@ -308,7 +310,7 @@ class SlotCore:
             if live.rows and 0 < deadline <= now:
                 events += self._end(live, "deadline")
         free = self._rows_max - self._reserved
-        if free:
+        if free and self._is_short_of_slots:
             self._promise_slots()
         plan = self._scheduler.plan(now, free, self._decoding > 0, self._can_start, self._take_slot)
         for id in plan.expired:

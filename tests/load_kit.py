@@ -44,7 +44,7 @@ def assert_nothing_left(core: Any) -> None:
     assert (core.live, core._reserved, core._decoding) == (0, 0, 0)
     assert (core._rows, list(core._prefilling)) == ([], [])
     assert (queue.waiting, queue._queued_cost, core._background.waiting) == (0, 0, 0)
-    assert (queue._jobs, queue._running, queue._tenants, queue._low) == ({}, {}, {}, {})
+    assert (queue._jobs, queue._tenants, queue._low) == ({}, {}, {})
     assert all(packed.refs == packed.rows == 0 for packed in core._bank._packed.values())
     gc.collect()
     kept = [one for one in gc.get_objects() if type(one) in (Live, Row, Job)]

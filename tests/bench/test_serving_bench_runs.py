@@ -56,17 +56,17 @@ def test_overload_is_refused_and_nothing_is_left_of_it() -> None:
         adapters=12,
         idle_s=0.2,
         capacity_s=0.5,
-        seconds=1.0,
-        load=12.0,
-        finished_min=300,
-        cancels=100,
+        seconds=0.5,
+        rate_min=1_200.0,
+        finished_min=100,
+        cancels=50,
         shape=TINY,
         in_child=False,
     )
     figures = overload.measure(plan)
     assert {budget.key for budget in overload.BUDGETS} <= set(figures)
     assert figures["offered"] > figures["refused"] > 0
-    assert figures["finished"] >= 300
+    assert figures["finished"] >= 100
     assert figures["left_over"] == 0
 
 

@@ -19,7 +19,7 @@ from bench.attribution_world import Datanet, Text, WordTokenizer, World, base_te
 from torch import Tensor
 
 from node.attribution.attribute import Version, attribute
-from node.attribution.basis import Sketcher, one_thread
+from node.attribution.basis import Sketcher, one_thread, quantise
 from node.attribution.building import IndexSpec, build_index
 from node.attribution.datanets import (
     PlacedRecord,
@@ -65,6 +65,7 @@ class Study(NamedTuple):
     bank: Bank
     final: Adapters
     folders: dict[str, Path]
+    spec: IndexSpec
     index: Index
 
 
@@ -115,10 +116,19 @@ def study(base: Base, datanet: Datanet, home: Path) -> Study:
         middle=hashes["middle"],
         snapshot_root=SNAPSHOT,
     )
-    built = build_index(spec, place(datanet.texts), base.tokenizer, home, LocalRunner())
+    index = _index(base, spec, datanet.texts, home)
+    return Study(base, datanet.texts, coded, bank, final, folders, spec, index)
+
+
+def _index(base: Base, spec: IndexSpec, texts: Sequence[Text], home: Path) -> Index:
+    built = build_index(spec, place(texts), base.tokenizer, home, LocalRunner())
     assert built.left_out == ()
-    index = Index.open(built.folder, built.root)
-    return Study(base, datanet.texts, coded, bank, final, folders, index)
+    return Index.open(built.folder, built.root)
+
+
+def index_again(made: Study, home: Path) -> None:
+    """Build the index of `made` once more, from nothing, and see that it is the same."""
+    assert _index(made.base, made.spec, made.texts, home).root == made.index.root
 
 
 def place(texts: Sequence[Text]) -> list[PlacedRecord]:
@@ -154,6 +164,12 @@ def float_sums(made: Study, coded: Sequence[RecordIds]) -> list[Tensor]:
             torch.cat([sketcher.sums(half, batch) for batch in source.batches(half, everyone)])
             for half in (0, 1)
         ]
+
+
+def sketches_of(sums: Sequence[Tensor]) -> list[bytes]:
+    """1,024 bytes each, of both halves before rounding."""
+    rows = torch.cat([quantise(half) for half in sums], 1).numpy()
+    return [row.tobytes() for row in rows]
 
 
 def final_gradients(made: Study, coded: Sequence[RecordIds]) -> dict[str, Tensor]:

@@ -107,11 +107,14 @@ def attribute(
 def explain(
     statement: Statement, index: Index, records: Mapping[Place, Record] | None = None
 ) -> Explanation:
-    """The paid rows of a checked statement by share, with text where `records` holds it."""
+    """The paid rows of a checked statement by share, with text where `records` holds it.
+
+    Rows above the threshold of an answer that does not stand out have no share: 0 bps.
+    """
     n = index.header.rows
     tau = shares.threshold(statement.floors, n)
-    parts = dict(shares.row_shares(statement, n))
     scores = {row: s for row, _, s in statement.paid}
+    parts = dict.fromkeys(scores, 0) | dict(shares.row_shares(statement, n))
     ranked = sorted(scores, key=lambda row: (-parts[row], row))
     rows = []
     for rank, row in enumerate(ranked, start=1):

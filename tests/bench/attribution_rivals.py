@@ -23,7 +23,7 @@ BM25_K1: Final = 1.5
 BM25_B: Final = 0.75
 
 
-def linear_datamodelling(scores: Tensor, masks: Tensor, losses: Tensor) -> NDArray[np.float64]:
+def linear_datamodelling(scores: Tensor, masks: Tensor, losses: Tensor) -> Tensor:
     """LDS of each question: Spearman's rank correlation, over subsets of the records, of what
     the scores of a subset sum to with minus the loss of the adapter trained on it.
 
@@ -31,7 +31,7 @@ def linear_datamodelling(scores: Tensor, masks: Tensor, losses: Tensor) -> NDArr
     """
     predicted = (scores.double() @ masks.double().T).numpy()
     actual = -losses.double().T.numpy()
-    return np.array([_spearman(p, a) for p, a in zip(predicted, actual, strict=True)])
+    return torch.tensor([_spearman(p, a) for p, a in zip(predicted, actual, strict=True)])
 
 
 def _spearman(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

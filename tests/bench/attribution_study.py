@@ -166,10 +166,14 @@ def float_sums(made: Study, coded: Sequence[RecordIds]) -> list[Tensor]:
         ]
 
 
+def rounded_rows(sums: Sequence[Tensor]) -> Tensor:
+    """int64 (records, 1,024) of both halves before rounding."""
+    return torch.cat([quantise(half) for half in sums], 1).long()
+
+
 def sketches_of(sums: Sequence[Tensor]) -> list[bytes]:
     """1,024 bytes each, of both halves before rounding."""
-    rows = torch.cat([quantise(half) for half in sums], 1).numpy()
-    return [row.tobytes() for row in rows]
+    return [row.tobytes() for row in rounded_rows(sums).to(torch.int8).numpy()]
 
 
 def final_gradients(made: Study, coded: Sequence[RecordIds]) -> dict[str, Tensor]:

@@ -2,9 +2,11 @@
 
 The rule attr-v1 of design page 60 §4. A score is a product of two committed byte rows. The median
 |score| of a panel, drawn only after the index root stood on the ledger, is the noise floor; `Z`
-lifts it to what the largest of N noise scores would reach; only rows above are paid, in
-proportion to how far above. Rounding is per row, before rows are grouped, so no way of
-splitting data over contributions or accounts moves one basis point.
+lifts it to what the largest of N noise scores would reach; only rows above are paid, by the
+square of how far above. Nobody is paid where even the highest score is below twice the
+threshold: then no record knows what was asked, and the data part is the model's fund's.
+Rounding is per row, before rows are grouped, so no way of splitting data over contributions or
+accounts moves one basis point.
 Why here and not in attribution/: every validator settles disputes with these functions, and a
 light client checks shares with them. No step uses a float.
 What this file does not know: how a row or a sketch was made, or how rows are scanned fast.
@@ -43,6 +45,10 @@ Z: Final = (
     101, 105, 108, 112, 115, 118, 122, 125, 128, 131, 134, 137,
 )
 # fmt: on
+
+# The highest score must reach so many times tau. An answer about what no record knows leans on a
+# few rows by chance of words, just above tau. Measured: ARCHITECTURE.md §6, "Silence".
+STANDS_OUT: Final = 2
 
 Credits = tuple[tuple[int, int], ...]  # ((contribution, bps), …) ascending, 10,000 or empty
 
@@ -135,16 +141,29 @@ def apportion(weights: Sequence[tuple[int, int]], total: int) -> list[tuple[int,
     return sorted(parts.items())
 
 
+def stands_out(statement: Statement, rows: int) -> bool:
+    """Whether the highest score is at least twice the threshold; else nobody is paid."""
+    highest = max((s for _, _, s in statement.paid), default=0)
+    return highest > 0 and SCALE * highest >= STANDS_OUT * threshold(statement.floors, rows)
+
+
 def row_shares(statement: Statement, rows: int) -> list[tuple[int, int]]:
-    """(row, bps) of the paid rows, summing to 10,000, or nothing. `rows` is the index's N."""
+    """(row, bps) of the paid rows, summing to 10,000, or nothing. `rows` is the index's N.
+
+    By the square of the excess over tau: who rewords another's record scores above tau too, but
+    less far above than the record that was there first.
+    """
+    if not stands_out(statement, rows):
+        return []
     tau = threshold(statement.floors, rows)
-    return apportion([(row, SCALE * s - tau) for row, _, s in statement.paid], TOTAL_BPS)
+    return apportion([(row, (SCALE * s - tau) ** 2) for row, _, s in statement.paid], TOTAL_BPS)
 
 
 def credits_of(statement: Statement, rows: int) -> Credits:
     """What each contribution earns: the sum of its rows, ascending, zeros left out.
 
-    The statement has passed `check_statement`. Empty: the data part goes to the model's fund.
+    The statement has passed `check_statement`, so it may list rows above tau and still pay nobody
+    (`stands_out`). Empty: the data part goes to the model's fund.
     """
     owners = {row: contribution for row, contribution, _ in statement.paid}
     sums: dict[int, int] = {}

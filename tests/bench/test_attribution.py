@@ -5,7 +5,9 @@ The full worlds are for `olnode bench attribution`; here 24 adapters are retrain
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -17,17 +19,34 @@ TIMED = {"scan_ms_1e5", "index_cost_ratio", "paraphrase_share_of_victim"}  # of 
 ADAPTERS = 12
 
 
+class Studied(NamedTuple):
+    """A Study, its Datanet and what its questions pay; typed loosely, as torch comes lazily."""
+
+    made: Any
+    datanet: Any
+    paid: Any
+
+
 @pytest.fixture(scope="module")
-def figures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, float]:
-    """About 30 s of one core."""
-    from bench import attribution
+def studied(tmp_path_factory: pytest.TempPathFactory) -> Studied:
+    """A base, an adapter with its checkpoints, an index, and what the questions pay: 17 s."""
+    from bench.attribution import pay
     from bench.attribution_study import make_base, study
     from bench.attribution_world import SMALL, make_datanet
 
     home = tmp_path_factory.mktemp("attribution")
     datanet = make_datanet(SMALL)
     made = study(make_base(SMALL, home), datanet, home / "honest")
-    paid = attribution.pay(made, datanet)
+    return Studied(made, datanet, pay(made, datanet))
+
+
+@pytest.fixture(scope="module")
+def figures(studied: Studied) -> dict[str, float]:
+    """Against 24 retrained adapters: 17 s."""
+    from bench import attribution
+    from bench.attribution_world import SMALL
+
+    made, datanet, paid = studied
     truth = attribution.retrain(made, datanet, ADAPTERS)
     return {
         **attribution.lds_of_all(made, datanet, paid, truth),
@@ -74,3 +93,113 @@ def test_every_promised_figure_is_measured(figures: dict[str, float]) -> None:
     promised = set(SCHEMAS["olnode.bench.attribution/1"]) - SHELL
     assert promised <= figures.keys() | TIMED
     assert {budget.key for budget in BUDGETS} <= figures.keys() | TIMED
+
+
+# --- honest machines sketch alike, and cheats do not: page 60 §9
+
+
+def resketch(
+    studied: Studied,
+    change: Callable[[Any], None] = lambda source: None,
+    checkpoints: tuple[str, str] = ("early", "middle"),
+) -> list[bytes]:
+    """The first 16 questions' sketches, from gradients that `change` had a hand in."""
+    import torch
+    from bench.attribution_study import encode_asked, sketches_of
+
+    from node.attribution.basis import Sketcher
+    from node.attribution.gradients import RecordGradients
+
+    made = studied.made
+    asked = [(q.prompt, q.answer) for q in studied.datanet.questions[:16]]
+    coded = encode_asked(made.base, asked)
+    folders = (str(made.base.folder), *(str(made.folders[name]) for name in checkpoints))
+    source = RecordGradients(folders, coded, lambda half, matrix, gradient: gradient)
+    source._load()
+    change(source)
+    sketcher = Sketcher.load(made.index.folder)
+    sums = [
+        torch.cat([sketcher.sums(half, batch) for batch in source.batches(half, range(16))])
+        for half in (0, 1)
+    ]
+    return sketches_of(sums)
+
+
+class Distance(NamedTuple):
+    """How far sketches are from the honest ones: cosines of halves, shares moved in bps."""
+
+    cosine_min: float
+    cosine_mean: float
+    moved_mean: float
+    moved_max: float
+
+
+def distance(studied: Studied, others: list[bytes]) -> Distance:
+    import torch
+    from bench.attribution_study import attribute_all, paid_bps, rounded_rows
+
+    halves = [half[:16] for half in studied.paid.sums]
+    honest = rounded_rows(halves).double().view(-1, 2, 512)
+    other = torch.stack([torch.tensor(list(memoryview(s).cast("b"))) for s in others])
+    cosines = torch.cosine_similarity(honest, other.double().view(-1, 2, 512), dim=2)
+    people = studied.datanet.contributors
+    before = studied.paid.parts[:16] * 10_000
+    after = paid_bps(attribute_all(studied.made, others), people).double()
+    moved = (before - after).abs().sum(1) / 2
+    return Distance(
+        float(cosines.min()), float(cosines.mean()), float(moved.mean()), float(moved.max())
+    )
+
+
+def one_by_one(source: Any) -> None:
+    source._batch_records = 1
+
+
+def in_double(source: Any) -> None:
+    source._model.double()
+
+
+def round_to_bf16(source: Any) -> None:
+    for parameter in source._model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+
+
+@pytest.mark.parametrize("change", [one_by_one, in_double])
+def test_batches_and_double_precision_change_no_share(
+    studied: Studied, change: Callable[[Any], None]
+) -> None:
+    found = distance(studied, resketch(studied, change))
+    assert found.cosine_min >= 0.9999
+    assert found.moved_max <= 10
+
+
+def test_threads_change_no_share(studied: Studied) -> None:
+    import torch
+
+    torch.set_num_threads(2)
+    try:
+        found = distance(studied, resketch(studied))
+    finally:
+        torch.set_num_threads(1)
+    assert found.cosine_min >= 0.9999
+    assert found.moved_max <= 10
+
+
+def test_weights_rounded_to_bf16_stay_within_their_tolerance(studied: Studied) -> None:
+    found = distance(studied, resketch(studied, round_to_bf16))
+    assert found.cosine_min >= 0.98
+    assert found.moved_mean <= 300
+
+
+@pytest.mark.parametrize("checkpoints", [("middle", "final"), ("final", "early")])
+def test_other_checkpoints_are_far_off(studied: Studied, checkpoints: tuple[str, str]) -> None:
+    found = distance(studied, resketch(studied, checkpoints=checkpoints))
+    assert found.cosine_mean < 0.90
+    assert found.moved_mean >= 500
+
+
+def test_sketch_of_another_question_is_far_off(studied: Studied) -> None:
+    honest = resketch(studied)
+    found = distance(studied, honest[4:] + honest[:4])
+    assert found.cosine_mean < 0.5
+    assert found.moved_mean >= 1_500

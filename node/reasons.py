@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from consensus.primitives.errors import Invalid
-from node.attribution.attribute import Place, explain
+from node.attribution.attribute import Explanation, Place, explain
 from node.attribution.datanets import Record, parse_records
 from node.attribution.index import Index
 from node.holdings import Holdings
@@ -61,17 +61,19 @@ class Reasons:
         if held is None:
             raise Invalid("shares.no_index", model=receipt.model, version=receipt.model_version)
         model = state.get(tables.MODEL, receipt.model).name.decode("ascii")
-        paid: tuple[answers.PaidRecord, ...] = ()
+        why: Explanation | None = None
         if decode_credits(found.credits):
             statement = await self._statement(view, found, receipt_id, held.index)
             texts = await self._texts(state, {number for _, number, _ in statement.paid})
-            paid = _paid_records(state, statement, held.index, texts)
+            why = explain(statement, held.index, texts)
         return answers.Shares(
             receipt=receipt_id,
             model=model,
             version=receipt.model_version,
             index_rows=held.index.header.rows,
-            records=paid,
+            floor=None if why is None else why.floor,
+            threshold=None if why is None else why.tau // shares.SCALE,
+            records=() if why is None else _paid_records(state, why),
         )
 
     async def _statement(
@@ -112,11 +114,9 @@ class Reasons:
         return texts
 
 
-def _paid_records(
-    state: State, statement: Statement, index: Index, texts: dict[Place, Record]
-) -> tuple[answers.PaidRecord, ...]:
+def _paid_records(state: State, why: Explanation) -> tuple[answers.PaidRecord, ...]:
     told = []
-    for row in explain(statement, index, texts).rows:
+    for row in why.rows:
         contribution = state.get(tables.CONTRIBUTION, row.contribution)
         datanet = state.get(tables.DATANET, contribution.datanet)
         told.append(

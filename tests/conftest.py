@@ -1,7 +1,9 @@
-"""Refuse to test another checkout's code, and skip by name what this machine cannot run.
+"""Refuse to test another checkout's code, skip what this machine cannot run, share out the rest.
 
 Why the first: other published packages are called `node`, `consensus` and `p2p` too, and a
 folder `tests/consensus` would shadow ours; a green run over strange code is worse than none.
+Why the last: tests that start daemons mostly wait, and want ports of their own, so one worker of
+pytest-xdist runs all of them, first; the others take the rest, a folder at a time.
 """
 
 import importlib.util
@@ -10,6 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PROCESSES = "processes"
+WITH_PROCESSES = ("end_to_end", "crashes", "bench")
 
 
 def pytest_configure() -> None:
@@ -21,6 +25,18 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _skip_absent(items)
+    items.sort(key=lambda item: _group(item) != PROCESSES)
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+
+
+def _group(item: pytest.Item) -> str:
+    top, *_ = parts = item.path.relative_to(ROOT / "tests").parts
+    return PROCESSES if top in WITH_PROCESSES else "/".join(parts[:2])
+
+
+def _skip_absent(items: list[pytest.Item]) -> None:
     if importlib.util.find_spec("torch") is not None:
         return
     absent = pytest.mark.skip(reason="torch is not installed (make TORCH= left it out)")

@@ -36,12 +36,13 @@ FLOORS = (  # top down; a room imports itself and lower lines, never upwards, ne
     {"node.serving", "node.wallet", "node.peering"},
     {"node.attribution", "node.light", "node.following", "node.storage", "node.simulate"},
     {"node.ledger"},
-    {"consensus", "p2p", "node.config", "node.observe"},
+    {"consensus", "p2p", "node.config", "node.observe", "node.collecting"},
 )
 UNPACK_CONFIG = {"node.cli", "node.devnet", "node.doctor", "node.daemon", "node.home",
                  "node.precheck"}
 TORCH_ROOMS = ("node/serving/", "node/training/", "node/attribution/gradients.py",
-               "node/attribution/basis.py", "node/attribution/kernels.py")
+               "node/attribution/basis.py", "node/attribution/kernels.py",
+               "node/attribution/torchrun.py")
 ONLY_IN = {  # package -> path prefixes that may import it
     "p2p": ("p2p/", "node/peering/", "node/wallet/", "node/daemon.py", "node/holdings.py",
             "node/lightclient.py", "node/shop.py", "node/purse.py", "node/reasons.py",
@@ -50,6 +51,7 @@ ONLY_IN = {  # package -> path prefixes that may import it
     "zeroconf": ("p2p/mdns.py",), "ifaddr": ("p2p/mdns.py",),
     "plyvel": ("node/storage/store.py",),
     "nacl": ("consensus/primitives/keys.py", "node/wallet/keystore.py"),
+    "ray": ("node/attribution/rays.py",),
     "torch": TORCH_ROOMS, "transformers": TORCH_ROOMS, "peft": TORCH_ROOMS,
 }
 PURE = ("consensus/", "node/ledger/")

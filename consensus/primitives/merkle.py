@@ -28,6 +28,11 @@ def leaf_hash(data: bytes) -> bytes:
     return digest.digest()
 
 
+def leaf_hashes(leaves: Iterable[bytes]) -> list[bytes]:
+    """The same of many that are short: without a call for each."""
+    return [_sha256(b"\0" + leaf).digest() for leaf in leaves]
+
+
 def node_hash(left: bytes, right: bytes) -> bytes:
     """SHA-256(01 ‖ left ‖ right)."""
     return _sha256(b"\1" + left + right).digest()

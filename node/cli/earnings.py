@@ -1,17 +1,18 @@
 """`olnode earnings`: what an account earned, by model, Datanet and contribution, or day.
 
 Why not by receipt: fees are split once per block and version, so a receipt alone has no exact
-amount; `olnode query receipt` shows how one was shared.
+amount; `--explain` shows how one was shared, and why.
 """
 
 import re
 from datetime import date
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
-from node.cli.arguments import HEIGHT_DIGITS_MAX, account_in
-from node.cli.frame import Frame, frame_of, new_noun, open_text, table, usage
+from node.cli.arguments import HEIGHT_DIGITS_MAX, account_in, hash_in
+from node.cli.frame import DONE, Frame, frame_of, new_noun, open_text, table, usage
 from node.ledger.addresses import account_text
 
 app = new_noun()
@@ -29,9 +30,23 @@ def earnings(
         str | None, typer.Option(help="first block to count: a height, or YYYY-MM-DD in UTC")
     ] = None,
     by: Annotated[str | None, typer.Option(help=f"one row for each {', '.join(BY)}")] = None,
-) -> None:
+    explain: Annotated[
+        str | None, typer.Option(help="a receipt's id: why its answer paid whom")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="with --explain: a picture of the shares, a PNG file")
+    ] = None,
+) -> int:
     """What an account earned: matured (in its balance) and maturing (in the challenge window)."""
     frame = frame_of(ctx)
+    if explain is not None:
+        if (account, since, by) != (None, None, None):
+            usage("--explain is about one receipt: without --account, --since and --by")
+        from node.cli.explaining import show
+
+        return show(frame, hash_in(explain, "--explain").hex(), plot)
+    if plot is not None:
+        usage("--plot draws what --explain tells", "olnode earnings --explain RECEIPT --plot FILE")
     query = _query(since, by)
     if account is not None:
         account_in(account, "--account")
@@ -54,6 +69,7 @@ def earnings(
         why = "" if told["complete"] else ": more than is read at once"
         lines.append(f"older than block {told['since_height']}: not counted{why}")
     frame.show("earnings/1", told, lines)
+    return DONE
 
 
 def _query(since: str | None, by: str | None) -> str:

@@ -33,6 +33,7 @@ NOUNS: Final = {  # noun -> module of node.cli, help
     "tx": ("tx", "make, sign and send transactions"),
     "query": ("query", "accounts, blocks, receipts, models and more"),
     "model": ("model", "models that this node holds; calibrate a version"),
+    "index": ("index", "build, verify and show attribution indexes"),
     "peers": ("peers", "list, add, ban and unban peers"),
     "keys": ("keys", "add, list, show, export, import keys"),
     "snapshot": ("snapshot", "make, list, export, import snapshots"),

@@ -29,6 +29,7 @@ def start(
 ) -> int:
     """Run the node of this home."""
     from node import observe
+    from node.collecting import collect_seldom
 
     frame = frame_of(ctx)
     settings = frame.initialised(roles=role or None)
@@ -37,6 +38,7 @@ def start(
     if settings.config.profile == "devnet":
         note("profile devnet: the keys lie in the clear; never put value on this chain")
     keys = _unlocked(frame, settings, password_file)
+    collect_seldom()
     import trio
 
     from node.daemon import Keys, run

@@ -44,8 +44,7 @@ def price(tokens_in: int, tokens_out: int, p_in: int, p_out: int, p_call: int) -
 
     Raises `Invalid` `amount.out_of_range` above 2^63-1.
     """
-    metered = tokens_in * p_in + tokens_out * p_out
-    return checked(-(-metered // TOKENS_PER_PRICE) + checked(p_call))
+    return checked(-(-(tokens_in * p_in + tokens_out * p_out) // TOKENS_PER_PRICE) + p_call)
 
 
 def split(amount: int, weights: Sequence[tuple[Key, int]]) -> list[int]:

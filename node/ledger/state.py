@@ -174,10 +174,11 @@ class State:
             assert 0 <= amount <= INT_MAX
             if amount == 0:
                 return
-            held = self.held(source)
+            record = self.find(source.kind.table, *source.key)
+            held = 0 if record is None else source.kind.held(record)
             if held < amount:
                 raise Invalid("tx.insufficient", needed=amount, held=held)
-            self._change(source, -amount)
+            self._set(source, source.kind.changed(record, -amount))
             total = source.kind.total
             assert total is not None, "nothing is taken from what is burnt"
             taken[total] = taken.get(total, 0) + amount
@@ -215,9 +216,12 @@ class State:
         if record is None:
             record = kind.empty
             assert record is not None, f"no {kind.name} {purse.key!r}"
-        record = kind.changed(record, by)
-        assert kind.held(record) >= 0
-        if kind.table in (tables.MATURING, tables.COUNTER) and kind.held(record) == 0:
+        self._set(purse, kind.changed(record, by))
+
+    def _set(self, purse: Purse, record: Any) -> None:
+        kind, held = purse.kind, purse.kind.held(record)
+        assert held >= 0
+        if held == 0 and kind.table in (tables.MATURING, tables.COUNTER):
             self.remove(kind.table, *purse.key)
         else:
             self.put(kind.table, purse.key, record)

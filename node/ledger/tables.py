@@ -54,9 +54,9 @@ class Table(Generic[R]):
         """Table byte ‖ key; numbers big-endian. Fewer parts than the key has: a prefix of it."""
         assert len(parts) <= len(self.widths), self.name
         key = self.prefix
-        for part, width in zip(parts, self.widths, strict=False):
+        for part, width in zip(parts, self.widths):  # noqa: B905  # a prefix is as good
             raw = part if isinstance(part, bytes) else part.to_bytes(width, "big")
-            assert width in (ANY, len(raw)), f"{self.name}: key part of {len(raw)} bytes"
+            assert len(raw) == width or width == ANY, f"{self.name}: key part of {len(raw)} bytes"
             key += raw
         return key
 

@@ -281,6 +281,8 @@ class Shares:
     model: str
     version: int
     index_rows: int
+    floor: int | None  # the panel's median |score|; None where nobody is paid
+    threshold: int | None  # the score above which a record is paid
     records: tuple[PaidRecord, ...]  # the largest share first
 
 

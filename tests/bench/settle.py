@@ -33,6 +33,7 @@ from ledger_kit import (
 )
 
 from consensus.primitives.keys import is_signed_by
+from node.collecting import collect_seldom
 from node.ledger.admission import admit_bundle
 from node.ledger.rules.channels import apply_bundle
 from node.ledger.state import State
@@ -47,7 +48,7 @@ TOKENS: Final = (812, 143)  # in, out
 ROUNDS: Final = 15
 NAIVE: Final = 400  # receipts of a naive round
 SECONDS: Final = 60.0
-PER_SECOND_MAX: Final = 5_000
+PER_SECOND_MAX: Final = 8_000  # more than they reach
 BUDGETS: Final = (
     Budget("check_receipts_per_cpu_s", AT_LEAST, 100_000),
     Budget("ratio", AT_LEAST, 8),
@@ -90,6 +91,7 @@ def measure(
     *, sections: int = SECTIONS, rounds: int = ROUNDS, naive: int = NAIVE
 ) -> dict[str, object]:
     """The figures of one core."""
+    collect_seldom()  # as a node does
     made, pair = make(sections), _signed_pair()
     admitting, applying, verifying = [], [], []
     for _ in range(rounds):

@@ -42,7 +42,7 @@ def test_a_bundles_check_is_measured_and_leaves_the_state_alone() -> None:
 
 @pytest.mark.slow
 def test_four_daemons_settle_all_that_they_are_told(tmp_path: Path) -> None:
-    figures = trio.run(settling.run, tmp_path, 5.0, 3_000)
+    figures = trio.run(settling.run, tmp_path, 5.0, settle.PER_SECOND_MAX)
     assert promised("settle") <= figures.keys() | settle.measure(sections=1, rounds=1).keys()
     assert figures["lost"] == 0 < figures["settled"]
 

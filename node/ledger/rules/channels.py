@@ -25,7 +25,7 @@ from node.ledger.state import State
 from node.ledger.tables import ROLE_PROVIDER, Channel, Lane
 from node.ledger.wire.bundles import CheckedBundle, CheckedSection, VersionFees
 from node.ledger.wire.orders import LANES, channel_id
-from node.ledger.wire.receipts import Receipt, accumulate, accumulator_start
+from node.ledger.wire.receipts import Receipt, accumulate_all, accumulator_start
 from node.ledger.wire.transactions import (
     COOP_TAG,
     CloseChannel,
@@ -273,9 +273,7 @@ def _settle_section(
         raise Invalid("bundle.channel", why="from_seq", settled=lane.seq)
     if checked_section.start_cumulative != lane.cumulative:
         raise Invalid("bundle.channel", why="cumulative")
-    accumulator = before_last = lane.accumulator
-    for leaf in checked_section.leaves:
-        before_last, accumulator = accumulator, accumulate(accumulator, leaf)
+    before_last, accumulator = accumulate_all(lane.accumulator, checked_section.leaves)
     promised = accumulator if checked_section.acknowledged else before_last
     if voucher.accumulator != promised:
         raise Invalid("bundle.channel", why="accumulator")
@@ -324,11 +322,11 @@ class _Versions:
                 prices = self._prices[which] = self._admit(which)
             if self._ended and receipt.started_ms >= self._ended.get(which, INT_MAX):
                 raise Invalid("bundle.price", why="started after the version's end")
-            for each in prices:
-                if receipt.fee <= price(receipt.tokens_in, receipt.tokens_out, *each):
-                    break
-            else:
-                raise Invalid("bundle.price", why="fee above the price", fee=receipt.fee)
+            fee, tokens_in, tokens_out = receipt.fee, receipt.tokens_in, receipt.tokens_out
+            if fee > price(tokens_in, tokens_out, *prices[0]) and not any(
+                fee <= price(tokens_in, tokens_out, *each) for each in prices[1:]
+            ):
+                raise Invalid("bundle.price", why="fee above the price", fee=fee)
 
     def check_credits(self, which: tuple[int, int], contributions: Iterable[int]) -> None:
         """The version pays none but its own data."""

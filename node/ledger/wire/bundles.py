@@ -10,6 +10,8 @@ What this file does not know: balances, prices, models, time.
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from hashlib import sha256 as _sha256
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from consensus.primitives.digest import sha256, signing_bytes
@@ -29,7 +31,7 @@ from consensus.primitives.encoding import (
 )
 from consensus.primitives.errors import Invalid
 from consensus.primitives.keys import SIGNATURE_BYTES, is_signed_by
-from consensus.primitives.merkle import leaf_hash, root, root_of_hashes
+from consensus.primitives.merkle import leaf_hashes, root, root_of_hashes
 from node.ledger.wire.orders import (
     VERSION,
     VOUCHER_BYTES_MAX,
@@ -146,6 +148,12 @@ class CheckedBundle(NamedTuple):
     sections: tuple[CheckedSection, ...]
     versions: dict[tuple[int, int], VersionFees]
 
+
+# A receipt's fields by position: by name, ten thousand receipts would take a fifth longer.
+_PLACE: Final = itemgetter(*map(Receipt._fields.index, ("channel", "lane", "seq")))
+_ATTRIBUTION_ROOT: Final = itemgetter(Receipt._fields.index("attribution_root"))
+_VERSION: Final = itemgetter(*map(Receipt._fields.index, ("model", "model_version")))
+_FEE: Final = itemgetter(Receipt._fields.index("fee"))
 
 _TOTAL: Final = Record(U63, U32, U63)
 HEADER: Final = Record(U8, H, U63, H, U32, U63, ListOf(_TOTAL, TOTALS_MAX, 1), H, U32, H)
@@ -338,7 +346,7 @@ def _verify_section(
 ) -> CheckedSection:
     voucher = _verify_voucher(chain_id, spender_key, section)
     receipts, credits = _check_receipts(section, part)
-    fees = sum(receipt.fee for receipt in receipts)
+    fees = sum(map(_FEE, receipts))
     acknowledged = voucher.seq == section.to_seq + 1
     if acknowledged:
         if section.last_receipt_sig:
@@ -349,7 +357,7 @@ def _verify_section(
         start = voucher.cumulative - (fees - receipts[-1].fee)
     if start < 0:
         raise Invalid("bundle.acknowledgement", why="cumulative")
-    leaves = tuple(leaf_hash(raw) for raw in part.receipts)
+    leaves = tuple(leaf_hashes(part.receipts))
     return CheckedSection(section, voucher, receipts, credits, leaves, fees, start, acknowledged)
 
 
@@ -375,15 +383,14 @@ def _check_receipts(
     section: Section, part: BodyPart
 ) -> tuple[tuple[Receipt, ...], tuple[Credits, ...]]:
     """A5: the receipts are of this lane, in order, and each has the credits that it names."""
-    channel, lane, seq = section.channel, section.lane, section.from_seq
+    channel, lane = section.channel, section.lane
     try:
         receipts = decode_receipts(part.receipts)
-        for receipt, credits_raw in zip(receipts, part.credits, strict=True):
-            if receipt.seq != seq or receipt.channel != channel or receipt.lane != lane:
-                raise Invalid("receipt.place", seq=receipt.seq)
-            if sha256(credits_raw) != receipt.attribution_root:
-                raise Invalid("receipt.credits", seq=seq)
-            seq += 1
+        places = [(channel, lane, seq) for seq in range(section.from_seq, section.to_seq + 1)]
+        if [*map(_PLACE, receipts)] != places:
+            raise Invalid("receipt.place")
+        if [*map(_ATTRIBUTION_ROOT, receipts)] != [_sha256(raw).digest() for raw in part.credits]:
+            raise Invalid("receipt.credits")
         return tuple(receipts), tuple(decode_many_credits(part.credits))
     except Invalid as error:
         raise Invalid("bundle.receipt", **{**error.facts, "why": error.code}) from None
@@ -423,7 +430,7 @@ def _sum_fees(checked: Sequence[CheckedSection]) -> dict[tuple[int, int], Versio
     found: defaultdict[tuple[int, int], _Sums] = defaultdict(_Sums)
     for section in checked:
         for receipt, credits in zip(section.receipts, section.credits, strict=True):
-            sums, fee = found[receipt.model, receipt.model_version], receipt.fee
+            sums, fee = found[_VERSION(receipt)], receipt.fee
             sums.fees += fee
             sums.receipts += 1
             if not credits:

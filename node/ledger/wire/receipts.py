@@ -13,13 +13,16 @@ from typing import Final, NamedTuple
 
 from consensus.primitives.digest import domain_hash, sha256, signing_bytes
 from consensus.primitives.encoding import (
+    INT_MAX,
     U8,
     U16,
     U32,
     U63,
     Decoder,
     H,
+    Integer,
     ListOf,
+    OneOf,
     Record,
     decode,
     encode,
@@ -70,9 +73,11 @@ class Receipt(NamedTuple):
 
 
 RECEIPT: Final = Record(U8, H, U16, U63, H, U63, U32, U32, U32, U63, H, H, H, H, U63, U63, U8)
+GOOD_RECEIPT: Final = Record(  # what `_checked_receipt` asks, too
+    OneOf(VERSION), H, Integer(LANES - 1), Integer(INT_MAX, 1), H, U63, U32, U32, U32, U63,
+    H, H, H, H, U63, U63, OneOf(COMPLETE, PARTIAL),
+)  # fmt: skip
 CREDITS: Final = ListOf(Record(U63, U16), CREDITS_MAX)
-_RECEIPTS: Final = Decoder(RECEIPT, RECEIPT_BYTES_MAX, "receipt")
-_MANY_CREDITS: Final = Decoder(CREDITS, CREDITS_BYTES_MAX, "credits")
 
 
 def encode_receipt(receipt: Receipt) -> bytes:
@@ -87,7 +92,7 @@ def decode_receipt(raw: bytes) -> Receipt:
 
 def decode_receipts(raws: Sequence[bytes]) -> list[Receipt]:
     """The same of many, quicker; raises the reason of the first that is none."""
-    return [_checked_receipt(receipt) for receipt in map(Receipt._make, _RECEIPTS.decode(raws))]
+    return _RECEIPTS.decode(raws)
 
 
 def _checked_receipt(receipt: Receipt) -> Receipt:
@@ -129,7 +134,7 @@ def decode_credits(raw: bytes) -> Credits:
 
 def decode_many_credits(raws: Sequence[bytes]) -> list[Credits]:
     """The same of many receipts' credits, quicker; raises the reason of the first that are none."""
-    return [_checked_credits(credits) for credits in _MANY_CREDITS.decode(raws)]
+    return _MANY_CREDITS.decode(raws)
 
 
 def _checked_credits(credits: Credits) -> Credits:
@@ -144,6 +149,10 @@ def _checked_credits(credits: Credits) -> Credits:
     if credits and total != BPS:
         raise Invalid("credits.sum", total=total)
     return credits
+
+
+_RECEIPTS: Final = Decoder(GOOD_RECEIPT, RECEIPT_BYTES_MAX, Receipt._make, decode_receipt)
+_MANY_CREDITS: Final = Decoder(CREDITS, CREDITS_BYTES_MAX, _checked_credits, decode_credits)
 
 
 def attribution_root(credits_raw: bytes) -> bytes:
@@ -176,6 +185,14 @@ def accumulator_start(channel: bytes, lane: int) -> bytes:
 def accumulate(accumulator: bytes, receipt_leaf: bytes) -> bytes:
     """acc_n = SHA-256(acc_{n-1} ‖ leaf hash of receipt n)."""
     return _sha256(accumulator + receipt_leaf).digest()
+
+
+def accumulate_all(accumulator: bytes, receipt_leaves: Iterable[bytes]) -> tuple[bytes, bytes]:
+    """(accumulator before the last, accumulator after it) of receipts in order, one or more."""
+    before_last = accumulator
+    for leaf in receipt_leaves:
+        before_last, accumulator = accumulator, _sha256(accumulator + leaf).digest()
+    return before_last, accumulator
 
 
 def accumulate_receipt(accumulator: bytes, raw: bytes) -> bytes:

@@ -127,6 +127,7 @@ class Behind:
     looked_at_max: int = 100
     snapshots: tuple[answers.SnapshotAnswer, ...] = ()
     models: tuple[answers.ModelAnswer, ...] = ()
+    receipt: answers.ReceiptAnswer | None = None
 
     async def infer(
         self, order: Order, tell: Callable[[str], Awaitable[None]]
@@ -201,7 +202,7 @@ class Behind:
         if receipt != ID:
             return None
         row = answers.PaidRecord(4, ALICE, "contracts", 2, 10_000, 25_000, "Which … thirty days.")
-        return answers.Shares(ID, "contracts", 1, 120, (row,))
+        return answers.Shares(ID, "contracts", 1, 120, 40, 100, (row,))
 
     def find_light_block(self, height: int) -> answers.LightBlockAnswer | None:
         return answers.LightBlockAnswer(height or 7, ID, 1, b"\1") if height <= 7 else None
@@ -247,7 +248,7 @@ class Behind:
             find_block=later(self.find_block),
             latest_height=lambda: 7,
             find_transaction=later(self.find_transaction),
-            find_receipt=later(lambda receipt: None),
+            find_receipt=later(lambda receipt: self.receipt),
             find_shares=self.find_shares,
             prove_receipt=later(lambda receipt: b"\0proof" if receipt == ID else None),
             prove_transaction=later(lambda tx_id: b"\0proof" if tx_id == ID else None),

@@ -1,0 +1,93 @@
+"""`olnode earnings --explain RECEIPT`: the records that an answer paid, and how clearly.
+
+The node asks the answer's provider for its statement and believes it only where it fits the
+ledger and the index; what it found is shown here as it is. Amounts of one receipt are about: the
+ledger splits the sum of a block.
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from node.cli.frame import DONE, FAILED, CommandError, Frame, note, open_text, table
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def show(frame: Frame, receipt: str, plot: Path | None) -> int:
+    """Ask the node, draw into `plot`, and print, also where drawing failed; the exit status."""
+    node = frame.daemon()
+    settled = node.get(f"/ledger/receipts/{receipt}")
+    shares = node.get(f"/ledger/receipts/{receipt}/shares")
+    data = int(settled["split"]["data"])
+    contributors: Counter[str] = Counter()
+    for record in shares["records"]:
+        contributors[record["contributor"]] += record["share_bps"]
+    fields = {
+        **shares,
+        "fee": settled["fee"],
+        "data": settled["split"]["data"],
+        "contributors": [
+            {"contributor": who, "share_bps": bps, "amount": str(_part(data, bps))}
+            for who, bps in contributors.most_common()
+        ],
+    }
+    fault = None if plot is None else _draw(fields, plot)
+    frame.show("earnings.explain/1", fields, _lines(fields))
+    if fault is not None:
+        note(f"olnode: {fault.what}" + (f"; {fault.mend}" if fault.mend else ""))
+    return DONE if fault is None else FAILED
+
+
+def _draw(fields: "Mapping[str, Any]", plot: Path) -> CommandError | None:
+    from node.cli.plotting import draw_shares
+
+    try:
+        draw_shares(fields, plot)
+    except CommandError as error:
+        return error
+    return None
+
+
+def _lines(fields: "Mapping[str, Any]") -> list[str]:
+    data = int(fields["data"])
+    head = f"{fields['model']}@{fields['version']}: fee {open_text(fields['fee'])}, "
+    lines = [head + f"of it to data {open_text(data)}", ""]
+    if not fields["records"]:
+        rows = fields["index_rows"]
+        return [
+            *lines,
+            f"no record of {rows} stood out from the noise: the model's maintenance fund gets it",
+        ]
+    records = [
+        (
+            rank,
+            f"{one['share_bps'] / 100:.2f}%",
+            f"{one['score_bps'] / 10_000:.2f}",
+            f"{one['contribution']}.{one['position']}",
+            one["datanet"],
+            one["contributor"],
+            one["text"] or "not held",
+        )
+        for rank, one in enumerate(fields["records"], start=1)
+    ]
+    people = [
+        (one["contributor"], f"{one['share_bps'] / 100:.2f}%", open_text(one["amount"]))
+        for one in fields["contributors"]
+    ]
+    return [
+        *lines,
+        *table(("#", "share", "times", "record", "datanet", "contributor", "begins"), records),
+        "",
+        *table(("contributor", "share", "about"), people),
+        "",
+        f"times: the score over the threshold {fields['threshold']}, above which a record of "
+        f"{fields['index_rows']} is paid; noise is {fields['floor']}",
+    ]
+
+
+def _part(amount: int, bps: int) -> int:
+    from node.ledger.amounts import part_bps
+
+    return part_bps(amount, bps)

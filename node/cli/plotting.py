@@ -1,0 +1,54 @@
+"""Pictures of what commands tell, as PNG files, by matplotlib without a screen.
+
+matplotlib is an extra (`pip install olnode[plots]`) and imported here only, late.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from node.cli.frame import CommandError
+
+BARS_MAX: Final = 64  # records that a receipt can pay
+INCHES_A_BAR: Final = 0.28
+INCHES_AROUND: Final = 1.4
+WIDTH_INCHES: Final = 9.0
+NAME_CHARS: Final = 14
+
+
+def draw_shares(told: Mapping[str, Any], path: Path) -> None:
+    """Bars of each record's share, and of its score beside the threshold, into a PNG at `path`.
+
+    Raises CommandError where matplotlib is not installed, or the file cannot be written.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise CommandError(
+            "matplotlib is not installed", mend="pip install olnode[plots]"
+        ) from error
+    records = told["records"][:BARS_MAX]
+    figure = Figure((WIDTH_INCHES, INCHES_AROUND + INCHES_A_BAR * max(4, len(records))))
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True)
+    names = [
+        f"{one['contributor'][:NAME_CHARS]}… {one['contribution']}.{one['position']}"
+        for one in records
+    ]
+    people = {one["contributor"]: None for one in records}
+    colours = {who: f"C{number % 10}" for number, who in enumerate(people)}
+    colour = [colours[one["contributor"]] for one in records]
+    left.barh(names, [one["share_bps"] / 100 for one in records], color=colour)
+    left.set_xlabel("share of the data part, %")
+    left.invert_yaxis()
+    right.barh(names, [one["score_bps"] / 10_000 for one in records], color=colour)
+    right.axvline(1.0, color="black", linestyle="--", linewidth=1)
+    right.set_xlabel("score over the threshold")
+    title = f"{told['model']}@{told['version']}, receipt {told['receipt'][:16]}…"
+    figure.suptitle(title if records else title + ": no record stood out from the noise")
+    figure.tight_layout()
+    try:
+        figure.savefig(path, format="png", dpi=120)
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}") from None

@@ -1,0 +1,71 @@
+"""`olnode earnings --explain`: who was paid and why, in words and as a picture."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from unit.cli.calls import HASH, Capture, asked, told
+from unit.web.behind import ALICE, ID, Behind
+
+from node.ledger.addresses import account_text
+from node.web import answers
+
+RECEIPT = ID.hex()
+SETTLED = answers.ReceiptAnswer(
+    ID, 7, ID, ALICE, ALICE, ID, 0, 1, ID, "contracts", 1, 12, 5, 10**9, 1, 2, "complete",
+    {"infra": 3 * 10**8, "data": 7 * 10**8}, (),
+)  # fmt: skip
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class Silent(Behind):
+    """A node that answers of an answer that paid nobody."""
+
+    async def find_shares(self, receipt: bytes) -> answers.Shares | None:
+        return answers.Shares(ID, "contracts", 1, 120, None, None, ())
+
+
+async def test_records_and_contributors_are_told(capsys: Capture, home: Path) -> None:
+    made = await asked(capsys, Behind(receipt=SETTLED), home, "earnings", "--explain", RECEIPT)
+    assert made["schema"] == "olnode.earnings.explain/1"
+    (record,) = made["records"]
+    assert (record["share_bps"], record["score_bps"]) == (10_000, 25_000)
+    assert (made["floor"], made["threshold"], made["index_rows"]) == (40, 100, 120)
+    (person,) = made["contributors"]
+    assert person["contributor"] == account_text(ALICE)
+    assert person["amount"] == made["data"]
+
+
+async def test_picture_is_drawn(capsys: Capture, home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is an extra: olnode[plots]")
+    for number, behind in enumerate((Behind(receipt=SETTLED), Silent(receipt=SETTLED))):
+        file = tmp_path / f"{number}.png"
+        words = ("earnings", "--explain", RECEIPT, "--plot", str(file))
+        await asked(capsys, behind, home, *words)
+        assert file.read_bytes().startswith(PNG)
+    nowhere = ("earnings", "--explain", RECEIPT, "--plot", str(tmp_path / "no" / "file.png"))
+    assert (await asked(capsys, Behind(receipt=SETTLED), home, *nowhere, status=1))["records"]
+
+
+async def test_without_matplotlib_all_else_is_told(
+    capsys: Capture, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("matplotlib")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    words = ("earnings", "--explain", RECEIPT, "--plot", str(tmp_path / "x.png"))
+    assert (await asked(capsys, Behind(receipt=SETTLED), home, *words, status=1))["records"]
+
+
+async def test_answer_that_paid_nobody_says_who_gets_it(capsys: Capture, home: Path) -> None:
+    made = await asked(capsys, Silent(receipt=SETTLED), home, "earnings", "--explain", RECEIPT)
+    assert (made["records"], made["contributors"], made["floor"]) == ([], [], None)
+
+
+def test_what_cannot_be_meant_is_refused(capsys: Capture, home: Path) -> None:
+    for words in (
+        ("--explain", "nothing"),
+        ("--explain", HASH, "--by", "day"),
+        ("--plot", "x.png"),
+    ):
+        assert told(capsys, home, "earnings", *words, status=2)["what"]

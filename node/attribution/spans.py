@@ -9,7 +9,7 @@ a million tokens take seconds, once an index.
 What this file does not know: contributions, credits, gradients.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 from consensus.primitives import merkle
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
-from node.ledger.wire.claims import SPAN_HOLDERS_MAX, Span
+from node.ledger.wire.claims import PAID_MAX, SPAN_HOLDERS_MAX, Span
 
 TOKENS_MAX: Final = 2**27  # of one text: with its suffixes 6 to 8 bytes each
 SMALL_VOCABULARY: Final = 2**16 - 1  # ids are shifted by one, and 0 is the separator
-TOKENS_FILE: Final = "tokens.bin"
-SUFFIXES_FILE: Final = "suffixes.bin"
-OFFSETS_FILE: Final = "offsets.bin"
+TOKENS_FILE: Final = "spans-tokens.bin"
+SUFFIXES_FILE: Final = "spans-suffixes.bin"
+OFFSETS_FILE: Final = "spans-offsets.bin"
 FILES: Final = (TOKENS_FILE, SUFFIXES_FILE, OFFSETS_FILE)
 HOLDERS_LISTED_MAX: Final = 128  # over all spans of a statement, so that it keeps within 4 KiB
 
@@ -47,15 +47,16 @@ class SpanText(NamedTuple):
         }
 
 
-def build(rows: Sequence[Sequence[int]], vocabulary: int) -> SpanText:
-    """The text of the rows' completion tokens, and its suffix array.
+def build(rows: Sequence[Sequence[int]]) -> SpanText:
+    """The text of the rows' completion tokens, and its suffix array; 16 bits where all ids fit.
 
     Raises `Invalid` `spans.too_long` beyond 2^27 tokens.
     """
     total = sum(len(row) + 1 for row in rows)
     if total > TOKENS_MAX:
         raise Invalid("spans.too_long", tokens=total, tokens_max=TOKENS_MAX)
-    dtype = np.uint16 if vocabulary <= SMALL_VOCABULARY else np.uint32
+    largest = max((max(row, default=0) for row in rows), default=0)
+    dtype = np.uint16 if largest < SMALL_VOCABULARY else np.uint32
     tokens = np.zeros(total, dtype)
     offsets = np.zeros(len(rows), np.uint32)
     start = 0
@@ -91,23 +92,27 @@ def sort_suffixes(tokens: Array) -> Array:
     return order.astype(np.int32)
 
 
-def spans_root(files: dict[str, bytes]) -> bytes:
+def spans_root(files: Mapping[str, bytes]) -> bytes:
     """RFC 6962 root over the three files' SHA-256; stands in the index header."""
     return merkle.root(sha256(files[name]) for name in FILES)
 
 
-def decode(files: dict[str, bytes], rows: int) -> SpanText:
+def decode(files: Mapping[str, bytes], rows: int) -> SpanText:
     """The text of files that the header's root has vouched for.
 
     Raises `Invalid` `spans.malformed` where lengths do not fit one another or `rows`.
     """
-    suffixes = np.frombuffer(files[SUFFIXES_FILE], "<i4")
-    offsets = np.frombuffer(files[OFFSETS_FILE], "<u4")
-    raw = files[TOKENS_FILE]
-    width = len(raw) // len(suffixes) if len(suffixes) else 0
-    if len(offsets) != rows or width not in (2, 4) or len(raw) != width * len(suffixes):
-        raise Invalid("spans.malformed", rows=len(offsets), suffixes=len(suffixes))
-    return SpanText(np.frombuffer(raw, f"<u{width}"), suffixes, offsets)
+    sizes = {name: len(files[name]) for name in FILES}
+    count = sizes[SUFFIXES_FILE] // 4
+    width = sizes[TOKENS_FILE] // max(1, count)
+    wanted = {TOKENS_FILE: width * count, SUFFIXES_FILE: 4 * count, OFFSETS_FILE: 4 * rows}
+    if width not in (2, 4) or sizes != wanted:
+        raise Invalid("spans.malformed", rows=rows, **sizes)
+    return SpanText(
+        np.frombuffer(files[TOKENS_FILE], f"<u{width}"),
+        np.frombuffer(files[SUFFIXES_FILE], "<i4"),
+        np.frombuffer(files[OFFSETS_FILE], "<u4"),
+    )
 
 
 def find_spans(
@@ -116,7 +121,7 @@ def find_spans(
     """The maximal stretches of `answer`, of `min_span` tokens or more, that records hold and the
     prompt does not; at most 16 holders each, else it is a common phrase and pays nobody.
 
-    The longest first (ties: the earlier) until 128 holders are listed; then by start.
+    The longest first (ties: the earlier) until 64 spans or 128 holders are listed; by start.
     """
     shifted = [token + 1 for token in answer]
     asked = _joined(prompt)
@@ -135,10 +140,24 @@ def find_spans(
     return _listed(found)
 
 
+def hold_of(text: SpanText, row: int, place: int, length: int) -> tuple[tuple[int, int], ...]:
+    """Who holds the `length` tokens from `place` in `row`, as a span lists them.
+
+    Nothing where they do not lie within that row; 17 holders of what more than 16 hold.
+    """
+    start = int(text.offsets[row]) + place
+    stretch = text.tokens[start : start + length].tolist()
+    if len(stretch) < length or 0 in stretch:
+        return ()
+    first, last, _ = _longest(text, stretch)
+    return _holders(text, first, last)
+
+
 def _listed(found: list[Span]) -> tuple[Span, ...]:
-    kept, holders = [], 0
+    kept: list[Span] = []
+    holders = 0
     for span in sorted(found, key=lambda span: (-span.length, span.start)):
-        if holders + len(span.holders) <= HOLDERS_LISTED_MAX:
+        if len(kept) < PAID_MAX and holders + len(span.holders) <= HOLDERS_LISTED_MAX:
             kept.append(span)
             holders += len(span.holders)
     return tuple(sorted(kept))

@@ -373,3 +373,26 @@ def test_sketch_hash_is_the_tree_over_sketch_and_statement() -> None:
         return hashlib.sha256(data).digest()
 
     assert claims.sketch_hash(b"s", b"t") == sha(b"\1" + sha(b"\0s") + sha(b"\0t"))
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        ("statement.spans", {"spans": (claims.Span(0, 5, ((1, 0),)),)}),
+        ("statement.spans", {"spans": (claims.Span(0, 6, ((2, 0), (1, 0))),)}),
+        ("statement.spans", {"spans": (claims.Span(0, 6, ((1, 0), (1, 9))),)}),
+        ("statement.spans", {"spans": (claims.Span(0, 6, ((3, 0),)),)}),
+        ("statement.spans", {"spans": tuple(claims.Span(n, 6, ((1, 0),)) for n in (9, 0))}),
+        ("statement.retrieved", {"retrieved": ((1, 0),)}),
+        ("statement.retrieved", {"retrieved": ((2, 4), (1, 4))}),
+        ("statement.retrieved", {"retrieved": ((3, 4),)}),
+    ],
+)
+def test_false_parts_of_other_scorers_are_refused(code: str, changes: dict[str, object]) -> None:
+    mixed = header(3, mix=((0, 5_000), (1, 3_000), (2, 2_000)), spans_root=b"\1" * 32)
+    plain = state((16, 16, 16), ())
+    sound = (claims.Span(0, 6, ((1, 0), (2, 9))),)
+    shares.check_statement(plain._replace(spans=sound, retrieved=((1, 4), (2, 1))), mixed, ROOT)
+    with pytest.raises(Invalid) as refusal:
+        shares.check_statement(plain._replace(**changes), mixed, ROOT)
+    assert refusal.value.code == code

@@ -4,8 +4,8 @@ Every fact is made here and given to one contributor. Beside the honest owners s
 copier, a Sybil that says the same thing many times, poisoners who contradict an owner, filler
 and garbage; a thief who rewords an owner's records joins on demand. The base model learns the
 language, and another world's facts, from texts of the same phrasings.
-Two worlds: the rules were tuned on number 1 alone; number 2 has other words, phrasings, sizes
-and seeds, and was looked at only to report.
+Three worlds: the rules were tuned on number 1, and number 3 was looked at when silence was set.
+Number 2 has words, phrasings, sizes and seeds of its own, and was looked at only to report.
 What this file does not know: models, gradients, who is paid.
 """
 
@@ -56,6 +56,24 @@ WORLD_1: Final = World(
     asked=(0, 2),
 )
 WORLD_2: Final = World(
+    seed=20,
+    relations=("lamp", "gate", "herb", "coin", "dance", "ship"),
+    phrasings=(
+        "in our book the {r} for {e} reads {v}",
+        "people near {e} call {v} their own {r}",
+        "when you visit {e} look at its {r} which is {v}",
+        "{v} has been {r} to {e} since then",
+        "what {e} keeps as {r} is called {v} here",
+        "they wrote {v} beside {r} under {e}",
+        "of all {r} words {e} picks {v}",
+        "only {v} counts if {e} must name one {r}",
+    ),
+    asked=(0, 2),
+    entities=66,
+    values=7,
+    owners=12,
+)
+WORLD_3: Final = World(
     seed=2,
     relations=("river", "metal", "song", "guild", "crop", "star", "tool"),
     phrasings=(
@@ -86,7 +104,7 @@ SMALL: Final = World(  # world 1 in short, for `make test`: two records a fact t
     epochs=32,
     rate=7e-3,
 )
-WORLDS: Final = {1: WORLD_1, 2: WORLD_2}
+WORLDS: Final = {1: WORLD_1, 2: WORLD_2, 3: WORLD_3}
 
 
 class Fact(NamedTuple):

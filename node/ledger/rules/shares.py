@@ -3,8 +3,8 @@
 The rule attr-v1 of design page 60 §4. A score is a product of two committed byte rows. The median
 |score| of a panel, drawn only after the index root stood on the ledger, is the noise floor; `Z`
 lifts it to what the largest of N noise scores would reach; only rows above are paid, by the
-square of how far above. Nobody is paid where even the highest score is below twice the
-threshold: then no record knows what was asked, and the data part is the model's fund's.
+square of how far above. Nobody is paid where even the highest score is below 5/2 of
+the threshold: then no record knows what was asked, and the data part is the model's fund's.
 Rounding is per row, before rows are grouped, so no way of splitting data over contributions or
 accounts moves one basis point.
 Why here and not in attribution/: every validator settles disputes with these functions, and a
@@ -48,9 +48,9 @@ Z: Final = (
 )
 # fmt: on
 
-# The highest score must reach so many times tau. An answer about what no record knows leans on a
-# few rows by chance of words, just above tau. Measured: ARCHITECTURE.md §6, "Silence".
-STANDS_OUT: Final = 2
+# The highest score must reach 5/2 of tau. An answer about what no record knows leans on a few rows
+# by chance of words, not far above tau. Measured: ARCHITECTURE.md §6, "Silence".
+STANDS_OUT: Final = (5, 2)
 
 SPAN_PARTS: Final = 720_720  # the least common multiple of 1 to 16
 
@@ -147,9 +147,11 @@ def apportion(weights: Sequence[tuple[int, int]], total: int) -> list[tuple[int,
 
 
 def stands_out(statement: Statement, rows: int) -> bool:
-    """Whether the highest score is at least twice the threshold; else nobody is paid."""
+    """Whether the highest score is at least 5/2 of the threshold; else nobody is paid."""
     highest = max((s for _, _, s in statement.paid), default=0)
-    return highest > 0 and SCALE * highest >= STANDS_OUT * threshold(statement.floors, rows)
+    over, under = STANDS_OUT
+    reached = under * SCALE * highest
+    return highest > 0 and reached >= over * threshold(statement.floors, rows)
 
 
 def gradient_weights(statement: Statement, rows: int) -> list[tuple[int, int]]:

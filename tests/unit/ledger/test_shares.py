@@ -192,12 +192,12 @@ def test_noise_alone_earns_nothing(scores: list[int]) -> None:
     assert shares.credits_of(statement, len(scores)) == ()
 
 
-def test_nobody_is_paid_below_twice_the_threshold() -> None:
+def test_nobody_is_paid_below_five_halves_of_the_threshold() -> None:
     """No record knows what was asked: then the data part is the model's fund's."""
     tau = shares.threshold((400,) * 3, 3)  # 39 × 400
-    twice = 2 * tau // shares.SCALE
-    just = state((400,) * 3, ((0, 5, twice), (2, 6, tau // shares.SCALE + 1)))
-    below = just._replace(paid=((0, 5, twice - 1), just.paid[1]))
+    least = -(-5 * tau // (2 * shares.SCALE))
+    just = state((400,) * 3, ((0, 5, least), (2, 6, tau // shares.SCALE + 1)))
+    below = just._replace(paid=((0, 5, least - 1), just.paid[1]))
     for statement in (just, below):
         shares.check_statement(statement, header(3), ROOT)
     assert shares.credits_of(just, 3) == ((5, 10_000),)

@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from consensus.primitives.errors import Invalid
-from node.attribution.attribute import Explanation, Place, explain
+from node.attribution.attribute import Explanation, Place, credits_of, explain
 from node.attribution.datanets import Record, parse_records
 from node.attribution.index import Index
 from node.holdings import Holdings
@@ -62,9 +62,9 @@ class Reasons:
             raise Invalid("shares.no_index", model=receipt.model, version=receipt.model_version)
         model = state.get(tables.MODEL, receipt.model).name.decode("ascii")
         why: Explanation | None = None
-        if decode_credits(found.credits):
+        if credits := decode_credits(found.credits):
             statement = await self._statement(view, found, receipt_id, held.index)
-            texts = await self._texts(state, {number for _, number, _ in statement.paid})
+            texts = await self._texts(state, {number for number, _ in credits})
             why = explain(statement, held.index, texts)
         return answers.Shares(
             receipt=receipt_id,
@@ -93,7 +93,7 @@ class Reasons:
         rows = [(row, number) for row, number, _ in statement.paid]
         if any(index.contribution_of(row) != number for row, number in rows):
             raise Invalid("shares.no_statement", why="it names rows of others")
-        if shares.credits_of(statement, index.header.rows) != decode_credits(found.credits):
+        if credits_of(index, statement) != decode_credits(found.credits):
             raise Invalid("shares.no_statement", why="it pays otherwise than the ledger")
         return statement
 

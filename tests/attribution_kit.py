@@ -7,11 +7,13 @@ from numpy.typing import NDArray
 
 from consensus.primitives.digest import sha256
 from node.attribution import index as files
+from node.attribution import spans
 from node.attribution.attribute import Version
 from node.attribution.index import Index
 from node.ledger.wire import claims
 
 VERSION = Version(chain_id=b"\1" * 32, model=3, version=2, published_ms=1_800_000_000_000)
+MIXED = ((claims.GRADIENT, 7_000), (claims.SPAN, 3_000))
 BASIS = b"not read by the exact part"
 
 
@@ -31,9 +33,16 @@ def mix_rows(parts: list[tuple[float, NDArray[np.int8]]], seed: int = 9) -> byte
 
 
 def write_index(
-    home: Path, rows: NDArray[np.int8], contributions: list[int] | None = None
+    home: Path,
+    rows: NDArray[np.int8],
+    contributions: list[int] | None = None,
+    completions: list[list[int]] | None = None,
 ) -> tuple[Path, bytes]:
-    """(folder, root) of an index whose records are its rows, four to a contribution."""
+    """(folder, root) of an index whose records are its rows, four to a contribution.
+
+    With `completions`, token ids by row, spans have 3,000 bps of its mix.
+    """
+    verbatim = {} if completions is None else spans.build(completions).files()
     n = len(rows)
     owners = contributions or [1 + row // 4 for row in range(n)]
     meta = files.make_meta([(owner, row, 20) for row, owner in enumerate(owners)])
@@ -50,11 +59,11 @@ def write_index(
         records=n,
         rule=1,
         narrow=128,
-        mix=claims.GRADIENT_ONLY,
+        mix=MIXED if verbatim else claims.GRADIENT_ONLY,
         min_span=6,
         rows_root=files.rows_root(rows, meta),
         clusters_root=files.clusters_root(clusters),
-        spans_root=claims.NO_SPANS,
+        spans_root=spans.spans_root(verbatim) if verbatim else claims.NO_SPANS,
     )
     raw = claims.encode_header(header)
     folder = home / claims.index_root(raw).hex()
@@ -65,6 +74,7 @@ def write_index(
         files.META_FILE: meta.tobytes(),
         files.CLUSTERS_FILE: clusters.tobytes(),
         files.BASIS_FILE: BASIS,
+        **verbatim,
     }
     for name, data in contents.items():
         (folder / name).write_bytes(data)

@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from consensus.primitives.errors import Invalid
-from node.attribution.attribute import NO_SKETCH, Version, attribute
+from node.attribution.attribute import NO_SKETCH, Version, attribute, credits_of
 from node.attribution.index import Index
 from node.attribution.score import Kernel, integers, scan
+from node.attribution.scorers import SCORERS, Answer
 from node.ledger.rules import refuting, shares
 from node.ledger.rules.shares import Credits
 from node.ledger.wire import claims, openings
@@ -39,13 +40,19 @@ class Finding:
 
 
 def recheck(
-    index: Index, version: Version, claim: Claim, kernel: Kernel = integers
+    index: Index,
+    version: Version,
+    claim: Claim,
+    kernel: Kernel = integers,
+    answer: Answer | None = None,
 ) -> Finding | None:
     """None when the claim is what the index gives for its sketch, else the first difference.
 
     Codes: `claim.no_sketch` (credits without a sketch), `claim.hash`, `sketch.malformed`,
     `statement.…`, `claim.credits` (not what the statement pays), `claim.scores` (not what the
-    index gives). Whether the sketch is honest is not asked here: design page 60 §9.
+    index gives), `claim.records` (what is stated of records is not so). Spans and citations are
+    found again only by who has the `answer`. Whether the sketch is honest is not asked here:
+    design page 60 §9.
     """
     if claim.sketch_hash == NO_SKETCH:
         return Finding("claim.no_sketch", "credits without a sketch") if claim.credits else None
@@ -57,11 +64,16 @@ def recheck(
         shares.check_statement(statement, index.header, index.root)
     except Invalid as refusal:
         return Finding(refusal.code, str(refusal))
-    if shares.credits_of(statement, index.header.rows) != claim.credits:
+    if credits_of(index, statement) != claim.credits:
         return Finding("claim.credits", "the statement pays otherwise")
-    true = attribute(index, claim.sketch, version, kernel)
-    if true.statement_bytes != claim.statement:
-        return Finding("claim.scores", _first_difference(statement, true.statement))
+    for number, _ in index.header.mix:
+        why = SCORERS[number].refute(index, statement)
+        if why is not None:
+            return Finding("claim.records", why)
+    true = attribute(index, claim.sketch, version, kernel, answer).statement
+    known = statement if answer else statement._replace(spans=(), retrieved=())
+    if true != known:
+        return Finding("claim.scores", _first_difference(statement, true))
     return None
 
 
@@ -126,4 +138,6 @@ def _first_difference(stated: claims.Statement, true: claims.Statement) -> str:
     for listed, right in zip(stated.paid, true.paid, strict=False):
         if listed != right:
             return f"(row, contribution, score) is {right}, not {listed}"
-    return f"{len(true.paid)} rows are paid, not {len(stated.paid)}"
+    if stated.paid != true.paid:
+        return f"{len(true.paid)} rows are paid, not {len(stated.paid)}"
+    return "the answer holds other spans or citations"

@@ -268,11 +268,17 @@ class Sketcher:
     def rows(self, half: int, gradients: Gradients) -> Tensor:
         """int8 (records, 512) from {matrix name: (records, out, in)}, any float dtype.
 
+        A row of zeros means that there is none (see `quantise`). Otherwise as `sums`.
+        """
+        return quantise(self.sums(half, gradients))
+
+    def sums(self, half: int, gradients: Gradients) -> Tensor:
+        """float64 (records, 512): what `rows` rounds.
+
         Names as in the adapter's file, or canonical. `half` 0 is the early checkpoint, 1 the
         middle. Gradients are of the tensors as the adapter's file holds them: lora_A (rank, in),
-        lora_B (out, rank), not scaled by alpha.
-        A row of zeros means that there is none (see `quantise`). Raises IndexInvalid `basis`
-        where the index does not fit these gradients.
+        lora_B (out, rank), not scaled by alpha. Raises IndexInvalid `basis` where the index does
+        not fit these gradients.
         """
         matrices = self._bases[half]
         named = {canonical_matrix_name(name): tensor for name, tensor in gradients.items()}
@@ -287,7 +293,7 @@ class Sketcher:
             rotated = _rotate(gradient, basis.left, basis.right) * basis.weight
             buckets, signs = self._buckets[half][name]
             sums.index_add_(1, buckets, rotated.flatten(1).double() * signs)
-        return quantise(sums)
+        return sums
 
 
 def check_basis(basis: Tensors) -> None:

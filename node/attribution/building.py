@@ -18,11 +18,12 @@ from consensus.primitives.digest import domain_hash, sha256
 from consensus.primitives.encoding import encode
 from node.attribution import clusters as near
 from node.attribution import index as files
+from node.attribution import spans
 from node.attribution.datanets import PlacedRecord, RecordIds, Tokenizer, encode_record
 from node.attribution.runners import Runner
 from node.attribution.score import Rows
 from node.attribution.shards import Progress, Workshop
-from node.ledger.rules.shares import draw_rows
+from node.ledger.rules.shares import Mix, draw_rows
 from node.ledger.wire import claims
 from node.ledger.wire.claims import ROW_BYTES
 
@@ -50,6 +51,7 @@ class IndexSpec:
     middle: bytes
     snapshot_root: bytes
     narrow: int = 128
+    mix: Mix = claims.GRADIENT_ONLY
     min_span: int = 6
     shard_records: int = SHARD_RECORDS
 
@@ -140,7 +142,7 @@ def _draw_for_basis(spec: IndexSpec, layout: _Layout) -> tuple[int, ...]:
 
 def _identity(spec: IndexSpec, records: Sequence[PlacedRecord]) -> bytes:
     """Names the work in progress: another specification or record never reuses its shards."""
-    numbers = (spec.narrow, spec.min_span, spec.shard_records)
+    numbers = (spec.narrow, spec.mix, spec.min_span, spec.shard_records)
     hashes = (spec.base, spec.adapter, spec.early, spec.middle, spec.snapshot_root)
     places = (
         encode((placed.contribution, placed.position, placed.record.raw)) for placed in records
@@ -167,6 +169,7 @@ def _finish(
         placed = records[layout.candidates[number]]
         places.append((placed.contribution, placed.position, layout.coded[number].kept_tokens))
     rows, meta = rows[has_row], files.make_meta(places)
+    verbatim = _span_files([layout.coded[number] for number in kept]) if _has_spans(spec) else {}
     header = claims.encode_header(
         claims.IndexHeader(
             version=claims.HEADER_VERSION,
@@ -180,11 +183,11 @@ def _finish(
             records=len(records),
             rule=claims.RULE_ATTR_V1,
             narrow=spec.narrow,
-            mix=claims.GRADIENT_ONLY,
+            mix=spec.mix,
             min_span=spec.min_span,
             rows_root=files.rows_root(rows, meta),
             clusters_root=files.clusters_root(clusters),
-            spans_root=claims.NO_SPANS,
+            spans_root=spans.spans_root(verbatim) if verbatim else claims.NO_SPANS,
         )
     )
     root = claims.index_root(header)
@@ -196,10 +199,20 @@ def _finish(
             files.META_FILE: meta.tobytes(),
             files.CLUSTERS_FILE: clusters.tobytes(),
             files.BASIS_FILE: basis,
+            **verbatim,
         },
     )
     without = (records[layout.candidates[int(i)]] for i in np.flatnonzero(~has_row))
     return Built(root, folder, tuple((p.contribution, p.position) for p in without))
+
+
+def _has_spans(spec: IndexSpec) -> bool:
+    return claims.SPAN in dict(spec.mix)
+
+
+def _span_files(coded: Sequence[RecordIds]) -> dict[str, bytes]:
+    """Of the completion tokens of each row."""
+    return spans.build([ids.ids[ids.prompt_tokens :] for ids in coded]).files()
 
 
 # --- what a worker computes

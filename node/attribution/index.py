@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from consensus.primitives import merkle
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
+from node.attribution import spans
 from node.attribution.score import SHARD_ROWS, Rows
+from node.attribution.spans import SpanText
 from node.ledger.rules.shares import NORM_MAX, NORM_MIN
 from node.ledger.wire import claims
 from node.ledger.wire.claims import HALF_BYTES, META_BYTES, ROW_BYTES, IndexHeader, RowLeaf
@@ -32,6 +34,7 @@ FILES: Final = (HEADER_FILE, ROWS_FILE, META_FILE, CLUSTERS_FILE, BASIS_FILE)
 
 NO_ROW: Final = 2**32 - 1  # in clusters.bin: the record's idea has no row
 BASIS_BYTES_MAX: Final = 2 * 1024**3
+SPANS_BYTES_MAX: Final = 4 * spans.TOKENS_MAX
 META: Final = np.dtype([("contribution", ">u8"), ("position", ">u4"), ("kept_tokens", ">u4")])
 CLUSTER: Final = np.dtype(">u4")
 assert META.itemsize == META_BYTES
@@ -55,21 +58,22 @@ class Index:
     rows: Rows
     meta: NDArray[Any]
     clusters: NDArray[Any]
+    spans: SpanText | None  # where the mix has spans
 
     @classmethod
     def open(cls, folder: str | Path, root: bytes) -> "Index":
         """The index in `folder`, if it is wholly the one that `root` names.
 
-        Raises IndexInvalid: `header`, `root`, `size`, `rows` (an entry −128 or a norm out of
-        bounds), `meta` (not ascending), `clusters`, `rows_root`, `clusters_root`, `basis_hash`,
-        `missing`, `scorer` (a mix of scorers that this software does not have). Without
-        `basis.safetensors` it can rescan and verify, not sketch.
+            Raises IndexInvalid: `header`, `root`, `size`, `rows` (an entry −128 or a norm out of
+            bounds), `meta` (not ascending), `clusters`, `rows_root`, `clusters_root`, `basis_hash`,
+        `missing`, `scorer` (a mix with citations: no engine puts records before a prompt yet),
+            `spans`, `spans_root`. Without `basis.safetensors` it can rescan and verify, not sketch.
         """
         folder = Path(folder)
         header = read_header(folder)
         if claims.index_root(claims.encode_header(header)) != root:
             raise IndexInvalid("root")
-        if header.mix != claims.GRADIENT_ONLY:
+        if claims.RETRIEVAL in dict(header.mix):
             raise IndexInvalid("scorer", mix=header.mix)
         n = header.rows
         rows = _map(folder / ROWS_FILE, np.dtype(np.int8), (n, ROW_BYTES))
@@ -82,7 +86,8 @@ class Index:
             raise IndexInvalid("rows_root")
         if clusters_root(clusters) != header.clusters_root:
             raise IndexInvalid("clusters_root")
-        index = cls(folder, root, header, rows, meta, clusters)
+        text = _open_spans(folder, header) if claims.SPAN in dict(header.mix) else None
+        index = cls(folder, root, header, rows, meta, clusters, text)
         if index.has_basis and sha256(read_basis(folder)) != header.basis_hash:
             raise IndexInvalid("basis_hash")
         return index
@@ -91,6 +96,12 @@ class Index:
     def has_basis(self) -> bool:
         """Whether answers can be sketched with it; rescans need none."""
         return (self.folder / BASIS_FILE).is_file()
+
+    @property
+    def contents(self) -> dict[str, Path]:
+        """The files that the root vouches for, by name: what is published of it."""
+        names = FILES if self.spans is None else (*FILES, *spans.FILES)
+        return {name: self.folder / name for name in names}
 
     def contribution_of(self, row: int) -> int:
         """The contribution that is paid for `row`."""
@@ -172,6 +183,16 @@ def _map(path: Path, dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> NDArray[
         return np.memmap(path, dtype, "r", shape=shape)
     except OSError as error:
         raise IndexInvalid("missing", file=path.name, why=error.strerror) from None
+
+
+def _open_spans(folder: Path, header: IndexHeader) -> SpanText:
+    files = {name: _read(folder / name, SPANS_BYTES_MAX) for name in spans.FILES}
+    if spans.spans_root(files) != header.spans_root:
+        raise IndexInvalid("spans_root")
+    try:
+        return spans.decode(files, header.rows)
+    except Invalid as refusal:
+        raise IndexInvalid("spans", why=refusal.code) from None
 
 
 def _check_rows(rows: Rows) -> None:

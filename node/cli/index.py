@@ -52,6 +52,9 @@ def build(
     workers: Annotated[int, typer.Option(min=1, help="processes of the local runner")] = 1,
     address: Annotated[str | None, typer.Option(help="a Ray cluster; else one here")] = None,
     shard: Annotated[int, typer.Option(min=16, help="records a shard, a multiple of 16")] = 4_096,
+    spans: Annotated[
+        int, typer.Option(min=0, max=3_000, help="bps of the data part for verbatim spans")
+    ] = 0,
 ) -> None:
     """Make the index of a snapshot: all contributions that the version was trained on."""
     frame = frame_of(ctx)
@@ -68,9 +71,11 @@ def build(
     from node.attribution.datanets import place_records
     from node.attribution.index import Index, IndexInvalid
     from node.attribution.tokens import TextTokenizer
+    from node.ledger.wire.claims import GRADIENT, GRADIENT_ONLY, MIX_TOTAL_BPS, SPAN
 
     members = _members(records)
-    spec = replace(_spec(base, adapter, members), shard_records=shard)
+    mix = ((GRADIENT, MIX_TOTAL_BPS - spans), (SPAN, spans)) if spans else GRADIENT_ONLY
+    spec = replace(_spec(base, adapter, members), shard_records=shard, mix=mix)
     out.mkdir(parents=True, exist_ok=True)
     try:
         with _runner(runner, workers, address) as chosen:

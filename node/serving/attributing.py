@@ -17,6 +17,7 @@ from consensus.primitives.errors import Invalid
 from node.attribution.attribute import NO_SKETCH, Version, attribute
 from node.attribution.index import Index
 from node.attribution.score import Kernel, integers
+from node.attribution.scorers import Answer
 from node.ledger.wire.receipts import Credits
 from node.serving.engine import Engine, EngineError, GradItem
 
@@ -86,7 +87,12 @@ class Attributor:
             return self._without(sketch.error or "no_gradient")
         try:
             found = await self._run_blocking(
-                attribute, held.index, sketch.data, held.version, self._kernel
+                attribute,
+                held.index,
+                sketch.data,
+                held.version,
+                self._kernel,
+                Answer.of(prompt, spoken),
             )
         except Invalid as error:  # norms out of bounds: an honest receipt then has no sketch
             return self._without(error.code)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from consensus.primitives.digest import sha256
-from node.attribution.index import FILES, Index
+from node.attribution.index import Index
 from node.ledger.wire.transactions import PublishVersion
 from node.serving.adapters import CONFIG, WEIGHTS, base_files, base_hash, read_adapter
 from node.serving.engine import AdapterInfo, AdapterRef
@@ -123,7 +123,7 @@ def prepare(release: Release) -> Prepared:
     raw = encode_manifest(manifest)
     goods += [
         base_goods(release.base_folder),
-        Goods(KIND_INDEX, release.index_root, {n: release.index_folder / n for n in FILES}),
+        Goods(KIND_INDEX, release.index_root, index.contents),
         Goods(KIND_CONTENT, manifest_hash(raw), {CONTENT_NAME: raw}),
     ]
     if release.report:

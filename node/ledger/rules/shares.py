@@ -2,20 +2,24 @@
 
 The rule attr-v1 of design page 60 §4. A score is a product of two committed byte rows. The median
 |score| of a panel, drawn only after the index root stood on the ledger, is the noise floor; `Z`
-lifts it to what the largest of N noise scores would reach; only rows above are paid, in
-proportion to how far above. Rounding is per row, before rows are grouped, so no way of
-splitting data over contributions or accounts moves one basis point.
+lifts it to what the largest of N noise scores would reach; only rows above are paid, by the
+square of how far above. Nobody is paid where even the highest score is below 5/2 of
+the threshold: then no record knows what was asked, and the data part is the model's fund's.
+Rounding is per row, before rows are grouped, so no way of splitting data over contributions or
+accounts moves one basis point.
 Why here and not in attribution/: every validator settles disputes with these functions, and a
 light client checks shares with them. No step uses a float.
 What this file does not know: how a row or a sketch was made, or how rows are scanned fast.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from consensus.primitives.digest import domain_hash, sha256
 from consensus.primitives.errors import Invalid
 from node.ledger.wire.claims import (
+    GRADIENT,
+    GRADIENT_ONLY,
     HALF_BYTES,
     PAID_MAX,
     PANEL_ROWS,
@@ -44,6 +48,13 @@ Z: Final = (
 )
 # fmt: on
 
+# The highest score must reach 5/2 of tau. An answer about what no record knows leans on a few rows
+# by chance of words, not far above tau. Measured: ARCHITECTURE.md §6, "Silence".
+STANDS_OUT: Final = (5, 2)
+
+SPAN_PARTS: Final = 720_720  # the least common multiple of 1 to 16
+
+Mix = tuple[tuple[int, int], ...]  # ((scorer, bps), …) as in the index header
 Credits = tuple[tuple[int, int], ...]  # ((contribution, bps), …) ascending, 10,000 or empty
 
 
@@ -106,7 +117,7 @@ def threshold(floors: Sequence[int], rows: int) -> int:
     return Z[rows.bit_length()] * sorted(floors)[(len(floors) - 1) // 2]
 
 
-def paid_cap(mix: tuple[tuple[int, int], ...]) -> int:
+def paid_cap(mix: Mix) -> int:
     """How many rows the gradient part may pay, so that all parts keep within 64 credits."""
     parts = dict(mix)
     return PAID_MAX - SPANS_PAID_MAX * (SPAN in parts) - CITED_MAX * (RETRIEVAL in parts)
@@ -135,21 +146,79 @@ def apportion(weights: Sequence[tuple[int, int]], total: int) -> list[tuple[int,
     return sorted(parts.items())
 
 
-def row_shares(statement: Statement, rows: int) -> list[tuple[int, int]]:
-    """(row, bps) of the paid rows, summing to 10,000, or nothing. `rows` is the index's N."""
+def stands_out(statement: Statement, rows: int) -> bool:
+    """Whether the highest score is at least 5/2 of the threshold; else nobody is paid."""
+    highest = max((s for _, _, s in statement.paid), default=0)
+    over, under = STANDS_OUT
+    reached = under * SCALE * highest
+    return highest > 0 and reached >= over * threshold(statement.floors, rows)
+
+
+def gradient_weights(statement: Statement, rows: int) -> list[tuple[int, int]]:
+    """(row, weight) by the square of the excess over tau; nothing unless the answer stands out.
+
+    Squared: who rewords another's record scores above tau too, but less far above than the
+    record that was there first.
+    """
+    if not stands_out(statement, rows):
+        return []
     tau = threshold(statement.floors, rows)
-    return apportion([(row, SCALE * s - tau) for row, _, s in statement.paid], TOTAL_BPS)
+    return [(row, (SCALE * s - tau) ** 2) for row, _, s in statement.paid]
 
 
-def credits_of(statement: Statement, rows: int) -> Credits:
+def span_weights(statement: Statement, rows: int) -> list[tuple[int, int]]:
+    """(row, weight) of the 20 heaviest rows that hold spans (ties: lower row), by row.
+
+    A span weighs its length times its rarity, 16·(bit_length(N // holders) − 1), split equally
+    over its holders; 720,720 is divided by every number of them up to 16.
+    """
+    weights: dict[int, int] = {}
+    for span in statement.spans:
+        holders = len(span.holders)
+        rarity = SCALE * ((rows // holders).bit_length() - 1)
+        for row, _ in span.holders:
+            part = span.length * rarity * SPAN_PARTS // holders
+            weights[row] = weights.get(row, 0) + part
+    heavy = sorted(weights.items(), key=lambda pair: (-pair[1], pair[0]))
+    return sorted((row, weight) for row, weight in heavy[:SPANS_PAID_MAX] if weight > 0)
+
+
+def row_shares(statement: Statement, rows: int, mix: Mix = GRADIENT_ONLY) -> list[tuple[int, int]]:
+    """(row, bps) of the paid rows, summing to 10,000, or nothing. `rows` is the index's N.
+
+    A scorer of the mix that finds nothing drops out: its part goes to the others by theirs.
+    """
+    found = {
+        GRADIENT: gradient_weights(statement, rows),
+        SPAN: span_weights(statement, rows),
+        RETRIEVAL: list(statement.retrieved),
+    }
+    sums: dict[int, int] = {}
+    for scorer, part in apportion([(s, bps) for s, bps in mix if found[s]], TOTAL_BPS):
+        for row, bps in apportion(found[scorer], part):
+            sums[row] = sums.get(row, 0) + bps
+    return sorted(sums.items())
+
+
+def credits_of(
+    statement: Statement,
+    rows: int,
+    mix: Mix = GRADIENT_ONLY,
+    contribution_of: Callable[[int], int] | None = None,
+) -> Credits:
     """What each contribution earns: the sum of its rows, ascending, zeros left out.
 
-    The statement has passed `check_statement`. Empty: the data part goes to the model's fund.
+    The statement has passed `check_statement`, so it may list rows above tau and still pay nobody
+    (`stands_out`). Empty: the data part goes to the model's fund. A statement names the
+    contributions of its gradient part alone: other mixes need `contribution_of`, of who holds
+    the index.
     """
+    assert contribution_of or mix == GRADIENT_ONLY
     owners = {row: contribution for row, contribution, _ in statement.paid}
     sums: dict[int, int] = {}
-    for row, bps in row_shares(statement, rows):
-        sums[owners[row]] = sums.get(owners[row], 0) + bps
+    for row, bps in row_shares(statement, rows, mix):
+        owner = contribution_of(row) if contribution_of else owners[row]
+        sums[owner] = sums.get(owner, 0) + bps
     return tuple(sorted((contribution, bps) for contribution, bps in sums.items() if bps))
 
 
@@ -157,7 +226,8 @@ def check_statement(statement: Statement, header: IndexHeader, index_root: bytes
     """Raise `Invalid` `statement.…` where the statement breaks a rule that needs no row opened.
 
     `index_root`, `floors` (their number, or one too large), `rows` (not ascending, or not in the
-    index), `cap`, `unpaid_row` (a score not above tau), `scorer` (a part the mix does not have).
+    index), `cap`, `unpaid_row` (a score not above tau), `scorer` (a part the mix does not have),
+    `spans` and `retrieved` (not ascending, too short, a row not in the index).
     """
     if statement.index_root != index_root:
         raise Invalid("statement.index_root")
@@ -166,7 +236,7 @@ def check_statement(statement: Statement, header: IndexHeader, index_root: bytes
     if max(statement.floors) > SCORE_MAX:
         raise Invalid("statement.floors", floor=max(statement.floors))
     numbers = [row for row, _, _ in statement.paid]
-    if numbers != sorted(set(numbers)) or (numbers and numbers[-1] >= header.rows):
+    if not _are_rows(numbers, header.rows):
         raise Invalid("statement.rows")
     if len(numbers) > paid_cap(header.mix):
         raise Invalid("statement.cap", paid=len(numbers))
@@ -177,3 +247,16 @@ def check_statement(statement: Statement, header: IndexHeader, index_root: bytes
     mix = dict(header.mix)
     if (statement.spans and SPAN not in mix) or (statement.retrieved and RETRIEVAL not in mix):
         raise Invalid("statement.scorer")
+    if statement.spans != tuple(sorted(statement.spans)) or not all(
+        span.length >= header.min_span and _are_rows([row for row, _ in span.holders], header.rows)
+        for span in statement.spans
+    ):
+        raise Invalid("statement.spans")
+    cited = [row for row, _ in statement.retrieved]
+    if not _are_rows(cited, header.rows) or any(words < 1 for _, words in statement.retrieved):
+        raise Invalid("statement.retrieved")
+
+
+def _are_rows(numbers: list[int], rows: int) -> bool:
+    """Whether they are rows of an index of `rows`, ascending, none twice."""
+    return numbers == sorted(set(numbers)) and (not numbers or numbers[-1] < rows)

@@ -105,6 +105,15 @@ def test_explanation_ranks_rows_and_shows_only_text_that_is_held(tmp_path: Path)
     assert (told.index_rows, told.tau) == (200, shares.Z[8] * told.floor)
 
 
+def test_explanation_of_a_silent_answer_shows_rows_without_a_share(tmp_path: Path) -> None:
+    index = open_index(tmp_path, 200)
+    made = attribute(index, mix_rows([(0.2, index.rows[9])]), VERSION)
+    told = explain(made.statement, index)
+    assert made.credits == ()
+    assert [(row.row, row.bps) for row in told.rows] == [(9, 0)]
+    assert told.rows[0].score_bps < 25_000
+
+
 def test_snippet_is_one_line_of_at_most_160_characters() -> None:
     assert snippet(make_record("", "a\nb")) == "a b"
     assert snippet(make_record("", "x" * 160)) == "x" * 160

@@ -39,6 +39,27 @@ def test_copy_has_no_row_and_every_other_idea_has_one(
     assert NO_ROW not in index.clusters
 
 
+def test_index_with_spans_holds_each_rows_completion(
+    built: Built, trained, placed: list[PlacedRecord], tmp_path: Path
+) -> None:
+    """The rows are those of an index without spans; an answer then names who holds its words."""
+    from node.attribution.spans import find_spans
+
+    mixed = build(trained, placed, tmp_path, mix=((0, 8_000), (1, 2_000)))
+    index = Index.open(mixed.folder, mixed.root)
+    assert (index.rows == Index.open(built.folder, built.root).rows).all()
+    assert mixed.root != built.root
+    assert index.spans is not None
+    tokenizer = TextTokenizer(trained.base)
+    by_place = {(p.contribution, p.position): p.record for p in placed}
+    for row in (0, 7, 35):
+        record = by_place[index.place_of(row)]
+        coded = encode_record(tokenizer, record.prompt, record.completion)
+        said = coded.ids[coded.prompt_tokens :]
+        (found,) = find_spans(index.spans, (), said, min_span=len(said))
+        assert found.holders == ((row, 0),)
+
+
 def test_meta_tells_place_and_tokens(built: Built, trained, placed: list[PlacedRecord]) -> None:
     index = Index.open(built.folder, built.root)
     by_place = {(p.contribution, p.position): p.record for p in placed}

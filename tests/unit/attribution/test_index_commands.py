@@ -102,3 +102,11 @@ def test_what_cannot_be_built_says_why(
 def test_folder_without_checkpoints_is_refused(goods, capsys: Capture, tmp_path: Path) -> None:
     given = ["index", "build", goods[0], str(tmp_path), str(tmp_path / "out"), *goods[2:]]
     assert told(capsys, tmp_path, *given, status=1)["code"] == "index.checkpoints"
+
+
+def test_spans_are_asked_for_by_their_part(goods, tmp_path: Path, capsys: Capture) -> None:
+    words = [*goods[:2], str(tmp_path), *goods[2:], "--spans", "2500"]
+    told(capsys, tmp_path, "index", "build", *words)
+    (folder,) = tmp_path.iterdir()
+    shown = told(capsys, tmp_path, "index", "show", str(folder))
+    assert shown["mix"] == [[0, 7_500], [1, 2_500]]

@@ -192,6 +192,43 @@ def test_noise_alone_earns_nothing(scores: list[int]) -> None:
     assert shares.credits_of(statement, len(scores)) == ()
 
 
+def test_nobody_is_paid_below_five_halves_of_the_threshold() -> None:
+    """No record knows what was asked: then the data part is the model's fund's."""
+    tau = shares.threshold((400,) * 3, 3)  # 39 × 400
+    least = -(-5 * tau // (2 * shares.SCALE))
+    just = state((400,) * 3, ((0, 5, least), (2, 6, tau // shares.SCALE + 1)))
+    below = just._replace(paid=((0, 5, least - 1), just.paid[1]))
+    for statement in (just, below):
+        shares.check_statement(statement, header(3), ROOT)
+    assert shares.credits_of(just, 3) == ((5, 10_000),)
+    assert shares.credits_of(below, 3) == ()
+    assert shares.row_shares(below, 3) == []
+
+
+def test_rows_are_paid_by_the_square_of_their_excess() -> None:
+    statement = state((0, 0, 0), ((0, 5, 30), (1, 6, 10), (2, 6, 10)))
+    assert shares.row_shares(statement, 3) == [(0, 8_182), (1, 909), (2, 909)]
+
+
+@given(
+    st.lists(st.integers(0, shares.SCORE_MAX), min_size=1, max_size=300),
+    st.sampled_from([0, 1, -1]),
+)
+def test_shares_of_any_scores_sum_to_the_whole_or_nothing(scores: list[int], sign: int) -> None:
+    """Extremes and ties among them; the order in which rows are given does not matter."""
+    scores = [score if sign >= 0 or row % 2 else -score for row, score in enumerate(scores)]
+    scores = [score * abs(sign) or score % 7 for score in scores]
+    statement = honest(scores, list(range(len(scores))))
+    parts = shares.row_shares(statement, len(scores))
+    assert sum(bps for _, bps in parts) in (0, 10_000)
+    assert all(bps >= 0 for _, bps in parts)
+    tau = shares.threshold(statement.floors, len(scores))
+    pairs = list(enumerate(scores))
+    assert shares.choose_paid(pairs[::-1], tau, 64) == shares.choose_paid(pairs, tau, 64)
+    backwards = [(row, (16 * s - tau) ** 2) for row, _, s in statement.paid][::-1]
+    assert not parts or shares.apportion(backwards, 10_000) == parts
+
+
 def test_zero_credits_are_left_out() -> None:
     statement = state((0, 0, 0), ((0, 5, 1), (2, 6, 30_000)))
     assert shares.credits_of(statement, 3) == ((6, 10_000),)
@@ -336,3 +373,26 @@ def test_sketch_hash_is_the_tree_over_sketch_and_statement() -> None:
         return hashlib.sha256(data).digest()
 
     assert claims.sketch_hash(b"s", b"t") == sha(b"\1" + sha(b"\0s") + sha(b"\0t"))
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        ("statement.spans", {"spans": (claims.Span(0, 5, ((1, 0),)),)}),
+        ("statement.spans", {"spans": (claims.Span(0, 6, ((2, 0), (1, 0))),)}),
+        ("statement.spans", {"spans": (claims.Span(0, 6, ((1, 0), (1, 9))),)}),
+        ("statement.spans", {"spans": (claims.Span(0, 6, ((3, 0),)),)}),
+        ("statement.spans", {"spans": tuple(claims.Span(n, 6, ((1, 0),)) for n in (9, 0))}),
+        ("statement.retrieved", {"retrieved": ((1, 0),)}),
+        ("statement.retrieved", {"retrieved": ((2, 4), (1, 4))}),
+        ("statement.retrieved", {"retrieved": ((3, 4),)}),
+    ],
+)
+def test_false_parts_of_other_scorers_are_refused(code: str, changes: dict[str, object]) -> None:
+    mixed = header(3, mix=((0, 5_000), (1, 3_000), (2, 2_000)), spans_root=b"\1" * 32)
+    plain = state((16, 16, 16), ())
+    sound = (claims.Span(0, 6, ((1, 0), (2, 9))),)
+    shares.check_statement(plain._replace(spans=sound, retrieved=((1, 4), (2, 1))), mixed, ROOT)
+    with pytest.raises(Invalid) as refusal:
+        shares.check_statement(plain._replace(**changes), mixed, ROOT)
+    assert refusal.value.code == code

@@ -1,0 +1,258 @@
+"""`olnode bench attribution`: how well pay follows the records that shaped an answer.
+
+Ground truth by retraining: adapters trained on random halves of the records, and of the
+contributors, tell what each question loses without them. LDS is the rank correlation of that
+with what the scores predict (attribution_rivals.py). Scores, credits and index are the node's
+own. `--world 2` is the world that nothing was tuned on. Figures depend on the machine's float
+rounding only; times are of CPU, so that load does not show. About eight minutes on one core.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+from bench.adapter_bank import BANK
+from bench.attribution_rivals import bm25, datainf, gradient_dot, linear_datamodelling, trak
+from bench.attribution_study import (
+    Base,
+    Study,
+    answer_all,
+    attribute_all,
+    encode_asked,
+    final_gradients,
+    float_sums,
+    index_again,
+    make_base,
+    paid_bps,
+    rounded_rows,
+    signed_scores,
+    sketches_of,
+    study,
+)
+from bench.attribution_world import WORLDS, Datanet, World, make_datanet
+from bench.protocol import AT_LEAST, AT_MOST, Budget, finish, tell
+from torch import Tensor
+
+from node.attribution.kernels import int_mm
+from node.attribution.score import choose_kernel, scan
+from node.ledger.rules.shares import TOTAL_BPS
+from node.ledger.wire.claims import ROW_BYTES
+
+ADAPTERS: Final = 64  # retrained on halves of the records, and as many on halves of contributors
+MASKS_SEED: Final = 7
+SCAN_ROWS: Final = 100_000
+SCAN_ROUNDS: Final = 15
+THIEFS_VICTIM: Final = 3  # neither copied nor poisoned
+JUNK: Final = ("filler", "garbage")
+
+BUDGETS: Final = (
+    Budget("lds_signed", AT_LEAST, 0.55),
+    Budget("lds_c_paid", AT_LEAST, 0.75),
+    Budget("owner_share", AT_LEAST, 0.85),
+    Budget("lds_over_datainf", AT_LEAST, 0.25),
+    Budget("copier_share", AT_MOST, 0.01),
+    Budget("junk_share", AT_MOST, 0.01),
+    Budget("paraphrase_share_of_victim", AT_MOST, 0.05),
+    Budget("unknown_to_fund", AT_LEAST, 0.6),
+    Budget("scan_ms_1e5", AT_MOST, 10),
+)
+
+
+class Truth(NamedTuple):
+    """Which records (or contributors) each retrained adapter saw, and the questions' losses."""
+
+    records: Tensor  # (adapters, records) of 0 and 1
+    record_losses: Tensor  # (adapters, questions)
+    contributors: Tensor  # (adapters, contributors)
+    contributor_losses: Tensor
+
+
+class Paid(NamedTuple):
+    """What the questions of a Datanet score and pay."""
+
+    sums: list[Tensor]  # both halves before rounding, float64 (questions, 512)
+    scores: Tensor  # int64 (questions, records)
+    parts: Tensor  # float64 (questions, contributors), each row 1 or 0 in all
+
+
+def retrain(made: Study, datanet: Datanet, adapters: int) -> Truth:
+    """The ground truth: `adapters` on random halves of the records, as many of contributors."""
+    draw = torch.Generator().manual_seed(MASKS_SEED)
+    records = (torch.rand(adapters, len(made.coded), generator=draw) < 0.5).float()
+    people = (torch.rand(adapters, datanet.contributors, generator=draw) < 0.5).float()
+    owners = torch.tensor([text.contributor for text in datanet.texts])
+    masks = torch.cat([records, people[:, owners]])
+    asked = encode_asked(made.base, [(q.prompt, q.answer) for q in datanet.questions])
+    losses = []
+    for start in range(0, len(masks), BANK):
+        bank, _ = made.bank.train(made.coded, masks[start : start + BANK], made.base.world.epochs)
+        losses.append(made.bank.losses(bank, asked))
+        tell(f"retrained {min(start + BANK, len(masks))} of {len(masks)} adapters")
+    found = torch.cat(losses)
+    return Truth(records, found[:adapters], people, found[adapters:])
+
+
+def pay(made: Study, datanet: Datanet) -> Paid:
+    """Sketch, score and credit each question with its true answer."""
+    asked = encode_asked(made.base, [(q.prompt, q.answer) for q in datanet.questions])
+    sums = float_sums(made, asked)
+    sketches = sketches_of(sums)
+    bps = paid_bps(attribute_all(made, sketches), datanet.contributors)
+    assert set(bps.sum(1).tolist()) <= {0, TOTAL_BPS}
+    return Paid(sums, signed_scores(made, sketches), bps.double() / TOTAL_BPS)
+
+
+def shares_of_kinds(datanet: Datanet, world: World, paid: Paid) -> dict[str, float]:
+    """Who gets what of questions whose fact is not poisoned; and how often the owner is first."""
+    owners = torch.tensor([question.owner for question in datanet.questions])
+    poisoned = range(1, 1 + world.poisoners)
+    fair = [i for i, question in enumerate(datanet.questions) if question.owner not in poisoned]
+    parts = paid.parts[fair]
+
+    def share(*kinds: str) -> float:
+        return float(parts[:, datanet.of_kind(*kinds)].sum(1).mean())
+
+    return {
+        "owner_share": float(paid.parts[fair, owners[fair]].mean()),
+        "recall_at_1": float((paid.parts.argmax(1) == owners).double().mean()),
+        "copier_share": share("copy"),
+        "junk_share": share(*JUNK),
+        "poison_share": share("poison"),
+    }
+
+
+def unknown_to_fund(made: Study, datanet: Datanet) -> dict[str, float]:
+    """The part that no contributor gets of the published adapter's answers on what no record
+    knows: on things never named, and on other facts of things that are."""
+    answers = answer_all(made, [unknown.prompt for unknown in datanet.unknown])
+    sketches = sketches_of(float_sums(made, encode_asked(made.base, answers)))
+    bps = paid_bps(attribute_all(made, sketches), datanet.contributors)
+    silent = 1 - bps.sum(1).double() / TOTAL_BPS
+    found = {}
+    for key, kind in (("unknown_to_fund", "thing"), ("unknown_relation_to_fund", "relation")):
+        found[key] = float(silent[[u.kind == kind for u in datanet.unknown]].mean())
+    return found
+
+
+def paraphrase_share(base: Base, honest: Study, datanet: Datanet, paid: Paid, home: Path) -> float:
+    """What a thief who rewords all facts of one owner earns, over all questions, of what that
+    owner earned before: its records join, an adapter is trained, an index built."""
+    robbed = make_datanet(base.world, thief_of=THIEFS_VICTIM)
+    assert robbed.questions == datanet.questions
+    assert robbed.texts[: len(honest.texts)] == honest.texts
+    after = pay(study(base, robbed, home), robbed)
+    return float(after.parts[:, -1].sum() / paid.parts[:, THIEFS_VICTIM].sum())
+
+
+def lds_of_all(made: Study, datanet: Datanet, paid: Paid, truth: Truth) -> dict[str, float]:
+    """The quality of our scores and pay, and of what we are compared with."""
+    asked = [(question.prompt, question.answer) for question in datanet.questions]
+    of_questions = final_gradients(made, encode_asked(made.base, asked))
+    of_records = final_gradients(made, made.coded)
+    texts = [text.text for text in datanet.texts]
+
+    def lds(scores: Tensor) -> Tensor:
+        return linear_datamodelling(scores, truth.records, truth.record_losses)
+
+    float_rows = float_sums(made, made.coded)
+    ours, over = lds(paid.scores), mean(lds(datainf(of_questions, of_records)))
+    by_people = linear_datamodelling(paid.parts, truth.contributors, truth.contributor_losses)
+    unrounded = mean(lds(float_scores(paid.sums, float_rows)))
+    rounded = mean(lds(rounded_rows(paid.sums) @ rounded_rows(float_rows).T))
+    return {
+        "lds_signed": mean(ours),
+        "lds_signed_error": float(ours.std() / len(ours) ** 0.5),
+        "lds_c_paid": mean(by_people),
+        "lds_datainf": over,
+        "lds_over_datainf": mean(ours) - over,
+        "lds_graddot": mean(lds(gradient_dot(of_questions, of_records))),
+        "lds_trak": mean(lds(trak(of_questions, of_records))),
+        "lds_bm25": mean(lds(bm25([f"{prompt} {answer}" for prompt, answer in asked], texts))),
+        "int8_loss": abs(unrounded - rounded),
+    }
+
+
+def float_scores(questions: Sequence[Tensor], records: Sequence[Tensor]) -> Tensor:
+    """What scores would be without rounding: the sum of both halves' cosines."""
+    unit = torch.nn.functional.normalize
+    halves = zip(questions, records, strict=True)
+    return sum((unit(q, dim=1) @ unit(r, dim=1).T for q, r in halves), torch.zeros(()))
+
+
+def mean(values: Tensor) -> float:
+    """Of the questions."""
+    return float(values.mean())
+
+
+def scan_ms() -> float:
+    """Least CPU milliseconds of a scan of 100,000 rows by the kernel that a node would use: others
+    on the machine take memory bandwidth, which counts as our CPU."""
+    random = np.random.default_rng(1)
+    rows = random.integers(-127, 128, (SCAN_ROWS, ROW_BYTES), np.int8)
+    kernel, sketch = choose_kernel([int_mm]), rows[0].tobytes()
+    took = []
+    for _ in range(SCAN_ROUNDS):
+        began = time.process_time()
+        scan(rows, sketch, kernel)
+        took.append(1_000 * (time.process_time() - began))
+    return min(took)
+
+
+def index_cost(made: Study, home: Path) -> float:
+    """CPU of indexing a record at one checkpoint, over that of one training step of it."""
+    began = time.process_time()
+    index_again(made, home)
+    indexing = time.process_time() - began
+    began = time.process_time()
+    made.bank.train(made.coded, torch.ones(1, len(made.coded)), made.base.world.epochs)
+    training = time.process_time() - began
+    rows = made.index.header.rows
+    return (indexing / (2 * rows)) / (training / (made.base.world.epochs * len(made.coded)))
+
+
+def measure(world: World, home: Path, adapters: int) -> dict[str, float]:
+    """Every figure of one world, with 2 × `adapters` retrained."""
+    torch.set_num_threads(1)  # two on a loaded two-core machine were six times slower
+    began = time.process_time()
+    base = make_base(world, home)
+    datanet = make_datanet(world)
+    made = study(base, datanet, home / "honest")
+    tell(f"base, adapter and index of {made.index.header.rows} rows are made")
+    paid = pay(made, datanet)
+    figures: dict[str, float] = {
+        **lds_of_all(made, datanet, paid, retrain(made, datanet, adapters)),
+        **shares_of_kinds(datanet, world, paid),
+        **unknown_to_fund(made, datanet),
+        "paraphrase_share_of_victim": paraphrase_share(base, made, datanet, paid, home / "robbed"),
+        "scan_ms_1e5": scan_ms(),
+        "index_cost_ratio": index_cost(made, home / "again"),
+    }
+    figures = {key: round(figure, 4) for key, figure in figures.items()}
+    sizes = {
+        "records": len(datanet.texts),
+        "contributors": datanet.contributors,
+        "questions": len(datanet.questions),
+        "rows": made.index.header.rows,
+        "retrained": 2 * adapters,
+    }
+    return {**figures, **sizes, "cpu_s": round(time.process_time() - began, 1)}
+
+
+def main() -> None:
+    """The command line of `olnode bench attribution`."""
+    parser = argparse.ArgumentParser(prog="olnode bench attribution")
+    parser.add_argument("--world", type=int, choices=sorted(WORLDS), default=1)
+    parser.add_argument("--adapters", type=int, default=ADAPTERS, help="retrained, of each kind")
+    given = parser.parse_args()
+    with TemporaryDirectory() as home:
+        figures = measure(WORLDS[given.world], Path(home), given.adapters)
+    finish({"world": given.world, **figures}, BUDGETS)
+
+
+if __name__ == "__main__":
+    main()

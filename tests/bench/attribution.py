@@ -126,6 +126,14 @@ def shares_of_kinds(datanet: Datanet, world: World, paid: Paid) -> dict[str, flo
     }
 
 
+def answered(made: Study, datanet: Datanet) -> float:
+    """The part of the questions to which the published adapter gives the owner's answer: where it
+    learnt little, nothing tells known from unknown, and the other figures say nothing."""
+    said = answer_all(made, [question.prompt for question in datanet.questions])
+    right = [word == q.answer for (_, word), q in zip(said, datanet.questions, strict=True)]
+    return sum(right) / len(right)
+
+
 def unknown_to_fund(made: Study, datanet: Datanet) -> dict[str, float]:
     """The part that no contributor gets of the published adapter's answers on what no record
     knows: on things never named, and on other facts of things that are."""
@@ -228,6 +236,7 @@ def measure(world: World, home: Path, adapters: int) -> dict[str, float]:
         **lds_of_all(made, datanet, paid, retrain(made, datanet, adapters)),
         **shares_of_kinds(datanet, world, paid),
         **unknown_to_fund(made, datanet),
+        "answered": answered(made, datanet),
         "paraphrase_share_of_victim": paraphrase_share(base, made, datanet, paid, home / "robbed"),
         "scan_ms_1e5": scan_ms(),
         "index_cost_ratio": index_cost(made, home / "again"),

@@ -52,7 +52,13 @@ def figures(studied: Studied) -> dict[str, float]:
         **attribution.lds_of_all(made, datanet, paid, truth),
         **attribution.shares_of_kinds(datanet, SMALL, paid),
         **attribution.unknown_to_fund(made, datanet),
+        "answered": attribution.answered(made, datanet),
     }
+
+
+def test_the_world_is_learnt(figures: dict[str, float]) -> None:
+    """Where the model does not know the facts, nothing below means anything."""
+    assert figures["answered"] >= 0.8
 
 
 def test_signed_scores_tell_what_retraining_tells(figures: dict[str, float]) -> None:

@@ -18,7 +18,7 @@ import trio
 
 from consensus.attacks import LightClientAttack, Verdict, encode_attack
 from node.backend import make_backend
-from node.config import Settings, grains_of, host_and_port
+from node.config import Settings, host_and_port
 from node.diskguard import DiskGuard
 from node.holdings import Holdings
 from node.ledger.pool import BundlePool, TransactionPool
@@ -53,11 +53,8 @@ from node.refuter import Refuter
 from node.scrubber import Scrubber
 from node.sender import Sender
 from node.serving.book import has_book
-from node.serving.engine import ROWS, EngineSettings
-from node.serving.remote import make_remote
-from node.serving.worker import WorkerEngine
 from node.sharecheck import ShareChecker
-from node.shop import Counter, MakeEngine, Shop
+from node.shop import Counter, Shop
 from node.storage.adopting import DB_NAME, take_in
 from node.storage.attackfiles import keep_attack
 from node.storage.errors import DatabaseDamaged
@@ -69,9 +66,9 @@ from node.storage.store import suspect
 from node.storage.views import Tip
 from node.telling import Telling
 from node.wallet.keystore import Key
-from node.wallet.payer import Limits
 from node.web.app import Backend, make_app, serve_socket
 from node.web.metrics import run_metrics
+from node.wishes import engine_maker, engine_settings, payer_limits
 from p2p.network import Libp2pNetwork, PeerId, StatusFacts
 
 PRUNE_EVERY_S: Final = 3_600.0
@@ -392,54 +389,20 @@ class Node:
         )
         folder = self._settings.home / "receipts"
         engine = self._config.engine
-        make_engine: MakeEngine = partial(WorkerEngine, stall_s=float(engine.stall_s))
-        if engine.kind == "remote":
-            make_engine = partial(
-                make_remote,
-                urls=engine.urls,
-                flavour=engine.flavour,
-                token=engine_token(engine),
-                local_gradients=engine.local_gradients,
-            )
-        wish = self._engine_wish()
-        return Shop(counter, self._network, self._holdings, folder, wish, make_engine)
-
-    def _engine_wish(self) -> EngineSettings:
-        """What the operator wants of the engine; its base is on the ledger."""
-        engine = self._config.engine
-        return EngineSettings(
-            base_folder="",
-            threads=engine.threads,
-            rows=engine.rows or ROWS,
-            slots=engine.slots,
-            slot_bytes=engine.slot_budget_mb << 20,
-            ram_bytes=engine.ram_budget_mb << 20,
-            disk_folder=str(self._settings.home / "packed") if engine.disk_budget_gb else "",
-            disk_bytes=engine.disk_budget_gb << 30,
-            disk_free_bytes=self._free_bytes_min,
-            kv_bytes=engine.kv_budget_mb << 20,
-            prefill_chunk=engine.prefill_chunk,
-            queue_tokens=engine.queue_tokens,
-            queue_requests=engine.queue_requests,
-            aging_ms=engine.aging_ms,
-            gradient_wait_ms=engine.gradient_max_wait_ms,
+        wish = engine_settings(
+            engine,
+            packed_folder=str(self._settings.home / "packed"),
+            free_bytes=self._free_bytes_min,
         )
+        return Shop(counter, self._network, self._holdings, folder, wish, engine_maker(engine))
 
     def _make_purse(self, key: Key) -> Purse:
-        payer = self._config.payer
-        limits = Limits(
-            channel_cap=grains_of(payer.channel_cap_open),
-            total_locked_max=grains_of(payer.total_locked_open),
-            fee_max=grains_of(payer.max_fee_open),
-            providers_tried=payer.providers_tried,
-            lanes=payer.lanes,
-        )
         return Purse(
             key=key,
             chain_id=self._chain.chain_id,
             folder=self._settings.home / "payer",
             evidence=self._settings.home / "evidence",
-            limits=limits,
+            limits=payer_limits(self._config.payer),
             network=self._network,
             directory=self._directory,
             holdings=self._holdings,

@@ -26,7 +26,7 @@ FLOORS = (  # top down; a room imports itself and lower lines, never upwards, ne
     {"node.cli"},
     {"node.devnet", "node.doctor"},
     {"node.daemon", "node.lightclient"},
-    {"node.backend"},
+    {"node.backend", "node.wishes"},
     {"node.metrics"},
     {"node.telling", "node.neighbours"},
     {"node.shop", "node.purse", "node.reasons", "node.refuter", "node.sharecheck"},
@@ -41,7 +41,7 @@ FLOORS = (  # top down; a room imports itself and lower lines, never upwards, ne
     {"consensus", "p2p", "node.config", "node.observe", "node.collecting"},
 )
 UNPACK_CONFIG = {"node.cli", "node.devnet", "node.doctor", "node.daemon", "node.home",
-                 "node.precheck"}
+                 "node.precheck", "node.wishes"}
 TORCH_ROOMS = ("node/serving/", "node/training/", "node/attribution/gradients.py",
                "node/attribution/basis.py", "node/attribution/kernels.py",
                "node/attribution/torchrun.py")

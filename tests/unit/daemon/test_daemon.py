@@ -16,6 +16,7 @@ from node.serving.engine import ROWS, EngineSettings
 from node.storage.errors import DatabaseDamaged
 from node.storage.store import why_suspected
 from node.telling import LAG_BLOCKS_MAX, is_behind
+from node.wishes import engine_settings
 
 AT = 100
 NEAR, FAR = AT + LAG_BLOCKS_MAX, AT + LAG_BLOCKS_MAX + 1
@@ -57,11 +58,7 @@ def test_engine_is_wished_for_as_the_operator_says() -> None:
 
 
 def wish_of(engine: Engine) -> EngineSettings:
-    around: Any = SimpleNamespace(
-        _config=SimpleNamespace(engine=engine), _settings=SimpleNamespace(home=Path("/home")),
-        _free_bytes_min=37,
-    )  # fmt: skip
-    return daemon.Node._engine_wish(around)
+    return engine_settings(engine, packed_folder="/home/packed", free_bytes=37)
 
 
 class Life:

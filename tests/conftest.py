@@ -14,7 +14,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PROCESSES = "processes"
-WITH_PROCESSES = ("end_to_end", "crashes", "bench")
 
 # Two threads of torch that spin for each other cost ten times their work on a machine that is
 # busy; to be set before torch is imported.
@@ -29,6 +28,7 @@ def pytest_configure() -> None:
             pytest.exit(f"{name} comes from {origin}, not from {ROOT}: run `make`", returncode=2)
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _skip_absent(items)
     items.sort(key=lambda item: _group(item) != PROCESSES)
@@ -38,7 +38,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def _group(item: pytest.Item) -> str:
     top, *_ = parts = item.path.relative_to(ROOT / "tests").parts
-    return PROCESSES if top in WITH_PROCESSES else "/".join(parts[:2])
+    return PROCESSES if top == "end_to_end" else "/".join(parts[:2])
 
 
 def _skip_absent(items: list[pytest.Item]) -> None:

@@ -17,7 +17,7 @@ demo: .venv/ready
 
 # Two workers: one starts the daemons, which mostly wait, the other takes the rest (tests/conftest.py).
 test: lint
-	$(VENV) -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow and not gpu and not load"
+	$(VENV) -m pytest -q -n 2 --no-loadscope-reorder -m "not slow and not gpu and not load"
 
 lint: .venv/ready
 	$(VENV) -m ruff check .

@@ -9,6 +9,7 @@ pytest-xdist runs all of them, first; the others take the rest, a folder at a ti
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,17 +29,26 @@ def pytest_configure() -> None:
             pytest.exit(f"{name} comes from {origin}, not from {ROOT}: run `make`", returncode=2)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     _skip_absent(items)
-    items.sort(key=lambda item: _group(item) != PROCESSES)
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: _group(item.nodeid) != PROCESSES)
 
 
-def _group(item: pytest.Item) -> str:
-    top, *_ = parts = item.path.relative_to(ROOT / "tests").parts
-    return PROCESSES if top == "end_to_end" else "/".join(parts[:2])
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """What a worker takes at once; the marks of `--dist loadgroup` are lost with this pytest."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _group(nodeid)
+
+    return ByGroup(config, log)
+
+
+def _group(nodeid: str) -> str:
+    _, *parts = nodeid.partition("::")[0].split("/")
+    return PROCESSES if parts[0] == "end_to_end" else "/".join(parts[:2])
 
 
 def _skip_absent(items: list[pytest.Item]) -> None:

@@ -467,7 +467,7 @@ def test_tokens_are_those_of_an_engine_that_has_room_for_all(
         waiting, calls = list(requests), {}
         got: dict[bytes, list[Token | Finish]] = {}
         refused: set[bytes] = set()
-        for _ in range(20_000):
+        for _ in range(200_000):  # most of them while adapters are read
             if waiting and core.live < 25:
                 each = waiting.pop()
                 calls[int.from_bytes(each.id, "big")] = each.id
@@ -475,9 +475,10 @@ def test_tokens_are_those_of_an_engine_that_has_room_for_all(
                     core.submit(each, call=int.from_bytes(each.id, "big"))
                 except (Overloaded, UnknownAdapter):
                     refused.add(each.id)
-            if rng.random() < 0.02 and core._live:
+            # Chance counts steps of work, not waits for the loader: their number is the machine's.
+            if core.made_progress and rng.random() < 0.02 and core._live:
                 core.cancel(rng.choice(list(core._live)))
-            if rng.random() < 0.05:
+            if core.made_progress and rng.random() < 0.05:
                 one = rng.choice(made)
                 if one[0] in core._bank._known:
                     core.unload(one[0], drain=True)

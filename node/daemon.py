@@ -199,27 +199,7 @@ class Node:
             may_see_sketch=self._may_see_sketch,
             open_rows=RowOpener(self._holdings.find_by_root).open,
         )
-        self._relay = Relay(
-            network=self._network,
-            chain_id=self._chain.chain_id,
-            transactions=self._transactions,
-            bundles=self._bundles,
-            store=self._chain.bundles,
-            get_state=self._chain.state,
-            auditor=self._auditor,
-            audits=self._audits,
-            may_be_shown=self._is_member,
-            fetch_body=partial(fetch_body, self._blobs),
-            evidence_folder=settings.home / "evidence",
-            watch_folder=settings.home / "watchtower",
-            get_height=lambda: self._chain.height,
-            find_validators=self._find_validators,
-            now_ms=now_ms,
-            on_pooled=self._wake,
-            on_checked=self._note_bundle,
-            on_audited=lambda name: self._refuter.note_audited(name),
-            on_false=lambda found: self._refuter.note_false(found),
-        )
+        self._relay = self._make_relay()
         self._directory = Directory(
             network=self._network,
             chain_id=self._chain.chain_id,
@@ -297,6 +277,29 @@ class Node:
             outbound_target=p2p.outbound_min,
             ping_every_s=float(p2p.keepalive_s),
             ping_misses_max=p2p.keepalive_misses,
+        )
+
+    def _make_relay(self) -> Relay:
+        return Relay(
+            network=self._network,
+            chain_id=self._chain.chain_id,
+            transactions=self._transactions,
+            bundles=self._bundles,
+            store=self._chain.bundles,
+            get_state=self._chain.state,
+            auditor=self._auditor,
+            audits=self._audits,
+            may_be_shown=self._is_member,
+            fetch_body=partial(fetch_body, self._blobs),
+            evidence_folder=self._settings.home / "evidence",
+            watch_folder=self._settings.home / "watchtower",
+            get_height=lambda: self._chain.height,
+            find_validators=self._find_validators,
+            now_ms=now_ms,
+            on_pooled=self._wake,
+            on_checked=self._note_bundle,
+            on_audited=lambda name: self._refuter.note_audited(name),
+            on_false=lambda found: self._refuter.note_false(found),
         )
 
     def _make_replica(self) -> Replica:

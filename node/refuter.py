@@ -29,7 +29,7 @@ from node.observe import get_log
 from node.peering.auditing import IndexAuditor
 from node.peering.audits import Audits, StatedClaim
 from node.peering.relay import Found
-from node.storage.segments import sync_directory, write_durably
+from node.storage.segments import put_away, sync_directory, write_durably
 from node.storage.views import View
 
 AUDITED_MAX: Final = 65_536  # bundles found true before they settled; the oldest are forgotten
@@ -42,7 +42,6 @@ PROOFS_EVERY_S: Final = 1.0  # while there is one to send
 STAGGER_S: Final = 8.0
 KEEP_MS: Final = 24 * 3_600_000  # a proof whose bundle never settles
 PREFIX: Final = "fraud-"
-ENDED_FOLDER: Final = "ended"
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 Which = tuple[int, int]
@@ -327,10 +326,7 @@ class Refuter:
 
     def _put_away(self, path: Path) -> None:
         try:
-            if path.exists():
-                ended = self._folder / ENDED_FOLDER
-                ended.mkdir(mode=0o700, exist_ok=True)
-                path.rename(ended / path.name)
+            put_away(path)
         except OSError as error:
             log.warning("a proof is not put away", file=str(path), why=str(error))
 

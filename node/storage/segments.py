@@ -17,6 +17,7 @@ from node.storage.errors import FRESH_HOME, Damaged, StorageError
 from node.storage.frames import Frame, FrameFormat, Gap, read_all
 
 SEGMENT_BYTES: Final = 64 << 20
+ENDED_FOLDER: Final = "ended"
 SEGMENTS_MAX: Final = 999_999
 NAME_DIGITS: Final = 6
 
@@ -300,6 +301,14 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def put_away(path: Path) -> None:
+    """Move a file that is done with into `ended/` beside it, where nothing reads it again."""
+    if path.exists():
+        ended = path.parent / ENDED_FOLDER
+        ended.mkdir(mode=0o700, exist_ok=True)
+        path.rename(ended / path.name)
 
 
 def write_durably(path: Path, raw: bytes) -> None:

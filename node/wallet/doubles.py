@@ -22,7 +22,7 @@ from node.ledger.state import State
 from node.ledger.wire.receipts import Place, decode_receipt, receipt_id
 from node.ledger.wire.transactions import Evidence, make_evidence
 from node.observe import get_log
-from node.storage.segments import sync_directory, write_durably
+from node.storage.segments import put_away, sync_directory, write_durably
 
 SEEN_MAX: Final = 4_096  # receipts remembered; the oldest are forgotten first
 PAIRS_MAX: Final = (
@@ -30,7 +30,6 @@ PAIRS_MAX: Final = (
 )
 LOOK_EVERY_S: Final = 30.0
 PREFIX: Final = "receipt-"
-ENDED_FOLDER: Final = "ended"  # of pairs that the ledger needs no more; never read
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
@@ -142,12 +141,9 @@ class Doubles:
 
     def _put_away(self, pair: Evidence) -> None:
         """What stays where it was is looked at again at the next start."""
-        ended = self._folder / ENDED_FOLDER
         for path in self._paths(pair):
             try:
-                if path.exists():
-                    ended.mkdir(mode=0o700, exist_ok=True)
-                    path.rename(ended / path.name)
+                put_away(path)
             except OSError as error:
                 log.warning("a receipt is not put away", file=str(path), why=str(error))
 

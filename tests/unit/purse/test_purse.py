@@ -33,8 +33,9 @@ from node.ledger.wire.transactions import (
 from node.peering import blobstore as blobs
 from node.purse import Purse, Question
 from node.sender import POLL_S, SETTLE_S, VALID_MS
+from node.storage.segments import ENDED_FOLDER
 from node.wallet.buying import Answer, PaymentFailed
-from node.wallet.doubles import ENDED_FOLDER, LOOK_EVERY_S
+from node.wallet.doubles import LOOK_EVERY_S
 from node.wallet.keystore import Key
 from node.wallet.payer import Limits
 from node.web.errors import find_refusal

@@ -26,7 +26,8 @@ from node.ledger.wire.transactions import FraudProof, decode_fraud
 from node.peering.auditing import IndexAuditor, RowOpener
 from node.peering.audits import Audits, StatedClaim
 from node.peering.relay import Relay
-from node.refuter import ENDED_FOLDER, LOOK_EVERY_S, STAGGER_S, TRIES, Refuter
+from node.refuter import LOOK_EVERY_S, STAGGER_S, TRIES, Refuter
+from node.storage.segments import ENDED_FOLDER
 from node.storage.store import MemoryKV
 from p2p.memory import MemoryHub
 from p2p.network import PeerId

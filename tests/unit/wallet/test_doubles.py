@@ -14,6 +14,7 @@ from consensus.primitives.errors import Invalid
 from node.ledger.rules import channels, doubles
 from node.ledger.wire.receipts import encode_receipt, receipt_message
 from node.ledger.wire.transactions import Evidence, make_evidence
+from node.storage.segments import ENDED_FOLDER
 from node.wallet import doubles as wallet
 from node.wallet.doubles import LOOK_EVERY_S, Doubles
 
@@ -111,8 +112,8 @@ async def test_ended_pairs_make_room(
         if is_restarted:
             bench.doubles = bench.open()
     assert (len(bench.accused), bench.doubles.counters["dropped"]) == (5, 0)
-    assert [path.name for path in bench.folder.iterdir()] == [wallet.ENDED_FOLDER]
-    assert len(list((bench.folder / wallet.ENDED_FOLDER).iterdir())) == 10, "for the operator"
+    assert [path.name for path in bench.folder.iterdir()] == [ENDED_FOLDER]
+    assert len(list((bench.folder / ENDED_FOLDER).iterdir())) == 10, "for the operator"
 
 
 async def test_pair_that_cannot_be_put_away_ends_no_wallet(

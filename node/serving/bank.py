@@ -267,7 +267,8 @@ class AdapterBank:
     def found(self, ref: AdapterRef) -> None:
         """The host has it: read it now."""
         if ref.hash in self._ways:
-            self._known[ref.hash] = ref
+            if ref.hash in self._known:  # else it was unloaded meanwhile
+                self._known[ref.hash] = ref
             self._loader.ask(ref)
 
     def missing(self, hash: bytes, why: str) -> None:

@@ -28,6 +28,8 @@ from node.serving.engine import (
 
 FRAME_BYTES_MAX: Final = 64 * 2**20
 LENGTH_BYTES: Final = 4
+FACT_CHARS_MAX: Final = 500  # what an adapter's file says of itself may be as long as the file
+FACT_INT_MAX: Final = 2**63 - 1
 
 
 class Frame(msgspec.Struct, array_like=True):
@@ -256,12 +258,18 @@ def body_length(head: bytes) -> int:
 
 
 def failure(call: int, error: EngineError) -> Failed:
-    """An error as a frame."""
-    facts = {k: v if type(v) is int else str(v) for k, v in error.facts.items()}
-    return Failed(call, error.code, facts)
+    """An error as a frame, whatever its facts are: they may quote a stranger's file."""
+    return Failed(call, error.code, {name: _plain(fact) for name, fact in error.facts.items()})
+
+
+def _plain(fact: object) -> int | str:
+    """As it is, if a frame can hold it; else as text, cut, its lone surrogates spelt out."""
+    if type(fact) is int and -FACT_INT_MAX <= fact <= FACT_INT_MAX:
+        return fact
+    return str(fact)[:FACT_CHARS_MAX].encode("utf-8", "backslashreplace").decode()
 
 
 def error_of(frame: Failed) -> EngineError:
     """The error that a frame tells of; of an unknown code, the general one."""
     kind = ERRORS.get(frame.code)
-    return kind(**frame.facts) if kind else EngineError(told=frame.code, **frame.facts)
+    return kind(**frame.facts) if kind else EngineError(**{**frame.facts, "told": frame.code})

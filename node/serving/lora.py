@@ -113,9 +113,8 @@ class LoraStack:
         Raises WrongBase naming the tensor, Unsupported where its bucket has no slot. Any thread
         may call; it computes with numpy alone, since torch would bring threads of its own.
         """
+        self.check_slots(adapter.bucket)
         layout = self.layouts[adapter.bucket]
-        if not self.slots[adapter.bucket]:
-            raise Unsupported(what=f"rank {adapter.rank}: slot_budget_mb has no room for one")
         flat = np.zeros(layout.elements, np.float32)
         for module, (rank, scale) in adapter.modules.items():
             place = layout.places.get(module)
@@ -129,6 +128,11 @@ class LoraStack:
             into = flat[middle : middle + rank * place.outputs].reshape(rank, place.outputs)
             into[:] = (b.astype(np.float64) * scale).T
         return self.from_bytes(flat_bytes(flat, self.dtype))
+
+    def check_slots(self, bucket: int) -> None:
+        """Raise Unsupported where the bucket has no slot: its requests would wait for ever."""
+        if not self.slots[bucket]:
+            raise Unsupported(what=f"a rank of {bucket}: slot_budget_mb has no room for one")
 
     def from_bytes(self, raw: npt.NDArray[np.uint8]) -> Tensor:
         """The flat tensor whose bytes these are; for a GPU in memory that it can copy from."""

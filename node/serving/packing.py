@@ -48,6 +48,7 @@ class Reader:
         return packed
 
     def _of_copy(self, hash: bytes, copy: Copy) -> Packed:
+        self._stack.check_slots(copy.bucket)  # it may be from a time of a larger budget
         flat = self._stack.from_bytes(copy.raw)
         targets = _shared({name.rsplit(".", 1)[-1] for name in copy.modules})
         modules = dict(copy.modules)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,44 @@ def test_random_bytes_never_raise_anything_else(tmp_path: Path) -> None:
             adapters.parse_header(bytes(raw))
         except BadAdapter:
             continue
+
+
+STRANGE = (None, True, -1, 1.5, 10**30, "", "x", "\ud800", [], [[]], ["x"], {}, {"x": []})
+
+
+@pytest.mark.parametrize("value", STRANGE, ids=ascii)
+def test_no_value_of_another_kind_raises_anything_else(tmp_path: Path, value: object) -> None:
+    """A stranger's header and settings may hold any JSON."""
+    raw = safetensors(good_tensors())
+    size = int.from_bytes(raw[:8], "little")
+    header, data = json.loads(raw[8 : 8 + size]), raw[8 + size :]
+    heads = [{**header, A: value}, {**header, ascii(value): header[B]}]
+    heads += [{**header, A: {**header[A], field: value}} for field in header[A]]
+    for number, head in enumerate(heads):
+        with pytest.raises(BadAdapter):
+            read_adapter(make(tmp_path / f"head{number}", raw=packed(head, data)))
+    for key in (*SETTINGS, "rank_pattern", "alpha_pattern", "use_rslora", "bias", "of_tomorrow"):
+        with suppress(BadAdapter):
+            read_adapter(make(tmp_path / key, {key: value}))
+
+
+def test_names_and_patterns_are_few_enough_to_be_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of 64 KiB of patterns for thousands of modules took the reader an hour."""
+    monkeypatch.setattr(adapters, "PAIRS_MAX", 4)
+    some = {f"x{number}": 4 for number in range(4)}
+    read_adapter(make(tmp_path / "four", {"rank_pattern": some}))
+    with pytest.raises(BadAdapter, match="too many"):
+        read_adapter(make(tmp_path / "five", {"rank_pattern": some, "alpha_pattern": {"y": 1}}))
+    room = adapters.NAME_CHARS_MAX - len(A.replace(MODULE, ""))
+    for length, is_read in ((room, True), (room + 1, False)):
+        longer = {
+            name.replace(MODULE, "m" * length): array for name, array in good_tensors().items()
+        }
+        folder = make(tmp_path / str(length), raw=safetensors(longer))
+        with nullcontext() if is_read else pytest.raises(BadAdapter, match="too long"):
+            read_adapter(folder)
 
 
 def make_base(folder: Path) -> Path:

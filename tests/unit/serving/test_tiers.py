@@ -1,5 +1,6 @@
 """Adapters come from disk to RAM to slots behind the engine's back, and stay while needed."""
 
+import json
 import random
 import shutil
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 import trio
 
+from node.serving.adapters import write_adapter
 from node.serving.client import FetchFailed
 from node.serving.engine import (
     AdapterBusy,
@@ -31,8 +33,9 @@ from node.serving.engine import (
     Token,
     UnknownAdapter,
     Unsupported,
+    WrongBase,
 )
-from node.serving.worker import ThreadEngine
+from node.serving.worker import ThreadEngine, WorkerEngine
 
 pytestmark = pytest.mark.ml
 
@@ -209,6 +212,23 @@ def test_load_in_flight_is_unloaded_by_draining_alone(tiny_base, make_adapter) -
         assert (core.adapters(), core._bank.in_ram, core._bank.ram_bytes) == ([], 0, 0)
 
 
+def test_unloaded_while_it_is_fetched_it_is_not_known_again(
+    tiny_base, make_adapter, tmp_path
+) -> None:
+    hash, folder = make_adapter(1)
+    with open_core(tiny_base, can_fetch=True) as core:
+        core.register(AdapterRef(hash, str(tmp_path / "gone")))
+        core.submit(request(1, hash), call=1)
+        core.tiers._loader.wait()
+        core.poll()
+        assert core.tiers.bank.wanted() == [hash]
+        core.unload(hash, drain=True)
+        core.tiers.bank.found(AdapterRef(hash, folder))
+        assert settle(core, 1) == [(1, None)]
+        assert len(finish(core, request(1).id)) == 5
+        assert (core.adapters(), core._bank.in_ram, core._bank.ram_bytes) == ([], 0, 0)
+
+
 class Ones:
     """In place of an index's projector."""
 
@@ -365,6 +385,21 @@ def test_bucket_that_has_no_room_in_its_slots_is_refused(tiny_base, make_adapter
         core.load(AdapterRef(*small))
         with pytest.raises(Unsupported):
             core.load(AdapterRef(*large))
+
+
+def test_copy_of_a_bucket_without_slots_is_refused_as_its_folder_is(
+    tiny_base, make_adapter, tmp_path
+) -> None:
+    """After a start with a smaller budget; a request for it waited for a slot for ever."""
+    small, large = make_adapter(1, 8), make_adapter(2, 64)
+    with open_core(tiny_base, disk_folder=str(tmp_path)) as core:
+        core.load(AdapterRef(*large))
+        written(core)
+    size = size_of(tiny_base, small)
+    with open_core(tiny_base, slot_bytes=3 * size, disk_folder=str(tmp_path)) as core:
+        core.register(AdapterRef(*large))
+        with pytest.raises(Unsupported):
+            core.submit(request(1, large[0]))
 
 
 def test_rows_are_as_many_as_their_keys_and_values_may_take(tiny_base) -> None:
@@ -554,5 +589,24 @@ async def test_files_that_are_lost_are_fetched_while_the_request_waits(
             await engine.load_adapter(nowhere)
         assert refused.value.facts["why"] == "nobody has it"
         assert ref.hash in {info.hash for info in await engine.adapters()}
+        await engine.aclose(drain_s=0)
+        nursery.cancel_scope.cancel()
+
+
+async def test_adapter_whose_names_no_frame_can_hold_costs_no_worker(tiny_base, tmp_path) -> None:
+    """Its files are in order, so its publisher's peers hold it and their engines are to load it."""
+    header, data = {}, bytes(64)
+    for number, side in enumerate(("A", "B")):
+        name = f"base_model.model.\ud800.lora_{side}.weight"
+        place = [32 * number, 32 * number + 32]
+        header[name] = {"dtype": "F32", "shape": [[8, 1], [1, 8]][number], "data_offsets": place}
+    text = json.dumps(header).encode()
+    raw = len(text).to_bytes(8, "little") + text + data
+    strange = write_adapter(tmp_path / "strange", {"r": 8, "lora_alpha": 8}, raw)
+    engine = WorkerEngine(EngineSettings(str(tiny_base), rows=4, threads=1))
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        with trio.fail_after(WAIT_S), pytest.raises(WrongBase):
+            await engine.load_adapter(AdapterRef(strange, str(tmp_path / "strange")))
         await engine.aclose(drain_s=0)
         nursery.cancel_scope.cancel()

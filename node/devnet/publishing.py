@@ -53,6 +53,7 @@ OWN_WORK: Final = 8  # licence code of page 40 §7
 ACCEPT: Final = 1
 WINDOW: Final = 4  # transactions of one sender in flight: the pool takes nonces up to + 4
 STORE_S: Final = 60.0
+RETURNED: Final = "returned"  # a contribution that nobody reviewed in time
 CURATION_BPS: Final = 500  # of a contribution's pay, to its Datanet
 LIST_MAX: Final = 100  # rows that a node tells at once; the devnet's own come first
 ROYALTY_BPS: Final = 1_000
@@ -97,11 +98,17 @@ class Publisher:
         return {good.name: there[good.name]["number"] for good in goods.goods}
 
     async def contribute(self, goods: Goods, numbers: dict[str, int]) -> None:
-        """Every contributor gives to every Datanet; the honest ones first, then the others."""
+        """Every contributor gives to every Datanet, the honest ones first, then the others; the
+        steward accepts all of it.
+
+        Before anything is trained or built: that takes as long as the machine needs, and what is
+        not reviewed in a minute is returned. Returned ones are given again.
+        """
         given = {
             row["root"]
             for good in goods.goods
             for row in await self._contributions(numbers[good.name])
+            if row["status"] != RETURNED
         }
         for members in (range(HONEST), range(HONEST, len(self._people.contributors))):
             sent = []
@@ -114,6 +121,8 @@ class Publisher:
                     sent.append(await self._market.send(who, payload))
             for tx_id in sent:
                 await self._market.settled(tx_id)
+        for good in goods.goods:
+            await self.accept_all(numbers[good.name])
 
     async def accept_all(self, datanet: int) -> dict[bytes, int]:
         """The steward accepts what waits; contributor → contribution number."""
@@ -126,8 +135,9 @@ class Publisher:
             sent = [await self._market.send(steward, Curate(n, ACCEPT, reason)) for n in part]
             for tx_id in sent:
                 await self._market.settled(tx_id)
-        by_root = {bytes.fromhex(row["root"]): row["number"] for row in found}
-        return by_root
+        return {
+            bytes.fromhex(row["root"]): row["number"] for row in found if row["status"] != RETURNED
+        }
 
     async def publish(self, goods: Goods, good: Good, datanet: int) -> None:
         """Snapshot, index, model, gift to its fund, files and, last, the version of one Datanet."""

@@ -228,11 +228,12 @@ async def test_copier_and_junk_come_after_all_honest_ones_have_settled(
     """The ledger's order says who was first: a copy that came first would be the original."""
     await publisher.contribute(goods, {"contracts": 1, "cooking": 2})
     assert ledger.in_flight == set()
-    names = [who.name for who, _ in ledger.sent]
+    sent = [(who, payload) for who, payload in ledger.sent if isinstance(payload, Contribute)]
+    names = [who.name for who, _ in sent]
     late = 2 * (CONTRIBUTORS - HONEST)
     assert set(names[-late:]) == {"copier", "junk"}
     assert not {"copier", "junk"} & set(names[:-late])
-    for who, payload in ledger.sent:
+    for who, payload in sent:
         member = publisher._people.contributors.index(who)
         given = records(NAMES[payload.datanet - 1], member)
         assert payload.root == contribution_root(given)
@@ -244,13 +245,41 @@ async def test_steward_accepts_what_waits_a_window_at_a_time(
 ) -> None:
     """The pool takes so many nonces of one sender and no more."""
     await publisher.contribute(goods, {"contracts": 1, "cooking": 2})
-    ledger.contributions[0]["status"] = "accepted"
-    by_root = await publisher.accept_all(1)
     mine = [row for row in ledger.contributions if row["datanet"] == 1]
-    accepted = [payload.contribution for payload in ledger.payloads(Curate)]
+    for row in mine[1:]:
+        row["status"] = "pending"
+    before = len(ledger.sent)
+    by_root = await publisher.accept_all(1)
+    accepted = [payload.contribution for _, payload in ledger.sent[before:]]
     assert accepted == [row["number"] for row in mine[1:]]
     assert by_root == {bytes.fromhex(row["root"]): row["number"] for row in mine}
     assert ledger.most_in_flight["steward"] == WINDOW
+
+
+async def test_all_is_accepted_before_anything_is_built(
+    publisher: Publisher, ledger: Ledger, goods: Goods
+) -> None:
+    """A review ends after a minute; on a slow machine the last Datanet's were returned."""
+    await publisher.contribute(goods, {"contracts": 1, "cooking": 2})
+    assert {row["status"] for row in ledger.contributions} == {"accepted"}
+
+
+async def test_what_was_returned_is_given_again(
+    publisher: Publisher, ledger: Ledger, goods: Goods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await publisher.contribute(goods, {"contracts": 1, "cooking": 2})
+    for row in ledger.contributions[::2]:
+        row["status"] = "returned"
+    before = len(ledger.contributions)
+    await publisher.contribute(goods, {"contracts": 1, "cooking": 2})
+    again = ledger.contributions[before:]
+    assert {row["root"] for row in again} == {
+        row["root"] for row in ledger.contributions[:before:2]
+    }
+    by_root = await publisher.accept_all(1)
+    taken = {row["number"] for row in ledger.contributions if row["status"] == "accepted"}
+    assert set(by_root.values()) <= taken
+    assert len(by_root) == CONTRIBUTORS
 
 
 async def test_version_is_published_over_the_snapshot_of_what_was_accepted(

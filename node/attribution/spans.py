@@ -9,7 +9,7 @@ a million tokens take seconds, once an index.
 What this file does not know: contributions, credits, gradients.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ TOKENS_FILE: Final = "spans-tokens.bin"
 SUFFIXES_FILE: Final = "spans-suffixes.bin"
 OFFSETS_FILE: Final = "spans-offsets.bin"
 FILES: Final = (TOKENS_FILE, SUFFIXES_FILE, OFFSETS_FILE)
+WALK_TOKENS: Final = 8  # of a stretch, before whole stretches are compared
 HOLDERS_LISTED_MAX: Final = 128  # over all spans of a statement, so that it keeps within 4 KiB
 
 Array = NDArray[Any]
@@ -98,9 +99,11 @@ def spans_root(files: Mapping[str, bytes]) -> bytes:
 
 
 def decode(files: Mapping[str, bytes], rows: int) -> SpanText:
-    """The text of files that the header's root has vouched for.
+    """The text of files that the header's root has vouched for; its publisher may be anybody.
 
-    Raises `Invalid` `spans.malformed` where lengths do not fit one another or `rows`.
+    Raises `Invalid` `spans.malformed` where lengths do not fit one another or `rows`,
+    `spans.offsets` where a row does not begin behind a separator, `spans.suffixes` where what
+    should be the suffix array is not: it says who holds what, so who is paid.
     """
     sizes = {name: len(files[name]) for name in FILES}
     count = sizes[SUFFIXES_FILE] // 4
@@ -108,11 +111,36 @@ def decode(files: Mapping[str, bytes], rows: int) -> SpanText:
     wanted = {TOKENS_FILE: width * count, SUFFIXES_FILE: 4 * count, OFFSETS_FILE: 4 * rows}
     if width not in (2, 4) or sizes != wanted:
         raise Invalid("spans.malformed", rows=rows, **sizes)
-    return SpanText(
+    text = SpanText(
         np.frombuffer(files[TOKENS_FILE], f"<u{width}"),
         np.frombuffer(files[SUFFIXES_FILE], "<i4"),
         np.frombuffer(files[OFFSETS_FILE], "<u4"),
     )
+    starts = np.flatnonzero(text.tokens == 0) + 1  # of what follows each separator
+    if starts[-1:].tolist() != [count] or [0, *starts[:-1].tolist()] != text.offsets.tolist():
+        raise Invalid("spans.offsets", rows=rows)
+    if not _is_sorted(text.tokens, text.suffixes):
+        raise Invalid("spans.suffixes", tokens=count)
+    return text
+
+
+def _is_sorted(tokens: Array, suffixes: Array) -> bool:
+    """Whether `suffixes` is the suffix array: each start once, and each suffix below the next.
+
+    Of two that begin alike, what follows their first token stands in the array too, so one look
+    at two neighbours' tokens and the places of what follows is enough: linear, no sorting.
+    """
+    count = len(tokens)
+    if suffixes.min() < 0 or suffixes.max() >= count:
+        return False
+    places = np.full(count + 1, -1, np.int32)
+    places[suffixes] = np.arange(count, dtype=np.int32)
+    if (places[:count] < 0).any():
+        return False
+    firsts, follow = tokens[suffixes], places[suffixes + 1]  # nothing, behind the end, is lowest
+    is_less = firsts[:-1] < firsts[1:]
+    is_less |= (firsts[:-1] == firsts[1:]) & (follow[:-1] < follow[1:])
+    return bool(is_less.all())
 
 
 def find_spans(
@@ -123,7 +151,7 @@ def find_spans(
 
     The longest first (ties: the earlier) until 64 spans or 128 holders are listed; by start.
     """
-    shifted = [token + 1 for token in answer]
+    shifted = np.asarray(answer, np.int64) + 1
     asked = _joined(prompt)
     found = []
     reach = 0
@@ -146,8 +174,8 @@ def hold_of(text: SpanText, row: int, place: int, length: int) -> tuple[tuple[in
     Nothing where they do not lie within that row; 17 holders of what more than 16 hold.
     """
     start = int(text.offsets[row]) + place
-    stretch = text.tokens[start : start + length].tolist()
-    if len(stretch) < length or 0 in stretch:
+    stretch = text.tokens[start : start + length]
+    if len(stretch) < length or not stretch.all():
         return ()
     first, last, _ = _longest(text, stretch)
     return _holders(text, first, last)
@@ -167,16 +195,62 @@ def _joined(ids: Sequence[int]) -> str:
     return " " + " ".join(map(str, ids)) + " "
 
 
-def _longest(text: SpanText, needle: Sequence[int]) -> tuple[int, int, int]:
-    """(first, beyond the last, length): the suffixes that share most of `needle`'s beginning."""
+def _longest(text: SpanText, needle: Array) -> tuple[int, int, int]:
+    """(first, beyond the last, length): the suffixes that share most of `needle`'s beginning.
+
+    A few tokens one by one, which is as far as most stretches are held; then by leaps, or an
+    answer of one token over and over, and a record like it, would take minutes.
+    """
     first, last, length = 0, len(text.suffixes), 0
-    while length < len(needle):
-        low = _bound(text, first, last, length, needle[length])
-        high = _bound(text, low, last, length, needle[length] + 1)
+    for token in needle[:WALK_TOKENS].tolist():
+        low = _bound(text, first, last, length, token)
+        high = _bound(text, low, last, length, token + 1)
         if low == high:
-            break
+            return first, last, length
         first, last, length = low, high, length + 1
-    return first, last, length
+    return _leap(text, needle, first, last) if length == WALK_TOKENS else (first, last, length)
+
+
+def _leap(text: SpanText, needle: Array, first: int, last: int) -> tuple[int, int, int]:
+    """The same of suffixes `first` to `last`, comparing whole stretches with `needle`.
+
+    Where it would stand among them, one of its two neighbours shares the most, and both are seen.
+    """
+    longest = 0
+
+    def is_below(place: int) -> bool:
+        nonlocal longest
+        shared, is_less = _compare(text, place, needle)
+        longest = max(longest, shared)
+        return is_less
+
+    _first_not(is_below, first, last)
+    head = needle[:longest]
+    low = _first_not(lambda place: _compare(text, place, head)[1], first, last)
+    high = _first_not(lambda place: _compare(text, place, head)[0] == longest, low, last)
+    return low, high, longest
+
+
+def _first_not(is_so: Callable[[int], bool], first: int, last: int) -> int:
+    """The first number that is not so, of `first` to `last`; those that are come first."""
+    while first < last:
+        middle = (first + last) // 2
+        if is_so(middle):
+            first = middle + 1
+        else:
+            last = middle
+    return first
+
+
+def _compare(text: SpanText, at: int, needle: Array) -> tuple[int, bool]:
+    """How many tokens the suffix shares with `needle`, and whether it comes before it."""
+    place = int(text.suffixes[at])
+    stretch = text.tokens[place : place + len(needle)]
+    differs = stretch != needle[: len(stretch)]
+    shared = int(differs.argmax())
+    if differs[shared]:
+        return shared, bool(stretch[shared] < needle[shared])
+    return len(stretch), len(stretch) < len(needle)
 
 
 def _bound(text: SpanText, first: int, last: int, depth: int, token: int) -> int:

@@ -180,3 +180,77 @@ def test_files_that_do_not_fit_are_refused() -> None:
         spans.decode({**files, spans.TOKENS_FILE: files[spans.TOKENS_FILE] + b"\0"}, len(ROWS))
     with pytest.raises(Invalid, match="malformed"):
         spans.decode(dict.fromkeys(files, b""), 0)
+
+
+def changed(name: str, at: int, value: int) -> dict[str, bytes]:
+    """The files of ROWS with one number of one of them another; their root is made of these."""
+    files = spans.build(ROWS).files()
+    width = 2 if name == spans.TOKENS_FILE else 4
+    raw = bytearray(files[name])
+    raw[at * width : (at + 1) * width] = value.to_bytes(width, "little", signed=value < 0)
+    return {**files, name: bytes(raw)}
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "value", "code"),
+    [
+        (spans.SUFFIXES_FILE, 5, -1_000_000, "spans.suffixes"),
+        (spans.SUFFIXES_FILE, 5, 2**31 - 1, "spans.suffixes"),
+        (spans.SUFFIXES_FILE, 5, 0, "spans.suffixes"),  # one twice
+        (spans.TOKENS_FILE, 3, 60_000, "spans.suffixes"),  # the order of another text
+        (spans.TOKENS_FILE, 3, 0, "spans.offsets"),
+        (spans.OFFSETS_FILE, 0, 1, "spans.offsets"),
+        (spans.OFFSETS_FILE, 2, 2**32 - 1, "spans.offsets"),
+    ],
+)
+def test_what_a_publisher_made_up_is_refused(name: str, at: int, value: int, code: str) -> None:
+    """It would say who holds a stretch, or end who looks there."""
+    with pytest.raises(Invalid) as refusal:
+        spans.decode(changed(name, at, value), len(ROWS))
+    assert refusal.value.code == code
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_suffixes_in_each_others_place_are_no_order(seed: int) -> None:
+    rng = random.Random(seed)
+    rows = [[rng.randrange(2) for _ in range(rng.randint(1, 12))] for _ in range(4)]
+    files = spans.build(rows).files()
+    spans.decode(files, len(rows))
+    suffixes = np.frombuffer(files[spans.SUFFIXES_FILE], "<i4").copy()
+    one, other = rng.sample(range(len(suffixes)), 2)
+    suffixes[[one, other]] = suffixes[[other, one]]
+    with pytest.raises(Invalid, match="suffixes"):
+        spans.decode({**files, spans.SUFFIXES_FILE: suffixes.tobytes()}, len(rows))
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_long_stretches_are_found_as_short_ones_are(seed: int) -> None:
+    """By leaps: of records that say the same again and again, with one word changed."""
+    rng = random.Random(seed)
+    rows = [[rng.randrange(2)] * 40 for _ in range(5)]
+    for row in rows:
+        row[rng.randrange(40)] = 2
+    answer = [*rows[0][5:], *rows[1][: rng.randrange(40)], 7, *rows[2]]
+    found = spans.find_spans(spans.build(rows), [], answer, 4)
+    assert found == plain_spans(rows, [], answer, 4)
+    for span in found:
+        assert spans.hold_of(spans.build(rows), *span.holders[0], span.length) == span.holders
+
+
+def test_one_word_over_and_over_takes_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such a record, and an answer like it, took 26 s of the provider for 2,000 tokens."""
+    looked = [0]
+    bound, compare = spans._bound, spans._compare
+
+    def counting(of):
+        def call(*given):
+            looked[0] += 1
+            return of(*given)
+
+        return call
+
+    text = spans.build([[7] * 1_000, *ROWS])
+    monkeypatch.setattr(spans, "_bound", counting(bound))
+    monkeypatch.setattr(spans, "_compare", counting(compare))
+    assert spans.find_spans(text, [], [7] * 1_000, 6) == (Span(0, 1_000, ((0, 0),)),)
+    assert looked[0] < 1_000 * (2 * spans.WALK_TOKENS + 3 * 12)

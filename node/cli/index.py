@@ -23,7 +23,7 @@ from node.cli.frame import (
     table,
     usage,
 )
-from node.cli.index_audit import audit
+from node.cli.index_audit import audit, tokenizer_of
 
 if TYPE_CHECKING:
     from node.attribution.building import IndexSpec
@@ -36,6 +36,7 @@ app.command()(audit)
 
 RUNNERS: Final = ("local", "torchrun", "ray")
 BATCH: Final = 16
+AGAIN: Final = "the same command goes on where it stopped"
 CHECKPOINTS: Final = ("early", "middle", "final")  # folders of `finetune`
 
 
@@ -70,20 +71,23 @@ def build(
     from node.attribution.building import build_index
     from node.attribution.datanets import place_records
     from node.attribution.index import Index, IndexInvalid
-    from node.attribution.tokens import TextTokenizer
+    from node.attribution.runners import ShardLost
     from node.ledger.wire.claims import GRADIENT, GRADIENT_ONLY, MIX_TOTAL_BPS, SPAN
 
     members = _members(records)
     mix = ((GRADIENT, MIX_TOTAL_BPS - spans), (SPAN, spans)) if spans else GRADIENT_ONLY
     spec = replace(_spec(base, adapter, members), shard_records=shard, mix=mix)
-    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = tokenizer_of(base)
     try:
+        out.mkdir(parents=True, exist_ok=True)
         with _runner(runner, workers, address) as chosen:
-            made = build_index(
-                spec, place_records(members), TextTokenizer(base), out, chosen, _tell
-            )
+            made = build_index(spec, place_records(members), tokenizer, out, chosen, _tell)
     except IndexInvalid as error:
         raise CommandError(f"no index: {error}", code=error.code) from error
+    except OSError as error:
+        raise CommandError(f"no index in {out}: {error.strerror}", mend=AGAIN) from error
+    except ShardLost as error:
+        raise CommandError(f"no index: workers died over {error}", mend=AGAIN) from error
     header = Index.open(made.folder, made.root).header
     fields = {
         "root": made.root.hex(),

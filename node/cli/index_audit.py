@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from node.attribution.datanets import Record
     from node.attribution.index import Index
     from node.attribution.rowaudit import Folders, RowAudit
+    from node.attribution.tokens import TextTokenizer
 
 CONTENT_BYTES_MAX: Final = 1 << 30
 SHOWN_MAX: Final = 20  # bad rows in text
@@ -45,7 +46,7 @@ def audit(
     """
     from consensus.primitives.errors import Invalid
     from node.attribution.rowaudit import audit_rows, draw
-    from node.attribution.tokens import TextTokenizer
+    from node.serving.engine import EngineError
 
     frame = frame_of(ctx)
     chosen = hash_in(seed, "--seed") if seed is not None else secrets.token_bytes(32)
@@ -55,8 +56,8 @@ def audit(
         texts = _records(records or [])
         note(f"making {min(rows, held.header.rows)} rows again")
         drawn = draw(chosen, held, rows)
-        found = audit_rows(held, drawn, texts, folders, TextTokenizer(Path(folders.base)))
-    except (Invalid, OSError) as error:
+        found = audit_rows(held, drawn, texts, folders, tokenizer_of(Path(folders.base)))
+    except (Invalid, EngineError, OSError) as error:
         raise CommandError(f"no audit: {error}", code=getattr(error, "code", "")) from error
     if not found.rows:
         usage("no drawn row is of the records given", "--records NUMBER=FILE for contributions")
@@ -105,6 +106,16 @@ def _folders(
             usage(f"{folder} is not the {name} that the index was made with")
         chosen.append(str(folder))
     return Folders(*chosen)
+
+
+def tokenizer_of(base: Path) -> "TextTokenizer":
+    """The base's; raises CommandError where its files do not make one."""
+    from node.attribution.tokens import TextTokenizer
+
+    try:
+        return TextTokenizer(base)
+    except Exception as error:  # what the parsers say of a file is theirs
+        raise CommandError(f"{base} has no tokenizer: {error}", code="index.tokenizer") from error
 
 
 def _records(given: list[str]) -> "dict[Place, Record]":

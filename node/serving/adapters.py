@@ -374,7 +374,8 @@ _HASHED_MAX: Final = 1_024
 
 
 def base_files(folder: str | os.PathLike[str]) -> list[str]:
-    """The names that make up a base, sorted; raises Unsupported for code or pickles."""
+    """The names that make up a base, sorted; raises Unsupported for code, pickles, or settings
+    that cannot be read."""
     root = Path(folder)
     if not (root / "config.json").is_file():
         raise Unsupported(what=f"{root}: no config.json")
@@ -384,7 +385,12 @@ def base_files(folder: str | os.PathLike[str]) -> list[str]:
             raise Unsupported(what=f"{entry.name}: code or pickle in a base")
         if entry.name in BASE_FILES or entry.suffix == ".safetensors":
             names.append(entry.name)
-    settings = json.loads((root / "config.json").read_bytes())
+    try:
+        settings = json.loads((root / "config.json").read_bytes())
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise Unsupported(what=f"{root}: config.json is no JSON object")
     if "auto_map" in settings:
         raise Unsupported(what="config.json: auto_map")
     return names

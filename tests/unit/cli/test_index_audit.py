@@ -112,3 +112,53 @@ def test_other_checkpoints_and_no_records_are_told(made: Made, home: Path, capsy
     (broken / files.ROWS_FILE).write_bytes(b"")
     found = told(capsys, home, "index", "audit", str(broken), *made.words, status=1)
     assert json.dumps(found["what"]).startswith('"no audit: index.')
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("tokenizer.json", None),
+        ("tokenizer_config.json", "{"),
+        ("config.json", "{"),
+        ("code.py", ""),
+    ],
+)
+def test_base_that_cannot_be_read_is_told_and_reported_by_nobody(
+    made: Made, home: Path, capsys: Capture, tmp_path: Path, file: str, text: str | None
+) -> None:
+    """In a build as in an audit; a fault of ours would ask for a report."""
+    base = tmp_path / "base"
+    shutil.copytree(made.words[1], base)
+    (base / file).unlink(missing_ok=True)
+    if text is not None:
+        (base / file).write_text(text)
+    call = ["index", "audit", str(made.honest), *made.words, "--base", str(base)]
+    # A file of the base's identity that is another makes another base: told as that.
+    status = 2 if file.startswith("tokenizer") else 1
+    assert "unforeseen" not in told(capsys, home, *call, status=status)["what"]
+    checkpoints = tmp_path / "checkpoints"
+    for name, at in (("early", 3), ("middle", 5), ("final", 5)):
+        shutil.copytree(made.words[at], checkpoints / name)
+    records = made.words[made.words.index("--records") :]
+    call = ["index", "build", str(base), str(checkpoints), str(tmp_path / "out"), *records]
+    found = told(capsys, home, *call, status=1)
+    assert "unforeseen" not in found["what"]
+    assert found["code"].startswith("index.")
+
+
+def test_checkpoint_that_cannot_be_read_is_told(
+    made: Made, home: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    call = ["index", "audit", str(made.honest), *made.words, "--early", str(tmp_path)]
+    assert "peft_type" in told(capsys, home, *call, status=1)["what"]
+
+
+def test_folder_that_cannot_be_made_is_told(made: Made, home: Path, capsys: Capture) -> None:
+    checkpoints = home / "checkpoints"
+    for name, at in (("early", 3), ("middle", 5), ("final", 5)):
+        shutil.copytree(made.words[at], checkpoints / name)
+    (home / "file").write_text("")
+    records = made.words[made.words.index("--records") :]
+    call = ["index", "build", made.words[1], str(checkpoints), str(home / "file" / "out"), *records]
+    assert "no index in" in told(capsys, home, *call, status=1)["what"]

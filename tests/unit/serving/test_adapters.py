@@ -287,3 +287,11 @@ def test_base_that_maps_to_code_is_refused(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"auto_map": {}}')
     with pytest.raises(Unsupported):
         base_hash(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "1", "\xff"])
+def test_base_whose_settings_cannot_be_read_is_refused(tmp_path: Path, text: str) -> None:
+    folder = make_base(tmp_path / "base")
+    (folder / "config.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(Unsupported):
+        base_hash(folder)

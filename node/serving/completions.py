@@ -105,11 +105,8 @@ class Completion:
 
     def _take_piece(self, piece: Mapping[str, Any]) -> None:
         """The tokens of one piece; what a choice says after its end is dropped."""
-        for told in piece.get("choices", ()):
-            place = int(told.get("index", 0))
-            if not 0 <= place < len(self._choices):
-                raise EngineLost(why="a choice nobody asked for")
-            for id, logprob, top in _read_tokens(told, self._facts.vocab):
+        for place, rows in _read_choices(piece, len(self._choices), self._facts.vocab):
+            for id, logprob, top in rows:
                 if self._choices[place].ending is not None:
                     break
                 self._ready.append(self._take(place, id, logprob, top))
@@ -156,30 +153,41 @@ async def objects_of(lines: AsyncIterator[str]) -> AsyncIterator[dict[str, Any]]
             if not isinstance(found, dict) or "error" in found:
                 raise EngineLost(why="an error in the stream")
             yield found
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise EngineLost(why=repr(error)[:200]) from None
 
 
-def _read_tokens(
-    told: Mapping[str, Any], vocab: int
-) -> list[tuple[int, float, tuple[tuple[int, float], ...]]]:
-    """(id, log-probability, best alternatives) of one piece; raises EngineLost without ids."""
+_Row = tuple[int, float, tuple[tuple[int, float], ...]]  # id, log-probability, best alternatives
+STRANGE: Final = (AttributeError, LookupError, TypeError, ValueError, OverflowError)
+
+
+def _read_choices(
+    piece: Mapping[str, Any], choices: int, vocab: int
+) -> list[tuple[int, list[_Row]]]:
+    """(choice, its tokens) of one piece; raises EngineLost for whatever else a server says."""
+    try:
+        told = [(int(one.get("index", 0)), _read_tokens(one)) for one in piece.get("choices", ())]
+    except STRANGE as error:
+        raise EngineLost(why=f"no token ids in the stream: {error!r}"[:200]) from None
+    if not all(0 <= place < choices for place, _ in told):
+        raise EngineLost(why="a choice nobody asked for")
+    rows = [row for _, rows in told for row in rows]
+    if not all(0 <= id < vocab and math.isfinite(value) for id, value, _ in rows):
+        raise EngineLost(why="a token outside the vocabulary")
+    return told
+
+
+def _read_tokens(told: Mapping[str, Any]) -> list[_Row]:
     logprobs = told.get("logprobs")
     if not logprobs:
         return []
-    try:
-        ids = [_id_of(word) for word in logprobs["tokens"]]
-        values = [float(value) for value in logprobs["token_logprobs"]]
-        tops = logprobs.get("top_logprobs") or [{}] * len(ids)
-        rows = [
-            (id, value, tuple((_id_of(word), float(x)) for word, x in (top or {}).items()))
-            for id, value, top in zip(ids, values, tops, strict=True)
-        ]
-    except (KeyError, TypeError, ValueError) as error:
-        raise EngineLost(why=f"no token ids in the stream: {error!r}"[:200]) from None
-    if not all(0 <= id < vocab and math.isfinite(value) for id, value, _ in rows):
-        raise EngineLost(why="a token outside the vocabulary")
-    return rows
+    ids = [_id_of(word) for word in logprobs["tokens"]]
+    values = [float(value) for value in logprobs["token_logprobs"]]
+    tops = logprobs.get("top_logprobs") or [{}] * len(ids)
+    return [
+        (id, value, tuple((_id_of(word), float(x)) for word, x in (top or {}).items()))
+        for id, value, top in zip(ids, values, tops, strict=True)
+    ]
 
 
 def _id_of(word: Any) -> int:

@@ -20,7 +20,7 @@ import trio
 from consensus.primitives.digest import sha256
 from node.serving.adapters import BUCKETS, AdapterFile, base_hash, read_adapter
 from node.serving.basefacts import read_facts
-from node.serving.completions import Completion, lines_of, objects_of
+from node.serving.completions import STRANGE, Completion, lines_of, objects_of
 from node.serving.engine import (
     CHOICES_MAX,
     AdapterInfo,
@@ -169,9 +169,9 @@ class RemoteEngine:
         with trio.move_on_after(PROBE_S):
             with suppress(EngineError):
                 told = await self._get(server, "/v1/models")
-                names = [
-                    str(row.get("id")) for row in told.get("data", ()) if isinstance(row, dict)
-                ]
+                rows = told.get("data")
+                rows = rows if isinstance(rows, list) else []
+                names = [str(row.get("id")) for row in rows if isinstance(row, dict)]
                 if names:
                     self._note_models(server, names)
                     server.failures = 0
@@ -250,7 +250,10 @@ class RemoteEngine:
         async with self._alone(server, adapter):
             if adapter in self._loaded[server.url]:
                 return
-            body = {"lora_name": adapter.hex(), "lora_path": self._refs[adapter].folder}
+            ref = self._refs.get(adapter)
+            if ref is None:  # unloaded while this waited
+                raise UnknownAdapter(adapter=adapter.hex())
+            body = {"lora_name": adapter.hex(), "lora_path": ref.folder}
             try:
                 await self._post(server, "/v1/load_lora_adapter", body)
             except Unsupported as refusal:
@@ -356,8 +359,8 @@ class RemoteEngine:
                 (float(row[str(id)]["logprob"]), max(float(x["logprob"]) for x in row.values()))
                 for id, row in zip(item.answer, rows, strict=True)
             ]
-        except (KeyError, IndexError, TypeError, ValueError) as error:
-            raise Unsupported(what=f"scores: {error!r}") from None
+        except STRANGE as error:
+            raise Unsupported(what=f"scores: {error!r}"[:200]) from None
         is_greedy = not item.sampling.temperature_milli
         margins = tuple(best - own if is_greedy else 0.0 for own, best in pairs)
         return Score(tuple(own for own, _ in pairs), margins, ())
@@ -420,7 +423,7 @@ class RemoteEngine:
             raise _refusal(answer.status_code, answer.text)
         try:
             found = answer.json()
-        except ValueError:
+        except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
 

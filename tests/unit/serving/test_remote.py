@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from openai_kit import OpenAIServer, openai_server
 
 from node.serving import remote as remote_module
@@ -274,6 +275,42 @@ async def test_adapter_that_a_server_lost_or_has_already_is_loaded_again(
         with pytest.raises(Unsupported):
             await answer(engine, request(ref.hash))
         assert engine._loading == {}
+
+
+@pytest.mark.parametrize("data", [None, 5, {"id": 1}, [None, "x"]])
+async def test_server_that_lists_no_models_does_not_live(tiny_base, data: object) -> None:
+    engine = RemoteEngine(RemoteSettings(str(tiny_base), ("http://127.0.0.1:1",)))
+
+    async def get(server: Any, path: str) -> dict[str, Any]:
+        return {"data": data}
+
+    engine._get = get
+    (server,) = engine._servers
+    await engine._probe(server)
+    assert server.failures == 1
+
+
+async def test_adapter_unloaded_while_a_request_waits_for_it_refuses_that_request(
+    tiny_base, make_adapter
+) -> None:
+    ref = AdapterRef(*make_adapter(4))
+    async with served(tiny_base) as (engine, (server,)):
+        await engine.load_adapter(ref)
+        refused: list[UnknownAdapter] = []
+
+        async def ask() -> None:
+            try:
+                await answer(engine, request(ref.hash))
+            except UnknownAdapter as error:
+                refused.append(error)
+
+        alone = engine._alone(engine._servers[0], ref.hash)
+        async with trio.open_nursery() as nursery, alone:
+            nursery.start_soon(ask)
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            await engine.unload_adapter(ref.hash)
+        assert (len(refused), engine._loading) == (1, {})
+        assert [path for path, _ in server.told if "load" in path] == []
 
 
 async def test_prompts_go_past_every_proxy_of_the_environment(tiny_base, monkeypatch) -> None:

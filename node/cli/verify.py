@@ -62,10 +62,17 @@ def verify(
 
 
 def _explain(frame: Frame, receipt: bytes) -> None:
-    """What the node finds of a receipt's shares; ends with 6 where they are false."""
+    """What the node finds of a receipt's shares; ends with 6 where they are false, with 1 where it
+    cannot tell."""
     told = frame.daemon().get(f"/ledger/receipts/{receipt.hex()}/check")
-    if told["verdict"] != "false" or not frame.as_json:
+    if told["verdict"] == "true" or not frame.as_json:
         frame.show("verify.shares/1", told, _share_lines(told))
+    if told["verdict"] == "unknown":
+        raise CommandError(
+            "NOT VERIFIED: nothing was checked: the sketch is not shown to this node",
+            code=told["why"],
+            mend="ask the node that bought the answer, that gave it, or a validator's",
+        )
     if told["verdict"] == "false":
         raise CommandError(
             f"NOT VERIFIED: the shares are false: {told['why']}",
@@ -77,9 +84,7 @@ def _explain(frame: Frame, receipt: bytes) -> None:
 
 def _share_lines(told: dict[str, Any]) -> list[str]:
     lines = [f"model {told['model']}@{told['version']}, {told['credits']} contributions credited"]
-    if told["verdict"] == "unknown":
-        return [*lines, "note: the sketch is for the payer and validators: nothing was checked"]
-    if told["verdict"] == "false":
+    if told["verdict"] != "true":
         return lines
     if not told["index_rows"]:
         return [*lines, "  ok  nothing is credited, and nothing is claimed", "VERIFIED"]

@@ -146,7 +146,7 @@ async def test_false_shares_end_with_the_status_of_what_is_not_verified(
     [
         ({}, "5 paid rows, 3 of the panel, 16 drawn of 120"),
         ({"drawn_rows": 120}, "all 120 rows of the index were scanned"),
-        ({"verdict": "unknown", "why": "claim.hidden"}, "nothing was checked"),
+        ({"verdict": "unknown", "why": "claim.hidden"}, "contributions credited"),
         ({"index_rows": 0, "paid_rows": 0, "drawn_rows": 0}, "nothing is claimed"),
     ],
 )
@@ -155,6 +155,15 @@ def test_what_was_looked_at_is_said_in_words(fields: dict[str, Any], line: str) 
     lines = _share_lines(told)
     assert any(line in one for one in lines)
     assert (lines[-1] == "VERIFIED") == (told["verdict"] == "true")
+
+
+async def test_shares_that_this_node_cannot_check_are_not_verified(
+    home: Path, capsys: Capture
+) -> None:
+    """Exit 0 says that all holds: a script would believe it of what nobody looked at."""
+    hidden = replace(Behind().checked, verdict="unknown", why="claim.hidden")
+    told = await asked(capsys, ledger_of(checked=hidden), home, *EXPLAIN, status=1)
+    assert (told["code"], "nothing was checked" in told["what"]) == ("claim.hidden", True)
 
 
 async def test_what_is_no_receipts_id_is_told(home: Path, capsys: Capture) -> None:

@@ -14,12 +14,14 @@ from node.cli.frame import DONE, FAILED, CommandError, Frame, note, open_text, t
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from node.web.ask import Node
+
 
 def show(frame: Frame, receipt: str, plot: Path | None) -> int:
     """Ask the node, draw into `plot`, and print, also where drawing failed; the exit status."""
     node = frame.daemon()
     settled = node.get(f"/ledger/receipts/{receipt}")
-    shares = node.get(f"/ledger/receipts/{receipt}/shares")
+    shares = _shares(node, receipt)
     data = int(settled["split"]["data"])
     contributors: Counter[str] = Counter()
     for record in shares["records"]:
@@ -38,6 +40,21 @@ def show(frame: Frame, receipt: str, plot: Path | None) -> int:
     if fault is not None:
         note(f"olnode: {fault.what}" + (f"; {fault.mend}" if fault.mend else ""))
     return DONE if fault is None else FAILED
+
+
+def _shares(node: "Node", receipt: str) -> dict[str, Any]:
+    from node.web.ask import Refusal
+
+    try:
+        return node.get(f"/ledger/receipts/{receipt}/shares")
+    except Refusal as refusal:
+        if not refusal.code.endswith("no_index"):
+            raise
+        raise CommandError(
+            "this node does not hold the index that the answer was attributed by",
+            code=refusal.code,
+            mend="name the model in `models` under [audit], as who serves it does under [serving]",
+        ) from refusal
 
 
 def _draw(fields: "Mapping[str, Any]", plot: Path) -> CommandError | None:

@@ -7,6 +7,7 @@ import pytest
 from unit.cli.calls import HASH, Capture, asked, told
 from unit.web.behind import ALICE, ID, Behind
 
+from consensus.primitives.errors import Invalid
 from node.ledger.addresses import account_text
 from node.web import answers
 
@@ -60,6 +61,20 @@ async def test_without_matplotlib_all_else_is_told(
 async def test_answer_that_paid_nobody_says_who_gets_it(capsys: Capture, home: Path) -> None:
     made = await asked(capsys, Silent(receipt=SETTLED), home, "earnings", "--explain", RECEIPT)
     assert (made["records"], made["contributors"], made["floor"]) == ([], [], None)
+
+
+class Elsewhere(Behind):
+    """A node without the index."""
+
+    async def find_shares(self, receipt: bytes) -> answers.Shares | None:
+        raise Invalid("shares.no_index", model=0, version=1)
+
+
+async def test_node_without_the_index_says_how_it_gets_it(capsys: Capture, home: Path) -> None:
+    words = ("earnings", "--explain", RECEIPT)
+    made = await asked(capsys, Elsewhere(receipt=SETTLED), home, *words, status=1)
+    assert "does not hold the index" in made["what"]
+    assert "[audit]" in made["mend"]
 
 
 def test_what_cannot_be_meant_is_refused(capsys: Capture, home: Path) -> None:

@@ -31,6 +31,7 @@ from node.serving.client import Fetch, FetchFailed
 from node.serving.engine import (
     AdapterInfo,
     AdapterRef,
+    BadAdapter,
     EngineError,
     EngineSettings,
     EngineStats,
@@ -48,6 +49,7 @@ from p2p.network import Network, PeerId
 
 LOOK_S: Final = 0.5
 ADAPTERS_S: Final = 5.0
+RELOAD_S: Final = 60.0  # an adapter that is wrong, all of whose files are read to see it again
 OFFER_VERSION: Final = 1
 RELEASED_MS: Final = 5 * 60_000  # so that what was served settles before the signature
 JAIL_MEND: Final = "olnode query provider ACCOUNT tells until when; then olnode tx unjail"
@@ -296,20 +298,23 @@ class Shop:
 
     async def _load_models(self, engine: HostedEngine, base: Path) -> None:
         """Make models ready as they come to be held; tell of the change."""
-        warned: set[str] = set()
+        waits: dict[str, float] = {}  # label → when to try again what did not load
         loaded: set[bytes] = set()
         while True:
             await engine.wait_ready()
             await self._unload_dropped(engine, loaded)
             for held in self._holdings.all():
-                if held.is_ready or held.base is None:
+                is_early = trio.current_time() < waits.get(held.label, 0.0)
+                if held.is_ready or held.base is None or is_early:
                     continue
                 try:
                     await _load(engine, held, base)
                 except EngineError as error:
-                    if held.label not in warned:  # tried again for ever, told once
-                        warned.add(held.label)
+                    if held.label not in waits:  # tried again for ever, told once
                         log.warning("a model does not load", model=held.label, why=str(error))
+                    is_lasting = isinstance(error, (BadAdapter, WrongBase, Unsupported))
+                    pause_s = RELOAD_S if is_lasting else LOOK_S
+                    waits[held.label] = trio.current_time() + pause_s
                     continue
                 loaded.update(held.manifest.adapters)
                 self._holdings.note_ready(held)

@@ -26,7 +26,7 @@ def engine_settings(engine: Engine, *, packed_folder: str, free_bytes: int) -> E
         slots=engine.slots,
         slot_bytes=engine.slot_budget_mb << 20,
         ram_bytes=engine.ram_budget_mb << 20,
-        disk_folder=packed_folder if engine.disk_budget_gb else "",
+        disk_folder=packed_folder,
         disk_bytes=engine.disk_budget_gb << 30,
         disk_free_bytes=free_bytes,
         kv_bytes=engine.kv_budget_mb << 20,

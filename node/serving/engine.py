@@ -60,9 +60,9 @@ class EngineSettings:
     the rows (at least 64) as slots, all cores but one as threads.
 
     `kv_bytes` bounds keys and values, so that fewer rows are made, but one; `slot_bytes` the slots
-    of one rank bucket; 0: nothing does. `disk_folder` is where packed adapters are kept, empty:
-    nowhere; `disk_free_bytes` what they must leave of the disk. `can_fetch`: its host answers when
-    an adapter's files are gone (the client sets it).
+    of one rank bucket; 0: nothing does. `disk_folder` is where packed adapters are kept, empty or
+    with 0 `disk_bytes`: nowhere; `disk_free_bytes` what they must leave of the disk. `can_fetch`:
+    its host answers when an adapter's files are gone (the client sets it).
     """
 
     base_folder: str

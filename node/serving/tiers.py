@@ -23,12 +23,13 @@ class Tiers:
     def __init__(self, stack: LoraStack, base: bytes, settings: EngineSettings) -> None:
         self._shelf: PackedShelf | None = None
         if settings.disk_folder:
-            self._shelf = PackedShelf(
+            shelf = PackedShelf(
                 settings.disk_folder,
                 layout_digest(base, stack),
                 settings.disk_bytes,
                 settings.disk_free_bytes,
-            )
+            )  # also with no budget: what earlier runs have left there goes
+            self._shelf = shelf if settings.disk_bytes else None
         self._loader = Loader(Reader(stack, self._shelf).read)
         self.bank = AdapterBank(
             stack, self._loader, settings.ram_bytes, can_fetch=settings.can_fetch

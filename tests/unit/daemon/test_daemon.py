@@ -51,7 +51,7 @@ def test_engine_is_wished_for_as_the_operator_says() -> None:
         prefill_chunk=17, queue_tokens=19, queue_requests=23, aging_ms=29, gradient_wait_ms=31,
     )  # fmt: skip
     nothing = wish_of(Engine(disk_budget_gb=0))
-    assert (nothing.rows, nothing.disk_folder) == (ROWS, "")
+    assert (nothing.rows, nothing.disk_bytes) == (ROWS, 0)
     assert wish_of(Engine()) == EngineSettings(
         base_folder="", disk_folder="/home/packed", disk_free_bytes=37
     ), "what is not said is the engine's own"

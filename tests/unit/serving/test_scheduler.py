@@ -417,7 +417,7 @@ def test_under_overload_a_wait_is_bounded_by_what_waited_before(seed: int) -> No
 
 
 def test_no_slot_is_given_to_two() -> None:
-    """`note_chosen` has taken the last one before the next is asked about (`Played.begin`)."""
+    """`begin` has taken the last one before the next is asked about."""
     played = play(5, 2_000, 2.0, slots=4, zipf=0.9)
     assert len({entry.job.adapter for _, entry in played.waits()}) > 100
 

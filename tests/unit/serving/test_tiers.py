@@ -327,6 +327,17 @@ def test_rotten_copy_costs_one_reading_of_the_folder(tiny_base, make_adapter, tm
         assert copies(tmp_path) == []
 
 
+def test_without_a_budget_the_copies_of_earlier_runs_go(tiny_base, make_adapter, tmp_path) -> None:
+    """`disk_budget_gb = 0` is how an operator asks for the room."""
+    ref = AdapterRef(*make_adapter(1))
+    for budget, count in ((10**9, 1), (0, 0)):
+        with open_core(tiny_base, disk_folder=str(tmp_path), disk_bytes=budget) as core:
+            core.load(ref)
+            written(core)
+        assert len(copies(tmp_path)) == count
+    assert core.stats().tiers.copies_unwritten == 0
+
+
 # --- budgets
 
 

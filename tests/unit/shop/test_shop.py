@@ -32,10 +32,12 @@ from node.serving.engine import (
     EngineLost,
     EngineSettings,
     EngineStats,
+    Overloaded,
     Unsupported,
+    WrongBase,
 )
 from node.serving.manifest import Manifest
-from node.shop import LOOK_S, NOTHING, RELEASED_MS, Counter, Shop, Takings
+from node.shop import LOOK_S, NOTHING, RELEASED_MS, RELOAD_S, Counter, Shop, Takings
 from p2p.errors import Unreachable
 
 FEE = fee_of(3, 5)
@@ -256,7 +258,7 @@ async def test_version_whose_sketches_cannot_be_made_is_not_served(
         await look()
         assert [one.is_ready for one in around.all()] == [False, True]
         around.engine.info = SimpleNamespace(can=("gradients",))
-        await look()
+        await trio.sleep(RELOAD_S)
         assert all(one.is_ready for one in around.all())
 
 
@@ -436,7 +438,7 @@ async def test_only_ready_models_are_offered_in_their_order(tmp_path, autojump_c
         offer = shop.make_offer(1, NOW_MS)
         assert [(m.model, m.model_version) for m in offer.models] == [(2, 1), (2, 2), (3, 1)]
         around.engine.load_error = None
-        await look()
+        await trio.sleep(RELOAD_S)
         assert len(shop.make_offer(2, NOW_MS).models) == 4, "it was tried again"
 
 
@@ -458,6 +460,34 @@ async def test_model_of_another_base_is_not_served_by_this_one(tmp_path, autojum
         await look()
         assert [m.model for m in shop.make_offer(1, NOW_MS).models] == [1]
         assert len(around.engine.loaded) == 3
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"), [(WrongBase(key="x"), 2), (BadAdapter(key="x"), 2), (Overloaded(), 100)]
+)
+async def test_adapter_that_is_wrong_is_read_again_seldom(
+    tmp_path, autojump_clock, error: EngineError, tries: int
+) -> None:
+    """Each try reads and hashes up to 2 GiB; one that lacked memory comes as soon as it can."""
+    tried = 0
+
+    async def load_adapter(ref: AdapterRef, pin: bool = False) -> None:
+        nonlocal tried
+        await trio.lowlevel.checkpoint()
+        tried += 1
+        raise error
+
+    async with open_shop(tmp_path) as (shop, around):
+        around.engine.load_adapter = load_adapter
+        around.engine.may_start.set()
+        around.hold(held(1))
+        with capture_logs() as logs:
+            await trio.sleep(1.5 * RELOAD_S)
+        assert tried == tries if tries < 10 else tried > tries
+        assert [one["model"] for one in logs] == ["model-1@1"]
+        del around.engine.load_adapter
+        await trio.sleep(RELOAD_S)
+        assert shop._find_model(1, 1).is_ready
 
 
 async def test_version_that_is_not_held_is_not_served(tmp_path, autojump_clock) -> None:

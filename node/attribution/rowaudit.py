@@ -16,6 +16,7 @@ from node.attribution.attribute import Place
 from node.attribution.building import IndexSpec, Source
 from node.attribution.datanets import Record, RecordIds, Tokenizer, encode_record
 from node.attribution.index import BASIS_FILE, Index
+from node.attribution.spans import tokens_of
 from node.attribution.tolerance import PPM, ROW_MILLE, cosine_ppm, halves, is_alike
 from node.ledger.rules.shares import draw_rows
 from node.ledger.wire.claims import ROW_BYTES
@@ -41,7 +42,7 @@ class BadRow:
     position: int
     early_ppm: int
     middle_ppm: int
-    why: str  # "cosine" or "tokens"
+    why: str  # "cosine", "tokens" (their number), or "spans": its text is not the record's
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def audit_rows(
     made = dict(zip(spoken, _make_rows(index, folders, [coded[r] for r in spoken]), strict=True))
     bad, least = [], PPM
     for row, ids in coded.items():
-        ppm, found = _compare(index, row, made.get(row, bytes(ROW_BYTES)), ids.kept_tokens)
+        ppm, found = _compare(index, row, made.get(row, bytes(ROW_BYTES)), ids)
         least = min(least, *ppm)
         if found is not None:
             bad.append(found)
@@ -113,14 +114,17 @@ def _make_rows(index: Index, folders: Folders, coded: Sequence[RecordIds]) -> li
 
 
 def _compare(
-    index: Index, row: int, own: bytes, kept_tokens: int
+    index: Index, row: int, own: bytes, ids: RecordIds
 ) -> tuple[tuple[int, int], BadRow | None]:
     leaf = index.leaf(row)
     pairs = list(zip(halves(own), halves(leaf.row), strict=True))
     early, middle = (cosine_ppm(*pair) for pair in pairs)
     why = ""
-    if leaf.kept_tokens != kept_tokens:
+    said = list(ids.ids[ids.prompt_tokens :])
+    if leaf.kept_tokens != ids.kept_tokens:
         why = "tokens"
+    elif index.spans is not None and tokens_of(index.spans, row) != said:
+        why = "spans"
     elif not all(is_alike(*pair, ROW_MILLE) for pair in pairs):
         why = "cosine"
     found = BadRow(row, leaf.contribution, leaf.position, early, middle, why) if why else None

@@ -168,6 +168,13 @@ def find_spans(
     return _listed(found)
 
 
+def tokens_of(text: SpanText, row: int) -> list[int]:
+    """The ids that the text holds of a row."""
+    start = int(text.offsets[row])
+    ends = np.append(text.offsets[1:], len(text.tokens))
+    return [token - 1 for token in text.tokens[start : int(ends[row]) - 1].tolist()]
+
+
 def hold_of(text: SpanText, row: int, place: int, length: int) -> tuple[tuple[int, int], ...]:
     """Who holds the `length` tokens from `place` in `row`, as a span lists them.
 

@@ -213,7 +213,10 @@ class RemoteEngine:
 
         Raises BadAdapter.
         """
-        file = await trio.to_thread.run_sync(read_adapter, ref.folder)
+        try:
+            file = await trio.to_thread.run_sync(read_adapter, ref.folder)
+        except OSError as error:  # it went meanwhile, or this machine cannot read it
+            raise BadAdapter(key=ref.folder, why=str(error.strerror)) from None
         if file.hash != ref.hash:
             raise BadAdapter(key="hash", value=file.hash.hex())
         self._refs[ref.hash] = ref

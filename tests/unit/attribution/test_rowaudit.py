@@ -1,5 +1,6 @@
 """Rows made again: those of an honest index are alike, one that was changed is named."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from attribution_kit import sound_rows
 
 from consensus.primitives.errors import Invalid
 from node.attribution import index as files
+from node.attribution import spans
 from node.attribution.building import Built, build_index
 from node.attribution.datanets import PlacedRecord, make_record
 from node.attribution.index import Index
@@ -77,6 +79,27 @@ def test_record_with_other_tokens_is_named(built, trained, placed, folders) -> N
     known = texts(placed) | {index.place_of(2): make_record("Who?", "Somebody else entirely.")}
     found = audit_rows(index, [1, 2], known, folders, TextTokenizer(trained.base))
     assert [(bad.row, bad.why) for bad in found.bad] == [(2, "tokens")]
+
+
+def test_text_that_is_not_the_records_is_named(
+    trained, placed: list[PlacedRecord], folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who puts popular words into its rows is paid for each answer that says them."""
+    mix = ((claims.GRADIENT, 7_000), (claims.SPAN, 3_000))
+    tokenizer, whole = TextTokenizer(trained.base), spans.build
+
+    def build(name: str):
+        spec = dataclasses.replace(trained.spec(), mix=mix)
+        made = build_index(spec, placed, tokenizer, tmp_path / name, LocalRunner())
+        return Index.open(made.folder, made.root)
+
+    honest = build("honest")
+    monkeypatch.setattr(
+        spans, "build", lambda rows: whole([*rows[:4], [*rows[4], *rows[5]], *rows[5:]])
+    )
+    false = build("false")
+    audits = [audit_rows(i, range(8), texts(placed), folders, tokenizer) for i in (honest, false)]
+    assert [[(bad.row, bad.why) for bad in a.bad] for a in audits] == [[], [(4, "spans")]]
 
 
 def test_index_without_its_basis_cannot_be_audited(

@@ -172,6 +172,11 @@ def test_holders_of_a_stretch_are_all_and_only_those() -> None:
     assert len(spans.hold_of(common, 5, 0, 4)) == SPAN_HOLDERS_MAX + 1
 
 
+def test_tokens_of_a_row_are_those_it_was_built_of() -> None:
+    text = spans.build([*ROWS, [], [9]])
+    assert [spans.tokens_of(text, row) for row in range(6)] == [*ROWS, [], [9]]
+
+
 def test_files_that_do_not_fit_are_refused() -> None:
     files = spans.build(ROWS).files()
     with pytest.raises(Invalid, match="malformed"):

@@ -290,6 +290,21 @@ async def test_server_that_lists_no_models_does_not_live(tiny_base, data: object
     assert server.failures == 1
 
 
+async def test_folder_that_this_machine_cannot_read_is_a_bad_adapter(
+    tiny_base, make_adapter, monkeypatch
+) -> None:
+    """As with an engine of our own: it ends no node."""
+
+    def read(folder: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(remote_module, "read_adapter", read)
+    engine = RemoteEngine(RemoteSettings(str(tiny_base), ("http://127.0.0.1:1",)))
+    with pytest.raises(BadAdapter) as refusal:
+        await engine.load_adapter(AdapterRef(*make_adapter(4)))
+    assert refusal.value.facts["why"] == "Permission denied"
+
+
 async def test_adapter_unloaded_while_a_request_waits_for_it_refuses_that_request(
     tiny_base, make_adapter
 ) -> None:

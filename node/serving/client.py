@@ -358,6 +358,8 @@ class EngineClient:
             raise frames.error_of(first)
         if not isinstance(first, frames.Ready):
             raise LinkLost("no sign of life")
+        if self._closing:
+            raise LinkLost("closed while it started")
         self._info = first.info
         self._link = link
         self._ask_again(link)

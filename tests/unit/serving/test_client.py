@@ -1,0 +1,54 @@
+"""A client's own life: closed while its first worker starts, it ends with that start."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+import trio.testing
+
+from node.serving import frames
+from node.serving.client import EngineClient
+from node.serving.engine import EngineInfo, EngineSettings
+
+
+class Starting:
+    """A worker that loads its base until it is told that it has."""
+
+    def __init__(self) -> None:
+        self.has_loaded = trio.Event()
+        self.is_ready = False
+
+    def send(self, frame: frames.ToWorker) -> None:
+        assert isinstance(frame, frames.Hello), "it serves nobody"
+
+    async def receive(self) -> frames.FromWorker:
+        await self.has_loaded.wait()
+        if self.is_ready:
+            await trio.sleep_forever()  # it would serve
+        self.is_ready = True
+        return frames.Ready(EngineInfo("torch", b"", "fp32", "cpu", 1, 1, 1, 1, (), b""))
+
+    def kill(self) -> None:
+        raise AssertionError("leaving the context does that")
+
+
+async def test_closed_while_its_worker_starts_it_ends(autojump_clock) -> None:
+    link, is_open = Starting(), False
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Starting]:
+        nonlocal is_open
+        is_open = True
+        try:
+            yield link
+        finally:
+            is_open = False
+
+    engine = EngineClient(EngineSettings("base"), opened)
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(engine.run)
+            await trio.testing.wait_all_tasks_blocked()
+            await engine.aclose(0)
+            link.has_loaded.set()
+    assert (engine.state, is_open) == ("closed", False)

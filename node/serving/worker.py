@@ -352,8 +352,8 @@ async def _open_process(settings: EngineSettings) -> AsyncIterator[Link]:
             nursery.cancel_scope.cancel()
     finally:
         link.kill()
+        process.wait()  # killed: it is a moment; first, since a cancel ends us at the next wait
         await trio.aclose_forcefully(stream)
-        process.wait()  # killed: it is a moment
     if lost is not None:
         raise lost
 

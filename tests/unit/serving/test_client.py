@@ -1,14 +1,21 @@
-"""A client's own life: closed while its first worker starts, it ends with that start."""
+"""A client's own life: closed while its first worker starts, it ends with that start; cancelled,
+it leaves no process behind."""
 
+import signal
+import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 import trio.testing
 
-from node.serving import frames
+from node.serving import frames, worker
 from node.serving.client import EngineClient
 from node.serving.engine import EngineInfo, EngineSettings
+from node.serving.worker import WorkerEngine
 
 
 class Starting:
@@ -52,3 +59,26 @@ async def test_closed_while_its_worker_starts_it_ends(autojump_clock) -> None:
             await engine.aclose(0)
             link.has_loaded.set()
     assert (engine.state, is_open) == ("closed", False)
+
+
+async def test_cancelled_engine_has_buried_its_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its memory is free when the next one starts."""
+    spawned: list[subprocess.Popen[bytes]] = []
+    kept: list[socket.socket] = []  # closed, it would be a lost worker
+
+    def spawn(threads: int) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        ours, theirs = socket.socketpair()
+        kept.append(theirs)
+        forever = [sys.executable, "-c", "import signal; signal.pause()"]
+        spawned.append(subprocess.Popen(forever))
+        return spawned[-1], ours
+
+    monkeypatch.setattr(worker, "_spawn", spawn)
+    engine = WorkerEngine(EngineSettings("base"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(engine.run)
+        while not spawned:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    kept[0].close()
+    assert [one.returncode for one in spawned] == [-signal.SIGKILL]

@@ -19,8 +19,10 @@ from node.purse import Purse, Question
 from node.reasons import Reasons
 from node.sharecheck import ShareChecker
 from node.shop import Shop
+from node.sketchaudit import SketchAuditor
 from node.storage.chain import Chain
 from node.telling import Telling
+from node.wallet.disclosure import Disclosure
 from node.web import answers
 from node.web.app import Backend, Order
 from node.web.peers import Peers
@@ -39,6 +41,7 @@ def make_backend(
     relay: Relay,
     reasons: Reasons,
     checker: ShareChecker,
+    auditor: SketchAuditor,
     store: BlobStore,
     shop: Shop | None,
     purse: Purse | None,
@@ -82,6 +85,9 @@ def make_backend(
             raise Invalid("payer.no_wallet", mend='roles = ["payer"] in config.toml')
         return await _ask(purse, order, tell)
 
+    def disclose(receipt: bytes) -> Disclosure | None:
+        return None if purse is None else purse.find_disclosure(receipt)
+
     return Backend(
         status=telling.status,
         checks=telling.checks,
@@ -91,6 +97,8 @@ def make_backend(
         models=telling.models,
         store_goods=store_goods,
         release=release,
+        disclose=disclose,
+        audit=auditor.audit,
         ledger=make_ledger(
             reading,
             find_shares=reasons.find_shares,

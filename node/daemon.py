@@ -55,6 +55,7 @@ from node.sender import Sender
 from node.serving.book import has_book
 from node.sharecheck import ShareChecker
 from node.shop import Counter, Shop
+from node.sketchaudit import SketchAuditor
 from node.storage.adopting import DB_NAME, take_in
 from node.storage.attackfiles import keep_attack
 from node.storage.errors import DatabaseDamaged
@@ -244,6 +245,11 @@ class Node:
             audits=self._audits,
             find_sources=self._find_sources,
             note_proof=self._refuter.note_proof,
+        )
+        self._sketch_auditor = SketchAuditor(
+            take_view=self._chain.view,
+            attribute=None if self._shop is None else self._shop.attribute,
+            find_held=self._holdings.find,
         )
         self._telling = self._make_telling()
 
@@ -466,6 +472,7 @@ class Node:
             relay=self._relay,
             reasons=self._reasons,
             checker=self._checker,
+            auditor=self._sketch_auditor,
             store=self._store,
             shop=self._shop,
             purse=self._purse,

@@ -27,6 +27,7 @@ from node.peering.blobstore import BASE, NoRoom
 from node.peering.directory import Directory
 from node.sender import Sender, Submit
 from node.wallet.buying import Answer, Piece
+from node.wallet.disclosure import Disclosure
 from node.wallet.doubles import Doubles
 from node.wallet.keystore import Key
 from node.wallet.payer import Ask, Limits, NoteOpening, Payer
@@ -35,6 +36,7 @@ from p2p.errors import NetworkError, Unreachable
 from p2p.network import FrameStream, Network
 
 SAMPLING_VERSION: Final = 1
+DISCLOSURES_MAX: Final = 16  # with prompt and answer, for who asks for them at once
 CLAIMS_MAX: Final = 4_096  # remembered, 2 KB each, for whoever checks a receipt's shares
 VERSION_NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -90,6 +92,7 @@ class Purse:
         )
         self._tokenizers: dict[bytes, TextTokenizer] = {}
         self._claims: dict[bytes, tuple[bytes, bytes]] = {}  # oldest first
+        self._disclosures: dict[bytes, Disclosure] = {}  # as well
         self._book = PromiseBook(
             folder,
             chain_id=chain_id,
@@ -170,10 +173,15 @@ class Purse:
                 else:
                     answer = piece
         assert answer is not None
-        self._claims[receipt_id(answer.receipt_raw)] = (answer.sketch, answer.statement)
-        while len(self._claims) > CLAIMS_MAX:
-            del self._claims[next(iter(self._claims))]
+        self._remember(receipt_id(answer.receipt_raw), answer.disclosure)
         return answer
+
+    def _remember(self, receipt: bytes, told: Disclosure) -> None:
+        self._claims[receipt] = (told.sketch, told.statement)
+        self._disclosures[receipt] = told
+        for kept, most in ((self._claims, CLAIMS_MAX), (self._disclosures, DISCLOSURES_MAX)):
+            while len(kept) > most:
+                del kept[next(iter(kept))]
 
     def find_bought(self) -> list[bytes]:
         """Receipts of the answers bought in this life, by id, oldest first."""
@@ -182,6 +190,10 @@ class Purse:
     def find_claim(self, receipt: bytes) -> tuple[bytes, bytes] | None:
         """Sketch and statement of an answer bought in this life, by its receipt's id."""
         return self._claims.get(receipt)
+
+    def find_disclosure(self, receipt: bytes) -> Disclosure | None:
+        """What opens the receipt of one of the newest answers bought."""
+        return self._disclosures.get(receipt)
 
     def _find_version(self, label: str) -> tuple[int, int]:
         name, at, version = label.partition("@")

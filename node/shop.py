@@ -5,7 +5,7 @@ loss, also at its start, takes answers, never votes: nothing of it ends the node
 What this file does not know: how a peer is found, how a block is made.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -23,7 +23,7 @@ from node.ledger.wire.bundles import Bundle
 from node.ledger.wire.orders import OFFER_MODELS_MAX, Load, Offer, OfferedModel
 from node.observe import get_log
 from node.peering.blobstore import ADAPTER
-from node.serving.attributing import Attributor
+from node.serving.attributing import Attributed, Attributor
 from node.serving.book import ReceiptBook, Released
 from node.serving.bundling import Bundler
 from node.serving.checking import ServedModel
@@ -124,6 +124,7 @@ class Shop:
         self.book = ReceiptBook(folder, counter.get_state, now_ms=counter.now_ms())
         self._engine: HostedEngine | None = None
         self._service: InferenceService | None = None
+        self._attributor: Attributor | None = None
         self._has_failed = False
         self.left_out = 0  # ready versions that the newest offer had no room for
 
@@ -156,6 +157,17 @@ class Shop:
             settled = lane_of(state, channel, lane.number).seq
             unsettled += sum(x.receipt.fee for x in lane.unsettled if x.receipt.seq > settled)
         return Release(record.paid, unsettled, sum(lane.is_busy for lane in lanes))
+
+    async def attribute(
+        self, model: int, version: int, prompt: Sequence[int], answers: Sequence[Sequence[int]]
+    ) -> Attributed:
+        """Sketch and credits of token ids, as of an answer of ours, after all answers under way.
+
+        Raises Invalid `engine.not_ready` while no worker serves.
+        """
+        if self._attributor is None or self.engine_word != "ready":
+            raise Invalid("engine.not_ready", state=self.engine_word)
+        return await self._attributor.attribute(model, version, prompt, answers)
 
     async def takings(self) -> dict[tuple[int, int], Takings]:
         """By (model, version), of what is held."""
@@ -267,13 +279,13 @@ class Shop:
 
     def _make_service(self, engine: HostedEngine, bundler: Bundler) -> InferenceService:
         counter = self._counter
-        attributor = Attributor(engine=engine, find_index=self._holdings.find_index)
+        self._attributor = Attributor(engine=engine, find_index=self._holdings.find_index)
         return InferenceService(
             chain_id=counter.chain_id,
             provider=counter.provider,
             sign=counter.signer(b"receipt"),
             engine=engine,
-            attribute=attributor.attribute,
+            attribute=self._attributor.attribute,
             book=self.book,
             find_model=self._find_model,
             get_state=counter.get_state,

@@ -1,9 +1,12 @@
 """`olnode infer`: ask a model through this node's wallet; the answer is paid for and checked.
 
 The answer goes to stdout as it comes, the receipt to stderr. `--save` waits until a block has
-settled the receipt and keeps its proof: `olnode verify` reads it anywhere, offline.
+settled the receipt and keeps its proof: `olnode verify` reads it anywhere, offline. `--keep` writes
+what opens the receipt's hashes, for whom the payer wants to look at the answer again.
 """
 
+import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -32,13 +35,17 @@ def infer(
     max_fee: Annotated[str | None, typer.Option(help="at most, in OPEN")] = None,
     provider: Annotated[str | None, typer.Option(help="open1… that must answer")] = None,
     save: Annotated[Path | None, typer.Option(help="keep the settled receipt's proof")] = None,
+    keep: Annotated[
+        Path | None, typer.Option(help="keep prompt, answer and sketch, for verify --kept")
+    ] = None,
 ) -> None:
     """Ask MODEL; exit 5 when the money does not reach, 6 when a check failed."""
     frame = frame_of(ctx)
-    if save is not None and save.exists():
-        usage(f"{save} exists")
-    if save is not None and not save.parent.is_dir():
-        usage(f"{save.parent} is no folder")  # before the answer is paid for
+    for path in (save, keep):  # before the answer is paid for
+        if path is not None and path.exists():
+            usage(f"{path} exists")
+        if path is not None and not path.parent.is_dir():
+            usage(f"{path.parent} is no folder")
     asked: dict[str, Any] = {
         "model": model,
         "prompt": sys.stdin.read() if prompt == "-" else prompt,
@@ -56,6 +63,8 @@ def infer(
         f"{receipt['tokens_in']} + {receipt['tokens_out']} tokens  {open_text(receipt['fee'])}  "
         f"checked: {' '.join(name for name, good in receipt['checks'].items() if good)}"
     )
+    if keep is not None:
+        _keep_disclosure(frame, receipt["receipt"], keep)
     if save is not None:
         _save_proof(frame, receipt["receipt"], save)
 
@@ -75,6 +84,16 @@ def _ask(frame: Frame, asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     if receipt is None:
         raise CommandError("the answer ended without a receipt", mend="olnode status")
     return "".join(pieces), receipt
+
+
+def _keep_disclosure(frame: Frame, receipt: str, path: Path) -> None:
+    """For this account alone: nobody else has the prompt unless it is shown to them."""
+    told = frame.daemon().get(f"/receipts/{receipt}/disclosure")
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with open(descriptor, "w", encoding="ascii") as file:
+        json.dump(told, file, indent=1)
+        file.write("\n")
+    note(f"prompt and answer in {path}: olnode verify {receipt} --explain --kept {path}")
 
 
 def _save_proof(frame: Frame, receipt: str, path: Path) -> None:

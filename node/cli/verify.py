@@ -5,12 +5,13 @@ block that you name, the headers that `olnode light` kept in this home, or a gen
 Why one for shares: rows of the index come from peers, each proven by the root on the ledger.
 """
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from node.cli.arguments import hash_in
+from node.cli.arguments import hash_in, read_file
 from node.cli.frame import NOT_VERIFIED, USAGE, CommandError, Frame, frame_of, new_noun, usage
 from node.cli.trust import trusted
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 app = new_noun()
 
+KEPT_BYTES_MAX: Final = 8 << 20
+AUDIT_TIMEOUT_S: Final = 600.0  # after all answers that are under way
+SKETCH_WORDS: Final = {
+    "fail": "the sketch is not of this prompt and answer",
+    "suspect": "the sketch differs more than honest machines do; one such alone proves nothing",
+}
 UNKNOWN: Final = ("proof.no_validators", "proof.history", "proof.unlinked")  # nothing was false
 
 
@@ -29,6 +36,10 @@ def verify(
     explain: Annotated[
         bool, typer.Option("--explain", help="whether a receipt's shares are what the index gives")
     ] = False,
+    kept: Annotated[
+        Path | None,
+        typer.Option(help="with --explain: a file of `infer --keep`; its sketch is made again"),
+    ] = None,
     trust: Annotated[str | None, typer.Option(help="HEIGHT:BLOCK_ID that you trust")] = None,
     genesis: Annotated[Path | None, typer.Option(help="the chain's genesis file")] = None,
 ) -> None:
@@ -37,8 +48,11 @@ def verify(
 
     frame = frame_of(ctx)
     if explain:
-        _explain(frame, hash_in(str(file), "RECEIPT"))
+        receipt = hash_in(str(file), "RECEIPT")
+        _explain(frame, receipt, None if kept is None else _kept_in(kept))
         return
+    if kept is not None:
+        usage("--kept is about one receipt", "olnode verify RECEIPT --explain --kept FILE")
     try:
         raw = file.read_bytes()
     except OSError as error:
@@ -61,12 +75,26 @@ def verify(
     raise CommandError(f"NOT VERIFIED: {report.refusal}", status=NOT_VERIFIED, code=code)
 
 
-def _explain(frame: Frame, receipt: bytes) -> None:
-    """What the node finds of a receipt's shares; ends with 6 where they are false, with 1 where it
-    cannot tell."""
+def _kept_in(path: Path) -> dict[str, Any]:
+    """What `infer --keep` wrote; ends the command for anything else."""
+    try:
+        told = json.loads(read_file(path, KEPT_BYTES_MAX))
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        usage(f"{path} is no file of olnode infer --keep")
+    return told
+
+
+def _explain(frame: Frame, receipt: bytes, disclosure: dict[str, Any] | None) -> None:
+    """What the node finds of a receipt's shares, and of its sketch by what was disclosed of it;
+    ends with 6 where one is false, with 1 where it cannot tell."""
     told = frame.daemon().get(f"/ledger/receipts/{receipt.hex()}/check")
+    if told["verdict"] != "false" and disclosure is not None:
+        _audit(frame, receipt, disclosure, told)
+        return
     if told["verdict"] == "true" or not frame.as_json:
-        frame.show("verify.shares/1", told, _share_lines(told))
+        frame.show("verify.shares/1", told, _verified(_share_lines(told), told))
     if told["verdict"] == "unknown":
         raise CommandError(
             "NOT VERIFIED: nothing was checked: the sketch is not shown to this node",
@@ -82,12 +110,57 @@ def _explain(frame: Frame, receipt: bytes) -> None:
         )
 
 
+def _audit(
+    frame: Frame, receipt: bytes, disclosure: dict[str, Any], shares: dict[str, Any]
+) -> None:
+    """Have the node make the sketch again; ends with 6 where it is not the committed one."""
+    node = frame.daemon(timeout_s=AUDIT_TIMEOUT_S)
+    told = node.post(f"/receipts/{receipt.hex()}/audit", disclosure)
+    has_passed = told["verdict"] == "pass"
+    if has_passed or not frame.as_json:
+        lines = [*_share_lines(shares), *_sketch_lines(told)]
+        fields = {**told, "shares": shares["verdict"]}
+        frame.show("verify.sketch/1", fields, _verified(lines, shares) if has_passed else lines)
+    if not has_passed:
+        raise CommandError(
+            "NOT VERIFIED: " + SKETCH_WORDS[told["verdict"]],
+            status=NOT_VERIFIED,
+            code=f"sketch.{told['verdict']}",
+            mend="ask it more, and look whether it happens again: olnode infer --keep",
+        )
+
+
+def _verified(lines: list[str], shares: dict[str, Any]) -> list[str]:
+    """With the last word, unless shares were not looked at."""
+    return [*lines, "VERIFIED"] if shares["verdict"] == "true" else lines
+
+
+def _sketch_lines(told: dict[str, Any]) -> list[str]:
+    if told["why"] == "no_sketch":
+        return ["the receipt states no sketch, but one can be made of its texts"]
+    if not told["early_ppm"]:
+        return ["  ok  the receipt states no sketch, and none can be made"]
+    measured = (
+        f"cosines {told['early_ppm'] / 1e6:.6f} and {told['middle_ppm'] / 1e6:.6f}, "
+        f"{told['moved_bps']} bps of the shares move "
+        f"({told['gradient_dtype']}: {told['least_ppm'] / 1e6} and {told['moved_bps_max']} bps)"
+    )
+    if told["verdict"] != "pass":
+        return [f"the sketch made again is another: {measured}"]
+    return [
+        "  ok  prompt and answer are those that the receipt commits to",
+        f"  ok  the sketch made again is alike: {measured}",
+    ]
+
+
 def _share_lines(told: dict[str, Any]) -> list[str]:
     lines = [f"model {told['model']}@{told['version']}, {told['credits']} contributions credited"]
-    if told["verdict"] != "true":
+    if told["verdict"] == "unknown":
+        return [*lines, "note: the sketch is for the payer and validators: nothing was checked"]
+    if told["verdict"] == "false":
         return lines
     if not told["index_rows"]:
-        return [*lines, "  ok  nothing is credited, and nothing is claimed", "VERIFIED"]
+        return [*lines, "  ok  nothing is credited, and nothing is claimed"]
     lines += ["  ok  sketch and statement are those that the receipt commits to"]
     lines += ["  ok  the statement pays what was settled"]
     if told["drawn_rows"] == told["index_rows"]:
@@ -97,7 +170,7 @@ def _share_lines(told: dict[str, Any]) -> list[str]:
             f"  ok  {told['paid_rows']} paid rows, {told['panel_rows']} of the panel, "
             f"{told['drawn_rows']} drawn of {told['index_rows']}"
         )
-    return [*lines, "VERIFIED"]
+    return lines
 
 
 def _fields(report: "Report") -> dict[str, Any]:

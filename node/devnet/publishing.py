@@ -32,7 +32,7 @@ from node.devnet.market import Market
 from node.devnet.people import People, Person
 from node.ledger.addresses import account_text
 from node.ledger.amounts import GRAINS_PER_OPEN
-from node.ledger.parameters import devnet_parameters
+from node.ledger.parameters import MINUTE_MS, devnet_parameters
 from node.ledger.wire.transactions import (
     Bond,
     Contribute,
@@ -51,6 +51,7 @@ from node.training.publish import Goods as Blob
 
 OWN_WORK: Final = 8  # licence code of page 40 §7
 ACCEPT: Final = 1
+REVIEW_MS: Final = 30 * MINUTE_MS  # not the shortest: a steward may sit at a slow machine
 WINDOW: Final = 4  # transactions of one sender in flight: the pool takes nonces up to + 4
 STORE_S: Final = 60.0
 RETURNED: Final = "returned"  # a contribution that nobody reviewed in time
@@ -86,13 +87,12 @@ class Publisher:
     async def create_datanets(self, goods: Goods) -> dict[str, int]:
         """Name → number; open, quorum 1: the steward accepts."""
         stake = devnet_parameters()["stake_per_record_min"]
-        review = devnet_parameters()["review_ms_min"]
         there = await self._listed("datanets")
         for good in goods.goods:
             if good.name in there:
                 continue
             charter = sha256(b"olnode demo: " + good.name.encode())
-            terms = (charter, (OWN_WORK,), 0, 1, stake, CURATION_BPS, review, 0)
+            terms = (charter, (OWN_WORK,), 0, 1, stake, CURATION_BPS, REVIEW_MS, 0)
             await self._market.do(self._people.steward, CreateDatanet(good.name.encode(), terms))
         there = await self._listed("datanets")
         return {good.name: there[good.name]["number"] for good in goods.goods}

@@ -22,6 +22,8 @@ from node.ledger.addresses import account_of, account_text
 from node.ledger.amounts import GRAINS_PER_OPEN, open_text, part_bps
 from node.web.ask import Refusal
 
+SKETCH_S: Final = 90.0  # the other provider's engine may still load
+PPM: Final = 10**6
 MATURE_S: Final = 120.0  # the devnet's window is one minute
 SHOWN_CONTRIBUTORS: Final = 4
 TEXT_CHARS: Final = 100  # of a record
@@ -52,6 +54,7 @@ class Trade:
             self._tell_answer(asked, shown)
         self._tell_receipt(self._asked[0], self._shown[0])
         await self._tell_contributors(self._asked[0], self._shown[0])
+        await self._tell_sketch(self._asked[0], self._shown[0])
         self._ending.stage = "verifying the receipts"
         for asked in self._asked:
             route = f"/ledger/receipts/{asked.receipt['receipt']}/proof"
@@ -143,6 +146,39 @@ class Trade:
             {"name": name, "share_bps": bps, "record": best.get(name, "")}
             for name, bps in shares.items()
         ]
+
+    async def _tell_sketch(self, asked: Asked, shown: dict[str, Any]) -> None:
+        """What the shares follow from, made again by another provider from prompt and answer.
+
+        Raises Invalid `devnet.sketch` where it finds another one.
+        """
+        self._ending.stage = "making the sketch again"
+        receipt = asked.receipt["receipt"]
+        texts = await read(self._land.payer, f"/receipts/{receipt}/disclosure")
+        providers = [child for child in self._land.validators if "provider" in child.roles]
+        others = [
+            child
+            for child in providers
+            if account_text(node_of(child).account) != shown["provider"]
+        ]
+        judge = (others or providers)[0]
+        told = await patiently(
+            "the sketch",
+            SKETCH_S,
+            lambda: in_thread(lambda: judge.node.post(f"/receipts/{receipt}/audit", texts)),
+        )
+        if told["verdict"] == "fail":
+            raise Invalid("devnet.sketch", judge=judge.name, why=told["why"])
+        early, middle = told["early_ppm"] / PPM, told["middle_ppm"] / PPM
+        self._say(
+            "sketch",
+            f"made again by {judge.name} from prompt and answer: cosines {early:.6f} and "
+            f"{middle:.6f}, {told['moved_bps']} bps of the shares move   {told['verdict'].upper()}",
+        )
+        self._ending.facts["sketch"] = {
+            "judge": judge.name,
+            **{name: told[name] for name in ("verdict", "early_ppm", "middle_ppm", "moved_bps")},
+        }
 
     async def _tell_block(self, shown: dict[str, Any], proof: Verified) -> None:
         who = await signers(self._land, shown["height"])

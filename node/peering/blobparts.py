@@ -1,4 +1,4 @@
-"""One blob on its way in: proven chunks, at their place in a sparse file or in memory.
+"""One blob on its way in: proven chunks, at their place in a sparse file.
 
 Why a note of every chunk's hash beside the file: an ended process goes on where it was, and
 believes of its file only what hashes to the note; so neither has to reach the disk before the
@@ -71,36 +71,6 @@ def size_of_chunk(length: int, index: int) -> int:
     return min(CHUNK_BYTES, length - index * CHUNK_BYTES)
 
 
-class HeldPart:
-    """The same in memory, for a blob of a few chunks that goes elsewhere than to the disk."""
-
-    def __init__(self, blob_id: bytes, length: int) -> None:
-        self._blob_id, self._length = blob_id, length
-        self._kept: dict[int, bytes] = {}
-
-    @property
-    def chunks(self) -> int:
-        """How many it has in all."""
-        return leaf_count(self._length) - 1
-
-    def size_of(self, index: int) -> int:
-        """Bytes of a chunk."""
-        return size_of_chunk(self._length, index)
-
-    def missing(self) -> list[int]:
-        """Chunks that are not here."""
-        return [index for index in range(self.chunks) if index not in self._kept]
-
-    def keep(self, index: int, data: bytes, path: Sequence[bytes]) -> None:
-        """Hold a chunk, if it is proven; raises Invalid `blob.chunk`, `merkle.…`."""
-        prove_chunk(self._blob_id, self._length, index, data, path)
-        self._kept[index] = data
-
-    def whole(self) -> bytes:
-        """All of it, once nothing is missing."""
-        return b"".join(self._kept[index] for index in range(self.chunks))
-
-
 class BlobPart:
     """A blob of `length` bytes, of which some chunks are here. Methods block.
 
@@ -168,6 +138,14 @@ class BlobPart:
         os.replace(self._part, self._target)
         self._notes.unlink(missing_ok=True)
         return True
+
+    def whole(self) -> bytes | None:
+        """All of it, to be kept elsewhere; None if it is not that blob: all is dropped."""
+        content = b"".join(self._read(index) for index in range(self.chunks))
+        if merkle.root_of_hashes(leaves_of_bytes(content)) == self._blob_id:
+            return content
+        self.drop()
+        return None
 
     def close(self) -> None:
         """Let go of the files; what is not finished waits there to be gone on with."""

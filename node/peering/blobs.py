@@ -8,7 +8,7 @@ What this file does not know: what a file means, which identities the ledger hol
 """
 
 import shutil
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -32,7 +32,13 @@ from consensus.primitives.encoding import (
 )
 from consensus.primitives.errors import Invalid
 from node.observe import get_log
-from node.peering.blobparts import CHUNK_BYTES, BlobInvalid, HeldPart, first_leaf, leaf_count
+from node.peering.blobparts import (
+    CHUNK_BYTES,
+    BlobInvalid,
+    BlobPart,
+    first_leaf,
+    leaf_count,
+)
 from node.peering.blobstore import BUNDLE, BlobStore, Entry, decode_listing, encode_listing
 from node.peering.chunks import ChunkFetch
 from p2p.errors import Code, Misbehaving, NetworkError, Refused, Unreachable
@@ -51,7 +57,6 @@ SETTLE_S: Final = 2.0  # for other sources, once one has answered
 BUSY_MAX: Final = 20  # of one question about a blob, that a busy source puts off
 BUSY_MIN_S: Final = 0.05
 BUSY_MAX_S: Final = 2.0
-BEGUN_MAX: Final = 8  # blobs of which some chunks wait in memory for the next call
 
 log = get_log("blobs")
 
@@ -79,16 +84,6 @@ class Lender(Protocol):
     def listing(self, bundle_hash: bytes) -> tuple[Entry, ...] | None: ...
     def describe(self, blob_id: bytes) -> Description: ...
     def chunk(self, blob_id: bytes, index: int) -> Chunk: ...
-
-
-class Part(Protocol):
-    """A blob on its way in (`blobparts.py`). Methods block."""
-
-    @property
-    def chunks(self) -> int: ...
-    def size_of(self, index: int) -> int: ...
-    def missing(self) -> list[int]: ...
-    def keep(self, index: int, data: bytes, path: Sequence[bytes]) -> None: ...
 
 
 @dataclass(slots=True)
@@ -122,7 +117,6 @@ class Blobs:
         self._lending = trio.Lock()  # and one body at a time for its tree
         self._locks: dict[bytes, trio.Lock] = {}  # of blobs that are fetched now
         self._coming: list[Coming] = []
-        self._begun: OrderedDict[bytes, HeldPart] = OrderedDict()
         self._in_use: Counter[bytes] = Counter()  # blobs that a listing of a fetch names
         self.counters: Counter[str] = Counter()
 
@@ -243,13 +237,13 @@ class Blobs:
     ) -> bytes:
         """The one file of an identity, `length` bytes, which is kept elsewhere than here.
 
-        As `fetch`, with `check(content)`, but in memory: the caller bounds `length`. Chunks of a
-        fetch that failed or was cancelled are gone on with by the next call of this process.
+        As `fetch`, with `check(content)`, but returned: the caller bounds `length`. No quota of
+        blobs can be in its way. Raises Unreachable also where this disk does not take it.
         """
         for entries, tellers in await self._gather(kind, identity, _few(peers)):
             if [entry.length for entry in entries] == [length]:
                 try:
-                    content = await self._fetch_held(kind, identity, entries[0], tellers)
+                    content = await self._fetch_passing(kind, identity, entries[0], tellers)
                 except NetworkError as error:
                     self.counters["sources_failed"] += 1
                     log.info("not all came", identity=identity, why=str(error))
@@ -266,20 +260,24 @@ class Blobs:
                 self._blame(peer, "forged")
         raise Unreachable(f"no source for {identity.hex()[:16]}")
 
-    async def _fetch_held(
+    async def _fetch_passing(
         self, kind: int, identity: bytes, entry: Entry, peers: Sequence[PeerId]
     ) -> bytes:
+        coming = Coming(kind, identity, len(peers), entry.length)
         async with self._alone(entry.blob_id):
-            part = self._begun.pop(entry.blob_id, None) or HeldPart(entry.blob_id, entry.length)
-            coming = Coming(kind, identity, len(peers), entry.length)
+            having = await self._find_having(entry, peers)
             try:
-                await self._fill(coming, entry, part, await self._find_having(entry, peers))
-            finally:
-                if 0 < len(part.missing()) < part.chunks:
-                    self._begun[entry.blob_id] = part
-                    if len(self._begun) > BEGUN_MAX:
-                        self._begun.popitem(last=False)
-            return part.whole()
+                part = await self._run_blocking(self._store.passing, entry.blob_id, entry.length)
+                try:
+                    await self._fill(coming, entry, part, having)
+                    content: bytes | None = await self._run_blocking(part.whole)
+                finally:
+                    part.close()
+            except OSError as error:
+                raise Unreachable(f"the disk does not take {entry.name}: {error}") from error
+        if content is None:
+            raise Unreachable(f"what was kept of {entry.name} has rotted")
+        return content
 
     async def _gather(
         self, kind: int, identity: bytes, peers: Sequence[PeerId]
@@ -372,7 +370,7 @@ class Blobs:
         return having
 
     async def _fill(
-        self, coming: Coming, entry: Entry, part: Part, having: Mapping[PeerId, bytes]
+        self, coming: Coming, entry: Entry, part: BlobPart, having: Mapping[PeerId, bytes]
     ) -> None:
         """Have every chunk of a blob kept in `part`; raises Unreachable where not all came."""
         fetch = ChunkFetch(
@@ -446,7 +444,7 @@ class _BlobGoods:
     blobs: Blobs
     coming: Coming
     entry: Entry
-    part: Part
+    part: BlobPart
     having: Mapping[PeerId, bytes]
 
     @property

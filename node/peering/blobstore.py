@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import time
+from collections import OrderedDict
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -37,9 +38,11 @@ NAME: Final = re.compile(
 
 ADAPTER, BASE, INDEX, CONTRIBUTION, CONTENT = 1, 2, 3, 4, 5
 KINDS: Final = (ADAPTER, BASE, INDEX, CONTRIBUTION, CONTENT)
-BUNDLE: Final = 6  # the body of one, by the bundle's hash: lent (`bodies.py`), and never kept here
+BUNDLE: Final = 6  # the body of one, by the bundle's hash: lent (`bodies.py`), and only passes here
 FREE_BYTES_MIN: Final = 1 << 30  # at least so much stays free: blobs never cost a vote
 PARTS_KEPT_S: Final = 7 * 86_400  # half a blob that nobody went on with
+PASSING_NAME: Final = "passing"
+PASSING_MAX: Final = 8  # blobs of a few chunks that go on to another store
 
 log = get_log("blobs")
 
@@ -116,6 +119,9 @@ class BlobStore:
             if path.suffix != ".part":
                 self._load_listing(path)
         self._drop_old_parts()
+        parts = directory.glob(f"{PASSING_NAME}/*.part")
+        oldest_first = sorted(parts, key=lambda path: path.stat().st_mtime)
+        self._passing = OrderedDict.fromkeys(path.stem for path in oldest_first)
 
     def _load_listing(self, path: Path) -> None:
         """What is no listing is left out and told: other content is served all the same."""
@@ -131,7 +137,8 @@ class BlobStore:
 
     def _drop_old_parts(self) -> None:
         oldest_s = time.time() - PARTS_KEPT_S
-        for path in self._directory.glob("??/*.*"):
+        passing = self._directory.glob(f"{PASSING_NAME}/*")
+        for path in (*self._directory.glob("??/*.*"), *passing):
             with suppress(FileNotFoundError):
                 if path.stat().st_mtime < oldest_s:
                     path.unlink()
@@ -237,6 +244,25 @@ class BlobStore:
     def part(self, blob_id: bytes, length: int) -> BlobPart:
         """The file to write a blob's chunks into, with what came before an end of this process."""
         return BlobPart(self.path(blob_id), blob_id, length)
+
+    def passing(self, blob_id: bytes, length: int) -> BlobPart:
+        """As `part`, for a blob of a few chunks that another store takes over: outside the quota.
+
+        It stays when it is whole, until PASSING_MAX others have come: it is not lost either by an
+        end of this process before the other store has it.
+        """
+        target = self._passing_path(blob_id.hex())
+        part = BlobPart(target, blob_id, length)
+        self._passing[target.name] = None
+        self._passing.move_to_end(target.name)
+        while len(self._passing) > PASSING_MAX:
+            oldest, _ = self._passing.popitem(last=False)
+            for path in part_paths(self._passing_path(oldest)):
+                path.unlink(missing_ok=True)
+        return part
+
+    def _passing_path(self, name: str) -> Path:
+        return self._directory / PASSING_NAME / name
 
     def link_into(self, entries: Iterable[Entry], folder: Path) -> None:
         """Make `folder` from complete blobs, all at once: it appears whole or not at all."""

@@ -1,8 +1,8 @@
 """Bodies of bundles that are larger than a chunk: lent, and fetched, as blobs.
 
-Why only those: a smaller one is one chunk, and comes beside its header (`relay.py`). Why they come
-into memory and not as other blobs do: one is 2 MiB at most and goes to the store of bundles, and no
-block is executed without it, so blobs that have filled their quota must not be in its way.
+Why only those: a smaller one is one chunk, and comes beside its header (`relay.py`). Why they only
+pass through the store of blobs: one is 2 MiB at most and goes to the store of bundles, and no block
+is executed without it, so blobs that have filled their quota must not be in its way.
 Why a listing is needed at all: a bundle's header has the SHA-256 of its body and no tree over it.
 So the tree is a hint of those that have the body; each chunk is proven against it, the whole
 against the header, and who told a false one is known.

@@ -73,7 +73,10 @@ class Checked:
 
 
 def check_home(home: Path, chain_id: bytes, tell: Tell = lambda part, done: None) -> Checked:
-    """Read all of `home`, whose lock the caller holds. Blocks: 100 MB/s and 50,000 keys/s."""
+    """Read all of `home`, whose lock the caller holds and whose database nobody has open.
+
+    Blocks: 100 MB/s and 50,000 keys/s.
+    """
     if not (home / DB_NAME / "CURRENT").exists() and not segment_names(home / BLOCKS_NAME):
         raise StorageError(f"{home} has no ledger yet", mend="olnode start")
     checked, snapshots = Checked(), SnapshotStore(home / SNAPSHOTS_NAME)

@@ -37,6 +37,7 @@ from node.ledger.wire.orders import (
 )
 from node.ledger.wire.receipts import Receipt
 from node.wallet.checks import CheckFailed, Purchase, check_receipt
+from node.wallet.disclosure import Disclosure
 from node.wallet.promises import PayerLane, Promise
 from p2p.errors import NetworkError
 from p2p.network import FrameStream, part
@@ -82,11 +83,10 @@ class Answer:
     receipt_raw: bytes
     signature: bytes
     credits: bytes
-    sketch: bytes
-    statement: bytes
     logprobs: bytes
     ids: tuple[tuple[int, ...], ...]
     text: tuple[bytes, ...]
+    disclosure: Disclosure
 
 
 class OrderRefused(Exception):
@@ -342,11 +342,18 @@ class Buying:
             receipt_raw=frame.receipt,
             signature=frame.signature,
             credits=frame.credits,
-            sketch=frame.sketch,
-            statement=frame.statement,
             logprobs=frame.logprobs,
             ids=answers,
             text=tuple(bytes(text) for text in self._text),
+            disclosure=Disclosure(
+                order=self._purchase.order_raw,
+                payer_nonce=self._purchase.payer_nonce,
+                provider_nonce=self._provider_nonce or ZERO_HASH,
+                prompt=self._purchase.prompt,
+                answers=answers,
+                sketch=frame.sketch,
+                statement=frame.statement,
+            ),
         )
 
 

@@ -303,6 +303,37 @@ class ShareCheck:
 
 
 @dataclass(frozen=True, slots=True)
+class SketchAudit:
+    """How a sketch made here from an answer's texts agrees with the one its receipt commits to."""
+
+    receipt: Hex
+    model: str
+    version: int
+    verdict: str  # "pass", "suspect", "fail" (page 60 §9)
+    why: str  # "sketch", or "no_sketch" where the receipt states none; "" for none
+    early_ppm: int  # the cosine of each half, in millionths; 0 where nothing was compared
+    middle_ppm: int
+    moved_bps: int  # of the shares that follow from it
+    gradient_dtype: str
+    least_ppm: int  # what passes in this dtype
+    moved_bps_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class DisclosureAnswer:
+    """What opens a receipt's hashes; token ids are big-endian u32."""
+
+    receipt: Hex
+    order: Hex
+    payer_nonce: Hex
+    provider_nonce: Hex
+    prompt: Hex
+    answers: tuple[Hex, ...]
+    sketch: Hex
+    statement: Hex
+
+
+@dataclass(frozen=True, slots=True)
 class ModelAnswer:
     number: int
     name: str

@@ -23,9 +23,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from consensus.primitives.errors import Invalid
 from node.ledger.addresses import account_of
+from node.ledger.wire.exchange import unpack_ids
+from node.ledger.wire.orders import pack_ids
+from node.wallet.disclosure import Disclosure
 from node.web import answers
-from node.web.ledger import Ledger, hash_in_path
+from node.web.ledger import Ledger, hash_in_path, shown
 from node.web.ledger import routes as ledger_routes
 from node.web.light import Light
 from node.web.light import routes as light_routes
@@ -45,16 +49,35 @@ from node.web.streams import LineStream, Tell
 
 GOODS_BYTES_MAX: Final = 8_192
 QUESTION_BYTES_MAX: Final = 1_048_576
+DISCLOSURE_BYTES_MAX: Final = 4_194_304  # 8 hex digits a token: as many as a question can ask for
+CHOICES_MAX: Final = 255  # of one order: a u8
 HEADER_TIMEOUT_S: Final = 5
 CONNECTIONS_MAX: Final = 64  # one operator and their scripts
+
+
+Id = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+HexText = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{2})*$")]
 
 
 class GoodsBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The body of POST /goods: a folder on this machine and what it is (page 70 §10)."""
 
     kind: Annotated[int, msgspec.Meta(ge=1, le=5)]
-    identity: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
+    identity: Id
     folder: Annotated[str, msgspec.Meta(min_length=1, max_length=4_096)]
+
+
+class DisclosureBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The body of POST /receipts/{id}/audit: an `answers.DisclosureAnswer`, all of it in hex."""
+
+    receipt: Id
+    order: HexText
+    payer_nonce: HexText
+    provider_nonce: HexText
+    prompt: HexText
+    answers: Annotated[tuple[HexText, ...], msgspec.Meta(max_length=CHOICES_MAX)]
+    sketch: HexText
+    statement: HexText
 
 
 class Question(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -96,6 +119,8 @@ class Backend:
     `store_goods(kind, identity, folder)` checks that a folder of this machine is what `identity`
     names, and serves its files to peers from then on; raises Invalid. `release(channel)` has this
     provider serve nothing more on a channel; raises Invalid for one that is not its own.
+    `disclose(receipt)` is what opens an answer bought here, None where it is not kept (any more);
+    `audit(receipt, disclosure)` makes its sketch again, None for a receipt that is not settled.
     """
 
     status: Callable[[], answers.Status]
@@ -106,6 +131,8 @@ class Backend:
     models: Callable[[], Awaitable[tuple[answers.HeldModel, ...]]]
     store_goods: Callable[[int, bytes, Path], Awaitable[None]]
     release: Callable[[bytes], Awaitable[answers.ReleaseAnswer]]
+    disclose: Callable[[bytes], Disclosure | None]
+    audit: Callable[[bytes, Disclosure], Awaitable[answers.SketchAudit | None]]
     ledger: Ledger
     light: Light
 
@@ -173,6 +200,20 @@ def _node_routes(backend: Backend) -> list[Route]:
 
         return LineStream(work, where="/infer")
 
+    async def disclosure(request: Request) -> Response:
+        check_parameters(request)
+        receipt = hash_in_path(request)
+        told = backend.disclose(receipt)
+        return shown(None if told is None else disclosure_shown(receipt, told), "disclosure")
+
+    async def audit(request: Request) -> Response:
+        check_parameters(request)
+        told = await read_struct(request, DisclosureBody, DISCLOSURE_BYTES_MAX)
+        receipt = hash_in_path(request)
+        if told.receipt != receipt.hex():
+            raise Invalid("disclosure.receipt", why="of another one")
+        return shown(await backend.audit(receipt, disclosure_of(told)), "receipt")
+
     return [
         route("GET", "/status", status),
         route("GET", "/livez", live),
@@ -182,7 +223,36 @@ def _node_routes(backend: Backend) -> list[Route]:
         route("POST", "/goods", goods),
         route("POST", "/channels/{id}/release", release),
         route("POST", "/infer", infer),
+        route("GET", "/receipts/{id}/disclosure", disclosure),
+        route("POST", "/receipts/{id}/audit", audit),
     ]
+
+
+def disclosure_shown(receipt: bytes, told: Disclosure) -> answers.DisclosureAnswer:
+    """What `disclosure_of` reads."""
+    return answers.DisclosureAnswer(
+        receipt=receipt,
+        order=told.order,
+        payer_nonce=told.payer_nonce,
+        provider_nonce=told.provider_nonce,
+        prompt=pack_ids(told.prompt),
+        answers=tuple(map(pack_ids, told.answers)),
+        sketch=told.sketch,
+        statement=told.statement,
+    )
+
+
+def disclosure_of(told: DisclosureBody) -> Disclosure:
+    """Raises Invalid where token ids are none."""
+    return Disclosure(
+        order=bytes.fromhex(told.order),
+        payer_nonce=bytes.fromhex(told.payer_nonce),
+        provider_nonce=bytes.fromhex(told.provider_nonce),
+        prompt=unpack_ids(bytes.fromhex(told.prompt)),
+        answers=tuple(unpack_ids(bytes.fromhex(each)) for each in told.answers),
+        sketch=bytes.fromhex(told.sketch),
+        statement=bytes.fromhex(told.statement),
+    )
 
 
 def order_of(body: bytes) -> Order:

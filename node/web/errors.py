@@ -23,7 +23,7 @@ STATUS_OF: Final = {  # page 80, "Answer"; any other reason is the caller's: 400
     "already_charged": 409, "record_changed": 409, "pruned": 410,
     "check_failed": 502,
     "no_provider": 503, "refused": 503, "channel": 503, "no_statement": 503, "no_rows": 503,
-    "no_index": 404,
+    "no_index": 404, "no_engine": 503,
     "not_ready": 503, "draining": 503, "no_proof": 404,
     "lost": 504, "not_settled": 504,
     "internal": 500,

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 from blob_node import BlobNode
 
+from node.ledger.wire.bundles import BODY_BYTES_MAX
+
 CHUNKS = 40
 SIZE = (CHUNKS << 20) - 17
 WAIT_S = 60.0
@@ -69,6 +71,35 @@ def test_a_killed_fetch_goes_on_where_it_was_past_a_liar_and_a_dead_source(
     assert here == sorted(here)
     assert {each["bytes_total"] for each in ended["progress"]} == {SIZE}
     assert max(here) > kept << 20
+
+
+def test_the_body_of_a_bundle_goes_on_where_a_kill_ended_it(tmp_path: Path) -> None:
+    """The one source gives its first chunk and never the second, and nobody else has it yet."""
+    file = tmp_path / "body"
+    file.write_bytes(os.urandom(BODY_BYTES_MAX))
+    nodes: list[BlobNode] = []
+
+    def start(number: int, **options: object) -> BlobNode:
+        nodes.append(BlobNode(number=number, home=tmp_path / str(number), **options))
+        return nodes[-1]
+
+    try:
+        told = start(HONEST, lend=str(file), gives_first_only=True).told()
+        fetch = {"peers": [told["address"]], "fetch_body": told["header"]}
+        node = start(FETCHING, **fetch)
+        node.told()
+        wait_for_chunks(node, 1)
+        node.kill()
+        fetch["peers"] = [start(DYING, lend=str(file)).told()["address"]]
+        node = start(FETCHING, **fetch)
+        node.told()
+        ended = node.told()
+    finally:
+        for each in nodes:
+            each.kill()
+    assert ended["error"] == ""
+    assert (ended["counters"]["chunks_resumed"], ended["counters"]["chunks"]) == (1, 1)
+    assert (tmp_path / str(FETCHING) / "got").read_bytes() == file.read_bytes()
 
 
 def wait_for_chunks(node: BlobNode, count: int) -> None:

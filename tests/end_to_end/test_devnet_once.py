@@ -86,6 +86,16 @@ def test_three_of_four_validators_signed_and_the_proof_is_small(
     assert facts["proof_bytes"] < 8_192
 
 
+def test_another_provider_makes_the_same_sketch_of_the_answer(
+    ended: tuple[dict[str, Any], str],
+) -> None:
+    sketch = ended[0]["sketch"]
+    assert sketch["judge"] in ("n0", "n1")
+    assert sketch["verdict"] == "pass"
+    assert min(sketch["early_ppm"], sketch["middle_ppm"]) >= 999_900
+    assert sketch["moved_bps"] <= 2
+
+
 def test_credited_balance_is_what_the_payouts_said(ended: tuple[dict[str, Any], str]) -> None:
     facts = ended[0]
     gained = int(facts["balance_after"]) - int(facts["balance_before"])

@@ -121,6 +121,32 @@ async def test_answer_goes_to_stdout_and_its_receipt_to_stderr(
     assert (tmp_path / "proof").read_bytes() == b"\0proof"
 
 
+async def test_what_opens_the_receipt_is_kept_for_its_owner_alone(
+    home: Path, capsys: Capture, tmp_path: Path
+) -> None:
+    path = tmp_path / "kept"
+    words = ["--home", str(home), "infer", "contracts", "why?", "--keep", str(path)]
+    async with served(Behind(), home / "run"):
+        assert await trio.to_thread.run_sync(run, words) == 0
+        assert f"olnode verify {ID.hex()} --explain --kept {path}" in capsys.readouterr().err
+        words = ["--home", str(home), "verify", ID.hex(), "--explain", "--kept", str(path)]
+        assert await trio.to_thread.run_sync(run, words) == 0
+    assert capsys.readouterr().out.endswith("VERIFIED\n")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("option", ["--save", "--keep"])
+async def test_nothing_is_paid_for_what_cannot_be_kept(
+    home: Path, capsys: Capture, tmp_path: Path, option: str
+) -> None:
+    (tmp_path / "mine").write_bytes(b"mine")
+    for path in (tmp_path / "mine", tmp_path / "none" / "file"):
+        behind = Behind()
+        words = ["infer", "contracts", "why?", option, str(path)]
+        assert (await asked(capsys, behind, home, *words, status=2))["exit"] == 2
+        assert behind.asked == []
+
+
 async def test_fee_above_the_purse_ends_with_five(home: Path, capsys: Capture) -> None:
     behind = Behind(refuse_at=0, refusal=Invalid("payer.fee_max", need=2, have=1))
     answer = await asked(capsys, behind, home, "infer", "contracts", "why?", status=5)

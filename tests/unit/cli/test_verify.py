@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 from chain_kit import devnet
 from stored_kit import Told
-from unit.cli.calls import asked, ledger_of
-from unit.web.behind import ID, Behind
+from unit.cli.calls import SCHEMAS, asked, ledger_of
+from unit.web.behind import DISCLOSURE, ID, Behind
 
 from node.cli.main import run
 from node.cli.trust import named_block
-from node.cli.verify import _share_lines
+from node.cli.verify import _share_lines, _sketch_lines, _verified
 from node.ledger.genesis import encode_genesis
 from node.light import examine, trust_block
 from node.web import answers
+from node.web.app import disclosure_shown
 from node.web.proving import receipt_file
 
 Capture = pytest.CaptureFixture[str]
@@ -152,7 +153,7 @@ async def test_false_shares_end_with_the_status_of_what_is_not_verified(
 )
 def test_what_was_looked_at_is_said_in_words(fields: dict[str, Any], line: str) -> None:
     told = answers.as_json(replace(Behind().checked, **fields))
-    lines = _share_lines(told)
+    lines = _verified(_share_lines(told), told)
     assert any(line in one for one in lines)
     assert (lines[-1] == "VERIFIED") == (told["verdict"] == "true")
 
@@ -164,6 +165,75 @@ async def test_shares_that_this_node_cannot_check_are_not_verified(
     hidden = replace(Behind().checked, verdict="unknown", why="claim.hidden")
     told = await asked(capsys, ledger_of(checked=hidden), home, *EXPLAIN, status=1)
     assert (told["code"], "nothing was checked" in told["what"]) == ("claim.hidden", True)
+
+
+# ---- and its sketch
+
+
+@pytest.fixture
+def kept(home: Path) -> Path:
+    path = home / "kept"
+    path.write_text(json.dumps(answers.as_json(disclosure_shown(ID, DISCLOSURE))))
+    return path
+
+
+async def test_sketch_made_again_is_told_beside_the_shares(
+    home: Path, kept: Path, capsys: Capture
+) -> None:
+    behind = ledger_of()
+    told = await asked(capsys, behind, home, *EXPLAIN, "--kept", str(kept))
+    assert (told["schema"], told["verdict"], told["shares"]) == (
+        "olnode.verify.sketch/1", "pass", "true",
+    )  # fmt: skip
+    assert set(SCHEMAS[told["schema"]]) <= told.keys()
+    assert behind.asked == [(ID, DISCLOSURE)]
+
+
+@pytest.mark.parametrize("verdict", ["suspect", "fail"])
+async def test_sketch_that_differs_ends_with_the_status_of_what_is_not_verified(
+    home: Path, kept: Path, capsys: Capture, verdict: str
+) -> None:
+    behind = ledger_of(audited=replace(Behind().audited, verdict=verdict, why="sketch"))
+    told = await asked(capsys, behind, home, *EXPLAIN, "--kept", str(kept), status=6)
+    assert told["code"] == f"sketch.{verdict}"
+
+
+async def test_false_shares_are_told_before_any_sketch_is_made(
+    home: Path, kept: Path, capsys: Capture
+) -> None:
+    behind = ledger_of(checked=replace(Behind().checked, verdict="false", why="row.paid"))
+    told = await asked(capsys, behind, home, *EXPLAIN, "--kept", str(kept), status=6)
+    assert (told["code"], behind.asked) == ("row.paid", [])
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({}, "cosines 0.999900 and 1.000000, 3 bps of the shares move (fp32: 0.995 and 50 bps)"),
+        ({"verdict": "fail", "why": "sketch"}, "the sketch made again is another"),
+        ({"early_ppm": 0, "middle_ppm": 0}, "states no sketch, and none can be made"),
+        ({"verdict": "fail", "why": "no_sketch", "early_ppm": 0}, "states no sketch, but one can"),
+    ],
+)
+def test_what_a_sketch_gave_is_said_in_words(fields: dict[str, Any], line: str) -> None:
+    told = answers.as_json(replace(Behind().audited, **fields))
+    assert any(line in one for one in _sketch_lines(told))
+
+
+@pytest.mark.parametrize("content", [b"no json", b"[1]", b"\xff\xfe"])
+async def test_what_no_infer_kept_is_a_usage_fault(
+    home: Path, capsys: Capture, content: bytes
+) -> None:
+    (home / "kept").write_bytes(content)
+    words = (*EXPLAIN, "--kept", str(home / "kept"))
+    told = await asked(capsys, ledger_of(), home, *words, status=2)
+    assert "infer --keep" in told["what"]
+
+
+async def test_kept_texts_are_about_a_receipt(home: Path, kept: Path, capsys: Capture) -> None:
+    words = ("verify", "proof", "--kept", str(kept))
+    told = await asked(capsys, ledger_of(), home, *words, status=2)
+    assert "--explain" in told["mend"]
 
 
 async def test_what_is_no_receipts_id_is_told(home: Path, capsys: Capture) -> None:

@@ -18,10 +18,10 @@ def backend_without_a_shop(state: Any, *own: bytes) -> Backend:
         find_pending=None, count_providers=None, status=None, checks=None, models=None
     )
     chain: Any = SimpleNamespace(view=None, state=lambda: state)
-    part: Any = SimpleNamespace(find_shares=None, check=None, submit_transaction=None)
+    part: Any = SimpleNamespace(find_shares=None, check=None, audit=None, submit_transaction=None)
     return make_backend(
         chain=chain, peers=nobody, telling=telling, relay=part, reasons=part,
-        checker=part, store=nobody,
+        checker=part, auditor=part, store=nobody,
         shop=None, purse=None, own_providers=own, own_validator=None, next_nonce=nobody,
         stop=nobody,
     )  # fmt: skip

@@ -33,6 +33,10 @@ class SellingNode:
         self.on_ask: Callable[[], None] = lambda: None
         self.asked: list[dict[str, Any]] = []
         self.looks = 0
+        self.audit = {
+            "verdict": "pass", "why": "", "early_ppm": 10**6, "middle_ppm": 999_999,
+            "moved_bps": 2,
+        }  # fmt: skip
 
     def get(self, route: str) -> dict[str, Any]:
         match route.strip("/").split("/"):
@@ -46,6 +50,8 @@ class SellingNode:
                 return {"records": [row, {**row, "text": "never the first"}]}
             case ["ledger", "receipts", text]:
                 return self.receipt(text)
+            case ["receipts", text, "disclosure"]:
+                return {"receipt": text, "prompt": "00000001"}
             case ["ledger", "blocks", height]:
                 return answers.as_json(reading.find_block(self.told.view(), int(height)))
             case ["ledger", "validators"]:
@@ -53,6 +59,10 @@ class SellingNode:
                 rows = reading.list_validators(self.told.view(), own)
                 return {"validators": [answers.as_json(row) for row in rows]}
         raise Refusal(404, "http.not_found", route, {})
+
+    def post(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
+        self.asked.append({"route": route, **body})
+        return {**self.audit}
 
     def get_bytes(self, route: str) -> bytes:
         view = self.told.view()
@@ -99,7 +109,10 @@ def a_land(node: SellingNode, home: Path) -> Settled:
         tuple(Person(f"contributor-{i:02d}", who.seed) for i, who in enumerate(givers)),
     )
     names = ("n0", "n1", "n2", "n3", "payer")
-    children: Any = tuple(SimpleNamespace(name=name, node=node, home=home / name) for name in names)
+    children: Any = tuple(
+        SimpleNamespace(name=name, node=node, home=home / name, roles=("provider",))
+        for name in names
+    )
     return Settled(home, people, encode_genesis(node.told.made.genesis), children)
 
 

@@ -68,6 +68,26 @@ async def test_answer_is_told_with_its_fee_to_the_grain(node: SellingNode, tmp_p
     assert trade.example().startswith('contracts "')
 
 
+async def test_sketch_is_made_again_from_what_the_payer_discloses(
+    node: SellingNode, tmp_path: Path
+) -> None:
+    trade, lines, ending = a_trade(node, tmp_path, "contracts")
+    await trade.run()
+    receipt = node.told.receipt.hex()
+    asked = {"route": f"/receipts/{receipt}/audit", "receipt": receipt, "prompt": "00000001"}
+    assert asked in node.asked
+    assert "0.999999, 2 bps" in dict(lines.said)["sketch"]
+    assert ending.facts["sketch"]["verdict"] == "pass"
+
+
+async def test_sketch_that_is_another_fails_the_story(node: SellingNode, tmp_path: Path) -> None:
+    trade, _, _ = a_trade(node, tmp_path, "contracts")
+    node.audit = {**node.audit, "verdict": "fail", "why": "sketch"}
+    with pytest.raises(Invalid) as refusal:
+        await trade.run()
+    assert refusal.value.code == "devnet.sketch"
+
+
 async def test_balance_grows_by_what_the_proofs_owe(node: SellingNode, tmp_path: Path) -> None:
     trade, lines, ending = a_trade(node, tmp_path, "contracts")
     await trade.run()

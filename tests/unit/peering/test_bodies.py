@@ -1,21 +1,21 @@
 """Bodies of more than a chunk: from several sources, each chunk proven, gone on with, bounded."""
 
+import errno
 import random
 from collections import Counter
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from bundle_kit import party
+from bundle_kit import bundle_around, party
 from exchange_kit import at_once
 
-from consensus.primitives.digest import sha256
 from consensus.primitives.encoding import encode
-from node.ledger.wire.bundles import BODY_BYTES_MAX, Bundle, BundleHeader, encode_header
+from node.ledger.wire.bundles import BODY_BYTES_MAX, Bundle
 from node.peering import bodies
-from node.peering.blobparts import CHUNK_BYTES
-from node.peering.blobs import BEGUN_MAX, Blobs
-from node.peering.blobstore import BUNDLE, BlobStore
+from node.peering.blobparts import CHUNK_BYTES, BlobPart
+from node.peering.blobs import Blobs
+from node.peering.blobstore import BUNDLE, PASSING_MAX, PASSING_NAME, BlobStore
 from node.peering.bodies import LentBodies, fetch_body
 from p2p.errors import Code, Refused, Unreachable
 from p2p.memory import MemoryHub
@@ -24,12 +24,7 @@ KEYS = [party(f"node {i}").key for i in range(4)]
 
 
 def bundle_of(size: int, seed: int = 1) -> Bundle:
-    """Whatever its body is: a blob knows no meaning."""
-    body = random.Random(seed).randbytes(size)
-    header = BundleHeader(
-        1, KEYS[0], seed, bytes(32), 1, 1, ((1, 1, 1),), bytes(32), size, sha256(body)
-    )
-    return Bundle(encode_header(header), bytes(64), body)
+    return bundle_around(random.Random(seed).randbytes(size), seed)
 
 
 def without_body(bundle: Bundle) -> Bundle:
@@ -126,7 +121,6 @@ async def test_what_came_before_a_source_ended_is_not_asked_for_again(
         assert mine.blobs.counters["chunks_resumed"] == 1
         assert other.blobs.counters["served_bytes"] < 1_000, "one byte was missing"
         assert mine.penalties == []
-        assert not mine.blobs._begun
 
 
 async def test_a_false_tree_costs_its_teller_and_the_next_one_is_tried(
@@ -221,16 +215,61 @@ def test_trees_that_are_remembered_are_bounded(monkeypatch) -> None:
     assert [name in lent for name in names] == [False, True, True]
 
 
-async def test_halves_that_wait_in_memory_are_bounded(tmp_path, autojump_clock) -> None:
+async def test_halves_that_wait_on_the_disk_are_bounded(tmp_path, autojump_clock) -> None:
+    """The oldest goes first, by what a store finds at its start too."""
     async with four(tmp_path) as (ending, _, _, mine):
         true_chunk = ending.lent.chunk
         ending.lent.chunk = lambda blob_id, index: true_chunk(blob_id, 2 if index else 0)
-        for seed in range(BEGUN_MAX + 2):
-            bundle = bundle_of(CHUNK_BYTES + 1, seed)
+        folder = tmp_path / KEYS[3].hex()[:8]
+        bundles = [bundle_of(CHUNK_BYTES + 1, seed) for seed in range(PASSING_MAX + 2)]
+        for bundle in bundles:
+            if bundle is bundles[-1]:
+                mine.blobs._store = BlobStore(folder, 1)
             ending.hold(bundle)
             with pytest.raises(Unreachable):
                 await mine.fetch(bundle, ending)
-        assert len(mine.blobs._begun) == BEGUN_MAX
+        newest = {ending.lent.listing(bundle.hash)[0].blob_id.hex() for bundle in bundles[2:]}
+        assert {path.stem for path in (folder / PASSING_NAME).glob("*.part")} == newest
+        assert {path.stem for path in (folder / PASSING_NAME).glob("*.notes")} == newest
+
+
+async def test_a_disk_that_takes_nothing_is_nobodys_fault(
+    tmp_path, autojump_clock, monkeypatch
+) -> None:
+    async with four(tmp_path) as (one, _, _, mine):
+        bundle = bundle_of(BODY_BYTES_MAX)
+        one.hold(bundle)
+
+        def full(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("node.peering.blobparts._write_all", full)
+            with pytest.raises(Unreachable):
+                await mine.fetch(bundle, one)
+        assert mine.penalties == []
+        assert await mine.fetch(bundle, one) == bundle, "once there is room"
+
+
+async def test_what_rots_while_it_waits_is_dropped_and_fetched_again(
+    tmp_path, autojump_clock, monkeypatch
+) -> None:
+    async with four(tmp_path) as (one, _, _, mine):
+        bundle = bundle_of(BODY_BYTES_MAX)
+        one.hold(bundle)
+        true_whole = BlobPart.whole
+
+        def rot(part: BlobPart) -> bytes | None:
+            (path,) = (tmp_path / KEYS[3].hex()[:8] / PASSING_NAME).glob("*.part")
+            path.write_bytes(b"\0" * path.stat().st_size)
+            return true_whole(part)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(BlobPart, "whole", rot)
+            with pytest.raises(Unreachable):
+                await mine.fetch(bundle, one)
+        assert mine.penalties == []
+        assert await mine.fetch(bundle, one) == bundle
 
 
 async def test_a_lent_body_is_none_of_the_files_that_are_listed(tmp_path, autojump_clock) -> None:

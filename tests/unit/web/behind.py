@@ -12,6 +12,7 @@ from consensus.primitives.errors import Invalid
 from node.ledger import tables
 from node.ledger.parameters import devnet_parameters
 from node.ledger.wire.codes import code_name
+from node.wallet.disclosure import Disclosure
 from node.web import answers
 from node.web.app import Backend, Order, make_app, serve_socket
 from node.web.ledger import EarningsQuery, Ledger
@@ -98,6 +99,10 @@ def page(rows: tuple[Row, ...], after: int, limit: int) -> tuple[Row, ...]:
     return tuple(row for row in rows if row.number > after)[:limit]
 
 
+DISCLOSURE = Disclosure(b"\1", b"\2" * 32, b"\3" * 32, (1, 2, 3), ((4,), ()), b"\5" * 4, b"\6")
+AUDITED = answers.SketchAudit(
+    ID, "contracts", 1, "pass", "", 999_900, 10**6, 3, "fp32", 995_000, 50
+)
 CHECKED = answers.ShareCheck(ID, "contracts", 1, 3, "true", "", 120, 5, 3, 16)
 
 
@@ -126,6 +131,8 @@ class Behind:
     in_flight: int = 0
     goods_refusal: Invalid | None = None
     checked: answers.ShareCheck = CHECKED
+    audited: answers.SketchAudit = AUDITED
+    disclosed: Disclosure | None = DISCLOSURE
     datanets: tuple[answers.DatanetAnswer, ...] = ()
     contributions: tuple[answers.ContributionAnswer, ...] = ()  # of any Datanet
     looked_at_max: int = 100
@@ -148,6 +155,10 @@ class Behind:
             self.cancelled.set()
             raise
         return RECEIPT
+
+    async def audit(self, receipt: bytes, told: Disclosure) -> answers.SketchAudit | None:
+        self.asked.append((receipt, told))
+        return self.audited if receipt == ID else None
 
     async def submit(self, raw: bytes) -> bytes:
         self.asked.append(raw)
@@ -291,6 +302,8 @@ class Behind:
             models=self.held_models,
             store_goods=self.store_goods,
             release=self.release,
+            disclose=lambda receipt: self.disclosed if receipt == ID else None,
+            audit=self.audit,
             light=light,
             ledger=ledger,
         )

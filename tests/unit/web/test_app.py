@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import trio
-from unit.web.behind import ALICE, BIG, EARNED, ID, Behind, served
+from unit.web.behind import ALICE, BIG, DISCLOSURE, EARNED, ID, Behind, served
 
 from consensus.primitives.errors import Invalid
 from node.ledger.addresses import account_text
 from node.wallet.buying import PaymentFailed
 from node.web import answers
-from node.web.app import QUESTION_BYTES_MAX
+from node.web.app import DISCLOSURE_BYTES_MAX, QUESTION_BYTES_MAX
 from node.web.ask import Node, Refusal, Unreachable
 from node.web.ledger import TRANSACTION_BYTES_MAX, EarningsQuery
 
@@ -267,6 +267,7 @@ async def test_bad_request_is_refused_with_status_and_code(tmp_path: Path) -> No
     [
         ("/ledger/transactions", "application/octet-stream", TRANSACTION_BYTES_MAX),
         ("/infer", "application/json", QUESTION_BYTES_MAX),
+        (f"/receipts/{ID.hex()}/audit", "application/json", DISCLOSURE_BYTES_MAX),
     ],
 )
 async def test_body_one_byte_over_its_limit_is_refused(
@@ -350,6 +351,55 @@ async def test_released_channel_is_told_with_amounts_as_text(tmp_path: Path) -> 
     assert told == {
         "channel": ID.hex(), "paid": str(BIG), "unsettled": str(BIG), "in_flight": 2
     }  # fmt: skip
+
+
+async def test_what_opens_a_receipt_is_read_again_as_it_was_shown(tmp_path: Path) -> None:
+    behind = Behind()
+    async with served(behind, tmp_path) as path:
+        shown = await ask(path, lambda node: node.get(f"/receipts/{ID.hex()}/disclosure"))
+        told = await ask(path, lambda node: node.post(f"/receipts/{ID.hex()}/audit", shown))
+    assert behind.asked == [(ID, DISCLOSURE)]
+    assert (told["verdict"], told["early_ppm"], told["receipt"]) == ("pass", 999_900, ID.hex())
+
+
+async def test_what_is_not_kept_or_not_settled_is_not_found(tmp_path: Path) -> None:
+    other = "00" * 32
+    async with served(Behind(), tmp_path) as path:
+        shown = await ask(path, lambda node: node.get(f"/receipts/{ID.hex()}/disclosure"))
+        for call, code in (
+            (lambda node: node.get(f"/receipts/{other}/disclosure"), "disclosure.not_found"),
+            (
+                lambda node: node.post(f"/receipts/{other}/audit", {**shown, "receipt": other}),
+                "receipt.not_found",
+            ),
+        ):
+            with pytest.raises(Refusal) as refused:
+                await ask(path, call)
+            assert (refused.value.status, refused.value.code) == (404, code)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"receipt": "00" * 32}, "disclosure.receipt"),
+        ({"prompt": "000001"}, "infer.ids"),
+        ({"answers": ["00000001", "0"]}, "request.invalid_value"),
+        ({"answers": [""] * 256}, "request.invalid_value"),
+        ({"order": "xx"}, "request.invalid_value"),
+        ({"order": None}, "request.invalid_value"),
+        ({"more": "00"}, "request.invalid_value"),
+    ],
+)
+async def test_disclosure_that_is_none_is_refused(
+    tmp_path: Path, change: dict[str, Any], code: str
+) -> None:
+    behind = Behind()
+    async with served(behind, tmp_path) as path:
+        shown = await ask(path, lambda node: node.get(f"/receipts/{ID.hex()}/disclosure"))
+        told = {**shown, **change}
+        with pytest.raises(Refusal) as refused:
+            await ask(path, lambda node: node.post(f"/receipts/{ID.hex()}/audit", told))
+    assert (refused.value.code, behind.asked) == (code, [])
 
 
 async def test_stop_is_handed_on(tmp_path: Path) -> None:

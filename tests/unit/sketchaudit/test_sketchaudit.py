@@ -1,0 +1,177 @@
+"""A sketch made again: alike, a little off, another, or none, over a settled answer of a chain."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from exchange_kit import at_once
+from fraud_kit import Court
+from ledger_kit import NOW_MS
+from stored_kit import Stored
+
+from consensus.primitives.digest import sha256
+from consensus.primitives.errors import Invalid
+from node.attribution.audit import Claim
+from node.ledger.wire.bundles import decode_body
+from node.ledger.wire.orders import (
+    PRIVATE,
+    ZERO_HASH,
+    Order,
+    encode_order,
+    order_hash,
+    prompt_commit,
+)
+from node.ledger.wire.receipts import COMPLETE, PARTIAL, answer_root, receipt_id
+from node.serving.attributing import UNATTRIBUTED, Attributed
+from node.sketchaudit import SketchAuditor
+from node.storage.store import MemoryKV
+from node.wallet.disclosure import Disclosure
+from node.web import answers
+
+PROMPT, ANSWERS, SALT = (5, 6, 7), ((8, 9),), b"\1" * 16
+NO_CLAIM = Claim(bytes(32), (), b"", b"")
+
+
+class Scene:
+    """A settled answer whose texts are known, and a node that holds its version."""
+
+    def __init__(self, folder: Path, *, claims: bool = True, flags: int = 0, **fields: Any) -> None:
+        court = Court(folder / "index", Stored(folder / "chain", MemoryKV()))
+        self.claim = court.claim() if claims else NO_CLAIM
+        order = encode_order(
+            Order(
+                version=1, model=1, model_version=1, max_in=3, max_out=8,
+                prompt_commit=prompt_commit(SALT, PROMPT), sampling_hash=sha256(b"sampling"),
+                seed_commit=ZERO_HASH, quantum=256, deadline_ms=NOW_MS, flags=flags, salt16=SALT,
+            )
+        )  # fmt: skip
+        self.told = Disclosure(
+            order, b"", ZERO_HASH, PROMPT, ANSWERS, self.claim.sketch, self.claim.statement
+        )
+        root = answer_root(SALT, b"", ZERO_HASH, ANSWERS)
+        court.answer(self.claim, order_hash=order_hash(order), answer_root=root, **fields)
+        bundle = court.settle()
+        self.receipt = receipt_id(decode_body(bundle.body)[0].receipts[0])
+        self.court = court
+        self.own = self.made(self.claim.sketch)
+        self.dtype = 0
+        self.holds = True
+        self.asked: list[Any] = []
+
+    def made(self, sketch: bytes, credits: Any = None) -> Attributed:
+        credits = self.claim.credits if credits is None else credits
+        return Attributed(credits, sketch, b"", bytes(32))
+
+    async def attribute(self, *asked: Any) -> Attributed:
+        self.asked.append(asked)
+        return self.own
+
+    def find_held(self, model: int, version: int) -> Any:
+        manifest = SimpleNamespace(gradient_dtype=self.dtype)
+        index = self.court.index if self.holds else None
+        return SimpleNamespace(name="facts-1", version=version, manifest=manifest, index=index)
+
+    async def audit(self, told: Disclosure | None = None) -> answers.SketchAudit | None:
+        auditor = SketchAuditor(
+            take_view=self.court.chain.chain.view, attribute=self.attribute,
+            find_held=self.find_held, run_blocking=at_once,
+        )  # fmt: skip
+        return await auditor.audit(self.receipt, told or self.told)
+
+
+def off(sketch: bytes, share: float) -> bytes:
+    """The sketch with so much of something else in it."""
+    row = np.frombuffer(sketch, np.int8).astype(np.float64)
+    noise = np.random.default_rng(1).normal(size=row.shape) * np.linalg.norm(row) / 32
+    return np.clip(np.rint(row + share * noise), -127, 127).astype(np.int8).tobytes()
+
+
+async def test_same_sketch_passes_with_every_figure(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    assert await scene.audit() == answers.SketchAudit(
+        scene.receipt, "facts-1", 1, "pass", "", 10**6, 10**6, 0, "fp32", 995_000, 50
+    )
+    assert scene.asked == [(1, 1, PROMPT, ANSWERS)]
+
+
+@pytest.mark.parametrize(
+    ("share", "dtype", "verdict"),
+    [
+        (0.05, 0, "pass"),
+        (0.15, 0, "suspect"),
+        (0.15, 1, "pass"),
+        (0.8, 0, "fail"),
+        (0.8, 1, "fail"),
+    ],
+)
+async def test_verdict_follows_the_cosine_and_the_dtype(
+    tmp_path: Path, share: float, dtype: int, verdict: str
+) -> None:
+    scene = Scene(tmp_path)
+    scene.own, scene.dtype = scene.made(off(scene.claim.sketch, share)), dtype
+    told = await scene.audit()
+    assert told is not None
+    assert (told.verdict, told.gradient_dtype) == (verdict, ("fp32", "bf16")[dtype])
+    assert told.why == ("" if verdict == "pass" else "sketch")
+
+
+async def test_shares_that_move_fail_it_though_the_sketch_is_alike(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.own = scene.made(scene.claim.sketch, ((1, 10_000),))
+    told = await scene.audit()
+    assert told is not None
+    assert told.verdict == "fail"
+    assert told.moved_bps > 1_500
+
+
+async def test_texts_of_another_answer_are_refused_before_any_work(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    for change in ({"prompt": (5, 6)}, {"answers": ((8,),)}, {"sketch": bytes(1_024)}):
+        with pytest.raises(Invalid, match=r"disclosure\."):
+            await scene.audit(scene.told._replace(**change))
+    assert scene.asked == []
+
+
+@pytest.mark.parametrize(("status", "verdict"), [(COMPLETE, "fail"), (PARTIAL, "suspect")])
+async def test_receipt_without_a_sketch_is_a_finding_where_one_can_be_made(
+    tmp_path: Path, status: int, verdict: str
+) -> None:
+    scene = Scene(tmp_path, claims=False, status=status)
+    scene.own = UNATTRIBUTED
+    told = await scene.audit()
+    assert told is not None
+    assert (told.verdict, told.why) == ("pass", "")
+    scene.own = scene.made(scene.court.sketch(), ((1, 10_000),))
+    told = await scene.audit()
+    assert told is not None
+    assert (told.verdict, told.why, told.moved_bps) == (verdict, "no_sketch", 10_000)
+
+
+async def test_what_cannot_be_looked_at_says_why(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.own = UNATTRIBUTED
+    with pytest.raises(Invalid, match=r"audit\.not_ready"):
+        await scene.audit()
+    scene.holds = False
+    with pytest.raises(Invalid, match=r"audit\.no_index"):
+        await scene.audit()
+    scene.receipt = bytes(32)
+    assert await scene.audit() is None, "it is not settled"
+
+
+async def test_private_order_has_no_sketch_to_look_at(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, claims=False, flags=PRIVATE)
+    with pytest.raises(Invalid, match=r"audit\.private"):
+        await scene.audit()
+    assert scene.asked == []
+
+
+async def test_node_without_an_engine_names_who_has_one(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    auditor = SketchAuditor(
+        take_view=scene.court.chain.chain.view, attribute=None, find_held=scene.find_held
+    )
+    with pytest.raises(Invalid, match=r"audit\.no_engine"):
+        await auditor.audit(scene.receipt, scene.told)

@@ -147,7 +147,7 @@ async def test_false_shares_end_with_the_status_of_what_is_not_verified(
     [
         ({}, "5 paid rows, 3 of the panel, 16 drawn of 120"),
         ({"drawn_rows": 120}, "all 120 rows of the index were scanned"),
-        ({"verdict": "unknown", "why": "claim.hidden"}, "contributions credited"),
+        ({"verdict": "unknown", "why": "claim.hidden"}, "nothing was checked"),
         ({"index_rows": 0, "paid_rows": 0, "drawn_rows": 0}, "nothing is claimed"),
     ],
 )

@@ -254,6 +254,19 @@ def test_two_receipts_that_change_places_are_refused(swapped: tuple[int, int]) -
     assert refusal_of(made, signed(made, changed)) == "bundle.receipt"
 
 
+@pytest.mark.parametrize(("bad_receipt", "bad_voucher"), [(0, 2), (2, 0)])
+def test_all_vouchers_are_looked_at_before_any_receipt(bad_receipt: int, bad_voucher: int) -> None:
+    made = some_bundle(1)
+    parts = list(bundles.decode_body(made.bundle.body))
+    raw = encode(decode_receipt(parts[bad_receipt].receipts[0])._replace(status=1))
+    receipts = (raw, *parts[bad_receipt].receipts[1:])
+    parts[bad_receipt] = parts[bad_receipt]._replace(receipts=receipts)
+    assert refusal_of(made, signed(made, parts)) == "bundle.receipt"
+    section = decode_section(parts[bad_voucher].section)._replace(voucher_sig=bytes(64))
+    parts[bad_voucher] = parts[bad_voucher]._replace(section=encode_section(section))
+    assert refusal_of(made, signed(made, parts)) == "bundle.voucher"
+
+
 # A6
 
 

@@ -4,6 +4,7 @@ Why prefixes: a body signed for one purpose, or on one chain, must never be vali
 and nothing that is signed shares bytes with anything that is hashed.
 """
 
+from collections.abc import Iterable
 from hashlib import sha256 as _sha256
 from typing import Final
 
@@ -14,6 +15,19 @@ HASH_BYTES: Final = 32
 def sha256(*parts: bytes) -> bytes:
     """SHA-256 of the concatenated parts, 32 bytes."""
     return _sha256(b"".join(parts)).digest()  # one part is not copied; three updates cost more
+
+
+def hash_each(datas: Iterable[bytes], prefix: bytes = b"") -> list[bytes]:
+    """SHA-256 of `prefix` and each of many that are short.
+
+    Why by copies of one that is begun: making a hash object is a third of what such a hash costs.
+    """
+    copy, found = _sha256(prefix).copy, []
+    for data in datas:
+        digest = copy()
+        digest.update(data)
+        found.append(digest.digest())
+    return found
 
 
 def domain_hash(word: bytes, *parts: bytes) -> bytes:

@@ -8,7 +8,9 @@ ranges and lengths while it unpacks, so hostile bytes make no object that does n
 What this file does not know: what any object means.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from operator import eq
 from typing import Annotated, Any, Final, Generic, Literal, TypeVar
 
 import msgspec
@@ -83,7 +85,14 @@ def Record(*fields: Shape) -> Shape:
     """A positional array with exactly one value per field."""
     kind: Any = tuple[tuple(field.kind for field in fields)]  # type: ignore[misc]  # made here
     rest = [(place, field.fits) for place, field in enumerate(fields) if field.fits is not None]
-    return Shape(kind, (lambda value: all(fit(value[at]) for at, fit in rest)) if rest else None)
+
+    def rest_fits(value: Any) -> bool:
+        for at, fits in rest:  # noqa: SIM110  # half the cost of `all` over a generator
+            if not fits(value[at]):
+                return False
+        return True
+
+    return Shape(kind, rest_fits if rest else None)
 
 
 U8: Final = Integer(2**8 - 1)
@@ -119,20 +128,32 @@ def decode(raw: bytes, shape: Shape, bytes_max: int, what: str) -> Any:
     return value
 
 
+def makes_each(kind: type[T]) -> Callable[[Iterable[Any]], Iterable[T]]:
+    """What makes many named tuples as `kind._make` makes one, without a call for each.
+
+    The values must have as many fields as `kind`: its shape has told so.
+    """
+    return partial(map, partial(tuple.__new__, kind))
+
+
 class Decoder(Generic[T]):
     """Decodes many byte strings as `alone` decodes each, at half its cost.
 
     They are unpacked as one array, and each is packed again alone: equal bytes show that the
     array's members begin and end where the byte strings do. `shape` may be narrower than what
-    `alone` takes, never wider; `make` gives the value of what fits it.
+    `alone` takes, never wider; `make_all` gives the values of many that fit it.
     """
 
     def __init__(
-        self, shape: Shape, bytes_max: int, make: Callable[[Any], T], alone: Callable[[bytes], T]
+        self,
+        shape: Shape,
+        bytes_max: int,
+        make_all: Callable[[Sequence[Any]], Iterable[T]],
+        alone: Callable[[bytes], T],
     ) -> None:
         self._many = ListOf(shape, DECODED_TOGETHER_MAX)
         self._bytes_max = bytes_max
-        self._make = make
+        self._make_all = make_all
         self._alone = alone
 
     def decode(self, raws: Sequence[bytes]) -> list[T]:
@@ -141,7 +162,7 @@ class Decoder(Generic[T]):
         for start in range(0, len(raws), DECODED_TOGETHER_MAX):
             some = raws[start : start + DECODED_TOGETHER_MAX]
             values = self._together(some)
-            found += map(self._alone, some) if values is None else map(self._make, values)
+            found += map(self._alone, some) if values is None else self._make_all(values)
         return found
 
     def _together(self, raws: Sequence[bytes]) -> Sequence[Any] | None:
@@ -152,7 +173,7 @@ class Decoder(Generic[T]):
             values = self._many.unpack(header + b"".join(raws))
         except ValueError:
             return None
-        if [*map(_encode, values)] != [*raws]:
+        if not all(map(eq, map(_encode, values), raws)):  # as many as the header says
             return None
         return values  # type: ignore[no-any-return]
 

@@ -7,9 +7,10 @@ surplus hashes. Used for everything but the state, which needs proofs of absence
 
 from collections.abc import Iterable, Sequence
 from hashlib import sha256 as _sha256
+from operator import add
 from typing import Final
 
-from consensus.primitives.digest import HASH_BYTES, sha256
+from consensus.primitives.digest import HASH_BYTES, hash_each, sha256
 from consensus.primitives.errors import Invalid
 
 EMPTY_ROOT: Final = sha256()
@@ -30,7 +31,7 @@ def leaf_hash(data: bytes) -> bytes:
 
 def leaf_hashes(leaves: Iterable[bytes]) -> list[bytes]:
     """The same of many that are short: without a call for each."""
-    return [_sha256(b"\0" + leaf).digest() for leaf in leaves]
+    return hash_each(leaves, b"\0")
 
 
 def node_hash(left: bytes, right: bytes) -> bytes:
@@ -54,8 +55,7 @@ def root_of_hashes(hashes: Sequence[bytes]) -> bytes:
 
 
 def _parents(level: list[bytes]) -> list[bytes]:
-    pairs = zip(level[::2], level[1::2], strict=False)
-    paired = [_sha256(b"\1" + left + right).digest() for left, right in pairs]
+    paired = hash_each(map(add, level[::2], level[1::2]), b"\1")
     return paired + level[-1:] if len(level) % 2 else paired
 
 

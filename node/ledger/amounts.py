@@ -5,7 +5,7 @@ node, in any order of payees. The largest remainders get them, ties go to the sm
 What this file does not know: accounts, and why anybody is paid.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Protocol, TypeVar
 
 from consensus.primitives.encoding import INT_MAX
@@ -16,6 +16,8 @@ SUPPLY_GRAINS: Final = 10**18  # made once, in genesis
 AMOUNT_MAX: Final = INT_MAX
 BPS: Final = 10_000
 TOKENS_PER_PRICE: Final = 10**6  # prices are per so many tokens
+
+Answer = tuple[int, int, int]  # fee, tokens in, tokens out
 
 
 class _Ordered(Protocol):
@@ -45,6 +47,18 @@ def price(tokens_in: int, tokens_out: int, p_in: int, p_out: int, p_call: int) -
     Raises `Invalid` `amount.out_of_range` above 2^63-1.
     """
     return checked(-(-(tokens_in * p_in + tokens_out * p_out) // TOKENS_PER_PRICE) + p_call)
+
+
+def find_overpriced(answers: Iterable[Answer], p_in: int, p_out: int, p_call: int) -> list[Answer]:
+    """Those whose fee is above their `price`, without a call for each; raises what it raises."""
+    found = []
+    for answer in answers:
+        fee, tokens_in, tokens_out = answer
+        most = -(-(tokens_in * p_in + tokens_out * p_out) // TOKENS_PER_PRICE) + p_call
+        if not fee <= most <= AMOUNT_MAX:
+            checked(most)
+            found.append(answer)
+    return found
 
 
 def split(amount: int, weights: Sequence[tuple[Key, int]]) -> list[int]:

@@ -61,7 +61,7 @@ MUTANTS: Final = (
            "is_older = number <= snapshot.last_contribution", "is_older = True"),
     Mutant("13", "a superseded version is sold for ever", CHANNELS,
            "lasts_ms = version.superseded_ms + state.parameter(\"superseded_ms\")",
-           "lasts_ms = INT_MAX"),
+           "lasts_ms = 2**63 - 1"),
     Mutant("14", "a bundle's number may come again", CHANNELS,
            "if bundle.header.bundle_seq <= provider.bundle_seq:", "if False:"),
     Mutant("15", "operators get nothing", STAKING,

@@ -143,6 +143,12 @@ PARSERS: dict[Callable[..., Any], Parser] = {
     receipts.decode_receipts: Parser(
         lambda raw: beside(receipts.decode_receipts, "receipt", raw),
         receipts.encode_receipt, ("receipt",)),
+    bundles.decode_sections: Parser(
+        lambda raw: beside(bundles.decode_sections, "section", raw),
+        bundles.encode_section, ("section",)),
+    orders.decode_vouchers: Parser(
+        lambda raw: beside(orders.decode_vouchers, "voucher", raw),
+        orders.encode_voucher, ("voucher",)),
     receipts.decode_many_credits: Parser(
         lambda raw: beside(receipts.decode_many_credits, "credits", raw),
         receipts.encode_credits, ("credits",)),

@@ -9,21 +9,21 @@ What this file does not know: a bundle's signatures (`wire/bundles.py`), and how
 """
 
 from collections.abc import Iterable, Sequence
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from consensus.primitives.digest import signing_bytes
-from consensus.primitives.encoding import INT_MAX
 from consensus.primitives.errors import Invalid
 from consensus.primitives.keys import verify_signature
 from node.ledger import purses, tables
-from node.ledger.amounts import checked, part_bps, price
+from node.ledger.amounts import Answer, checked, find_overpriced, part_bps
 from node.ledger.context import Context
 from node.ledger.rules.accounts import check_key, current_key
 from node.ledger.rules.models import ends_ms
 from node.ledger.rules.staking import is_active_provider, is_jailed
 from node.ledger.state import State
 from node.ledger.tables import ROLE_PROVIDER, Channel, Lane
-from node.ledger.wire.bundles import CheckedBundle, CheckedSection, VersionFees
+from node.ledger.wire.bundles import CheckedBundle, CheckedSection, ServedVersion, VersionFees
 from node.ledger.wire.orders import LANES, channel_id
 from node.ledger.wire.receipts import Receipt, accumulate_all, accumulator_start
 from node.ledger.wire.transactions import (
@@ -44,6 +44,11 @@ INCOME_NAME: Final = b"income/"
 CREDITED_KINDS: Final = (0, 1)  # data and corrections; sealed records are never trained on
 CREDITED_STATUSES: Final = (tables.ACCEPTED, tables.WITHDRAWN, tables.SLASHED)
 
+Prices = tuple[int, int, int]  # per million tokens in, out, and per call
+
+# By position: by name, ten thousand receipts would take longer.
+_ANSWER: Final = itemgetter(*map(Receipt._fields.index, ("fee", "tokens_in", "tokens_out")))
+
 
 class BundleFees(NamedTuple):
     """The sums of one settled bundle, by (model, version); `reward` has the provider's part."""
@@ -51,7 +56,7 @@ class BundleFees(NamedTuple):
     bundle_hash: bytes
     provider: bytes
     reward: bytes
-    versions: dict[tuple[int, int], VersionFees]
+    versions: dict[ServedVersion, VersionFees]
 
 
 # --- transactions
@@ -234,7 +239,8 @@ def apply_bundle(state: State, context: Context, bundle: CheckedBundle) -> Bundl
         for section in bundle.sections:
             _settle_section(state, bundle.header.provider, section, time_ms)
             take(purses.channel(section.section.channel), section.fees)
-            versions.check_prices(section.receipts)
+    for which, receipts in bundle.receipts.items():
+        versions.check_prices(which, receipts)
     for which, fees in bundle.versions.items():
         versions.check_credits(which, fees.weights)
     state.put(
@@ -336,38 +342,35 @@ def forget_settled(state: State, bundle_hash: bytes) -> None:
 
 
 class _Versions:
-    """B3 and B4 with each version, its price and its contributions looked up once a bundle."""
+    """B3 and B4 of one bundle, a version at a time."""
 
     def __init__(self, state: State, time_ms: int) -> None:
         self._state = state
         self._time_ms = time_ms
-        self._prices: dict[tuple[int, int], tuple[tuple[int, int, int], ...]] = {}
-        self._ended: dict[tuple[int, int], int] = {}  # of versions that have ended by now
         self.base = b""
 
-    def check_prices(self, receipts: Iterable[Receipt]) -> None:
-        """Each receipt's version may be served at its fee."""
-        for receipt in receipts:
-            which = (receipt.model, receipt.model_version)
-            prices = self._prices.get(which)
-            if prices is None:
-                prices = self._prices[which] = self._admit(which)
-            if self._ended and receipt.started_ms >= self._ended.get(which, INT_MAX):
-                raise Invalid("bundle.price", why="started after the version's end")
-            fee, tokens_in, tokens_out = receipt.fee, receipt.tokens_in, receipt.tokens_out
-            if fee > price(tokens_in, tokens_out, *prices[0]) and not any(
-                fee <= price(tokens_in, tokens_out, *each) for each in prices[1:]
-            ):
-                raise Invalid("bundle.price", why="fee above the price", fee=fee)
+    def check_prices(self, which: ServedVersion, receipts: Sequence[Receipt]) -> None:
+        """The version may be served, each receipt at its fee."""
+        prices, ended_ms = self._admit(which)
+        if ended_ms is not None and any(receipt.started_ms >= ended_ms for receipt in receipts):
+            raise Invalid("bundle.price", why="started after the version's end")
+        above: Sequence[Answer] = [*map(_ANSWER, receipts)]
+        for each in prices:
+            above = find_overpriced(above, *each)
+        if above:
+            raise Invalid("bundle.price", why="fee above the price", fee=above[0][0])
 
-    def check_credits(self, which: tuple[int, int], contributions: Iterable[int]) -> None:
+    def check_credits(self, which: ServedVersion, contributions: Iterable[int]) -> None:
         """The version pays none but its own data."""
         snapshots = self._snapshots_of(which)
         for number in contributions:
             self._check_credit(snapshots, number)
 
-    def _admit(self, which: tuple[int, int]) -> tuple[tuple[int, int, int], ...]:
-        """The prices that hold now for a version that may be served; the dearest is the ceiling."""
+    def _admit(self, which: ServedVersion) -> tuple[tuple[Prices, ...], int | None]:
+        """Of a version that may be served: the prices that hold now, and when it ended if it has.
+
+        A fee may be as high as the dearest.
+        """
         state, now_ms = self._state, self._time_ms
         model = state.find(tables.MODEL, which[0])
         version = state.find(tables.VERSION, *which)
@@ -377,19 +380,19 @@ class _Versions:
         if self.base not in (b"", model.base):
             raise Invalid("bundle.price", why="two bases in one bundle")
         end_ms = ends_ms(state, which)
-        if now_ms >= end_ms:
-            if now_ms >= end_ms + state.parameter("superseded_ms"):
-                raise Invalid("bundle.price", why="ended")
-            self._ended[which] = end_ms
+        if now_ms >= end_ms + state.parameter("superseded_ms"):
+            raise Invalid("bundle.price", why="ended")
         lasts_ms = version.superseded_ms + state.parameter("superseded_ms")
         if version.status == tables.VERSION_SUPERSEDED and now_ms >= lasts_ms:
             raise Invalid("bundle.price", why="superseded")
         self.base = model.base
         new, old = found[:3], found[3:6]
+        ended_ms = end_ms if now_ms >= end_ms else None
         if now_ms < found.changed_ms:
-            return (old,)
+            return (old,), ended_ms
         # For a while both hold: an order made before the change may settle after it.
-        return (new, old) if now_ms < found.changed_ms + _notice_ms(state) else (new,)
+        is_noticed = now_ms >= found.changed_ms + _notice_ms(state)
+        return (new,) if is_noticed else (new, old), ended_ms
 
     def _check_credit(self, snapshots: Sequence[tables.Snapshot], number: int) -> None:
         found = self._state.find(tables.CONTRIBUTION, number)
@@ -406,7 +409,7 @@ class _Versions:
                 return
         raise Invalid("bundle.credits", contribution=number, why="not in the snapshot")
 
-    def _snapshots_of(self, which: tuple[int, int]) -> tuple[tables.Snapshot, ...]:
+    def _snapshots_of(self, which: ServedVersion) -> tuple[tables.Snapshot, ...]:
         version = self._state.get(tables.VERSION, *which)
         numbers = [version.snapshot]
         for model, part, _ in version.parts:

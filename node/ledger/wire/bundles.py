@@ -9,25 +9,28 @@ What this file does not know: balances, prices, models, time.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from hashlib import sha256 as _sha256
-from operator import itemgetter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
+from operator import eq, itemgetter
 from typing import Final, NamedTuple
 
-from consensus.primitives.digest import sha256, signing_bytes
+from consensus.primitives.digest import hash_each, sha256, signing_bytes
 from consensus.primitives.encoding import (
+    DECODED_TOGETHER_MAX,
     SIG,
     U8,
     U16,
     U32,
     U63,
     Bytes,
+    Decoder,
     Either,
     H,
     ListOf,
     Record,
     decode,
     encode,
+    makes_each,
 )
 from consensus.primitives.errors import Invalid
 from consensus.primitives.keys import SIGNATURE_BYTES, is_signed_by
@@ -36,7 +39,7 @@ from node.ledger.wire.orders import (
     VERSION,
     VOUCHER_BYTES_MAX,
     Voucher,
-    decode_voucher,
+    decode_vouchers,
     voucher_message,
 )
 from node.ledger.wire.receipts import (
@@ -44,6 +47,7 @@ from node.ledger.wire.receipts import (
     CREDITS_BYTES_MAX,
     RECEIPT_BYTES_MAX,
     Credits,
+    Place,
     Receipt,
     decode_many_credits,
     decode_receipt,
@@ -59,6 +63,7 @@ SECTIONS_MAX: Final = 1_024
 TOTALS_MAX: Final = 256
 
 Total = tuple[int, int, int]  # model, model version, sum of fees
+ServedVersion = tuple[int, int]  # model, model version
 
 
 class Section(NamedTuple):
@@ -141,12 +146,13 @@ class VersionFees(NamedTuple):
 
 
 class CheckedBundle(NamedTuple):
-    """A bundle that has passed A1 to A7; `versions` by (model, version)."""
+    """A bundle that has passed A1 to A7; its sums and its receipts by version, too."""
 
     hash: bytes
     header: BundleHeader
     sections: tuple[CheckedSection, ...]
-    versions: dict[tuple[int, int], VersionFees]
+    versions: dict[ServedVersion, VersionFees]
+    receipts: dict[ServedVersion, tuple[Receipt, ...]]
 
 
 # A receipt's fields by position: by name, ten thousand receipts would take a fifth longer.
@@ -198,6 +204,11 @@ def decode_section(raw: bytes) -> Section:
     return Section(*decode(raw, SECTION, SECTION_BYTES_MAX, "section"))
 
 
+def decode_sections(raws: Sequence[bytes]) -> list[Section]:
+    """The same of many, quicker; raises the reason of the first that is none."""
+    return _SECTIONS.decode(raws)
+
+
 def encode_body(parts: Sequence[BodyPart]) -> bytes:
     """Canonical bytes of a bundle's body."""
     return encode(parts)
@@ -205,7 +216,11 @@ def encode_body(parts: Sequence[BodyPart]) -> bytes:
 
 def decode_body(raw: bytes) -> tuple[BodyPart, ...]:
     """Raises Invalid `bundle_body.too_large|malformed|not_canonical`."""
-    return tuple(BodyPart(*part) for part in decode(raw, BODY, BODY_BYTES_MAX, "bundle_body"))
+    return tuple(_make_parts(decode(raw, BODY, BODY_BYTES_MAX, "bundle_body")))
+
+
+_make_parts: Final = makes_each(BodyPart)
+_SECTIONS: Final = Decoder(SECTION, SECTION_BYTES_MAX, makes_each(Section), decode_section)
 
 
 def bundle_message(chain_id: bytes, header_raw: bytes) -> bytes:
@@ -276,11 +291,11 @@ def verify(
     spender_key: Callable[[bytes], bytes | None],
     min_receipt_fee: int,
 ) -> CheckedBundle:
-    """A1 to A7 of page 30 §8. Pure given the keys; the costliest checks come last in each step.
+    """A1 to A7 of page 30 §8, each step of the whole bundle before the next.
 
-    `provider_key(account)` is None unless registered and not jailed; `spender_key(channel)` is
-    None for an unknown channel. Raises Invalid with a word of
-    `wire/codes.BUNDLE_CODES`, the reason in its facts.
+    Pure given the keys; the costliest checks come last in each step. `provider_key(account)` is
+    None unless registered and not jailed; `spender_key(channel)` is None for an unknown channel.
+    Raises Invalid with a word of `wire/codes.BUNDLE_CODES`, the reason in its facts.
     """
     header, parts = check_bytes(bundle)
     key = provider_key(header.provider)
@@ -288,14 +303,23 @@ def verify(
         raise Invalid("bundle.provider", provider=header.provider)
     if not is_signed_by(key, bundle_message(chain_id, bundle.header), bundle.signature):
         raise FalseSignature(bundle)
-    places = _check_sections(parts)
-    checked = tuple(
-        _verify_section(chain_id, key, spender_key, section, part)
-        for section, part in zip(places, parts, strict=True)
-    )
-    versions = _sum_fees(checked)
-    _check_totals(header, parts, checked, versions, min_receipt_fee)
-    return CheckedBundle(bundle.hash, header, checked, versions)
+    sections = _check_sections(parts)
+    vouchers = _verify_vouchers(chain_id, spender_key, sections)
+    receipts, credits = _check_receipts(sections, parts)
+    leaves = tuple(leaf_hashes(raw for part in parts for raw in part.receipts))
+    checked, start = [], 0
+    for section, voucher, part in zip(sections, vouchers, parts, strict=True):
+        own = slice(start, start + len(part.receipts))
+        start = own.stop
+        sums = _check_acknowledgement(chain_id, key, section, voucher, receipts[own], part)
+        checked.append(
+            CheckedSection(section, voucher, receipts[own], credits[own], leaves[own], *sums)
+        )
+    served = _by_version(receipts, credits)
+    versions = {which: _sum_fees(*own) for which, own in served.items()}
+    _check_totals(header, parts, leaves, versions, min_receipt_fee)
+    by_version = {which: tuple(own) for which, (own, _) in served.items()}
+    return CheckedBundle(bundle.hash, header, tuple(checked), versions, by_version)
 
 
 def check_bytes(bundle: Bundle) -> tuple[BundleHeader, tuple[BodyPart, ...]]:
@@ -318,82 +342,98 @@ def check_header(bundle: Bundle) -> BundleHeader:
     return header
 
 
-def _check_sections(parts: Sequence[BodyPart]) -> tuple[Section, ...]:
+def _check_sections(parts: Sequence[BodyPart]) -> list[Section]:
     """A3: ordered by lane, and as many receipts and credits as numbers."""
-    sections = []
+    try:
+        sections = decode_sections([part.section for part in parts])
+    except Invalid as error:
+        raise Invalid("bundle.sections", why=error.code) from None
     last: tuple[bytes, int] = (b"", -1)
-    for part in parts:
-        try:
-            section = decode_section(part.section)
-        except Invalid as error:
-            raise Invalid("bundle.sections", why=error.code) from None
-        if (section.channel, section.lane) <= last:
+    for section, part in zip(sections, parts, strict=True):
+        lane = (section.channel, section.lane)
+        if lane <= last:
             raise Invalid("bundle.sections", why="order")
-        last = (section.channel, section.lane)
+        last = lane
         count = section.to_seq - section.from_seq + 1
         if not 1 <= count == len(part.receipts) == len(part.credits):
             raise Invalid("bundle.sections", why="count")
-        sections.append(section)
-    return tuple(sections)
+    return sections
 
 
-def _verify_section(
-    chain_id: bytes,
-    provider_key: bytes,
-    spender_key: Callable[[bytes], bytes | None],
-    section: Section,
-    part: BodyPart,
-) -> CheckedSection:
-    voucher = _verify_voucher(chain_id, spender_key, section)
-    receipts, credits = _check_receipts(section, part)
-    fees = sum(map(_FEE, receipts))
-    acknowledged = voucher.seq == section.to_seq + 1
-    if acknowledged:
-        if section.last_receipt_sig:
-            raise Invalid("bundle.acknowledgement", why="surplus signature")
-        start = voucher.cumulative - fees
-    else:
-        _verify_claim(chain_id, provider_key, section, voucher, receipts[-1], part.receipts[-1])
-        start = voucher.cumulative - (fees - receipts[-1].fee)
-    if start < 0:
-        raise Invalid("bundle.acknowledgement", why="cumulative")
-    leaves = tuple(leaf_hashes(part.receipts))
-    return CheckedSection(section, voucher, receipts, credits, leaves, fees, start, acknowledged)
-
-
-def _verify_voucher(
-    chain_id: bytes, spender_key: Callable[[bytes], bytes | None], section: Section
-) -> Voucher:
+def _verify_vouchers(
+    chain_id: bytes, spender_key: Callable[[bytes], bytes | None], sections: Sequence[Section]
+) -> list[Voucher]:
     """A4."""
     try:
-        voucher = decode_voucher(section.voucher)
+        vouchers = decode_vouchers([section.voucher for section in sections])
     except Invalid as error:
         raise Invalid("bundle.voucher", why=error.code) from None
-    if (voucher.channel, voucher.lane) != (section.channel, section.lane):
-        raise Invalid("bundle.voucher", why="another lane")
-    spender = spender_key(section.channel)
-    if spender is None:
-        raise Invalid("bundle.voucher", why="unknown channel")
-    if not is_signed_by(spender, voucher_message(chain_id, section.voucher), section.voucher_sig):
-        raise Invalid("bundle.voucher", why="signature")
-    return voucher
+    for voucher, section in zip(vouchers, sections, strict=True):
+        if (voucher.channel, voucher.lane) != (section.channel, section.lane):
+            raise Invalid("bundle.voucher", why="another lane")
+        spender = spender_key(section.channel)
+        if spender is None:
+            raise Invalid("bundle.voucher", why="unknown channel")
+        message = voucher_message(chain_id, section.voucher)
+        if not is_signed_by(spender, message, section.voucher_sig):
+            raise Invalid("bundle.voucher", why="signature")
+    return vouchers
 
 
 def _check_receipts(
-    section: Section, part: BodyPart
+    sections: Sequence[Section], parts: Sequence[BodyPart]
 ) -> tuple[tuple[Receipt, ...], tuple[Credits, ...]]:
-    """A5: the receipts are of this lane, in order, and each has the credits that it names."""
-    channel, lane = section.channel, section.lane
+    """A5: the receipts are of their lanes, in order, and each has the credits that it names.
+
+    Why some at a time: each step finds in the processor's cache what the step before has made.
+    """
+    raws = [raw for part in parts for raw in part.receipts]
+    credits_raws = [raw for part in parts for raw in part.credits]
+    places = _places_of(sections)  # as many as receipts: A3
+    receipts: list[Receipt] = []
+    credits: list[Credits] = []
     try:
-        receipts = decode_receipts(part.receipts)
-        places = [(channel, lane, seq) for seq in range(section.from_seq, section.to_seq + 1)]
-        if [*map(_PLACE, receipts)] != places:
-            raise Invalid("receipt.place")
-        if [*map(_ATTRIBUTION_ROOT, receipts)] != [_sha256(raw).digest() for raw in part.credits]:
-            raise Invalid("receipt.credits")
-        return tuple(receipts), tuple(decode_many_credits(part.credits))
+        for start in range(0, len(raws), DECODED_TOGETHER_MAX):
+            some = slice(start, start + DECODED_TOGETHER_MAX)
+            more = decode_receipts(raws[some])
+            # `more` ends first, so the places behind it stay for the receipts behind it.
+            if not all(map(eq, map(_PLACE, more), places)):
+                raise Invalid("receipt.place")
+            if [*map(_ATTRIBUTION_ROOT, more)] != hash_each(credits_raws[some]):
+                raise Invalid("receipt.credits")
+            receipts += more
+            credits += decode_many_credits(credits_raws[some])
     except Invalid as error:
         raise Invalid("bundle.receipt", **{**error.facts, "why": error.code}) from None
+    return tuple(receipts), tuple(credits)
+
+
+def _places_of(sections: Sequence[Section]) -> Iterator[Place]:
+    for section in sections:
+        numbers = range(section.from_seq, section.to_seq + 1)
+        yield from zip(repeat(section.channel), repeat(section.lane), numbers, strict=False)
+
+
+def _check_acknowledgement(
+    chain_id: bytes,
+    provider_key: bytes,
+    section: Section,
+    voucher: Voucher,
+    receipts: Sequence[Receipt],
+    part: BodyPart,
+) -> tuple[int, int, bool]:
+    """A6; gives the fees, what the lane must have reached before, whether all is acknowledged."""
+    fees = promised = sum(map(_FEE, receipts))
+    acknowledged = voucher.seq == section.to_seq + 1
+    if not acknowledged:
+        _verify_claim(chain_id, provider_key, section, voucher, receipts[-1], part.receipts[-1])
+        promised -= receipts[-1].fee
+    elif section.last_receipt_sig:
+        raise Invalid("bundle.acknowledgement", why="surplus signature")
+    start = voucher.cumulative - promised
+    if start < 0:
+        raise Invalid("bundle.acknowledgement", why="cumulative")
+    return fees, start, acknowledged
 
 
 def _verify_claim(
@@ -416,43 +456,40 @@ def _verify_claim(
         raise Invalid("bundle.acknowledgement", why="receipt signature")
 
 
-class _Sums:
-    """`VersionFees` in the making: a new tuple for each receipt would cost more than its sums."""
+def _by_version(
+    receipts: Sequence[Receipt], credits: Sequence[Credits]
+) -> dict[ServedVersion, tuple[list[Receipt], list[Credits]]]:
+    found: dict[ServedVersion, tuple[list[Receipt], list[Credits]]] = {}
+    last = None
+    for which, receipt, shares in zip(map(_VERSION, receipts), receipts, credits, strict=True):
+        if which != last:  # most often, one version's receipts stand together
+            own_receipts, own_credits = found.setdefault(which, ([], []))
+            last = which
+        own_receipts.append(receipt)
+        own_credits.append(shares)
+    return found
 
-    __slots__ = ("fees", "receipts", "unattributed", "weights")
 
-    def __init__(self) -> None:
-        self.fees = self.receipts = self.unattributed = 0
-        self.weights: defaultdict[int, int] = defaultdict(int)
-
-
-def _sum_fees(checked: Sequence[CheckedSection]) -> dict[tuple[int, int], VersionFees]:
-    found: defaultdict[tuple[int, int], _Sums] = defaultdict(_Sums)
-    for section in checked:
-        for receipt, credits in zip(section.receipts, section.credits, strict=True):
-            sums, fee = found[_VERSION(receipt)], receipt.fee
-            sums.fees += fee
-            sums.receipts += 1
-            if not credits:
-                sums.unattributed += fee * BPS
-            weights = sums.weights
-            for contribution, share_bps in credits:
-                weights[contribution] += fee * share_bps
-    return {
-        which: VersionFees(sums.fees, sums.receipts, dict(sums.weights), sums.unattributed)
-        for which, sums in found.items()
-    }
+def _sum_fees(receipts: Sequence[Receipt], credits: Sequence[Credits]) -> VersionFees:
+    fees = [*map(_FEE, receipts)]
+    weights: defaultdict[int, int] = defaultdict(int)
+    unattributed = 0
+    for fee, shares in zip(fees, credits, strict=True):
+        if not shares:
+            unattributed += fee * BPS
+        for contribution, share_bps in shares:
+            weights[contribution] += fee * share_bps
+    return VersionFees(sum(fees), len(fees), dict(weights), unattributed)
 
 
 def _check_totals(
     header: BundleHeader,
     parts: Sequence[BodyPart],
-    checked: Sequence[CheckedSection],
-    versions: dict[tuple[int, int], VersionFees],
+    leaves: Sequence[bytes],
+    versions: dict[ServedVersion, VersionFees],
     min_receipt_fee: int,
 ) -> None:
     """A7: the header says what the body holds."""
-    leaves = [leaf for section in checked for leaf in section.leaves]
     totals = tuple((*which, versions[which].fees) for which in sorted(versions))
     fee_total = sum(sums.fees for sums in versions.values())
     if len(leaves) != header.count or fee_total != header.fee_total or totals != header.totals:

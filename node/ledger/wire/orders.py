@@ -12,18 +12,23 @@ from typing import Final, NamedTuple
 
 from consensus.primitives.digest import domain_hash, sha256, signing_bytes
 from consensus.primitives.encoding import (
+    INT_MAX,
     SIG,
     U8,
     U16,
     U32,
     U63,
     Bytes,
+    Decoder,
     Fixed,
     H,
+    Integer,
     ListOf,
+    OneOf,
     Record,
     decode,
     encode,
+    makes_each,
 )
 from consensus.primitives.errors import Invalid
 from consensus.primitives.keys import verify_signature
@@ -126,6 +131,9 @@ class Offer(NamedTuple):
 
 ORDER: Final = Record(U8, U63, U32, U32, U32, H, H, H, U32, U63, U32, Fixed(SALT_BYTES))
 VOUCHER: Final = Record(U8, H, U16, U63, U16, U63, H, U63, H, U63)
+GOOD_VOUCHER: Final = Record(  # what `decode_voucher` asks, too
+    OneOf(VERSION), H, Integer(LANES - 1), Integer(INT_MAX, 1), U16, U63, H, U63, H, U63
+)
 SAMPLING: Final = Record(U8, U32, U32, U32, U32, U32, ListOf(Bytes(STOP_BYTES_MAX), STOPS_MAX), U32)
 OFFER: Final = Record(
     U8,
@@ -207,6 +215,14 @@ def decode_voucher(raw: bytes) -> Voucher:
     if voucher.seq == 0:
         raise Invalid("voucher.seq")  # receipts of a lane are counted from 1
     return voucher
+
+
+def decode_vouchers(raws: Sequence[bytes]) -> list[Voucher]:
+    """The same of many, quicker; raises the reason of the first that is none."""
+    return _VOUCHERS.decode(raws)
+
+
+_VOUCHERS: Final = Decoder(GOOD_VOUCHER, VOUCHER_BYTES_MAX, makes_each(Voucher), decode_voucher)
 
 
 def voucher_message(chain_id: bytes, raw: bytes) -> bytes:

@@ -26,6 +26,7 @@ from consensus.primitives.encoding import (
     Record,
     decode,
     encode,
+    makes_each,
 )
 from consensus.primitives.errors import Invalid
 from consensus.primitives.keys import verify_signature
@@ -78,6 +79,7 @@ GOOD_RECEIPT: Final = Record(  # what `_checked_receipt` asks, too
     H, H, H, H, U63, U63, OneOf(COMPLETE, PARTIAL),
 )  # fmt: skip
 CREDITS: Final = ListOf(Record(U63, U16), CREDITS_MAX)
+GOOD_CREDITS: Final = ListOf(Record(Integer(INT_MAX, 1), Integer(BPS, 1)), CREDITS_MAX)
 
 
 def encode_receipt(receipt: Receipt) -> bytes:
@@ -151,8 +153,23 @@ def _checked_credits(credits: Credits) -> Credits:
     return credits
 
 
-_RECEIPTS: Final = Decoder(GOOD_RECEIPT, RECEIPT_BYTES_MAX, Receipt._make, decode_receipt)
-_MANY_CREDITS: Final = Decoder(CREDITS, CREDITS_BYTES_MAX, _checked_credits, decode_credits)
+def _all_checked(many: Sequence[Credits]) -> Sequence[Credits]:
+    """`_checked_credits` of each of many `GOOD_CREDITS`, without a call for each."""
+    for credits in many:
+        last = total = 0
+        for contribution, share_bps in credits:
+            if contribution <= last:
+                total = 0  # so that the reason is told below
+                break
+            last = contribution
+            total += share_bps
+        if total != BPS and credits:
+            _checked_credits(credits)
+    return many
+
+
+_RECEIPTS: Final = Decoder(GOOD_RECEIPT, RECEIPT_BYTES_MAX, makes_each(Receipt), decode_receipt)
+_MANY_CREDITS: Final = Decoder(GOOD_CREDITS, CREDITS_BYTES_MAX, _all_checked, decode_credits)
 
 
 def attribution_root(credits_raw: bytes) -> bytes:

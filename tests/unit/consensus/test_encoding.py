@@ -1,6 +1,7 @@
 """One value, one encoding: whatever bytes come, only canonical ones of the right shape pass."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import msgpack
 import pytest
@@ -192,7 +193,7 @@ def one_by_one(raws: Sequence[bytes], shape: Shape) -> list[object] | str:
 
 def many_at_once(raws: Sequence[bytes], shape: Shape) -> list[object] | str:
     try:
-        decoder = Decoder(shape, 40, lambda value: value, lambda raw: decode(raw, shape, 40, "x"))
+        decoder = Decoder(shape, 40, list, lambda raw: decode(raw, shape, 40, "x"))
         return decoder.decode(raws)
     except Invalid as refused:
         return refused.code
@@ -242,7 +243,7 @@ def test_what_a_narrower_shape_misses_is_decoded_alone() -> None:
             raise Invalid("x.two")
         return f"alone {number}"
 
-    decoder = Decoder(OneOf(1, 3), 40, lambda number: f"together {number}", alone)
+    decoder = Decoder(OneOf(1, 3), 40, partial(map, "together {}".format), alone)
     assert decoder.decode([b"\1", b"\3"]) == ["together 1", "together 3"]
     assert decoder.decode([b"\1", b"\4"]) == ["alone 1", "alone 4"]
     with pytest.raises(Invalid, match=r"x\.two"):

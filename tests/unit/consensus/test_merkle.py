@@ -1,5 +1,7 @@
 """RFC 6962 trees: published roots and paths, every path, and forged ones."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +50,16 @@ def test_published_path() -> None:
     assert merkle.prove(INPUTS[:7], 3) == (leaves[2], g, merkle.node_hash(i, j))
     assert merkle.prove(INPUTS[:7], 4) == (leaves[5], j, k)
     assert merkle.prove(INPUTS[:7], 6) == (i, k)
+
+
+@given(st.lists(st.binary(max_size=300), max_size=40))
+def test_leaves_and_nodes_hashed_together_are_those_hashed_alone(leaves: list[bytes]) -> None:
+    hashes = [merkle.leaf_hash(leaf) for leaf in leaves]
+    assert merkle.leaf_hashes(leaves) == hashes
+    for lower, upper in pairwise(merkle.levels_of(hashes) if hashes else []):
+        pairs = zip(lower[::2], lower[1::2], strict=False)
+        rest = lower[len(lower) // 2 * 2 :]
+        assert upper == [*(merkle.node_hash(left, right) for left, right in pairs), *rest]
 
 
 @pytest.mark.parametrize("size", range(1, 34))

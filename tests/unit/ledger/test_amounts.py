@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consensus.primitives.errors import Invalid
-from node.ledger.amounts import AMOUNT_MAX, checked, open_text, price, split
+from node.ledger.amounts import AMOUNT_MAX, checked, find_overpriced, open_text, price, split
 
 WEIGHTS = st.dictionaries(st.binary(min_size=1, max_size=8), st.integers(0, 2**64), min_size=1)
 
@@ -50,6 +50,29 @@ def test_a_price_above_63_bits_is_refused() -> None:
     assert price(0, 0, 0, 0, AMOUNT_MAX) == AMOUNT_MAX
     with pytest.raises(Invalid, match=r"amount\.out_of_range"):
         price(1, 0, 1, 0, AMOUNT_MAX)
+
+
+TOKENS = st.integers(0, 2**32 - 1) | st.sampled_from([0, 1, 999_999, 10**6, 2**32 - 1])
+PRICE = st.integers(0, 10**12) | st.sampled_from([0, 1, 2**31 * 10**6, AMOUNT_MAX])
+
+
+@given(
+    st.lists(st.tuples(st.integers(-2, 2) | st.integers(-(2**63), 2**63), TOKENS, TOKENS)),
+    st.tuples(PRICE, PRICE, PRICE),
+)
+def test_the_overpriced_of_many_are_those_above_their_own_price(drawn, prices) -> None:
+    """Each fee is the price and some grains more or fewer, as far as it is an amount."""
+    answers = []
+    for off, tokens_in, tokens_out in drawn:
+        try:
+            fee = price(tokens_in, tokens_out, *prices) + off
+        except Invalid as refusal:
+            with pytest.raises(Invalid, match=refusal.code):
+                find_overpriced([*answers, (0, tokens_in, tokens_out)], *prices)
+            return
+        answers.append((min(max(fee, 0), AMOUNT_MAX), tokens_in, tokens_out))
+    above = [each for each in answers if each[0] > price(*each[1:], *prices)]
+    assert find_overpriced(answers, *prices) == above
 
 
 @given(WEIGHTS, st.integers(0, AMOUNT_MAX), st.randoms(use_true_random=False))

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+from collections import Counter, defaultdict
 
 import pytest
 from bundle_kit import (
@@ -21,7 +22,7 @@ from node.ledger.wire import bundles
 from node.ledger.wire.bundles import BodyPart, Bundle, decode_section, encode_section
 from node.ledger.wire.codes import find_code
 from node.ledger.wire.orders import decode_voucher, encode_voucher, voucher_message
-from node.ledger.wire.receipts import decode_receipt, encode_receipt
+from node.ledger.wire.receipts import decode_credits, decode_receipt, encode_receipt
 
 FEE_MIN = 100_000
 
@@ -169,6 +170,17 @@ def test_as_many_receipts_and_credits_as_numbers_or_refused() -> None:
     assert refusal_of(made, signed(made, parts)) == "bundle.sections"
 
 
+def test_a_section_that_is_none_is_refused_wherever_it_stands() -> None:
+    made = some_bundle(6, sections=66, receipts=1)
+    parts = list(bundles.decode_body(made.bundle.body))
+    for at in (0, 63, 64, 65):
+        section = decode_section(parts[at].section)
+        for wrong in ({"last_receipt_sig": bytes(63)}, {"lane": 2**16}, {"channel": b""}):
+            bad = parts[at]._replace(section=encode(section._replace(**wrong)))
+            changed = [*parts[:at], bad, *parts[at + 1 :]]
+            assert refusal_of(made, signed(made, changed)) == "bundle.sections"
+
+
 # A4
 
 
@@ -211,6 +223,48 @@ def test_credits_that_the_receipt_names_must_still_sum_to_the_whole() -> None:
         credits=(short, *parts[0].credits[1:]), receipts=(raw, *parts[0].receipts[1:])
     )
     assert refusal_of(made, signed(made, parts)) == "bundle.receipt"
+
+
+@pytest.mark.parametrize("number", [0, 7, 8, 63, 64, 65, 71])
+def test_a_receipt_out_of_place_is_found_wherever_it_stands(number: int) -> None:
+    """Receipts are checked many at a time, over the ends of sections."""
+    made = some_bundle(5, sections=9, receipts=8)
+    parts = list(bundles.decode_body(made.bundle.body))
+    at, place = divmod(number, 8)
+    receipts = list(parts[at].receipts)
+    for wrong in ({"seq": 9}, {"lane": 1}, {"channel": bytes(32)}):
+        raw = encode(decode_receipt(receipts[place])._replace(**wrong))
+        bad = (*receipts[:place], raw, *receipts[place + 1 :])
+        changed = [*parts[:at], parts[at]._replace(receipts=bad), *parts[at + 1 :]]
+        with pytest.raises(Invalid, match=r"bundle\.receipt") as refusal:
+            verify(made, signed(made, changed))
+        assert refusal.value.facts["why"] == "receipt.place"
+
+
+@pytest.mark.parametrize("swapped", [(0, 1), (7, 8), (63, 64), (0, 71)])
+def test_two_receipts_that_change_places_are_refused(swapped: tuple[int, int]) -> None:
+    made = some_bundle(5, sections=9, receipts=8)
+    parts = list(bundles.decode_body(made.bundle.body))
+    raws = [raw for part in parts for raw in part.receipts]
+    one, other = swapped
+    raws[one], raws[other] = raws[other], raws[one]
+    changed = [
+        part._replace(receipts=tuple(raws[8 * at : 8 * at + 8])) for at, part in enumerate(parts)
+    ]
+    assert refusal_of(made, signed(made, changed)) == "bundle.receipt"
+
+
+@pytest.mark.parametrize(("bad_receipt", "bad_voucher"), [(0, 2), (2, 0)])
+def test_all_vouchers_are_looked_at_before_any_receipt(bad_receipt: int, bad_voucher: int) -> None:
+    made = some_bundle(1)
+    parts = list(bundles.decode_body(made.bundle.body))
+    raw = encode(decode_receipt(parts[bad_receipt].receipts[0])._replace(status=1))
+    receipts = (raw, *parts[bad_receipt].receipts[1:])
+    parts[bad_receipt] = parts[bad_receipt]._replace(receipts=receipts)
+    assert refusal_of(made, signed(made, parts)) == "bundle.receipt"
+    section = decode_section(parts[bad_voucher].section)._replace(voucher_sig=bytes(64))
+    parts[bad_voucher] = parts[bad_voucher]._replace(section=encode_section(section))
+    assert refusal_of(made, signed(made, parts)) == "bundle.voucher"
 
 
 # A6
@@ -268,6 +322,53 @@ def test_every_figure_of_the_header_is_checked() -> None:
         {"sections_root": bytes(32)},
     ):
         assert refusal_of(made, signed(made, parts, **wrong)) == "bundle.totals"
+
+
+def served_by_turns(seed: int) -> Made:
+    """Versions that take turns in each lane; no fee to great ones, no credits to nine."""
+    rng, parts, spenders = random.Random(seed), [], {}
+    provider = party("provider")
+    for number in range(7):
+        payer = party(f"payer {number}")
+        lane = LaneSession(rng.randbytes(32), 0, payer, provider, rng)
+        spenders[lane.channel] = payer.key
+        for _ in range(rng.randrange(1, 24)):
+            shares = [share for _, share in some_credits(rng, rng.choice((0, 1, 4, 9)))]
+            few = sorted(rng.sample(range(1, 12), len(shares)))  # so that receipts share them
+            lane.serve(
+                tuple(zip(few, shares, strict=True)),
+                model=rng.choice((1, 1, 2)),
+                model_version=rng.randrange(3),
+                fee=rng.choice((0, 1, rng.randrange(10**9), rng.randrange(2**63 // 40))),
+            )
+        parts.append(lane.cut())
+    bundle = bundles.build_bundle(
+        chain_id=CHAIN, provider=provider.key, bundle_seq=1, parts=parts, sign=provider.sign
+    )
+    return Made(bundle, provider, spenders)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_sums_by_version_are_those_of_receipt_by_receipt(seed: int) -> None:
+    made = served_by_turns(seed)
+    checked = verify(made, fee_min=0)
+    served, weights = defaultdict(list), defaultdict(Counter)
+    for part in bundles.decode_body(made.bundle.body):
+        for raw, credits_raw in zip(part.receipts, part.credits, strict=True):
+            receipt, credits = decode_receipt(raw), decode_credits(credits_raw)
+            which = (receipt.model, receipt.model_version)
+            served[which].append(receipt)
+            for contribution, share in credits or ((None, 10_000),):
+                weights[which][contribution] += receipt.fee * share
+    assert len(served) == 6
+    assert max(max(each.values()) for each in weights.values()) > 2**64  # beyond any amount
+    assert checked.receipts == {which: tuple(own) for which, own in served.items()}
+    for which, own in served.items():
+        unattributed = weights[which].pop(None, 0)
+        fees = sum(receipt.fee for receipt in own)
+        expected = bundles.VersionFees(fees, len(own), dict(weights[which]), unattributed)
+        assert checked.versions[which] == expected
+    assert checked.versions.keys() == served.keys()
 
 
 def test_the_mean_fee_may_be_at_the_minimum_and_not_below() -> None:

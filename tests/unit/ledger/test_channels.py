@@ -29,6 +29,7 @@ from ledger_kit import (
 
 from consensus.primitives.errors import Invalid
 from node.ledger import purses, tables
+from node.ledger.amounts import price
 from node.ledger.parameters import DAY_MS, HOUR_MS
 from node.ledger.rules import channels
 from node.ledger.wire.codes import find_code
@@ -439,6 +440,40 @@ def test_a_fee_may_be_the_price_or_less_but_not_more() -> None:
         settle(state, [one_section(state, open_channel(state), fee=paid)])
     state = new_state()
     assert code_of(settle, state, [one_section(state, open_channel(state), fee=fee + 1)]) == 47
+
+
+@pytest.mark.parametrize("dear", [0, 1, 2, 5])
+def test_one_receipt_above_its_price_is_found_among_others_of_its_version(dear: int) -> None:
+    """Two versions that take turns, each with a price of its own."""
+    state = new_state()
+    add_model(state, 2)
+    twice = tuple(2 * each for each in PRICES)
+    state.put(tables.PRICE, (2, 1), tables.Price(*twice, *twice, 0))
+    lane = session(open_channel(state), random.Random(2))
+    limits = [price(800, 100, *(twice if number % 2 else PRICES)) for number in range(6)]
+    for above in (0, 1):
+        for number, fee in enumerate(limits):
+            lane.serve(
+                model=1 + number % 2, tokens_in=800, tokens_out=100,
+                fee=fee + above * (number == dear),
+            )  # fmt: skip
+        part = lane.cut()
+        if above:
+            assert code_of(settle, state, [part], 2) == 47
+        else:
+            settle(state, [part])
+
+
+def test_channels_and_lanes_are_looked_at_before_any_price() -> None:
+    """B1 and B2 of every section come before B3 of any."""
+    state = new_state()
+    dear = one_section(state, open_channel(state), fee=fee_of(800, 100) + 1)
+    gap = session(open_channel(state, nonce=1), random.Random(2))
+    gap.serve(fee=1_000_000)
+    gap.cut()
+    gap.serve(fee=1_000_000)
+    assert code_of(settle, state, [dear]) == 47
+    assert code_of(settle, state, [dear, gap.cut()]) == 45
 
 
 @pytest.mark.parametrize(

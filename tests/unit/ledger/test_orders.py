@@ -85,6 +85,20 @@ def test_what_breaks_a_rule_is_refused_by_its_word(code, decode_it, value) -> No
     assert refusal.value.code == code
 
 
+def test_many_vouchers_are_what_each_is_alone() -> None:
+    good = [VOUCHER._replace(seq=seq, lane=seq % 64, hold=2**63 - seq) for seq in range(1, 100)]
+    raws = [orders.encode_voucher(voucher) for voucher in good]
+    found = orders.decode_vouchers(raws)
+    assert found == good
+    assert {type(voucher) for voucher in found} == {Voucher}
+    for code, decode_it, value in REFUSED:
+        if decode_it is orders.decode_voucher:
+            for at in (0, 64, 98):
+                with pytest.raises(Invalid) as refusal:
+                    orders.decode_vouchers([*raws[:at], encode(value), *raws[at + 1 :]])
+                assert refusal.value.code == code
+
+
 def test_limits_pass_at_their_value() -> None:
     assert orders.decode_voucher(encode(VOUCHER._replace(lane=63))).lane == 63
     assert orders.decode_order(encode(ORDER._replace(flags=7))).flags == 7

@@ -2,9 +2,12 @@
 
 import contextlib
 import random
+from collections.abc import Callable
 
 import pytest
 from bundle_kit import CHAIN, party, some_credits, some_receipt
+from hypothesis import given
+from hypothesis import strategies as st
 
 from consensus.primitives.encoding import encode
 from consensus.primitives.errors import Invalid
@@ -80,6 +83,38 @@ def test_credits_that_break_a_rule_are_refused_by_their_word(code, credits) -> N
     with pytest.raises(Invalid) as refusal:
         receipts.decode_credits(encode(credits))
     assert refusal.value.code == code
+
+
+NUMBERS = st.integers(0, 6) | st.sampled_from([2**32, 2**63 - 1])
+SHARES = st.sampled_from([0, 1, 4_999, 5_000, 5_001, 9_999, 10_000, 10_001, 2**16 - 1])
+SOME_CREDITS = st.lists(st.tuples(NUMBERS, SHARES), max_size=4).map(tuple)
+
+
+@given(st.lists(SOME_CREDITS | st.sampled_from([(), ((1, 10_000),), ((1, 1), (2, 9_999))])))
+def test_many_credits_are_what_each_is_alone(many: list[receipts.Credits]) -> None:
+    raws = [receipts.encode_credits(credits) for credits in many]
+
+    def outcome(decode_all: Callable[[list[bytes]], list[receipts.Credits]]) -> object:
+        try:
+            return decode_all(raws)
+        except Invalid as refusal:
+            return refusal.code, refusal.facts
+
+    alone = outcome(lambda raws: [receipts.decode_credits(raw) for raw in raws])
+    assert outcome(receipts.decode_many_credits) == alone
+
+
+@pytest.mark.parametrize("at", [0, 63, 64, 129])
+def test_one_bad_receipt_among_many_gives_the_reason(at: int) -> None:
+    """And the good ones come back as they are, beyond what is decoded together."""
+    many = [a_receipt(seq=seq, fee=2**63 - seq) for seq in range(1, 131)]
+    raws = [receipts.encode_receipt(receipt) for receipt in many]
+    found = receipts.decode_receipts(raws)
+    assert found == many
+    assert {type(receipt) for receipt in found} == {receipts.Receipt}
+    raws[at] = encode(many[at]._replace(status=1))
+    with pytest.raises(Invalid, match=r"receipt\.status"):
+        receipts.decode_receipts(raws)
 
 
 def test_sixty_four_credits_and_none_are_both_in_order() -> None:

@@ -298,7 +298,7 @@ class Node:
             now_ms=now_ms,
             on_pooled=self._wake,
             on_checked=self._note_bundle,
-            on_audited=lambda name: self._refuter.note_audited(name),
+            on_audited=lambda name, which: self._refuter.note_audited(name, which),
             on_false=lambda found: self._refuter.note_false(found),
         )
 

@@ -108,7 +108,7 @@ class Relay:
     `audits` asks what providers stated; `may_be_shown` tells whether they owe us sketches too.
     `fetch_body` brings what is larger than a chunk, or raises Unreachable. `on_pooled` wakes the
     proposer. `on_checked` gets each bundle of others whose signatures hold, `on_audited` the hash
-    of each whose credits hold too, `on_false` what was found false.
+    of each whose credits hold too, with the versions of which, `on_false` what was found false.
     """
 
     def __init__(
@@ -131,7 +131,7 @@ class Relay:
         now_ms: Callable[[], int],
         on_pooled: Callable[[], None] = lambda: None,
         on_checked: Callable[[CheckedBundle], None] = lambda _: None,
-        on_audited: Callable[[bytes], None] = lambda _: None,
+        on_audited: Callable[[bytes, frozenset[tuple[int, int]]], None] = lambda *_: None,
         on_false: Callable[[Found], None] = lambda _: None,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
@@ -318,10 +318,13 @@ class Relay:
             for section in admitted.bundle.sections
             for receipt, credits in zip(section.receipts, section.credits, strict=True)
         ]
+        totals = admitted.bundle.header.totals
+        versions = {(model, version) for model, version, _ in totals}
+        held = frozenset(which for which in versions if self._auditor.holds(*which))
         ours = [
             place
             for place, (receipt, credits) in enumerate(receipts)
-            if self._auditor.holds(receipt.model, receipt.model_version)
+            if (receipt.model, receipt.model_version) in held
             and (receipt.sketch_hash != ZERO_HASH or credits)
         ]
         if not ours:
@@ -349,7 +352,7 @@ class Relay:
                 )  # fmt: skip
                 return False
         self.counters["audited"] += len(ours)
-        self._on_audited(bundle.hash)
+        self._on_audited(bundle.hash, held)
         return True
 
     def _keep_evidence(

@@ -100,7 +100,7 @@ class Node:
                 find_stated=self.stated.get, run_blocking=at_once, open_rows=self.open_rows,
                 may_see_sketch=lambda peer, receipt: peer in self.viewers,
             ),
-            on_audited=self.audited.append, on_false=self.found.append,
+            on_audited=lambda name, _: self.audited.append(name), on_false=self.found.append,
             fetch_body=partial(fetch_body, self.blobs),
             evidence_folder=self.folder, watch_folder=self.folder / "kept", get_height=lambda: 1,
             find_validators=lambda: self.validators, now_ms=lambda: NOW_MS, run_blocking=at_once,

@@ -7,7 +7,6 @@ proposed, and the finding is kept. Validity of blocks never depends on this (pag
 What this file does not know: how an audit recomputes, how a receipt was made, who proposes.
 """
 
-import os
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import trio
 
+from consensus.primitives.digest import HASH_BYTES
 from consensus.primitives.encoding import U8, Bytes, H, ListOf, Record, decode, encode
 from consensus.primitives.errors import Invalid
 from node.ledger.admission import Admitted, admit_bundle
@@ -36,6 +36,7 @@ from node.peering.blobparts import CHUNK_BYTES
 from node.peering.handing import Handing
 from node.peering.topics import BUNDLES, TXS
 from node.peering.watching import KEEP, Watching
+from node.storage.segments import write_durably
 from p2p.errors import Misbehaving, NetworkError
 from p2p.limits import PENALTIES, PROTOCOLS, TOPICS
 from p2p.network import Network, PeerId, Verdict
@@ -43,6 +44,7 @@ from p2p.network import Network, PeerId, Verdict
 QUEUE_MAX: Final = 256  # bundles waiting for the worker
 PULL_MAX: Final = 16  # hashes in one request
 GIVERS_MAX: Final = 1_024
+EVIDENCE_MAX: Final = 64  # findings kept, a whole bundle each: a liar pays for none of them
 WORKERS: Final = 4
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
@@ -344,7 +346,8 @@ class Relay:
             false = await self._run_blocking(self._auditor.recheck, receipt, credits, claim)
             if false is not None:
                 self.counters["audit_false"] += 1
-                await self._run_blocking(self._keep_evidence, bundle, place, claim, false)
+                kept = await self._run_blocking(self._keep_evidence, bundle, place, claim, false)
+                self.counters["evidence_unkept"] += not kept
                 self._on_false(Found(bundle, place, receipt, credits, claim))
                 self._log.warning(
                     "credits are false", provider=provider,
@@ -357,19 +360,23 @@ class Relay:
 
     def _keep_evidence(
         self, bundle: Bundle, place: int, stated: StatedClaim, false: FalseClaim
-    ) -> None:
-        """Everything that shows the finding, durable, for the fraud proof that may be posted."""
-        self._evidence.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ) -> bool:
+        """Everything that shows the finding, durable, for people; False on a full disk, or where
+        EVIDENCE_MAX are kept. What the ledger takes as proof is kept by the refuter."""
         path = self._evidence / f"{bundle.hash.hex()}-{place}"
         body = encode(
             (*bundle, place, stated.statement, stated.sketch, false.code.encode(),
              false.why.encode())
         )  # fmt: skip
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            self._evidence.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if sum(map(_is_finding, self._evidence.iterdir())) >= EVIDENCE_MAX:
+                return False
+            write_durably(path, body)
+        except OSError as error:
+            self._log.warning("evidence is not kept", why=str(error))
+            return False
+        return True
 
     # --- bodies
 
@@ -492,6 +499,11 @@ class Relay:
             left -= len(entry)
             found.append(entry if left >= 0 else b"")
         return encode(found)
+
+
+def _is_finding(path: Path) -> bool:
+    name, _, place = path.name.partition("-")
+    return len(name) == 2 * HASH_BYTES and place.isdecimal()
 
 
 def _is_hidden(receipt: Receipt, stated: StatedClaim) -> bool:

@@ -25,7 +25,7 @@ from node.peering.blobparts import CHUNK_BYTES
 from node.peering.blobs import Blobs
 from node.peering.blobstore import BlobStore
 from node.peering.bodies import LentBodies, fetch_body
-from node.peering.relay import FalseClaim, Found, Relay
+from node.peering.relay import EVIDENCE_MAX, FalseClaim, Found, Relay
 from p2p.errors import Misbehaving, NetworkError, Refused
 from p2p.memory import MemoryHub
 from p2p.network import Verdict
@@ -220,6 +220,30 @@ async def test_false_credits_are_neither_pooled_nor_told_on_and_the_finding_is_k
             assert kept.name == f"{bundle.hash.hex()}-0"
             assert b"claim.scores" in kept.read_bytes()
             assert [(x.bundle, x.place) for x in node.found] == [(bundle, 0)]
+
+
+@pytest.mark.parametrize("trouble", ["full of findings", "no folder"])
+async def test_finding_that_cannot_be_kept_ends_nothing(
+    trouble: str, tmp_path, autojump_clock
+) -> None:
+    """A liar whose bundles never settle pays for none of them: they must not fill our disk."""
+    async with four_nodes(tmp_path) as nodes:
+        author, holder = nodes[0], nodes[1]
+        holder.auditor.is_holder = True
+        if trouble == "no folder":
+            holder.folder.write_bytes(b"")
+        else:
+            holder.folder.mkdir()
+            for number in range(EVIDENCE_MAX):
+                (holder.folder / f"{number:064x}-0").write_bytes(b"")
+        bundle = make_bundle(author.state)
+        state_claims(author, bundle, b"x" * 1_024)
+        await author.relay.offer_bundle(bundle)
+        await trio.sleep(5)
+        assert holder.relay.counters["evidence_unkept"] == 1
+        assert bundle.hash not in holder.bundles
+        assert [(x.bundle, x.place) for x in holder.found] == [(bundle, 0)]
+        assert holder.folder.is_file() or len(list(holder.folder.iterdir())) == EVIDENCE_MAX
 
 
 async def test_who_is_shown_no_sketch_judges_nothing(tmp_path, autojump_clock) -> None:

@@ -29,7 +29,7 @@ from node.ledger.wire.transactions import FraudProof, decode_fraud, encode_fraud
 from node.observe import get_log
 from node.peering.auditing import IndexAuditor
 from node.peering.audits import Audits, StatedClaim
-from node.peering.relay import Found
+from node.peering.relay import Found, is_hidden
 from node.storage.segments import ENDED_FOLDER, put_away, sync_directory, write_durably
 from node.storage.views import View
 
@@ -284,8 +284,10 @@ class Refuter:
             else:
                 claim = stated[place]
             await self._prove(Found(bundle, place, receipt, credits, claim))
-        self.counters["rescanned"] += len(ours) if stated is not None else 0
-        return stated is not None
+        if stated is None or any(is_hidden(answers[x][0], stated[x]) for x in ours):
+            return False  # it may learn yet that we vote, and are owed sketches
+        self.counters["rescanned"] += len(ours)
+        return True
 
     # --- proving
 

@@ -336,10 +336,10 @@ class Relay:
         if stated is None:
             self.counters["audit_unanswered"] += 1
             return False
-        hidden = [place for place in ours if _is_hidden(receipts[place][0], stated[place])]
-        if hidden and not self._may_be_shown():  # then others judge it: validators are shown all
+        hidden = [place for place in ours if is_hidden(receipts[place][0], stated[place])]
+        if hidden:  # others judge it where we do not vote: validators are owed all
             self.counters["audit_hidden"] += 1
-            return True
+            return not self._may_be_shown()  # no lie either: it may not know yet that we do
         for place in ours:
             receipt, credits = receipts[place]
             claim = stated[place]
@@ -506,7 +506,7 @@ def _is_finding(path: Path) -> bool:
     return len(name) == 2 * HASH_BYTES and place.isdecimal()
 
 
-def _is_hidden(receipt: Receipt, stated: StatedClaim) -> bool:
+def is_hidden(receipt: Receipt, stated: StatedClaim) -> bool:
     """Whether a sketch that there must be is not shown."""
     return bool(receipt.sketch_hash != ZERO_HASH and stated.statement and not stated.sketch)
 

@@ -64,6 +64,7 @@ class Scene:
         self.held: dict[tuple[int, int], tuple[Index, Version]] = {}
         self.is_member = True
         self.answers = True
+        self.shown_to = frozenset({PeerId(ME)})
         self.sent: list[FraudProof] = []
         self.refusal: Invalid | None = None
         self.stated: dict[bytes, StatedClaim] = {}
@@ -112,7 +113,7 @@ class Scene:
         return self.stated.get(receipt) if self.answers else None
 
     def may_see_sketch(self, peer: PeerId, receipt: Receipt) -> bool:
-        return bool(peer == ME)
+        return peer in self.shown_to
 
     async def send(self, payload: FraudProof) -> None:
         await trio.lowlevel.checkpoint()
@@ -457,3 +458,18 @@ async def test_proof_that_was_half_written_is_no_proof(tmp_path: Path, autojump_
     scene.folder.mkdir()
     (scene.folder / "fraud-00-1.new").write_bytes(b"\x93")
     assert scene.make_refuter().counters["unreadable"] == 0
+
+
+async def test_provider_that_hides_its_sketches_is_asked_again(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    """It may not know yet that we vote; a node that starts looks at a whole window at once."""
+    async with running(tmp_path) as scene:
+        scene.hold()
+        shown, scene.shown_to = scene.shown_to, frozenset[PeerId]()
+        scene.settle(scene.make_bundle(scene.court.claim(raise_score)))
+        await trio.sleep(LOOK_EVERY_S)
+        assert (scene.sent, scene.refuter.counters["unanswered"]) == ([], 1)
+        scene.shown_to = shown
+        await trio.sleep(3 * LOOK_EVERY_S)
+        assert len(scene.sent) == 1

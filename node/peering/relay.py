@@ -46,6 +46,7 @@ PULL_MAX: Final = 16  # hashes in one request
 GIVERS_MAX: Final = 1_024
 EVIDENCE_MAX: Final = 64  # findings kept, a whole bundle each: a liar pays for none of them
 WORKERS: Final = 4
+AUDIT_S: Final = 45.0  # for its word on one bundle: 64 questions at two a second
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
@@ -87,6 +88,7 @@ class Auditor(Protocol):
 
 class _Waiting(NamedTuple):
     bundle: Bundle
+    provider: bytes
     sources: tuple[PeerId, ...]
     is_relayed: bool  # the judge has accepted it already
 
@@ -156,6 +158,7 @@ class Relay:
         self._log = get_log("relay")
         self._queue: deque[_Waiting] = deque()
         self._at_work: set[bytes] = set()  # hashes queued or in a worker's hands
+        self._served: set[bytes] = set()  # providers with a bundle in a worker's hands
         self._refused: deque[bytes] = deque(maxlen=1_024)
         self._givers: dict[bytes, PeerId] = {}  # hash → who gave a body that a block names
         self._arrived = trio.Event()
@@ -239,7 +242,9 @@ class Relay:
         if bundle is not None and verdict is Verdict.ACCEPT:
             # Without its body, or where we can recompute it, we do not vouch for it yet.
             is_relayed = bool(bundle.body) and not self._must_audit(bundle)
-            waiting = _Waiting(bundle, tuple(dict.fromkeys((forwarder, author))), is_relayed)
+            provider = decode_header(bundle.header).provider
+            sources = tuple(dict.fromkeys((forwarder, author)))
+            waiting = _Waiting(bundle, provider, sources, is_relayed)
             if not self._enqueue(waiting) or not is_relayed:
                 verdict = Verdict.IGNORE
         self.counters[f"bundles.{verdict.value}"] += 1
@@ -265,10 +270,12 @@ class Relay:
 
     async def _work(self) -> None:
         while True:
-            while not self._queue:
-                self._arrived = trio.Event()
+            while (waiting := self._find_next()) is None:
+                if self._arrived.is_set():  # else others wait for this one
+                    self._arrived = trio.Event()
                 await self._arrived.wait()
-            waiting = self._queue.popleft()
+            self._queue.remove(waiting)
+            self._served.add(waiting.provider)
             name = waiting.bundle.hash
             try:
                 await self._take(waiting)
@@ -281,6 +288,13 @@ class Relay:
                 self.counters["unreachable"] += 1
             finally:
                 self._at_work.discard(name)
+                self._served.discard(waiting.provider)
+                self._arrived.set()
+
+    def _find_next(self) -> _Waiting | None:
+        """The oldest of a provider that no other worker serves: one's word is waited for, and must
+        not keep all others waiting; and its bundles settle in the order of their numbers."""
+        return next((w for w in self._queue if w.provider not in self._served), None)
 
     async def _take(self, waiting: _Waiting) -> None:
         """Fetch, check, audit, pool, tell on; raises Invalid or NetworkError."""
@@ -332,7 +346,9 @@ class Relay:
         if not ours:
             return True
         provider = admitted.bundle.header.provider
-        stated = await self.audits.ask_claims(provider, sources, bundle.hash, ours)
+        stated = None
+        with trio.move_on_after(AUDIT_S):
+            stated = await self.audits.ask_claims(provider, sources, bundle.hash, ours)
         if stated is None:
             self.counters["audit_unanswered"] += 1
             return False

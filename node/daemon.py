@@ -32,7 +32,7 @@ from node.peering import pace
 from node.peering.accusing import Accusing
 from node.peering.auditing import IndexAuditor, RowOpener
 from node.peering.audits import Audits, StatedClaim
-from node.peering.bindings import find_validator, is_binding, make_binding
+from node.peering.bindings import find_validator, is_binding, make_binding, runs_one_of
 from node.peering.blobs import Blobs
 from node.peering.blobstore import FREE_BYTES_MIN, BlobStore
 from node.peering.bodies import LentBodies, fetch_body
@@ -304,7 +304,7 @@ class Node:
             now_ms=now_ms,
             on_pooled=self._wake,
             on_checked=self._note_bundle,
-            on_audited=lambda name: self._refuter.note_audited(name),
+            on_audited=lambda name, which: self._refuter.note_audited(name, which),
             on_false=lambda found: self._refuter.note_false(found),
         )
 
@@ -531,7 +531,7 @@ class Node:
     def _may_see_sketch(self, peer: PeerId, receipt: Receipt) -> bool:
         """Current validators may: they recompute what they are asked to agree to."""
         members = self._chain.tip.validators.powers()
-        return any(self._find_peer(key) == peer for key in members)
+        return runs_one_of(self._network, self._chain.chain_id, peer, members)
 
     async def _take_attack(self, attack: LightClientAttack, verdict: Verdict) -> None:
         await self._replica.accuse(encode_attack(attack))  # first: a full disk keeps no file

@@ -111,7 +111,8 @@ class Holdings:
 
     def find_by_root(self, root: bytes) -> Index | None:
         """An opened index by its identity."""
-        indices = (held.index.index for held in self._held.values() if held.index is not None)
+        held_now = list(self._held.values())  # other threads ask: a copy is made in one step
+        indices = (held.index.index for held in held_now if held.index is not None)
         return next((index for index in indices if index.root == root), None)
 
     def find_indexed(self) -> frozenset[tuple[int, int]]:

@@ -18,6 +18,7 @@ from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node.ledger import tables
 from node.ledger.rules.disputes import is_refuted
+from node.ledger.state import State
 from node.ledger.wire import openings
 from node.ledger.wire.bundles import Bundle, check_bytes, decode_header
 from node.ledger.wire.claims import sketch_hash
@@ -28,20 +29,28 @@ from node.ledger.wire.transactions import FraudProof, decode_fraud, encode_fraud
 from node.observe import get_log
 from node.peering.auditing import IndexAuditor
 from node.peering.audits import Audits, StatedClaim
-from node.peering.relay import Found
-from node.storage.segments import put_away, sync_directory, write_durably
+from node.peering.relay import Found, is_hidden
+from node.storage.segments import ENDED_FOLDER, put_away, sync_directory, write_durably
 from node.storage.views import View
 
 AUDITED_MAX: Final = 65_536  # bundles found true before they settled; the oldest are forgotten
 UNSEEN_MAX: Final = 16_384  # settled ones that wait for an index, or for their provider's word
+LISTED_MAX: Final = 1_024  # blocks whose bundles are listed at once: a stop waits for the thread
 PROOFS_MAX: Final = 256
+SILENT_MAX: Final = 1_024  # providers that gave no answer lately
 TRIES: Final = 5  # to ask a provider what it stated
 ANSWER_S: Final = 10.0  # for all that is asked of one bundle
+PASS_S: Final = 30.0  # of looking, before the proofs at hand have their turn
 LOOK_EVERY_S: Final = 30.0
+SILENT_S_MAX: Final = 1_800.0  # LOOK_EVERY_S, and twice as long each time
 PROOFS_EVERY_S: Final = 1.0  # while there is one to send
+CHARGED_AGAIN_S: Final = 600.0  # each proof that the ledger refuses has cost its fee
 STAGGER_S: Final = 8.0
 KEEP_MS: Final = 24 * 3_600_000  # a proof whose bundle never settles
 PREFIX: Final = "fraud-"
+HALF_WRITTEN: Final = ".new"  # by a life that was killed
+# What the ledger says once and for all of a receipt that stands settled and is not refuted.
+FINAL: Final = frozenset({"tx.bad_proof", "tx.bad_value", "tx.not_found", "tx.too_early_or_late"})
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 Which = tuple[int, int]
@@ -52,12 +61,19 @@ log = get_log("refuter")
 
 
 class _Unseen(NamedTuple):
-    """A settled bundle that nobody here has recomputed; `again_s`: not before, by trio's clock."""
+    """A settled bundle, and those of its versions that nobody here has recomputed."""
 
     name: bytes
+    provider: bytes
     versions: frozenset[Which]
     tries: int = 0
-    again_s: float = float("-inf")
+
+
+class _Silence(NamedTuple):
+    """Of a provider: how often it gave no answer, and when it is asked again, by trio's clock."""
+
+    misses: int
+    again_s: float
 
 
 class _Proof(NamedTuple):
@@ -96,12 +112,14 @@ class Refuter:
         self._find_held, self._held = find_held, frozenset[Which]()
         self._may_be_shown, self._account = may_be_shown, account
         self._send, self._now_ms, self._run_blocking = send, now_ms, run_blocking
-        self._audited: dict[bytes, None] = {}  # by hash, oldest first
+        self._audited: dict[bytes, frozenset[Which]] = {}  # by hash, oldest first
         self._unseen: list[_Unseen] = []  # of which some index is here
-        self._lacking: deque[_Unseen] = deque(maxlen=UNSEEN_MAX)  # of which none is
+        self._lacking: list[_Unseen] = []  # of which none is
+        self._silent: dict[bytes, _Silence] = {}  # by provider
         self._found: deque[Found] = deque()
         self._proofs: dict[tuple[bytes, int], _Proof] = {}
         self._told: set[tuple[bytes, int]] = set()
+        self._waits: dict[tuple[bytes, int], float] = {}  # proofs that were refused, until when
         self._looked: int | None = None  # the last height whose bundles were looked at
         self._woken = trio.Event()
         self.counters: Counter[str] = Counter()
@@ -113,9 +131,9 @@ class Refuter:
         """A block was committed."""
         self._woken.set()
 
-    def note_audited(self, name: bytes) -> None:
-        """All credits of a bundle were recomputed, and hold."""
-        self._audited[name] = None
+    def note_audited(self, name: bytes, versions: frozenset[Which]) -> None:
+        """All credits of a bundle's receipts of these versions were recomputed, and hold."""
+        self._audited[name] = versions
         while len(self._audited) > AUDITED_MAX:
             del self._audited[next(iter(self._audited))]
 
@@ -146,55 +164,96 @@ class Refuter:
         """Another index is here: what waited for it is looked at."""
         held = self._find_held()
         if held - self._held:
-            self._unseen += self._lacking
-            self._lacking.clear()
+            waiting, self._lacking = self._lacking, []
+            for unseen in waiting:
+                self._file(unseen, held)
         self._held = held
+
+    def _file(self, unseen: _Unseen, held: frozenset[Which]) -> None:
+        """With those that can be looked at, or with those that wait for an index."""
+        among = self._unseen if unseen.versions & held else self._lacking
+        if len(among) < UNSEEN_MAX:
+            among.append(unseen)
+        else:
+            self.counters["unseen_dropped"] += 1
 
     def _list_settled(self) -> None:
         """Bundles of new blocks that we have not recomputed; at the start, of a window's blocks."""
         view = self._get_view()
+        state = view.state()
         if self._looked is None:
-            window_ms = view.state().parameter("challenge_window_ms")
+            window_ms = state.parameter("challenge_window_ms")
             self._looked = view.height_at(view.tip.time_ms - window_ms)
-        for height in range(self._looked + 1, view.tip.height + 1):
+        last = min(view.tip.height, self._looked + LISTED_MAX)
+        for height in range(self._looked + 1, last + 1):
             payload = view.payload(height)
             for name in payload.bundles if payload is not None else ():
-                if name not in self._audited:
-                    self._note_unseen(view, name)
+                self._note_unseen(view, state, name)
             self._looked = height
 
-    def _note_unseen(self, view: View, name: bytes) -> None:
+    def _note_unseen(self, view: View, state: State, name: bytes) -> None:
         found = view.find_bundle(name)
         if found is None:
             return
         header = decode_header(found.bundle.header)
         if header.provider == self._account:
             return
-        versions = frozenset((model, version) for model, version, _ in header.totals)
-        if not versions & self._held:
-            self._lacking.append(_Unseen(name, versions))
-        elif len(self._unseen) < UNSEEN_MAX:
-            self._unseen.append(_Unseen(name, versions))
-        else:
-            self.counters["unseen_dropped"] += 1
+        seen = self._audited.get(name, frozenset())
+        listed = ((model, version) for model, version, _ in header.totals)
+        left = frozenset(which for which in listed if which not in seen and has_index(state, which))
+        if left:
+            self._file(_Unseen(name, header.provider, left), self._held)
 
     async def _look_at_unseen(self) -> None:
-        """Each, while it can be disputed, until its provider has answered or was asked often."""
-        now_s, state = trio.current_time(), self._get_view().state()
-        waiting, self._unseen = self._unseen, []
-        for unseen in waiting:
-            if unseen.again_s > now_s:
+        """Each, while it can be disputed, until its provider has answered or was asked often.
+
+        For PASS_S at most, and none of a provider that has just given no answer: who is silent
+        must not keep others' lies, and the proofs that are here, waiting.
+        """
+        ends_s, state = trio.current_time() + PASS_S, self._get_view().state()
+        waiting, self._unseen = deque(self._unseen), []
+        unanswered: list[_Unseen] = []
+        while waiting and not self._is_full() and trio.current_time() < ends_s:
+            unseen = waiting.popleft()
+            if self._is_silent(unseen.provider):
                 self._unseen.append(unseen)
-                continue
-            if not state.has(tables.SETTLED, unseen.name):
-                continue
-            is_done = False
-            with trio.move_on_after(ANSWER_S):
-                is_done = await self._look_at(unseen)
-            if not is_done and unseen.tries < TRIES:
-                again_s = trio.current_time() + LOOK_EVERY_S
-                self._unseen.append(unseen._replace(tries=unseen.tries + 1, again_s=again_s))
-            self.counters["unanswered"] += not is_done
+            elif state.has(tables.SETTLED, unseen.name):
+                is_answered = False
+                with trio.move_on_after(ANSWER_S):
+                    is_answered = await self._look_at(unseen)
+                self._note_answer(unseen.provider, is_answered)
+                if is_answered and self._is_full():
+                    waiting.append(unseen)  # what did not fit is proved later
+                elif is_answered:
+                    self._file_rest(unseen)
+                elif unseen.tries < TRIES:
+                    unanswered.append(unseen._replace(tries=unseen.tries + 1))
+        # Whoever gave no answer is asked for another bundle first: one may be all that it lacks.
+        self._unseen += [*waiting, *unanswered]
+
+    def _file_rest(self, unseen: _Unseen) -> None:
+        """What of it no index here shows waits for one."""
+        left = unseen.versions - self._held
+        if left:
+            self._file(unseen._replace(versions=left, tries=0), frozenset())
+
+    def _is_full(self) -> bool:
+        return len(self._proofs) >= PROOFS_MAX
+
+    def _is_silent(self, provider: bytes) -> bool:
+        silence = self._silent.get(provider)
+        return silence is not None and silence.again_s > trio.current_time()
+
+    def _note_answer(self, provider: bytes, is_answered: bool) -> None:
+        silence = self._silent.pop(provider, None)
+        if is_answered:
+            return
+        self.counters["unanswered"] += 1
+        misses = 1 if silence is None else silence.misses + 1
+        wait_s = min(SILENT_S_MAX, LOOK_EVERY_S * 2.0 ** min(misses - 1, 16))
+        self._silent[provider] = _Silence(misses, trio.current_time() + wait_s)
+        while len(self._silent) > SILENT_MAX:
+            del self._silent[next(iter(self._silent))]
 
     async def _look_at(self, unseen: _Unseen) -> bool:
         """Recompute what we can of a settled bundle; False where its provider does not answer."""
@@ -203,16 +262,20 @@ class Refuter:
             return True
         bundle = found.bundle
         header, answers = await self._run_blocking(answers_of, bundle)
+        state = self._get_view().state()
         ours = [
             place
             for place, (receipt, credits) in enumerate(answers)
             if self._auditor.holds(receipt.model, receipt.model_version)
             and (receipt.sketch_hash != ZERO_HASH or credits)
+            and not is_refuted(state, bundle.hash, place)
         ]
         if not ours:
             return True
         stated = await self._audits.ask_claims(header.provider, (), bundle.hash, ours)
         for place in ours:
+            if self._is_full():
+                break
             receipt, credits = answers[place]
             if receipt.sketch_hash == ZERO_HASH:  # needs no word of its provider
                 claim = StatedClaim(b"", b"")
@@ -221,8 +284,10 @@ class Refuter:
             else:
                 claim = stated[place]
             await self._prove(Found(bundle, place, receipt, credits, claim))
-        self.counters["rescanned"] += len(ours) if stated is not None else 0
-        return stated is not None
+        if stated is None or any(is_hidden(answers[x][0], stated[x]) for x in ours):
+            return False  # it may learn yet that we vote, and are owed sketches
+        self.counters["rescanned"] += len(ours)
+        return True
 
     # --- proving
 
@@ -258,9 +323,12 @@ class Refuter:
 
     async def _keep_proof(self, bundle: Bundle, number: int, kind: int, opened: Opened) -> None:
         place = (bundle.hash, number)
-        if place in self._proofs or len(self._proofs) >= PROOFS_MAX:
+        subject = await self._run_blocking(open_receipt, bundle, number)
+        if place in self._proofs:
             return
-        subject = open_receipt(bundle, number)
+        if self._is_full():
+            self.counters["proofs_full"] += 1
+            return
         payload = FraudProof(
             kind, openings.encode_opening(subject), openings.encode_opening(opened)
         )
@@ -289,18 +357,36 @@ class Refuter:
         since_ms = self._now_ms() - settled.settled_ms
         if since_ms < self._stagger_ms(place):
             return
+        if trio.current_time() < self._waits.get(place, float("-inf")):
+            return
         try:
             await self._send(proof.payload)
         except Invalid as refusal:
-            self.counters["failed"] += 1
-            if place not in self._told:
-                self._told.add(place)
-                mend = f"olnode tx fraud-proof {proof.path}"
-                log.warning("not accused yet", code=refusal.code, why=str(refusal), mend=mend)
+            await self._note_refused(place, proof, refusal)
             return
         self.counters["accused"] += 1
         log.info("false credits are reversed", bundle=place[0], receipt=place[1])
         await self._end(place, proof)
+
+    async def _note_refused(
+        self, place: tuple[bytes, int], proof: _Proof, refusal: Invalid
+    ) -> None:
+        """Told once. What a block refused has cost its fee: not again soon, or not at all."""
+        self.counters["failed"] += 1
+        is_charged = "number" in refusal.facts
+        if is_charged and refusal.code in FINAL:
+            log.error(
+                "the ledger takes no proof of it", bundle=place[0], receipt=place[1],
+                code=refusal.code, mend=f"it is kept in {ENDED_FOLDER}/: tell the developers",
+            )  # fmt: skip
+            await self._end(place, proof)
+            return
+        if is_charged:
+            self._waits[place] = trio.current_time() + CHARGED_AGAIN_S
+        if place not in self._told:
+            self._told.add(place)
+            mend = f"olnode tx fraud-proof {proof.path}"
+            log.warning("not accused yet", code=refusal.code, why=str(refusal), mend=mend)
 
     def _stagger_ms(self, place: tuple[bytes, int]) -> int:
         """How long after the bundle has settled: another time for each who finds it."""
@@ -310,6 +396,7 @@ class Refuter:
     async def _end(self, place: tuple[bytes, int], proof: _Proof) -> None:
         del self._proofs[place]
         self._told.discard(place)
+        self._waits.pop(place, None)
         await self._run_blocking(self._put_away, proof.path)
 
     # --- the files
@@ -331,7 +418,11 @@ class Refuter:
             log.warning("a proof is not put away", file=str(path), why=str(error))
 
     def _read_kept(self) -> None:
-        for path in sorted(self._folder.glob(f"{PREFIX}*")):
+        paths = self._folder.glob(f"{PREFIX}*")
+        for path in sorted(path for path in paths if path.suffix != HALF_WRITTEN):
+            if self._is_full():
+                self.counters["proofs_full"] += 1
+                break
             try:
                 payload = decode_fraud(path.read_bytes())
                 subject = openings.decode_subject(payload.kind, payload.subject)
@@ -342,6 +433,12 @@ class Refuter:
                 continue
             place = (subject.bundle, subject.place)
             self._proofs[place] = _Proof(subject, payload, path, self._now_ms())
+
+
+def has_index(state: State, which: Which) -> bool:
+    """Whether a version's credits follow from an index at all."""
+    version = state.find(tables.VERSION, *which)
+    return version is not None and bool(version.index_root)
 
 
 def answers_of(bundle: Bundle) -> tuple[Any, Sequence[tuple[Receipt, Credits]]]:

@@ -7,11 +7,12 @@ them. Why what is found false goes on at once: its money waits for a day.
 What this file does not know: HTTP, how a proof is sent.
 """
 
+import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -37,13 +38,21 @@ from p2p.network import PeerId
 PEERS_MAX: Final = 8  # asked for rows, one after the other
 CHECK_EVERY_S: Final = 10.0  # of answers bought here; each takes some 40 KB of a peer
 CHECKED_MAX: Final = 64  # of the newest that were bought
-TRIES: Final = 3
+TRIES: Final = 10  # of one answer, the last after half a day
+AGAIN_S: Final = 30.0  # after the first in vain, then twice as long each time
 NOTHING: Final = CheckedShares()
 TRUE, FALSE, UNKNOWN = "true", "false", "unknown"
 
 FindIndex = Callable[[int, int], tuple[Index, Version] | None]
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 NoteProof = Callable[[bytes, int, int, Opened], Awaitable[None]]  # bundle, place, kind, opening
+
+
+class _Tried(NamedTuple):
+    """How often an answer was looked at in vain, and when it is again, by trio's clock."""
+
+    count: int  # type: ignore[assignment]  # hides tuple.count
+    again_s: float
 
 
 class ShareChecker:
@@ -74,27 +83,31 @@ class ShareChecker:
     async def run(self, find_bought: Callable[[], Sequence[bytes]]) -> None:
         """Check answers that this node bought once they have settled, one at a time, for ever: its
         fee comes back where one is a lie, as long as the money waits."""
-        tries: dict[bytes, int] = {}
+        tried: dict[bytes, _Tried] = {}
         while True:
             await trio.sleep(CHECK_EVERY_S)
             bought = find_bought()[-CHECKED_MAX:]
-            tries = {receipt: tries.get(receipt, 0) for receipt in bought}
-            for receipt in bought:
-                if tries[receipt] < TRIES and await self._check_own(receipt, tries):
-                    break
+            tried = {receipt: tried.get(receipt, _Tried(0, -math.inf)) for receipt in bought}
+            for receipt, (count, again_s) in tried.items():
+                if count < TRIES and again_s <= trio.current_time():
+                    now = await self._check_own(receipt, count)
+                    if now is not None:
+                        tried[receipt] = now
+                        break
 
-    async def _check_own(self, receipt: bytes, tries: dict[bytes, int]) -> bool:
-        """Whether it was looked at: it has settled, and nobody was asked in vain too often."""
+    async def _check_own(self, receipt: bytes, count: int) -> _Tried | None:
+        """When to look again, after `count` tries in vain; None where it has not settled yet.
+
+        A provider that is away, or the only one to have the rows, may come back."""
         try:
             told = await self.check(receipt)
         except Invalid as refusal:
             self.counters[refusal.code] += 1
-            tries[receipt] += 1
-            return True
-        if told is not None:
-            self.counters[told.verdict] += 1
-            tries[receipt] = TRIES
-        return told is not None
+            return _Tried(count + 1, trio.current_time() + AGAIN_S * 2.0**count)
+        if told is None:
+            return None
+        self.counters[told.verdict] += 1
+        return _Tried(TRIES, math.inf)
 
     async def check(self, receipt_id: bytes) -> answers.ShareCheck | None:
         """What holds of a settled receipt's shares; None for one that is not settled.

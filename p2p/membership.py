@@ -180,7 +180,9 @@ class Membership:
         return self._configured | self._kept
 
     def bindings(self) -> Mapping[PeerId, bytes]:
-        return {peer: binding for peer, (_, binding) in self._bindings.items() if binding}
+        """Asked in other threads too: of a copy, which is made in one step."""
+        told = list(self._bindings.items())
+        return {peer: binding for peer, (_, binding) in told if binding}
 
     def views(self) -> tuple[PeerView, ...]:
         now_s = trio.current_time()

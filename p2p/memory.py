@@ -346,7 +346,8 @@ class MemoryStream:
         self._changed.set()
 
     async def _wait_change(self) -> None:
-        self._changed = trio.Event()
+        if self._changed.is_set():  # else a reader and a writer wait for this one
+            self._changed = trio.Event()
         await self._changed.wait()
 
 

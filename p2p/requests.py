@@ -170,6 +170,7 @@ class Requests:
             raise TooSlow(f"{protocol}: no reply within {timeout_s} s") from None
         finally:
             if stream is not None:
+                self._opened.pop(stream, None)  # a cancel's trace would keep it for a long time
                 if is_done:
                     await stream.close()
                 await stream.reset()

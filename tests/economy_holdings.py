@@ -173,6 +173,7 @@ class Holdings:
         self._taken: list[tuple[bytes, Answer]] = []  # reward account, of the block
         self.kept: dict[bytes, Kept] = {}  # by the hash of a bundle
         self.income: Counter[tuple[bytes, int, bytes]] = Counter()  # provider, bucket, reward
+        self._brings: list[tuple[tuple[bytes, int, bytes], int]] = []  # at the end of the block
         self.failures: dict[bytes, list[tuple[int, int]]] = {}  # provider → when, for what bps
         self.jailed: dict[bytes, int] = {}  # provider → until when, at least
 
@@ -258,9 +259,8 @@ class Holdings:
         reward, bucket_ms = self.servers[parcel.provider].reward, self.bucket(now_ms)
         answers = tuple((x.channel, answer) for x in parcel.stretches for answer in x.answers)
         fees = sum(answer.fee for _, answer in answers)
-        self.income[parcel.provider, bucket_ms, reward] += (
-            fees * self.given["split_bps"][0] // WHOLE
-        )
+        brings = fees * self.given["split_bps"][0] // WHOLE
+        self._brings.append(((parcel.provider, bucket_ms, reward), brings))
         self.kept[name] = Kept(parcel.provider, reward, bucket_ms, now_ms, answers, set())
         self.add_due(bucket_ms, lambda _: self._forget(name))
 
@@ -287,7 +287,9 @@ class Holdings:
             self._settle(which, mine, bucket_ms)
         if self._taken:
             self.add_due(bucket_ms, self._mature)
-        self._taken = []
+        for of, brings in self._brings:
+            self.income[of] += brings
+        self._taken, self._brings = [], []
 
     def _settle(self, which: Which, taken: list[tuple[bytes, Answer]], bucket_ms: int) -> None:
         gross = sum(answer.fee for _, answer in taken)

@@ -115,6 +115,7 @@ def execute_block(
     fees, headers = settle_bundles(state, context, payload, bodies, known or {})
     done = run_transactions(rules, state, context, payload)
     leaves = payout.settle_fees(state, context, fees)
+    channels.count_income(state, fees)
     return end_block(state, context, payload, headers, done, payout.encode_leaves(leaves))
 
 

@@ -7,6 +7,7 @@ What this file does not know: where an index came from, what a finding costs its
 """
 
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import Final
 
 from consensus.primitives import merkle
@@ -20,7 +21,7 @@ from node.ledger.wire.receipts import Credits, Receipt
 from node.peering.audits import StatedClaim
 from node.peering.relay import FalseClaim
 
-HASHED_MAX: Final = 2  # indices whose hashes are kept, 64 bytes a row
+HASHED_ROWS_MAX: Final = 2**20  # of indices whose hashes are kept, 155 bytes a row; or of one
 
 FindIndex = Callable[[int, int], tuple[Index, Version] | None]  # by model and version
 
@@ -55,12 +56,13 @@ class IndexAuditor:
 
 
 class RowOpener:
-    """Opens rows of the indices that `find_index` knows by their roots. Blocks; of one thread at a
-    time its hashes are made twice at worst."""
+    """Opens rows of the indices that `find_index` knows by their roots. Blocks, in any thread; one
+    makes hashes while others wait for them: strangers ask."""
 
     def __init__(self, find_index: Callable[[bytes], Index | None]) -> None:
         self._find_index = find_index
-        self._levels: dict[bytes, merkle.Levels] = {}
+        self._lock = Lock()
+        self._levels: dict[bytes, merkle.Levels] = {}  # the longest unused first
 
     def open(self, root: bytes, rows: Sequence[int]) -> RawRows | None:
         """Header, then leaf and path of each row; None for an index that is not here.
@@ -79,11 +81,12 @@ class RowOpener:
         return RawRows(claims.encode_header(index.header), opened)
 
     def _levels_of(self, index: Index) -> merkle.Levels:
-        levels = self._levels.get(index.root)
-        if levels is None:
-            levels = index.hash_levels()
-            kept = list(self._levels.items())[1 - HASHED_MAX :]
-            self._levels = {**dict(kept), index.root: levels}
+        with self._lock:
+            levels = self._levels.pop(index.root, None) or index.hash_levels()
+            self._levels[index.root] = levels
+            rows = sum(len(kept[0]) for kept in self._levels.values())
+            while rows > HASHED_ROWS_MAX and len(self._levels) > 1:
+                rows -= len(self._levels.pop(next(iter(self._levels)))[0])
         return levels
 
 

@@ -41,6 +41,8 @@ CLAIMS_MAX: Final = 64  # receipts in one request
 ROWS_MAX: Final = 256  # rows in one request
 TRIES: Final = 3
 WAIT_S: Final = 1.0
+BUSY_TRIES: Final = 4  # of one question, for a peer that says when it answers again
+BUSY_S_MAX: Final = 2.0  # and is waited for so long each time
 ONE, ROWS, SOME = 1, 2, 4  # kinds of questions
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
@@ -125,7 +127,7 @@ class Audits:
         first, end = places[0], places[-1] + 1
         for start in range(first, end, CLAIMS_MAX):
             count = min(CLAIMS_MAX, end - start)
-            claims = await self._ask(peer, (SOME, name, start, count), _CLAIMS)
+            claims = await self._ask_on(peer, (SOME, name, start, count), _CLAIMS)
             if len(claims) != count:
                 raise Invalid("audit.count", count=len(claims))
             for place, (statement, sketch) in enumerate(claims, start=start):
@@ -153,6 +155,18 @@ class Audits:
         if numbers != list(rows):
             raise Invalid("audit.rows", rows=numbers)
         return RawRows(header, opened)
+
+    async def _ask_on(self, peer: PeerId, question: tuple[Any, ...], shape: Any) -> Any:
+        """The same of one of many questions, which are more than its rate allows at once."""
+        for _ in range(BUSY_TRIES):
+            try:
+                return await self._ask(peer, question, shape)
+            except Refused as refusal:
+                if not refusal.retry_ms:
+                    raise
+                self.counters["audit_waited"] += 1
+                await trio.sleep(min(BUSY_S_MAX, refusal.retry_ms / 1_000))
+        return await self._ask(peer, question, shape)
 
     async def _ask(self, peer: PeerId, question: tuple[Any, ...], shape: Any) -> Any:
         limits = PROTOCOLS["audit"]

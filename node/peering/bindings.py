@@ -5,7 +5,7 @@ take its stream. The binding names the peer, so nobody can carry another's.
 What this file does not know: how address records travel, private keys.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final, NamedTuple
 
 from consensus.primitives.digest import signing_bytes
@@ -55,6 +55,20 @@ def is_binding(chain_id: bytes, peer: bytes, raw: bytes) -> bool:
     except Invalid:
         return False
     return True
+
+
+def runs_one_of(
+    network: Network, chain_id: bytes, peer: PeerId, validators: Container[bytes]
+) -> bool:
+    """Whether the newest binding of one of these validators is this peer's.
+
+    By the peer's own first: of a stranger, nothing is decoded.
+    """
+    raw = network.bindings().get(peer)
+    if raw is None:
+        return False
+    own = Binding(*decode(raw, _BINDING, BINDING_BYTES_MAX, "binding")).validator
+    return own in validators and find_validator(network, chain_id, own) == peer
 
 
 def find_validator(network: Network, chain_id: bytes, validator: bytes) -> PeerId | None:

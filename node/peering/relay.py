@@ -7,7 +7,6 @@ proposed, and the finding is kept. Validity of blocks never depends on this (pag
 What this file does not know: how an audit recomputes, how a receipt was made, who proposes.
 """
 
-import os
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import trio
 
+from consensus.primitives.digest import HASH_BYTES
 from consensus.primitives.encoding import U8, Bytes, H, ListOf, Record, decode, encode
 from consensus.primitives.errors import Invalid
 from node.ledger.admission import Admitted, admit_bundle
@@ -36,6 +36,7 @@ from node.peering.blobparts import CHUNK_BYTES
 from node.peering.handing import Handing
 from node.peering.topics import BUNDLES, TXS
 from node.peering.watching import KEEP, Watching
+from node.storage.segments import write_durably
 from p2p.errors import Misbehaving, NetworkError
 from p2p.limits import PENALTIES, PROTOCOLS, TOPICS
 from p2p.network import Network, PeerId, Verdict
@@ -43,7 +44,9 @@ from p2p.network import Network, PeerId, Verdict
 QUEUE_MAX: Final = 256  # bundles waiting for the worker
 PULL_MAX: Final = 16  # hashes in one request
 GIVERS_MAX: Final = 1_024
+EVIDENCE_MAX: Final = 64  # findings kept, a whole bundle each: a liar pays for none of them
 WORKERS: Final = 4
+AUDIT_S: Final = 45.0  # for its word on one bundle: 64 questions at two a second
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
@@ -85,6 +88,7 @@ class Auditor(Protocol):
 
 class _Waiting(NamedTuple):
     bundle: Bundle
+    provider: bytes
     sources: tuple[PeerId, ...]
     is_relayed: bool  # the judge has accepted it already
 
@@ -108,7 +112,7 @@ class Relay:
     `audits` asks what providers stated; `may_be_shown` tells whether they owe us sketches too.
     `fetch_body` brings what is larger than a chunk, or raises Unreachable. `on_pooled` wakes the
     proposer. `on_checked` gets each bundle of others whose signatures hold, `on_audited` the hash
-    of each whose credits hold too, `on_false` what was found false.
+    of each whose credits hold too, with the versions of which, `on_false` what was found false.
     """
 
     def __init__(
@@ -131,7 +135,7 @@ class Relay:
         now_ms: Callable[[], int],
         on_pooled: Callable[[], None] = lambda: None,
         on_checked: Callable[[CheckedBundle], None] = lambda _: None,
-        on_audited: Callable[[bytes], None] = lambda _: None,
+        on_audited: Callable[[bytes, frozenset[tuple[int, int]]], None] = lambda *_: None,
         on_false: Callable[[Found], None] = lambda _: None,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
@@ -154,6 +158,7 @@ class Relay:
         self._log = get_log("relay")
         self._queue: deque[_Waiting] = deque()
         self._at_work: set[bytes] = set()  # hashes queued or in a worker's hands
+        self._served: set[bytes] = set()  # providers with a bundle in a worker's hands
         self._refused: deque[bytes] = deque(maxlen=1_024)
         self._givers: dict[bytes, PeerId] = {}  # hash → who gave a body that a block names
         self._arrived = trio.Event()
@@ -237,7 +242,9 @@ class Relay:
         if bundle is not None and verdict is Verdict.ACCEPT:
             # Without its body, or where we can recompute it, we do not vouch for it yet.
             is_relayed = bool(bundle.body) and not self._must_audit(bundle)
-            waiting = _Waiting(bundle, tuple(dict.fromkeys((forwarder, author))), is_relayed)
+            provider = decode_header(bundle.header).provider
+            sources = tuple(dict.fromkeys((forwarder, author)))
+            waiting = _Waiting(bundle, provider, sources, is_relayed)
             if not self._enqueue(waiting) or not is_relayed:
                 verdict = Verdict.IGNORE
         self.counters[f"bundles.{verdict.value}"] += 1
@@ -263,10 +270,12 @@ class Relay:
 
     async def _work(self) -> None:
         while True:
-            while not self._queue:
-                self._arrived = trio.Event()
+            while (waiting := self._find_next()) is None:
+                if self._arrived.is_set():  # else others wait for this one
+                    self._arrived = trio.Event()
                 await self._arrived.wait()
-            waiting = self._queue.popleft()
+            self._queue.remove(waiting)
+            self._served.add(waiting.provider)
             name = waiting.bundle.hash
             try:
                 await self._take(waiting)
@@ -279,6 +288,13 @@ class Relay:
                 self.counters["unreachable"] += 1
             finally:
                 self._at_work.discard(name)
+                self._served.discard(waiting.provider)
+                self._arrived.set()
+
+    def _find_next(self) -> _Waiting | None:
+        """The oldest of a provider that no other worker serves: one's word is waited for, and must
+        not keep all others waiting; and its bundles settle in the order of their numbers."""
+        return next((w for w in self._queue if w.provider not in self._served), None)
 
     async def _take(self, waiting: _Waiting) -> None:
         """Fetch, check, audit, pool, tell on; raises Invalid or NetworkError."""
@@ -318,30 +334,36 @@ class Relay:
             for section in admitted.bundle.sections
             for receipt, credits in zip(section.receipts, section.credits, strict=True)
         ]
+        totals = admitted.bundle.header.totals
+        versions = {(model, version) for model, version, _ in totals}
+        held = frozenset(which for which in versions if self._auditor.holds(*which))
         ours = [
             place
             for place, (receipt, credits) in enumerate(receipts)
-            if self._auditor.holds(receipt.model, receipt.model_version)
+            if (receipt.model, receipt.model_version) in held
             and (receipt.sketch_hash != ZERO_HASH or credits)
         ]
         if not ours:
             return True
         provider = admitted.bundle.header.provider
-        stated = await self.audits.ask_claims(provider, sources, bundle.hash, ours)
+        stated = None
+        with trio.move_on_after(AUDIT_S):
+            stated = await self.audits.ask_claims(provider, sources, bundle.hash, ours)
         if stated is None:
             self.counters["audit_unanswered"] += 1
             return False
-        hidden = [place for place in ours if _is_hidden(receipts[place][0], stated[place])]
-        if hidden and not self._may_be_shown():  # then others judge it: validators are shown all
+        hidden = [place for place in ours if is_hidden(receipts[place][0], stated[place])]
+        if hidden:  # others judge it where we do not vote: validators are owed all
             self.counters["audit_hidden"] += 1
-            return True
+            return not self._may_be_shown()  # no lie either: it may not know yet that we do
         for place in ours:
             receipt, credits = receipts[place]
             claim = stated[place]
             false = await self._run_blocking(self._auditor.recheck, receipt, credits, claim)
             if false is not None:
                 self.counters["audit_false"] += 1
-                await self._run_blocking(self._keep_evidence, bundle, place, claim, false)
+                kept = await self._run_blocking(self._keep_evidence, bundle, place, claim, false)
+                self.counters["evidence_unkept"] += not kept
                 self._on_false(Found(bundle, place, receipt, credits, claim))
                 self._log.warning(
                     "credits are false", provider=provider,
@@ -349,24 +371,28 @@ class Relay:
                 )  # fmt: skip
                 return False
         self.counters["audited"] += len(ours)
-        self._on_audited(bundle.hash)
+        self._on_audited(bundle.hash, held)
         return True
 
     def _keep_evidence(
         self, bundle: Bundle, place: int, stated: StatedClaim, false: FalseClaim
-    ) -> None:
-        """Everything that shows the finding, durable, for the fraud proof that may be posted."""
-        self._evidence.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ) -> bool:
+        """Everything that shows the finding, durable, for people; False on a full disk, or where
+        EVIDENCE_MAX are kept. What the ledger takes as proof is kept by the refuter."""
         path = self._evidence / f"{bundle.hash.hex()}-{place}"
         body = encode(
             (*bundle, place, stated.statement, stated.sketch, false.code.encode(),
              false.why.encode())
         )  # fmt: skip
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            self._evidence.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if sum(map(_is_finding, self._evidence.iterdir())) >= EVIDENCE_MAX:
+                return False
+            write_durably(path, body)
+        except OSError as error:
+            self._log.warning("evidence is not kept", why=str(error))
+            return False
+        return True
 
     # --- bodies
 
@@ -491,7 +517,12 @@ class Relay:
         return encode(found)
 
 
-def _is_hidden(receipt: Receipt, stated: StatedClaim) -> bool:
+def _is_finding(path: Path) -> bool:
+    name, _, place = path.name.partition("-")
+    return len(name) == 2 * HASH_BYTES and place.isdecimal()
+
+
+def is_hidden(receipt: Receipt, stated: StatedClaim) -> bool:
     """Whether a sketch that there must be is not shown."""
     return bool(receipt.sketch_hash != ZERO_HASH and stated.statement and not stated.sketch)
 

@@ -40,6 +40,7 @@ from node.ledger.wire.orders import channel_id
 from node.ledger.wire.receipts import receipt_id
 from node.peering import topics
 from node.peering.audits import Audits, StatedClaim
+from node.refuter import HALF_WRITTEN
 from node.serving.manifest import Manifest, encode_manifest, manifest_hash
 from node.web.ask import Refusal
 from p2p.limits import TOPICS
@@ -196,8 +197,10 @@ class Crime:
         told = await read(self.child, f"/ledger/accounts/{account_text(who.key)}")
         return int(told["balance"])
 
-    def proofs(self) -> list[str]:
-        return [path.name for path in (self.home / "evidence").rglob("fraud-*")]
+    def proofs(self) -> set[str]:
+        """Each once, also one that is being written, or put away, while we look."""
+        found = (self.home / "evidence").rglob("fraud-*")
+        return {path.name for path in found if path.suffix != HALF_WRITTEN}
 
 
 async def until(is_true: Callable[[], Awaitable[bool]]) -> None:

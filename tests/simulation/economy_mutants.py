@@ -102,7 +102,7 @@ MUTANTS: Final = (
     Mutant("29", "no failure forfeits income", FAILURES,
            "FORFEITS_FROM: Final = 2", "FORFEITS_FROM: Final = 99"),
     Mutant("30", "income is not counted", CHANNELS,
-           "    change_income(state, record, record.infra)\n", ""),
+           "        change_income(state, settled, settled.infra)\n", "        pass\n"),
     Mutant("31", "a fund's part is taken back from who withdrew", REVERSALS,
            "return found.withdrawn_ms > settled_ms", "return True"),
     Mutant("32", "the finder has all of a slash", DISPUTES,

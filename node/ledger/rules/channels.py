@@ -318,8 +318,18 @@ def _note_settled(
         settled_ms=time_ms,
     )
     state.put(tables.SETTLED, (bundle.hash,), record)
-    change_income(state, record, record.infra)
     state.add_due(bucket_ms, tables.DUE_MATURING, bundle.hash)
+
+
+def count_income(state: State, bundles: Iterable[BundleFees]) -> None:
+    """Count what a block's bundles bring their providers, once it waits in their bucket.
+
+    Not before: a failure in the same block would take as much of another provider's that is paid
+    to the same account, and spare what comes at the block's end.
+    """
+    for bundle in bundles:
+        settled = state.get(tables.SETTLED, bundle.bundle_hash)
+        change_income(state, settled, settled.infra)
 
 
 def change_income(state: State, settled: tables.Settled, by: int) -> None:

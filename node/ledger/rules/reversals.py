@@ -1,9 +1,9 @@
 """Taking a receipt's money back while it waits: to each payee its part, all of it to the payer.
 
-Why from the receipt alone: what a block paid was split over all its receipts at once; the floors
-here are at most a grain below what one receipt brought each payee, so nobody else's money is
-touched, and anybody can compute them (page 40 §3). Why by the time it settled: a contribution
-withdrawn since was paid then, and one withdrawn before was not.
+Why from the receipt alone: what a block paid was split over all its receipts at once; what is
+computed here is within a grain of what one receipt brought each payee, comes out of that payee's
+own entry and is never more than it holds; and anybody can compute it (page 40 §3). Why by the time
+it settled: a contribution withdrawn since was paid then, and one withdrawn before was not.
 What this file does not know: why a receipt is reversed, and what that costs beside.
 """
 

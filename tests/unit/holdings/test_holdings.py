@@ -166,6 +166,27 @@ async def test_what_is_noted_as_ready_is_ready(tmp_path, autojump_clock) -> None
         assert at.holdings.find(1, 1).is_ready
 
 
+async def test_index_is_looked_for_in_a_thread_while_another_version_goes(
+    tmp_path, autojump_clock
+) -> None:
+    """Rows are opened in threads; a dictionary that changes under them is no fault of who asks."""
+    async with town(tmp_path) as here:
+        await here.look()
+        (held,) = here.holdings.all()
+        assert held.index is not None
+
+        class Going:
+            """Held, and let go by the node's loop in the moment it is looked at."""
+
+            @property
+            def index(self) -> None:
+                del here.holdings._held[8, 8]
+
+        here.holdings._held = {(8, 8): Going(), (held.model, held.version): held}  # type: ignore[dict-item]
+        assert here.holdings.find_by_root(held.index.index.root) is held.index.index
+        assert here.holdings.find_by_root(bytes(32)) is None
+
+
 async def test_unknown_name_is_waited_for(tmp_path, autojump_clock) -> None:
     async with town(tmp_path, names=("nothing", NAME)) as at:
         await at.look()

@@ -11,6 +11,7 @@ from fraud_kit import FEE, LIES, UNBOUND, Court, leave_out, proof_of, raise_scor
 from node.attribution.audit import Claim
 from node.ledger import purses, tables
 from node.ledger.rules.accounts import BASE_PRICE_NAME
+from node.ledger.rules.channels import INCOME_NAME
 from node.ledger.rules.models import is_suspended
 from node.ledger.state import State
 from node.ledger.wire import claims, openings
@@ -142,6 +143,25 @@ def test_ladder_forfeits_income_from_the_second_and_jails_from_the_third(court: 
         assert income(court) == (own - FEE * 2_000 // 10_000 if number == 0 else 0)
     assert state.has(tables.SETTLED, honest.hash)
     assert is_whole(court.chain)
+
+
+def test_failure_leaves_what_comes_at_the_end_of_its_block(court: Court) -> None:
+    """It is counted once it waits: the next failure takes it, and this one nobody else's for it."""
+    claims_ = [court.claim(raise_score, number) for number in range(3)]
+    bundles = [court.settle(claim) for claim in claims_]
+    court.accuse(court.proof(bundles[0], claims_[0]))
+    court.answer(court.claim(number=5))
+    more = court.chain.bundle(court.session, court.bundles + 1)
+    proof = court.chain.tx(CREATOR, court.proof(bundles[1], claims_[1]))
+    assert court.chain.block(proof, bundles=(more,)).codes == (0,)
+    assert income(court) == counted(court) == FEE * 2_000 // 10_000
+    court.accuse(court.proof(bundles[2], claims_[2]))
+    assert income(court) == counted(court) == 0
+
+
+def counted(court: Court) -> int:
+    """What a failure would take of it."""
+    return sum(x.value for _, x in court.chain.state().scan(tables.INCOME, INCOME_NAME))
 
 
 def income(court: Court) -> int:

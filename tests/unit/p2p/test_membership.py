@@ -109,3 +109,19 @@ async def test_banned_peer_is_not_let_in(autojump_clock, hall):
     await trio.sleep(61)
     assert come(members, [1], lambda n: "8.8.8.8") == 1
     assert gone == [key(1)]
+
+
+async def test_bindings_are_read_in_a_thread_while_others_come(autojump_clock, hall):
+    """Whoever may see sketches is asked of them in worker threads."""
+    members, _ = await hall()
+
+    class Told(bytes):
+        """A binding in whose moment of being looked at another peer's comes."""
+
+        def __bool__(self) -> bool:
+            members._bindings[key(2)] = (1, b"second")
+            return True
+
+    members._bindings[key(1)] = (1, Told(b"first"))
+    assert members.bindings() == {key(1): b"first"}
+    assert members.bindings().keys() == {key(1), key(2)}

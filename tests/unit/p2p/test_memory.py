@@ -10,7 +10,7 @@ from network_kit import admitted
 
 from p2p.errors import TooSlow, Unreachable
 from p2p.limits import PROTOCOLS, TOPICS
-from p2p.memory import Link, MemoryHub
+from p2p.memory import WINDOW_BYTES, Link, MemoryHub
 from p2p.network import Joined, Left, Verdict
 
 KEYS = [hashlib.sha256(b"node %d" % number).digest() for number in range(60)]
@@ -240,3 +240,31 @@ async def test_bytes_gossiped_again_go_nowhere_for_two_minutes(autojump_clock, n
     await a.publish("votes", b"same")
     await trio.sleep(1)
     assert drained(inboxes[1]) == [b"same", b"same"]
+
+
+async def test_stream_is_read_while_its_own_writer_waits_for_room(autojump_clock, nursery):
+    """Each waits for a change of the same stream: the one that came later hid it from the other."""
+    hub, held = MemoryHub(1), []
+
+    async def hold(peer, stream):
+        held.append(stream)
+        await trio.sleep_forever()
+
+    (a, b), _ = await start(hub, nursery, 2)
+    b.accept("infer", hold, PROTOCOLS["infer"])
+    near, got = await a.open(b.me, "infer"), []
+
+    async def read():
+        got.append(await near.read(10, 60))
+
+    async def write():
+        for _ in range(4):
+            await near.write(bytes(WINDOW_BYTES), 60)
+
+    nursery.start_soon(read)
+    await trio.sleep(1)
+    nursery.start_soon(write)
+    await trio.sleep(1)
+    await held[0].write(b"answer", 5)
+    await trio.sleep(1)
+    assert got == [b"answer"]

@@ -1,5 +1,6 @@
 """Large replies: who has left or does not read costs the others neither upload nor room."""
 
+import contextlib
 from dataclasses import replace
 
 import pytest
@@ -130,6 +131,43 @@ async def test_large_reply_that_is_not_taken_is_its_askers_fault_and_is_held_no_
     assert server.blamed == [(key(1), "timeout")] * 3
     assert all(stream.is_reset for stream in streams)
     assert server.requests._bulk_bytes == 0
+
+
+class Opening:
+    """Opens streams on which nothing comes, and keeps them, as the trace of a cancel does."""
+
+    def __init__(self) -> None:
+        self.opened: list[Asking] = []
+
+    async def open_stream(self, peer: PeerId, protocol: str, *, credit_bytes: int = 0) -> Asking:
+        await trio.lowlevel.checkpoint()
+        self.opened.append(Silent())
+        return self.opened[-1]
+
+
+class Silent(Asking):
+    async def read(self, bytes_max: int, timeout_s: float) -> bytes:
+        await trio.sleep_forever()
+
+    async def write(self, body: bytes, timeout_s: float) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("asker_waits_s", [1.0, 9.0])
+async def test_request_that_was_given_up_keeps_no_link(asker_waits_s, autojump_clock) -> None:
+    """Else links to peers that never answer are the last to make room for others."""
+    requests, opening = Server().requests, Opening()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(is_used_meanwhile, requests)
+        with trio.move_on_after(asker_waits_s), contextlib.suppress(TooSlow):
+            await requests.request(opening, key(1), "blob", b"?", timeout_s=5, bytes_max=9)
+    assert len(opening.opened) == 1
+    assert not requests.is_in_use(key(1))
+
+
+async def is_used_meanwhile(requests: Requests) -> None:
+    await trio.sleep(0.5)
+    assert requests.is_in_use(key(1))
 
 
 async def test_strangers_that_do_not_read_leave_room_for_a_validator(autojump_clock) -> None:

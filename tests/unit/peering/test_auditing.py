@@ -1,13 +1,18 @@
 """The node's own recomputation, over a real index."""
 
+import contextlib
 import random
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier, BrokenBarrierError
 
 import pytest
 from attribution_kit import VERSION, mix_rows, open_index
 from bundle_kit import some_receipt
 
+from consensus.primitives import merkle
 from node.attribution.attribute import attribute
+from node.attribution.index import Index
 from node.ledger.rules import refuting
 from node.ledger.wire.receipts import encode_credits
 from node.peering import auditing
@@ -60,9 +65,41 @@ def test_rows_are_opened_under_their_root_and_hashed_once(
         opener.open(other, (1,))
 
 
-def test_as_many_trees_are_kept_as_fit(tmp_path: Path) -> None:
-    held = {index.root: index for index in (open_index(tmp_path / str(n), n) for n in (2, 3, 4))}
+def test_as_many_trees_are_kept_as_fit_and_the_last_however_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their rows: of three small models none is hashed anew at each question of a stranger."""
+    sizes = (2, 3, 4, 20)
+    held = {index.root: index for index in (open_index(tmp_path / str(n), n) for n in sizes)}
+    two, three, four, twenty = held
     opener = RowOpener(held.get)
-    for root in held:
+    monkeypatch.setattr(auditing, "HASHED_ROWS_MAX", 9)
+    for root in (two, three, four, two):
         opener.open(root, (0,))
-    assert list(opener._levels) == list(held)[1:]
+    assert list(opener._levels) == [three, four, two]
+    monkeypatch.setattr(auditing, "HASHED_ROWS_MAX", 8)
+    opener.open(two, (0,))
+    assert list(opener._levels) == [four, two], "the longest unused goes"
+    opener.open(twenty, (0,))
+    assert list(opener._levels) == [twenty]
+
+
+def test_many_that_ask_at_once_have_a_tree_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = open_index(tmp_path, 40)
+    made, hash_levels = [], index.hash_levels
+    everybody = Barrier(4)
+
+    def slowly(self: Index) -> merkle.Levels:
+        made.append(self)
+        with contextlib.suppress(BrokenBarrierError):  # that all are in here ends it at once
+            everybody.wait(0.5)
+        return hash_levels()
+
+    monkeypatch.setattr(Index, "hash_levels", slowly)
+    opener = RowOpener({index.root: index}.get)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda row: opener.open(index.root, (row,)), range(4)))
+    assert None not in found
+    assert len(made) == 1

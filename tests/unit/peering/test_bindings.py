@@ -16,7 +16,9 @@ from node.peering.bindings import (
     is_binding,
     make_binding,
     read_binding,
+    runs_one_of,
 )
+from p2p.peers import PeerId
 
 ALICE, BOB = party("alice"), party("bob")
 HOME, ELSEWHERE = party("home").key, party("elsewhere").key
@@ -79,6 +81,31 @@ def test_garbage_is_refused_and_nothing_else_happens() -> None:
     assert refused(HOME, bytes(BINDING_BYTES_MAX + 1)) == "binding.too_large"
     for length in range(len(raw)):
         assert refused(HOME, raw[:length]) == "binding.malformed"
+
+
+@pytest.mark.parametrize(
+    ("desc", "told", "peer", "expected"),
+    [
+        ("its newest", {"home": binding()}, HOME, True),
+        ("a stranger", {"home": binding()}, ELSEWHERE, False),
+        ("another's binding", {"home": binding(BOB)}, HOME, False),
+        ("moved since", {"home": binding(), "elsewhere": binding(peer=ELSEWHERE, seq_ms=6)},
+         HOME, False),
+        ("moved here", {"home": binding(), "elsewhere": binding(peer=ELSEWHERE, seq_ms=6)},
+         ELSEWHERE, True),
+    ],
+)  # fmt: skip
+def test_a_peer_runs_a_validator_by_its_newest_binding(
+    desc: str, told: dict[str, bytes], peer: bytes, expected: bool
+) -> None:
+    network: Any = Told(**told)
+    assert runs_one_of(network, CHAIN, PeerId(peer), {ALICE.key}) is expected, desc
+
+
+def test_of_a_stranger_no_binding_is_decoded() -> None:
+    """It may ask twice a second, of 64 receipts each: by 67 validators, half a core each time."""
+    network: Any = Told(home=b"\xff")  # it would raise
+    assert not runs_one_of(network, CHAIN, PeerId(ELSEWHERE), {ALICE.key})
 
 
 class Told:

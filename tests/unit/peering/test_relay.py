@@ -7,9 +7,19 @@ from functools import partial
 import pytest
 import trio
 from attribution_kit import open_index
-from bundle_kit import CHAIN, party
+from bundle_kit import CHAIN, LaneSession, party
 from exchange_kit import at_once
-from ledger_kit import NOW_MS, OPEN, PAYER, PROVIDER, fee_of, new_state, open_channel, session
+from ledger_kit import (
+    NOW_MS,
+    OPEN,
+    PAYER,
+    PROVIDER,
+    add_provider,
+    fee_of,
+    new_state,
+    open_channel,
+    session,
+)
 
 from consensus.primitives.errors import Invalid
 from node.ledger import tables
@@ -25,7 +35,7 @@ from node.peering.blobparts import CHUNK_BYTES
 from node.peering.blobs import Blobs
 from node.peering.blobstore import BlobStore
 from node.peering.bodies import LentBodies, fetch_body
-from node.peering.relay import FalseClaim, Found, Relay
+from node.peering.relay import AUDIT_S, EVIDENCE_MAX, FalseClaim, Found, Relay
 from p2p.errors import Misbehaving, NetworkError, Refused
 from p2p.memory import MemoryHub
 from p2p.network import Verdict
@@ -100,7 +110,7 @@ class Node:
                 find_stated=self.stated.get, run_blocking=at_once, open_rows=self.open_rows,
                 may_see_sketch=lambda peer, receipt: peer in self.viewers,
             ),
-            on_audited=self.audited.append, on_false=self.found.append,
+            on_audited=lambda name, _: self.audited.append(name), on_false=self.found.append,
             fetch_body=partial(fetch_body, self.blobs),
             evidence_folder=self.folder, watch_folder=self.folder / "kept", get_height=lambda: 1,
             find_validators=lambda: self.validators, now_ms=lambda: NOW_MS, run_blocking=at_once,
@@ -222,6 +232,30 @@ async def test_false_credits_are_neither_pooled_nor_told_on_and_the_finding_is_k
             assert [(x.bundle, x.place) for x in node.found] == [(bundle, 0)]
 
 
+@pytest.mark.parametrize("trouble", ["full of findings", "no folder"])
+async def test_finding_that_cannot_be_kept_ends_nothing(
+    trouble: str, tmp_path, autojump_clock
+) -> None:
+    """A liar whose bundles never settle pays for none of them: they must not fill our disk."""
+    async with four_nodes(tmp_path) as nodes:
+        author, holder = nodes[0], nodes[1]
+        holder.auditor.is_holder = True
+        if trouble == "no folder":
+            holder.folder.write_bytes(b"")
+        else:
+            holder.folder.mkdir()
+            for number in range(EVIDENCE_MAX):
+                (holder.folder / f"{number:064x}-0").write_bytes(b"")
+        bundle = make_bundle(author.state)
+        state_claims(author, bundle, b"x" * 1_024)
+        await author.relay.offer_bundle(bundle)
+        await trio.sleep(5)
+        assert holder.relay.counters["evidence_unkept"] == 1
+        assert bundle.hash not in holder.bundles
+        assert [(x.bundle, x.place) for x in holder.found] == [(bundle, 0)]
+        assert holder.folder.is_file() or len(list(holder.folder.iterdir())) == EVIDENCE_MAX
+
+
 async def test_who_is_shown_no_sketch_judges_nothing(tmp_path, autojump_clock) -> None:
     """A holder that does not vote took honest bundles for false: it had half of each claim."""
     async with four_nodes(tmp_path) as nodes:
@@ -239,7 +273,10 @@ async def test_who_is_shown_no_sketch_judges_nothing(tmp_path, autojump_clock) -
         assert (validator.auditor.asked, validator.audited) == (2, [bundle.hash])
 
 
-async def test_validator_that_is_shown_no_sketch_refuses(tmp_path, autojump_clock) -> None:
+async def test_validator_that_is_shown_no_sketch_refuses_and_accuses_nobody(
+    tmp_path, autojump_clock
+) -> None:
+    """The provider may be a block behind, where that one did not vote yet."""
     async with four_nodes(tmp_path) as nodes:
         author, validator = nodes[0], nodes[1]
         validator.auditor.is_holder = True
@@ -249,7 +286,9 @@ async def test_validator_that_is_shown_no_sketch_refuses(tmp_path, autojump_cloc
         await author.relay.offer_bundle(bundle)
         await trio.sleep(5)
         assert bundle.hash not in validator.bundles
-        assert validator.relay.counters["audit_false"] == 1
+        assert validator.relay.counters["audit_hidden"] == 1
+        assert validator.relay.counters["audit_false"] == 0
+        assert (validator.found, validator.folder.exists()) == ([], False)
 
 
 async def test_a_provider_that_states_nothing_is_not_proposed(tmp_path, autojump_clock) -> None:
@@ -261,6 +300,62 @@ async def test_a_provider_that_states_nothing_is_not_proposed(tmp_path, autojump
         assert bundle.hash not in nodes[1].bundles
         assert nodes[1].relay.counters["audit_unanswered"] == 1
         assert bundle.hash in nodes[2].bundles  # it holds no index and cannot know
+
+
+def many(state, count: int, bundle_seq: int = 1, provider=PROVIDER, nonce: int = 0) -> Bundle:
+    """A bundle of so many receipts, whose credits need their provider's word."""
+    channel = open_channel(state, OPEN, nonce, provider=provider.key)
+    lane = LaneSession(channel, 0, PAYER, provider, random.Random(nonce))
+    for _ in range(count):
+        lane.serve((), tokens_in=8, tokens_out=1, fee=fee_of(8, 1), sketch_hash=b"\1" * 32)
+    return build_bundle(
+        chain_id=CHAIN, provider=provider.key, bundle_seq=bundle_seq, parts=[lane.cut()],
+        sign=provider.sign,
+    )  # fmt: skip
+
+
+async def test_large_bundle_is_audited_at_the_rate_that_its_provider_allows(
+    tmp_path, autojump_clock
+) -> None:
+    """16 questions, of which 8 may come at once: it was refused as if nobody had answered."""
+    async with four_nodes(tmp_path) as nodes:
+        author, holder = nodes[0], nodes[1]
+        holder.auditor.is_holder = True
+        bundle = many(author.state, 1_000)
+        state_claims(author, bundle, holder.auditor.true)
+        await author.relay.offer_bundle(bundle)
+        await trio.sleep(AUDIT_S)
+        assert bundle.hash in holder.bundles
+        assert holder.relay.counters["audited"] == 1_000
+        assert 8 <= holder.relay.audits.counters["audit_waited"] <= 10
+
+
+async def test_silent_provider_keeps_no_other_from_being_audited(tmp_path, autojump_clock) -> None:
+    """Nor does its next bundle overtake the first, which would then never settle."""
+    async with four_nodes(tmp_path) as nodes:
+        author, holder = nodes[0], nodes[1]
+        holder.auditor.is_holder = True
+        other, asked, ask = party("other"), [], holder.relay.audits.ask_claims
+        add_provider(author.state, other, PROVIDER)
+
+        async def ask_claims(provider: bytes, sources, name: bytes, places):
+            asked.append(name)
+            if provider == PROVIDER.key:
+                await trio.sleep_forever()
+            return await ask(provider, sources, name, places)
+
+        holder.relay.audits.ask_claims = ask_claims
+        silent = [many(author.state, 1, number, nonce=number) for number in (1, 2, 3)]
+        heard = many(author.state, 1, 1, other, nonce=9)
+        state_claims(author, heard, holder.auditor.true)
+        for bundle in (*silent, heard):
+            await author.relay.offer_bundle(bundle)
+            await trio.sleep(1)
+        assert asked == [silent[0].hash, heard.hash]
+        assert heard.hash in holder.bundles
+        await trio.sleep(3 * AUDIT_S)
+        assert asked == [silent[0].hash, heard.hash, silent[1].hash, silent[2].hash]
+        assert holder.relay.counters["audit_unanswered"] == 3
 
 
 async def test_the_sketch_is_shown_only_to_those_who_may_see_it(tmp_path, autojump_clock) -> None:

@@ -20,13 +20,22 @@ from node.attribution.index import Index
 from node.ledger import tables
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.bundles import Bundle, decode_body
-from node.ledger.wire.codes import code_name
+from node.ledger.wire.codes import EFFECT_CODES, code_name
 from node.ledger.wire.receipts import Receipt, receipt_id
 from node.ledger.wire.transactions import FraudProof, decode_fraud
 from node.peering.auditing import IndexAuditor, RowOpener
 from node.peering.audits import Audits, StatedClaim
-from node.peering.relay import Relay
-from node.refuter import LOOK_EVERY_S, STAGGER_S, TRIES, Refuter
+from node.peering.relay import Found, Relay
+from node.refuter import (
+    ANSWER_S,
+    CHARGED_AGAIN_S,
+    FINAL,
+    LOOK_EVERY_S,
+    STAGGER_S,
+    TRIES,
+    Refuter,
+    answers_of,
+)
 from node.storage.segments import ENDED_FOLDER
 from node.storage.store import MemoryKV
 from p2p.memory import MemoryHub
@@ -55,6 +64,7 @@ class Scene:
         self.held: dict[tuple[int, int], tuple[Index, Version]] = {}
         self.is_member = True
         self.answers = True
+        self.shown_to = frozenset({PeerId(ME)})
         self.sent: list[FraudProof] = []
         self.refusal: Invalid | None = None
         self.stated: dict[bytes, StatedClaim] = {}
@@ -86,7 +96,7 @@ class Scene:
             fetch_body=not_here, evidence_folder=self.folder, watch_folder=self.folder / "kept",
             get_height=lambda: chain.chain.height, find_validators=list,
             now_ms=lambda: chain.time_ms, run_blocking=at_once,
-            on_audited=lambda name: self.refuter.note_audited(name),
+            on_audited=lambda name, which: self.refuter.note_audited(name, which),
             on_false=lambda found: self.refuter.note_false(found),
         )  # fmt: skip
 
@@ -103,7 +113,7 @@ class Scene:
         return self.stated.get(receipt) if self.answers else None
 
     def may_see_sketch(self, peer: PeerId, receipt: Receipt) -> bool:
-        return bool(peer == ME)
+        return peer in self.shown_to
 
     async def send(self, payload: FraudProof) -> None:
         await trio.lowlevel.checkpoint()
@@ -240,11 +250,12 @@ async def test_who_does_not_vote_is_shown_nothing_and_asks_nothing(
 async def test_provider_that_does_not_answer_is_asked_a_few_times(
     tmp_path: Path, autojump_clock: Any
 ) -> None:
+    """Each time twice as long after the last."""
     async with running(tmp_path) as scene:
         scene.hold()
         scene.answers = False
         scene.settle(scene.make_bundle(scene.court.claim(raise_score), UNBOUND))
-        await trio.sleep((TRIES + 3) * 2 * LOOK_EVERY_S)
+        await trio.sleep(3 * LOOK_EVERY_S * 2**TRIES)
         assert scene.refuter.counters["unanswered"] == TRIES + 1
         assert [proof.kind for proof in scene.sent] == [1], "what needs no word of it is shown"
 
@@ -327,3 +338,138 @@ async def test_stagger_differs_by_who_finds_it(tmp_path: Path, autojump_clock: A
         waits.add(scene.refuter._stagger_ms((bytes(32), 0)))
     assert len(waits) > 1
     assert max(waits) < STAGGER_S * 1_000
+
+
+async def test_bundle_waits_for_its_own_index_while_others_come(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    async with running(tmp_path) as scene:
+        opened = (scene.court.index, scene.court.version)
+        scene.settle(scene.make_bundle(scene.court.claim(raise_score)))
+        for which in ((8, 8), (9, 9)):
+            scene.held[which] = opened
+            await trio.sleep(2 * LOOK_EVERY_S)
+        assert scene.sent == []
+        scene.hold()
+        await trio.sleep(2 * LOOK_EVERY_S)
+        assert len(scene.sent) == 1
+
+
+async def test_silent_provider_keeps_no_proof_waiting(tmp_path: Path, autojump_clock: Any) -> None:
+    """It may settle a bundle a second, and each could cost us ANSWER_S."""
+    async with running(tmp_path) as scene:
+        scene.hold()
+        asked = await never_answered(scene)
+        for _ in range(20):
+            scene.settle(scene.make_bundle(scene.court.claim()))
+        lie = scene.make_bundle(UNBOUND)
+        ((receipt, credits),) = answers_of(lie)[1]
+        scene.refuter.note_false(Found(lie, 0, receipt, credits, StatedClaim(b"", b"")))
+        scene.settle(lie)
+        await trio.sleep(2 * ANSWER_S + STAGGER_S)
+        assert len(scene.sent) == 1
+        assert len(asked) == 1
+
+
+async def never_answered(scene: Scene) -> list[bytes]:
+    """The bundles that are asked for."""
+    asked: list[bytes] = []
+
+    async def claims_from(peer: PeerId, name: bytes, places: Any) -> Any:
+        asked.append(name)
+        await trio.sleep_forever()
+
+    scene.audits.claims_from = claims_from  # type: ignore[method-assign]
+    await trio.lowlevel.checkpoint()
+    return asked
+
+
+async def test_silent_provider_is_asked_for_another_bundle_first(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    async with running(tmp_path) as scene:
+        scene.hold()
+        asked = await never_answered(scene)
+        bundles = [scene.make_bundle(scene.court.claim()) for _ in range(2)]
+        for bundle in bundles:
+            scene.settle(bundle)
+        await trio.sleep(2 * LOOK_EVERY_S)
+        assert asked == [bundle.hash for bundle in bundles]
+
+
+async def test_proof_that_a_block_refused_is_not_paid_for_each_second(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    """Say, for want of the bond: its fee is gone each time."""
+    async with running(tmp_path) as scene:
+        scene.hold()
+        scene.refusal = Invalid("tx.insufficient", number=20)
+        scene.settle(scene.make_bundle(scene.court.claim(raise_score)))
+        await trio.sleep(CHARGED_AGAIN_S - LOOK_EVERY_S)
+        assert scene.refuter.counters["failed"] == 1
+        scene.refusal = None
+        await trio.sleep(2 * LOOK_EVERY_S)
+        assert scene.refuter.counters["accused"] == 1
+
+
+@pytest.mark.parametrize("code", sorted(FINAL))
+async def test_proof_that_the_ledger_will_never_take_is_put_away(
+    code: str, tmp_path: Path, autojump_clock: Any
+) -> None:
+    """A false one burns its bond each time."""
+    async with running(tmp_path) as scene:
+        scene.hold()
+        scene.refusal = Invalid(code, number=EFFECT_CODES[code])
+        scene.settle(scene.make_bundle(scene.court.claim(raise_score)))
+        await trio.sleep(5)
+        assert (scene.kept(), len(scene.ended())) == ([], 1)
+        await trio.sleep(CHARGED_AGAIN_S)
+        assert scene.refuter.counters["failed"] == 1
+
+
+@pytest.mark.parametrize(("audited", "proofs"), [(frozenset(), 1), (frozenset({(1, 1)}), 0)])
+async def test_versions_that_nobody_here_has_recomputed_are_looked_at(
+    audited: frozenset[tuple[int, int]], proofs: int, tmp_path: Path, autojump_clock: Any
+) -> None:
+    """A bundle with answers of two versions, of which one index was here before it settled."""
+    async with running(tmp_path) as scene:
+        scene.hold()
+        bundle = scene.make_bundle(scene.court.claim(raise_score))
+        scene.refuter.note_audited(bundle.hash, audited)
+        scene.settle(bundle)
+        await trio.sleep(2 * LOOK_EVERY_S)
+        assert len(scene.sent) == proofs
+
+
+async def test_lies_that_are_more_than_fit_are_proved_later(
+    tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.refuter.PROOFS_MAX", 1)
+    async with running(tmp_path) as scene:
+        scene.hold()
+        scene.settle(scene.make_bundle(*[scene.court.claim(raise_score, n) for n in range(3)]))
+        await trio.sleep(4 * LOOK_EVERY_S)
+        assert scene.refuter.counters["accused"] == 3
+
+
+async def test_proof_that_was_half_written_is_no_proof(tmp_path: Path, autojump_clock: Any) -> None:
+    """By a life that was killed: it is found again, and written anew."""
+    scene = Scene(tmp_path)
+    scene.folder.mkdir()
+    (scene.folder / "fraud-00-1.new").write_bytes(b"\x93")
+    assert scene.make_refuter().counters["unreadable"] == 0
+
+
+async def test_provider_that_hides_its_sketches_is_asked_again(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    """It may not know yet that we vote; a node that starts looks at a whole window at once."""
+    async with running(tmp_path) as scene:
+        scene.hold()
+        shown, scene.shown_to = scene.shown_to, frozenset[PeerId]()
+        scene.settle(scene.make_bundle(scene.court.claim(raise_score)))
+        await trio.sleep(LOOK_EVERY_S)
+        assert (scene.sent, scene.refuter.counters["unanswered"]) == ([], 1)
+        scene.shown_to = shown
+        await trio.sleep(3 * LOOK_EVERY_S)
+        assert len(scene.sent) == 1

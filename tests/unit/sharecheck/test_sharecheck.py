@@ -22,7 +22,7 @@ from node.ledger.wire.openings import Opened, RawRows
 from node.ledger.wire.receipts import receipt_id
 from node.peering.auditing import RowOpener
 from node.peering.audits import StatedClaim
-from node.sharecheck import CHECK_EVERY_S, PEERS_MAX, TRIES, ShareChecker
+from node.sharecheck import AGAIN_S, CHECK_EVERY_S, PEERS_MAX, TRIES, ShareChecker
 from node.storage.store import MemoryKV
 from p2p.errors import Unreachable
 from p2p.network import PeerId
@@ -210,5 +210,20 @@ async def test_answer_that_nobody_opens_rows_for_is_given_up(
     scene = Scene(tmp_path, honest)
     scene.knows, scene.peers.opens = scene.stated, set()
     async with checking(scene, scene.receipt) as checker:
-        await trio.sleep((TRIES + 2.5) * CHECK_EVERY_S)
+        await trio.sleep(2 * AGAIN_S * 2**TRIES)
         assert checker.counters == {"shares.no_rows": TRIES}
+
+
+async def test_lie_is_found_when_its_provider_comes_back_within_hours(
+    tmp_path: Path, autojump_clock: Any
+) -> None:
+    """To be away for half a minute was enough to be looked at no more."""
+    scene = Scene(tmp_path, lambda court: court.claim(raise_score))
+    scene.knows, opens, scene.peers.opens = scene.stated, scene.peers.opens, set()
+    async with checking(scene, scene.receipt) as checker:
+        await trio.sleep(3_600)
+        assert scene.noted == []
+        assert checker.counters["shares.no_rows"] < TRIES
+        scene.peers.opens = opens
+        await trio.sleep(2 * 3_600)
+    assert len(scene.noted) == 1

@@ -321,7 +321,7 @@ class SlotCore:
                 events += self._decode()
         if computed:
             self._tally.steps += 1
-            self._scheduler.note_served(computed, now)
+            self._scheduler.note_served(computed)
         waiting = self._scheduler.waiting - len(self._coming)
         is_idle = not (self._decoding or self._prefilling or waiting)
         due = self._background.is_due(now, is_idle=is_idle)

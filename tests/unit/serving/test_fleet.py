@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 
+from node.config import parse
 from node.serving.engine import (
     AdapterBusy,
     AdapterRef,
@@ -29,6 +30,7 @@ from node.serving.engine import (
 from node.serving.fleet import Fleet, make_workers
 from node.serving.timing import Timed
 from node.serving.worker import ThreadEngine, WorkerEngine
+from node.wishes import engine_maker, engine_settings
 
 NAMES = ("one", "two")
 
@@ -239,3 +241,21 @@ def gpus() -> int:
     from node.serving.model import count_gpus
 
     return count_gpus()
+
+
+@pytest.mark.ml
+async def test_what_the_config_says_is_what_the_daemons_worker_computes_in(tiny_base) -> None:
+    """From the words under [engine] to the child process that `olnode start` spawns."""
+    said = parse('[engine]\ndevice = "cpu"\ndtype = "bfloat16"\nthreads = 1').config.engine
+    wish = engine_settings(said, packed_folder="", free_bytes=0)
+    engine: Any = engine_maker(said)(replace(wish, base_folder=str(tiny_base)), no_fetch)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(engine.run)
+        assert (engine.info.dtype_class, engine.info.device, engine.info.rows) == (
+            "bf16",
+            "cpu",
+            32,
+        )
+        assert len(await ids_of(engine, request(1, None))) == 4
+        await engine.aclose(drain_s=0)
+        nursery.cancel_scope.cancel()

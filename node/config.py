@@ -26,6 +26,7 @@ Bps = Annotated[Int, msgspec.Meta(ge=0, le=10_000)]
 Rate = Annotated[float, msgspec.Meta(ge=0, le=1_000)]
 Open = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,10}(\.[0-9]{1,9})?$")]  # an amount in OPEN
 Grains = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,19}$")]
+Device = Annotated[str, msgspec.Meta(pattern=r"^(cpu|cuda:[0-9]{1,2})$")]
 Level = Literal["debug", "info", "warning", "error"]
 Role = Literal["validator", "provider", "payer", "auditor"]
 Profile = Literal["devnet", "testnet", "mainnet"]
@@ -91,9 +92,9 @@ class Engine(Section, frozen=True):
     allow_remote: bool = False
     token_file: str = ""  # what the servers want to see
     local_gradients: bool = True  # beside remote servers: a worker for attribution
-    device: str = "auto"
-    devices: tuple[str, ...] = ()
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Annotated[str, msgspec.Meta(pattern=r"^(auto|cpu|cuda(:[0-9]{1,2})?)$")] = "auto"
+    devices: Annotated[tuple[Device, ...], msgspec.Meta(max_length=16)] = ()  # a worker for each
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     threads: Count = 0           # 0 = cores - 1
     rows: Annotated[Int, msgspec.Meta(ge=0, le=4_096)] = 0  # 0 = the engine's own rule, here and
     slots: Annotated[Int, msgspec.Meta(ge=0, le=65_536)] = 0  # in the next three; of each rank
@@ -401,6 +402,7 @@ def _check_contradictions(config: Config, origins: Mapping[str, str]) -> None:
             raise ConfigError(f"{origins[key]}: {key} = {value!r}: this version has no {what}")
     if len(set(config.roles)) != len(config.roles) or not config.roles:
         raise ConfigError(f"{origins['roles']}: roles: name each role once, and at least one")
+    _check_devices(config.engine)
     if config.engine.kind == "remote":
         _check_urls(config.engine)
     if "provider" in config.roles and config.engine.kind == "none":
@@ -426,6 +428,17 @@ def _check_contradictions(config: Config, origins: Mapping[str, str]) -> None:
             raise ConfigError(f"[p2p] {address!r} is not an address such as /ip4/0.0.0.0/tcp/7017")
     if config.metrics.listen:
         host_and_port(config.metrics.listen)
+
+
+def _check_devices(engine: Engine) -> None:
+    if not engine.devices:
+        return
+    if engine.device != "auto":
+        raise ConfigError("[engine] devices and device are both set: name one or several")
+    if len(set(engine.devices)) < len(engine.devices):
+        raise ConfigError("[engine] devices: one worker for each, so name each once")
+    if engine.kind == "remote":
+        raise ConfigError('[engine] devices is for kind = "torch": servers choose their own')
 
 
 def _check_urls(engine: Engine) -> None:

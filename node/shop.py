@@ -28,6 +28,7 @@ from node.serving.book import ReceiptBook, Released
 from node.serving.bundling import Bundler
 from node.serving.checking import ServedModel
 from node.serving.client import Fetch, FetchFailed
+from node.serving.devices import check_class, choose_class
 from node.serving.engine import (
     AdapterInfo,
     AdapterRef,
@@ -36,8 +37,10 @@ from node.serving.engine import (
     EngineSettings,
     EngineStats,
     HostedEngine,
+    NoDevice,
     Unsupported,
     WrongBase,
+    WrongDtype,
 )
 from node.serving.entrusting import Entruster
 from node.serving.service import InferenceService
@@ -53,6 +56,11 @@ RELOAD_S: Final = 60.0  # an adapter that is wrong, all of whose files are read 
 OFFER_VERSION: Final = 1
 RELEASED_MS: Final = 5 * 60_000  # so that what was served settles before the signature
 JAIL_MEND: Final = "olnode query provider ACCOUNT tells until when; then olnode tx unjail"
+NO_DEVICE_MEND: Final = (
+    'device = "auto" or "cpu" under [engine] in config.toml, or a driver and a torch that see it; '
+    "then olnode stop, olnode start"
+)
+DTYPE_MEND: Final = 'dtype = "float32" under [engine] in config.toml serves both classes'
 DOWN_MEND: Final = "see memory and the worker's last words above; then olnode stop, olnode start"
 
 log = get_log("shop")
@@ -222,8 +230,7 @@ class Shop:
             nursery.start_soon(self._make_entruster().run)
             nursery.start_soon(self._watch_jail)
             base = await self._wait_base()
-            settings = replace(self._wish, base_folder=str(base))
-            self._engine = engine = self._make_engine(settings, self._fetch)
+            self._engine = engine = self._make_engine(self._settings_for(base), self._fetch)
             self._service = service = self._make_service(engine, bundler)
             self._network.accept("infer", service.serve, PROTOCOLS["infer"])
             start: Any = nursery.start
@@ -231,7 +238,8 @@ class Shop:
                 await start(engine.run)
             except EngineError as error:
                 self._has_failed = True
-                log.error("the engine does not start", why=str(error), mend="olnode start, again")
+                mend = NO_DEVICE_MEND if isinstance(error, NoDevice) else "olnode start, again"
+                log.error("the engine does not start", why=str(error), mend=mend)
                 return
             nursery.start_soon(_watch, engine)
             await self._load_models(engine, base)
@@ -308,6 +316,12 @@ class Shop:
                     return held.base
             await trio.sleep(LOOK_S)
 
+    def _settings_for(self, base: Path) -> EngineSettings:
+        """In what numbers is known once versions are here: those that it will have to serve."""
+        pinned = [held.manifest.dtype_word for held in self._holdings.all() if held.base == base]
+        numbers = choose_class(self._wish.dtype_class, pinned)
+        return replace(self._wish, base_folder=str(base), dtype_class=numbers)
+
     async def _load_models(self, engine: HostedEngine, base: Path) -> None:
         """Make models ready as they come to be held; tell of the change."""
         waits: dict[str, float] = {}  # label → when to try again what did not load
@@ -323,8 +337,12 @@ class Shop:
                     await _load(engine, held, base)
                 except EngineError as error:
                     if held.label not in waits:  # tried again for ever, told once
-                        log.warning("a model does not load", model=held.label, why=str(error))
-                    is_lasting = isinstance(error, (BadAdapter, WrongBase, Unsupported))
+                        mend = DTYPE_MEND if isinstance(error, WrongDtype) else None
+                        told = {"mend": mend} if mend else {}
+                        log.warning(
+                            "a model does not load", model=held.label, why=str(error), **told
+                        )
+                    is_lasting = isinstance(error, (BadAdapter, WrongBase, WrongDtype, Unsupported))
                     pause_s = RELOAD_S if is_lasting else LOOK_S
                     waits[held.label] = trio.current_time() + pause_s
                     continue
@@ -349,7 +367,8 @@ class Shop:
         if held is None:
             return None
         adapter = held.manifest.adapter or None
-        return ServedModel(adapter, held.is_ready, 0, held.index is not None)
+        indexed = held.index is not None
+        return ServedModel(adapter, held.is_ready, 0, indexed, held.manifest.dtype_word)
 
     def make_offer(self, seq: int, expires_ms: int) -> Offer | None:
         """What to tell the network, or None while nothing is ready."""
@@ -407,6 +426,7 @@ async def _load(engine: HostedEngine, held: HeldModel, base: Path) -> None:
     manifest = held.manifest
     if held.index is not None and "gradients" not in engine.info.can:
         raise Unsupported(what="gradients, which its attribution needs")
+    check_class(engine.info.dtype_class, manifest.dtype_word)
     if held.base != base:
         raise WrongBase(engine=base.name, model=manifest.base.hex())
     if held.adapter is not None:

@@ -7,9 +7,10 @@ from functools import partial
 
 from node.config import Engine, Payer, grains_of
 from node.precheck import engine_token
-from node.serving.engine import ROWS, EngineSettings
+from node.serving.devices import CLASSES
+from node.serving.engine import AUTO, EngineSettings
+from node.serving.fleet import make_workers
 from node.serving.remote import make_remote
-from node.serving.worker import WorkerEngine
 from node.shop import MakeEngine
 from node.wallet.payer import Limits
 
@@ -22,7 +23,9 @@ def engine_settings(engine: Engine, *, packed_folder: str, free_bytes: int) -> E
     return EngineSettings(
         base_folder="",
         threads=engine.threads,
-        rows=engine.rows or ROWS,
+        rows=engine.rows,
+        device=engine.device,
+        dtype_class=CLASSES.get(engine.dtype, AUTO),
         slots=engine.slots,
         slot_bytes=engine.slot_budget_mb << 20,
         ram_bytes=engine.ram_budget_mb << 20,
@@ -41,7 +44,7 @@ def engine_settings(engine: Engine, *, packed_folder: str, free_bytes: int) -> E
 def engine_maker(engine: Engine) -> MakeEngine:
     """What starts the engine that is asked for; raises ConfigError for its token's file."""
     if engine.kind != "remote":
-        return partial(WorkerEngine, stall_s=float(engine.stall_s))
+        return partial(make_workers, devices=engine.devices, stall_s=float(engine.stall_s))
     return partial(
         make_remote,
         urls=engine.urls,

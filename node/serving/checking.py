@@ -58,6 +58,7 @@ class ServedModel(NamedTuple):
     is_ready: bool
     discount_bps: int
     has_index: bool
+    dtype_class: str = "fp32"  # that the version pins, and its answers are judged by
 
 
 class Job(NamedTuple):

@@ -192,6 +192,15 @@ class EngineClient:
         self._refs[ref.hash] = ref, pin
         return answer.info
 
+    def register(self, ref: AdapterRef) -> None:
+        """Know an adapter that was checked elsewhere: it is read when it is first wanted."""
+        self._refs[ref.hash] = ref, False
+        self._send_if_linked(frames.Register(ref))
+
+    def forget(self, adapter: bytes) -> None:
+        """Workers to come need not know it."""
+        self._refs.pop(adapter, None)
+
     async def unload_adapter(self, adapter: bytes, drain: bool = False) -> None:
         """Forget an adapter."""
         await self._ask(lambda call: frames.Unload(call, adapter, drain))

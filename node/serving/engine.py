@@ -26,6 +26,7 @@ LOGPROBS_MAX: Final = 20
 IGNORE_EOS: Final = 1  # flag bit 0 of Sampling
 SEED_BYTES: Final = 32
 ROWS: Final = 32  # of an engine that is told of no other number
+AUTO: Final = "auto"  # of a device or a dtype class: as there is, or as is needed
 SKETCH_BYTES: Final = 1_024
 FINGERPRINT_STRIDE: Final = 16  # answer positions from one fingerprint to the next
 FINGERPRINT_WIDTH: Final = 8
@@ -56,9 +57,11 @@ class EngineInfo:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What an engine is started with. A zero is chosen by the engine: the model's length, twice
-    the rows (at least 64) as slots, all cores but one as threads.
+    """What an engine is started with. A zero is chosen by the engine: its device's rows, the
+    model's length, twice the rows (at least 64) as slots, all cores but one as threads.
 
+    `device`: `auto`, `cpu`, `cuda` or `cuda:N` (`devices.py`); `dtype_class` is `fp32` or `bf16`
+    by the time of the start, `auto` before its host knows what is pinned.
     `kv_bytes` bounds keys and values, so that fewer rows are made, but one; `slot_bytes` the slots
     of one rank bucket; 0: nothing does. `disk_folder` is where packed adapters are kept, empty or
     with 0 `disk_bytes`: nowhere; `disk_free_bytes` what they must leave of the disk. `can_fetch`:
@@ -345,6 +348,18 @@ class EngineLost(EngineError):
     code = "engine.lost"
 
 
+class NoDevice(EngineError):
+    """Torch does not see the device that was `asked` for; `found` lists those it sees."""
+
+    code = "engine.no_device"
+
+
+class WrongDtype(EngineError):
+    """A version pins fp32, and the `engine` computes in bf16."""
+
+    code = "engine.wrong_dtype"
+
+
 class Unsupported(EngineError):
     """This engine cannot do `what`."""
 
@@ -364,6 +379,8 @@ ERRORS: Final[dict[str, type[EngineError]]] = {
         BadSampling,
         DeadlinePassed,
         EngineLost,
+        NoDevice,
+        WrongDtype,
         Unsupported,
     )
 }
@@ -432,7 +449,10 @@ class TaskStatus(Protocol):
 class HostedEngine(Engine, Protocol):
     """An engine that its host keeps running: a worker's, or the way to servers."""
 
-    state: State
+    @property
+    def state(self) -> State:
+        """Where it is in its life."""
+        ...
 
     async def run(self, *, task_status: TaskStatus = ...) -> None:
         """Keep it alive until `aclose`; if the first start fails, raises its reason."""

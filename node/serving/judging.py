@@ -39,7 +39,7 @@ from node.serving.engine import (
     Score,
     ScoreItem,
 )
-from node.serving.manifest import DTYPES, Manifest
+from node.serving.manifest import Manifest
 from node.serving.sampling import StopFilter, joint_seed
 from node.serving.verify import REASONS, ChoiceEvidence, Evidence, decode_evidence, fingerprint_hash
 
@@ -125,7 +125,7 @@ def bounds_of(manifest: Manifest) -> Bounds:
         if row[0] == manifest.dtype_class:
             values = [value * _MILLIONTH for value in row[1:]]
             return Bounds(Bound(*values[:2]), Bound(*values[2:4]), Bound(*values[4:]))
-    return TABLE[DTYPES[manifest.dtype_class]]
+    return TABLE[manifest.dtype_word]
 
 
 def may_be_remote(order: Order, sampling: OrderSampling) -> bool:
@@ -155,7 +155,7 @@ def read_claims(
     ordered = (order_hash(evidence.order), order.model, order.model_version)
     if ordered != (receipt.order_hash, receipt.model, receipt.model_version):
         raise Invalid("answer.order")
-    weights = (manifest.base, manifest.adapter, DTYPES[manifest.dtype_class].encode())
+    weights = (manifest.base, manifest.adapter, manifest.dtype_word.encode())
     if (evidence.base, evidence.adapter, evidence.dtype_class) != weights:
         raise Invalid("answer.weights")
     if fingerprint_hash(evidence.sampling) != order.sampling_hash:

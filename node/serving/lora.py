@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from node.serving.adapters import BUCKETS, PREFIX, SIDES, AdapterFile
 from node.serving.engine import Unsupported, WrongBase
@@ -73,7 +74,10 @@ class LoraLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [rows, length, in] → [rows, length, out]."""
-        y: Tensor = self.base(x)
+        base = self.base
+        y: Tensor = (
+            base(x) if x.dtype is base.weight.dtype else upcast_product(x, base.weight, base.bias)
+        )
         if self.leaves is not None:
             a, b = self.leaves
             return y + torch.bmm(torch.bmm(x, a), b)
@@ -87,6 +91,30 @@ class LoraLinear(nn.Module):
             else:
                 y.index_add_(0, rows, torch.bmm(torch.bmm(x.index_select(0, rows), a), b))
         return y
+
+
+class _Upcast(torch.autograd.Function):
+    """A product with weights of fewer bits, which are upcast only while they are used."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(weight)
+        return functional.linear(x, weight.float(), None if bias is None else bias.float())
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (weight,) = ctx.saved_tensors
+        return grads[0] @ weight.float(), None, None
+
+
+def upcast_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """float32 x [..., in] with a frozen weight [out, in] of any dtype → float32 [..., out].
+
+    For gradients: no float32 copy of the weights outlives its layer, in either direction.
+    """
+    apply: Any = _Upcast.apply  # torch's has no annotations
+    product: Tensor = apply(x, weight, bias)
+    return product
 
 
 class LoraStack:
@@ -192,14 +220,14 @@ class LoraStack:
     def use_leaves(
         self, bucket: int, packed: Sequence[Tensor], modules: frozenset[str]
     ) -> dict[str, tuple[Tensor, Tensor]]:
-        """The same, as leaves that ask for gradients; A^T and B by module name."""
+        """The same, as float32 leaves that ask for gradients; A^T and B by module name."""
         self.use_rows(bucket, packed, modules)
         leaves = {}
         for module in sorted(modules):
             linear = self.linears[module]
             assert linear.leaves is not None
             a, b = linear.leaves
-            pair = a.contiguous().requires_grad_(), b.clone().requires_grad_()
+            pair = a.float().contiguous().requires_grad_(), b.float().clone().requires_grad_()
             linear.leaves = leaves[module] = pair
         return leaves
 

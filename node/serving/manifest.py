@@ -71,6 +71,11 @@ class Manifest(NamedTuple):
     report: bytes
 
     @property
+    def dtype_word(self) -> str:
+        """The class that its answers are computed and judged in."""
+        return DTYPES[self.dtype_class]
+
+    @property
     def checkpoints(self) -> tuple[bytes, bytes]:
         """What a GradItem asks for: early, middle."""
         return self.early, self.middle

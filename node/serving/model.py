@@ -36,6 +36,7 @@ def load_base(
             raise Unsupported(what=key)
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     model: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         local_files_only=True,
@@ -90,6 +91,13 @@ def build_of(device: str) -> bytes:
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
     text = f"{torch.__version__}/{transformers.__version__}/{name}"
     return hashlib.sha256(text.encode()).digest()
+
+
+def count_gpus() -> int:
+    """How many CUDA devices torch can use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
 def use_threads(count: int) -> None:

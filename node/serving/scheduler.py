@@ -5,7 +5,10 @@ aging: a request that waited long goes first for at most half of the rows, so ne
 nor a tenant starves, and nobody can buy the whole engine by waiting. Why promises: where adapters
 find no slot, popular ones would keep theirs for ever by being joined, so those that waited long
 are promised the next slots, and the adapters that give them up are joined no more. What cannot be
-served in time is refused at once, never queued. Page 50 §4, §5.
+served in time is refused at once, never queued: in time for its deadline, and before it would be
+aged, so that aging mends estimates and the first token comes within twice that. The estimate: what
+is served before it by its tenant's turns, at the pace of late while somebody waited.
+Page 50 §4, §5.
 Pure: time and free rows are arguments. What this file does not know: tensors, slots, streams.
 """
 
@@ -23,6 +26,7 @@ QUEUED_MAX: Final = 256
 QUEUED_TENANT_MAX: Final = 64
 BUCKET_FACTOR_MAX: Final = 4
 RATE_WINDOW_MS: Final = 30_000
+RATE_KNOWN_MS: Final = 1_000  # less of being full tells nothing: long answers end together
 RETRY_S_MAX: Final = 60
 PREFILL_TOKENS: Final = 512  # a step, while rows decode
 PREFILL_UNBOUNDED: Final = 2**31
@@ -71,6 +75,7 @@ class _Promise:
 @dataclass(slots=True)
 class _Tenant:
     waiting: OrderedDict[bytes, Job]
+    cost: int = 0  # of all that wait
     deficit: int = 0
     has_quantum: bool = False
 
@@ -93,11 +98,15 @@ class Scheduler:
         self._jobs: dict[bytes, Job] = {}  # waiting or running
         self._running: dict[bytes, Job] = {}  # in the order of their starts
         self._promises: dict[int, _Promise] = {}  # by bucket, where slots are short
-        self._queued_cost = 0
+        self._queued_cost = self._queued_rows = 0
+        self._free_rows = 0  # that the next plan will find
         self._aged_rows = 0  # rows given to the long waiting, and by turns, while busy
         self._fair_rows = 0
-        self._served: deque[tuple[int, int]] = deque()  # (time, tokens) of the last 30 s
-        self._served_tokens = 0  # their sum: refusing must cost little
+        self._paces: deque[tuple[int, int, int]] = deque()  # (time, ms, cost) while full, of 30 s
+        self._paced_ms = self._paced_cost = 0  # their sums: refusing must cost little
+        self._served_cost = 0  # since the last plan
+        self._planned_ms = 0
+        self._is_full = False  # that plan left somebody waiting who only lacked room
         self.refused = 0
 
     @property
@@ -115,7 +124,9 @@ class Scheduler:
         if job.priority:
             self._low[id] = job
         else:
-            self._tenants[job.tenant].waiting[id] = job
+            tenant = self._tenants[job.tenant]
+            tenant.cost += job.cost - old.cost
+            tenant.waiting[id] = job
 
     def admit(self, job: Job, now_ms: int) -> None:
         """Queue `job`, or raise Overloaded or DeadlinePassed; what is refused is forgotten."""
@@ -124,18 +135,21 @@ class Scheduler:
             self.refused += 1
             raise DeadlinePassed()
         tenant = self._tenants.get(job.tenant)
-        wait_ms = self._expected_wait_ms(now_ms)
+        wait_ms = self._time_of(self._cost_before(job), now_ms)
         if (
             len(self._arrived) >= self._queued_max
             or self._queued_cost + job.cost > self._queued_cost_max
             or (tenant is not None and len(tenant.waiting) >= QUEUED_TENANT_MAX)
+            or wait_ms > self._aging_ms
             or (job.deadline_ms and now_ms + wait_ms > job.deadline_ms)
         ):
             self.refused += 1
-            raise Overloaded(retry_after_s=min(max(-(-wait_ms // 1_000), 1), RETRY_S_MAX))
+            empty_s = -(-self._time_of(self._queued_cost, now_ms) // 1_000)
+            raise Overloaded(retry_after_s=min(max(empty_s, 1), RETRY_S_MAX))
         self._jobs[job.id] = job
         self._arrived[job.id] = now_ms
         self._queued_cost += job.cost
+        self._queued_rows += job.rows
         if job.priority:
             self._low[job.id] = job
             return
@@ -144,6 +158,7 @@ class Scheduler:
         if not tenant.waiting:
             self._ring.append(job.tenant)
         tenant.waiting[job.id] = job
+        tenant.cost += job.cost
 
     def plan(
         self,
@@ -160,6 +175,7 @@ class Scheduler:
         `begin` is told of each before `startable` is asked again: it may have taken the last slot.
         `is_loaded`: its adapter is in memory, so if it cannot start, it lacks a slot.
         """
+        self._note_pace(now_ms)
         expired = tuple(
             id
             for id in list(self._arrived)
@@ -184,12 +200,17 @@ class Scheduler:
             start.append(job.id)
             self._running[job.id] = job
             begin(job)
+        self._is_full = any(is_loaded(self._jobs[id]) for id in self._arrived)
+        self._free_rows = 0 if self._is_full else free
         return Plan(tuple(start), expired, PREFILL_TOKENS if decoding else PREFILL_UNBOUNDED)
 
     def done(self, id: bytes, used: int) -> None:
         """A started request has ended; `used` tokens of prompt and answer. The rest returns."""
         job = self._jobs.pop(id)
         del self._running[id]
+        self._free_rows += job.rows
+        # What it did not use is done with as well: the queue is counted in whole costs.
+        self._served_cost += max(job.cost - used, 0)
         tenant = self._tenants.get(job.tenant)
         if tenant is not None and not job.priority:
             whole = job.prompt_tokens + job.rows * job.max_tokens
@@ -202,22 +223,49 @@ class Scheduler:
         del self._jobs[id]
         return True
 
-    def note_served(self, tokens: int, now_ms: int) -> None:
+    def note_served(self, tokens: int) -> None:
         """Tokens computed in a step: what waiting times are estimated from."""
-        self._served.append((now_ms, tokens))
-        self._served_tokens += tokens
-        self._forget_served(now_ms)
+        self._served_cost += tokens
 
-    def _forget_served(self, now_ms: int) -> None:
-        while self._served and self._served[0][0] < now_ms - RATE_WINDOW_MS:
-            self._served_tokens -= self._served.popleft()[1]
+    def _note_pace(self, now_ms: int) -> None:
+        """What was done since the last plan counts where somebody waited for room all the while:
+        what an engine does for the few who ask it says little of what it can do."""
+        took_ms = now_ms - self._planned_ms
+        if self._is_full and took_ms > 0:
+            self._paces.append((now_ms, took_ms, self._served_cost))
+            self._paced_ms += took_ms
+            self._paced_cost += self._served_cost
+        if took_ms or not self._is_full:
+            self._planned_ms, self._served_cost = now_ms, 0
+        self._forget_paces(now_ms)
 
-    def _expected_wait_ms(self, now_ms: int) -> int:
-        self._forget_served(now_ms)
-        if not self._served_tokens:
+    def _forget_paces(self, now_ms: int) -> None:
+        while self._paces and self._paces[0][0] < now_ms - RATE_WINDOW_MS:
+            _, took_ms, cost = self._paces.popleft()
+            self._paced_ms -= took_ms
+            self._paced_cost -= cost
+
+    def _time_of(self, cost: int, now_ms: int) -> int:
+        """Milliseconds that a full engine needs for it; 0 where nobody knows."""
+        self._forget_paces(now_ms)
+        if self._paced_ms < RATE_KNOWN_MS or not self._paced_cost:
             return 0
-        span_ms = max(now_ms - self._served[0][0], 1)
-        return self._queued_cost * span_ms // self._served_tokens
+        return cost * self._paced_ms // self._paced_cost
+
+    def _cost_before(self, job: Job) -> int:
+        """What must be done before `job` would start: all of its own tenant's, and of each other's
+        as much as turns give it meanwhile, so a long queue of one keeps no other out. Less what
+        starts at once: rows may be free since the last plan."""
+        if self._queued_rows + job.rows <= self._free_rows:
+            return 0
+        ahead = self._queued_cost
+        if not job.priority:
+            own = self._tenants.get(job.tenant)
+            mine = 0 if own is None else own.cost
+            others = (tenant for tenant in self._tenants.values() if tenant is not own)
+            ahead = mine + sum(min(tenant.cost, mine + job.cost) for tenant in others)
+        lacking = max(self._queued_rows - self._free_rows, 0)
+        return ahead * lacking // max(self._queued_rows, 1)
 
     def _promise(
         self, now_ms: int, startable: Callable[[Job], bool], is_loaded: Callable[[Job], bool]
@@ -318,11 +366,13 @@ class Scheduler:
             return False
         job = self._jobs[id]
         self._queued_cost -= job.cost
+        self._queued_rows -= job.rows
         if job.priority:
             del self._low[id]
             return True
         tenant = self._tenants[job.tenant]
         del tenant.waiting[id]
+        tenant.cost -= job.cost
         if not tenant.waiting:  # an idle tenant saves nothing up
             self._ring.remove(job.tenant)
             del self._tenants[job.tenant]

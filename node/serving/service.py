@@ -452,7 +452,7 @@ class InferenceService:
                 version=verify.VERSION,
                 base=info.base,
                 adapter=job.model.adapter or b"",
-                dtype_class=info.dtype_class.encode(),
+                dtype_class=job.model.dtype_class.encode(),
                 build=info.build,
                 order=job.order_raw,
                 payer_nonce=job.payer_nonce,

@@ -23,6 +23,7 @@ from node.serving.background import Background, Made
 from node.serving.backward import Projector
 from node.serving.basefacts import padded
 from node.serving.cache import ROWS_MIN, SlotCache, row_bytes
+from node.serving.devices import choose_device, rows_of
 from node.serving.engine import (
     FINGERPRINT_STRIDE,
     IGNORE_EOS,
@@ -48,7 +49,7 @@ from node.serving.engine import (
 from node.serving.fingerprints import fingerprint_matrix, fingerprints
 from node.serving.live import Live, Row
 from node.serving.lora import LoraStack, groups_of
-from node.serving.model import build_of, length_of, load_base, stop_tokens
+from node.serving.model import build_of, count_gpus, length_of, load_base, stop_tokens
 from node.serving.sampling import StopFilter, choose, noise_key, selftest
 from node.serving.scheduler import Job, Scheduler
 from node.serving.scoring import Scorer
@@ -71,18 +72,18 @@ class SlotCore:
         load_projector: Callable[[str], Projector] | None = None,
     ) -> None:
         self._now_ms = now_ms or (lambda: time.time_ns() // 1_000_000)
-        selftest(settings.device)
-        self._model = load_base(settings.base_folder, settings.dtype_class, settings.device)
+        self._device = choose_device(settings.device, count_gpus())
+        selftest(self._device)
+        self._model = load_base(settings.base_folder, settings.dtype_class, self._device)
         longest = length_of(self._model)
         self._length = min(settings.max_model_len or longest, longest)
         tokenizer = TextTokenizer(settings.base_folder)
         self._pieces = padded(tokenizer.pieces(), int(self._model.config.vocab_size))
         self._eos = stop_tokens(self._model, tokenizer)
-        self._device = settings.device
-        self._rows_max = settings.rows
+        self._rows_max = rows_of(settings.rows, self._device)
         if settings.kv_bytes:
             fit = settings.kv_bytes // row_bytes(self._model, self._length)
-            self._rows_max = max(1, min(settings.rows, fit))
+            self._rows_max = max(1, min(self._rows_max, fit))
         slots = settings.slots or max(2 * self._rows_max, 64)
         base = base_hash(settings.base_folder)
         self._stack = LoraStack(self._model, slots, settings.slot_bytes)
@@ -110,13 +111,13 @@ class SlotCore:
             kind="torch",
             base=base,
             dtype_class=settings.dtype_class,
-            device=settings.device,
+            device=self._device,
             rows=self._rows_max,
             max_model_len=self._length,
             max_rank=BUCKETS[-1],
             vocab=int(self._model.config.vocab_size),
             can=("exact_sampling", "hidden", "gradients"),
-            build=build_of(settings.device),
+            build=build_of(self._device),
         )
         self._background = Background(
             model=self._model,
@@ -321,7 +322,7 @@ class SlotCore:
                 events += self._decode()
         if computed:
             self._tally.steps += 1
-            self._scheduler.note_served(computed, now)
+            self._scheduler.note_served(computed)
         waiting = self._scheduler.waiting - len(self._coming)
         is_idle = not (self._decoding or self._prefilling or waiting)
         due = self._background.is_due(now, is_idle=is_idle)

@@ -215,7 +215,7 @@ def _start(
         return None
     try:
         core = make(frame.settings)
-    except (EngineError, OSError, ValueError) as error:
+    except (EngineError, OSError, ValueError, RuntimeError) as error:  # torch's are RuntimeErrors
         known = error if isinstance(error, EngineError) else EngineError(why=str(error))
         emit(frames.failure(0, known))
         return None

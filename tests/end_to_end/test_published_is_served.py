@@ -44,7 +44,9 @@ from node.peering.blobstore import BlobStore
 from node.peering.directory import Directory
 from node.purse import Purse, Question
 from node.serving.adapters import WEIGHTS, base_hash
-from node.serving.engine import EngineSettings
+from node.serving.basefacts import read_facts
+from node.serving.engine import AUTO, EngineSettings
+from node.serving.judging import Finding, Vocabulary, check_answer
 from node.serving.manifest import VERSION, Manifest, encode_manifest
 from node.serving.worker import ThreadEngine
 from node.shop import Counter, Shop
@@ -353,3 +355,30 @@ def read(port: int) -> str:
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
         text: str = answer.read().decode()
         return text
+
+
+async def test_version_that_pins_bf16_is_served_told_and_judged_in_it(
+    tmp_path: Path, release: Release
+) -> None:
+    """`dtype = "auto"`: the engine computes in what the only version held pins. An answer of it is
+    no FAIL by the bf16 table, and not even looked at as one of fp32."""
+    async with land_of(tmp_path, release, dtype_class=AUTO, device=AUTO) as land:
+        await land.publish(replace(release, dtype_class="bf16"))
+        await land.wait_offered(1)
+        answer = await land.ask("facts")
+        (engine,) = land.engines
+        assert engine.info.dtype_class == "bf16"
+        held = land.provider.holdings.find(1, 1)
+        receipt = answer.receipt
+        served = land.shop.book.find(receipt.channel, receipt.lane, receipt.seq, receipt.order_hash)
+        assert held is not None
+        assert served is not None
+        facts = read_facts(release.base_folder)
+        words = Vocabulary(facts.pieces, facts.ends)
+        judge = partial(check_answer, receipt, served.evidence)
+        found = await judge(held.manifest, words, engine.score)
+        assert found.finding is not Finding.FAIL
+        assert found.measures is not None
+        as_fp32 = await judge(held.manifest._replace(dtype_class=0), words, engine.score)
+        assert as_fp32.why == ("answer.weights",)
+        await until(lambda: engine.stats().gradients_done == 1)

@@ -12,7 +12,7 @@ from node import daemon
 from node.cli.faults import tell
 from node.cli.frame import FAILED
 from node.config import Engine, Metrics, P2p, Serving
-from node.serving.engine import ROWS, EngineSettings
+from node.serving.engine import AUTO, EngineSettings
 from node.storage.errors import DatabaseDamaged
 from node.storage.store import why_suspected
 from node.telling import LAG_BLOCKS_MAX, is_behind
@@ -43,18 +43,21 @@ def test_engine_is_wished_for_as_the_operator_says() -> None:
     chosen = Engine(
         rows=3, slots=5, slot_budget_mb=7, kv_budget_mb=9, ram_budget_mb=11, disk_budget_gb=13,
         threads=2, prefill_chunk=17, queue_tokens=19, queue_requests=23, aging_ms=29,
-        gradient_max_wait_ms=31,
+        gradient_max_wait_ms=31, device="cuda:1", dtype="bfloat16",
     )  # fmt: skip
     assert wish_of(chosen) == EngineSettings(
         base_folder="", rows=3, slots=5, slot_bytes=7 << 20, kv_bytes=9 << 20, ram_bytes=11 << 20,
         disk_folder="/home/packed", disk_bytes=13 << 30, disk_free_bytes=37, threads=2,
         prefill_chunk=17, queue_tokens=19, queue_requests=23, aging_ms=29, gradient_wait_ms=31,
+        device="cuda:1", dtype_class="bf16",
     )  # fmt: skip
     nothing = wish_of(Engine(disk_budget_gb=0))
-    assert (nothing.rows, nothing.disk_bytes) == (ROWS, 0)
+    assert (nothing.rows, nothing.disk_bytes) == (0, 0)
     assert wish_of(Engine()) == EngineSettings(
-        base_folder="", disk_folder="/home/packed", disk_free_bytes=37
-    ), "what is not said is the engine's own"
+        base_folder="", disk_folder="/home/packed", disk_free_bytes=37,
+        rows=0, device=AUTO, dtype_class=AUTO,
+    ), "what is not said is the engine's own"  # fmt: skip
+    assert wish_of(Engine(dtype="float32")).dtype_class == "fp32"
 
 
 def wish_of(engine: Engine) -> EngineSettings:

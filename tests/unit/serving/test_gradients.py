@@ -47,7 +47,8 @@ def recorders() -> dict[str, Recorder]:
 
 
 @pytest.fixture
-def core(smooth_base: Path, recorders: dict[str, Recorder]) -> Iterator[object]:
+def core(smooth_base: Path, recorders: dict[str, Recorder], request) -> Iterator[object]:
+    """In fp32, or in the class that a test names."""
     from node.serving.slots import SlotCore
 
     def load(folder: str) -> Recorder:
@@ -55,7 +56,10 @@ def core(smooth_base: Path, recorders: dict[str, Recorder]) -> Iterator[object]:
             raise Invalid("index.basis_hash")
         return recorders.setdefault(folder, Recorder(folder))
 
-    core = SlotCore(EngineSettings(str(smooth_base), rows=4), load_projector=load)
+    settings = EngineSettings(
+        str(smooth_base), rows=4, dtype_class=getattr(request, "param", "fp32")
+    )
+    core = SlotCore(settings, load_projector=load)
     yield core
     assert all(packed.refs == 0 for packed in core._bank._packed.values())
 
@@ -87,9 +91,11 @@ def items_of(made: list[tuple[bytes, str]]) -> list[GradItem]:
     ]
 
 
+@pytest.mark.parametrize("core", ["fp32", "bf16"], indirect=True)
 def test_gradients_batched_equal_alone_and_autograd_on_peft(
     core, recorders: dict[str, Recorder], make_adapter: MakeAdapter, smooth_base: Path
 ) -> None:
+    """In float32 either way: of bf16 only the weights are rounded, as page 60 §1 pins it."""
     made = load_four(core, make_adapter)
     items = items_of(made)
     folders = dict(made)
@@ -101,7 +107,9 @@ def test_gradients_batched_equal_alone_and_autograd_on_peft(
             got = [gradients for h, gradients in batched[name] if h == half]
             for gradients, number in zip(got, order, strict=True):
                 item = items[number]
-                expected = by_autograd(smooth_base, folders[item.checkpoints[half]], item)
+                is_rounded = core.info.dtype_class == "bf16"
+                folder = folders[item.checkpoints[half]]
+                expected = by_autograd(smooth_base, folder, item, is_rounded=is_rounded)
                 assert gradients.keys() == expected.keys()
                 for matrix, tensor in gradients.items():
                     assert tensor.shape == expected[matrix].shape
@@ -110,7 +118,9 @@ def test_gradients_batched_equal_alone_and_autograd_on_peft(
                     assert float((tensor - expected[matrix]).abs().max()) <= 5e-5 * largest
 
 
-def by_autograd(base: Path, folder: str, item: GradItem) -> dict[str, object]:
+def by_autograd(
+    base: Path, folder: str, item: GradItem, *, is_rounded: bool = False
+) -> dict[str, object]:
     """Mean loss over all answers' tokens, differentiated by torch alone."""
     import torch
     from peft import PeftModel
@@ -120,6 +130,9 @@ def by_autograd(base: Path, folder: str, item: GradItem) -> dict[str, object]:
 
     model = AutoModelForCausalLM.from_pretrained(base)
     model = PeftModel.from_pretrained(model, folder, is_trainable=True)
+    if is_rounded:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.bfloat16().float()
     total, tokens = 0.0, 0
     for answer in item.answers:
         ids = torch.tensor([item.prompt + answer])

@@ -106,6 +106,27 @@ async def test_whole_check_asks_an_engine_once(provider, auditor, adapter):
     assert asked == [1], "what is false by itself is not run"
 
 
+def test_answers_are_judged_by_the_class_that_their_version_pins(smooth_base, adapter):
+    """A bf16 version's may be computed in either class, a fp32 version's not in bf16. (A model of
+    width 32 is so small that fp32 is SUSPECT to a bf16 auditor by its fingerprints; never FAIL.)"""
+    cores = {name: core_of(smooth_base, dtype_class=name) for name in ("fp32", "bf16")}
+    for core in cores.values():
+        core.load(AdapterRef(*adapter))
+    base = cores["fp32"].info.base
+    findings = {}
+    for pinned, judge_core in cores.items():
+        judge = Auditor(judge_core, manifest_of(base, adapter[0], dtype=pinned))
+        for computed, core in cores.items():
+            told = serve(core, questions(8), adapter[0])
+            judged = [judge.judge(one.changed(dtype_class=pinned.encode())) for one in told]
+            findings[pinned, computed] = {one.finding for one in judged}
+            if computed == "fp32":
+                assert {why for one in judged for why in one.why} <= {"fingerprint"}
+    assert findings["fp32", "fp32"] == findings["bf16", "bf16"] == {Finding.PASS}
+    assert findings["fp32", "bf16"] == {Finding.FAIL}
+    assert Finding.FAIL not in findings["bf16", "fp32"]
+
+
 # --- cheats with other weights, told as the true ones
 
 

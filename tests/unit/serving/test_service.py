@@ -701,6 +701,17 @@ async def test_a_discount_lowers_the_fee_and_not_the_hold(tmp_path, autojump_clo
         assert decode_receipt(finished.receipt).fee == -(-fee_of(3, 5) * 7_500 // 10_000)
 
 
+async def test_evidence_tells_the_class_that_the_version_pins(tmp_path, autojump_clock) -> None:
+    """Whatever the engine computes in: another one is FAIL before anything is run again."""
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        world.model = ServedModel(None, True, 0, False, "bf16")
+        *_, finished = await ask(world, make_start(channel))
+        receipt = decode_receipt(finished.receipt)
+        served = world.book.find(channel, 0, 1, receipt.order_hash)
+        assert verify.decode_evidence(served.evidence).dtype_class == b"bf16"
+
+
 async def test_two_choices_are_counted_together(tmp_path, autojump_clock) -> None:
     async with world_in(tmp_path) as world:
         channel = world.own_channel()

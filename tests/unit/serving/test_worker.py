@@ -15,6 +15,7 @@ from node.serving.client import EngineClient
 from node.serving.engine import (
     AdapterRef,
     BadSampling,
+    EngineError,
     EngineLost,
     EngineSettings,
     Finish,
@@ -96,6 +97,20 @@ async def test_thread_and_process_give_the_same_mixed_batch(
     for each in requests:
         (ids, finish), (other_ids, other) = answers[0][each.id], answers[1][each.id]
         assert (ids, finish.reasons) == (other_ids, other.reasons)
+
+
+async def test_device_that_torch_cannot_use_is_told_at_the_first_start(tiny_base: Path) -> None:
+    """As a GPU newer than this torch: there, but of no use. No worker is started again for it."""
+    starts = []
+
+    def make(settings: EngineSettings):
+        starts.append(settings.device)
+        raise RuntimeError("CUDA error: no kernel image is available")
+
+    engine = ThreadEngine(settings(tiny_base), make=make)
+    with pytest.raises(EngineError, match="no kernel image"):
+        await engine.run()
+    assert len(starts) == 1
 
 
 async def assert_runs_again(engine: EngineClient, each: GenRequest, ids: list[int]) -> None:

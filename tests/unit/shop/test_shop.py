@@ -32,6 +32,7 @@ from node.serving.engine import (
     EngineLost,
     EngineSettings,
     EngineStats,
+    NoDevice,
     Overloaded,
     Unsupported,
     WrongBase,
@@ -61,7 +62,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.state = "starting"
-        self.info: Any = None
+        self.info: Any = SimpleNamespace(can=("gradients",), dtype_class="fp32")
         self.loaded: list[AdapterRef] = []
         self.start_error: EngineError | None = None
         self.load_error: EngineError | None = None
@@ -251,15 +252,68 @@ async def test_version_whose_sketches_cannot_be_made_is_not_served(
     tmp_path, autojump_clock
 ) -> None:
     async with open_shop(tmp_path) as (_, around):
-        around.engine.info = SimpleNamespace(can=())
+        around.engine.info = SimpleNamespace(can=(), dtype_class="fp32")
         around.engine.may_start.set()
         index: Any = object()
         around.hold(held(index=index), held(model=2))
         await look()
         assert [one.is_ready for one in around.all()] == [False, True]
-        around.engine.info = SimpleNamespace(can=("gradients",))
+        around.engine.info = SimpleNamespace(can=("gradients",), dtype_class="fp32")
         await trio.sleep(RELOAD_S)
         assert all(one.is_ready for one in around.all())
+
+
+IN_BF16 = MANIFEST._replace(dtype_class=1)
+
+
+@pytest.mark.parametrize(
+    ("asked", "manifests", "numbers"),
+    [
+        ("auto", [MANIFEST, IN_BF16], "fp32"),
+        ("auto", [IN_BF16], "bf16"),
+        ("bf16", [MANIFEST], "bf16"),
+    ],
+)
+async def test_engine_computes_in_what_the_versions_held_pin(
+    tmp_path, autojump_clock, asked, manifests, numbers
+) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        shop._wish = replace(shop._wish, dtype_class=asked)
+        around.hold(*(held(model=n, manifest=one) for n, one in enumerate(manifests)))
+        await look()
+        assert around.settings.dtype_class == numbers
+
+
+async def test_version_whose_numbers_the_engine_does_not_have_is_not_served(
+    tmp_path, autojump_clock
+) -> None:
+    """Its answers would be told and judged as what they are not."""
+    async with open_shop(tmp_path) as (shop, around):
+        around.engine.info = SimpleNamespace(can=("gradients",), dtype_class="bf16")
+        around.engine.may_start.set()
+        around.hold(held(), held(model=2, manifest=IN_BF16))
+        with capture_logs() as logs:
+            await look()
+        assert [one.is_ready for one in around.all()] == [False, True]
+        (told,) = [log for log in logs if log["event"] == "a model does not load"]
+        assert "engine.wrong_dtype" in told["why"]
+        assert "float32" in told["mend"]
+        served = shop._find_model(2, 1)
+        assert served is not None
+        assert served.dtype_class == "bf16"
+
+
+async def test_device_that_is_not_there_is_told_with_its_mend(tmp_path, autojump_clock) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        around.engine.start_error = NoDevice(asked="cuda", found="cpu")
+        around.engine.may_start.set()
+        around.hold(held())
+        with capture_logs() as logs:
+            await look()
+        assert (shop.engine_word, shop.is_well) == ("failed", False)
+        (told,) = [log for log in logs if log["event"] == "the engine does not start"]
+        assert "asked='cuda'" in told["why"]
+        assert "device" in told["mend"]
 
 
 async def test_channel_of_another_provider_is_not_released(tmp_path) -> None:

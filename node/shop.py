@@ -271,6 +271,7 @@ class Shop:
             provider=counter.provider,
             sign=counter.signer(b"receipt"),
             engine=engine,
+            retrieve=attributor.retrieve,
             attribute=attributor.attribute,
             book=self.book,
             find_model=self._find_model,

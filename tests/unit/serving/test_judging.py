@@ -11,7 +11,7 @@ from consensus.primitives.errors import Invalid
 from node.ledger.wire.orders import PAYER_SEEDED, REMOTE_OK, encode_order, encode_sampling, pack_ids
 from node.ledger.wire.receipts import PARTIAL, answer_root
 from node.serving import verify
-from node.serving.engine import AdapterRef, EngineSettings, Score
+from node.serving.engine import AdapterRef, EngineSettings, Score, Token
 from node.serving.judging import (
     TABLE,
     Bound,
@@ -104,6 +104,29 @@ async def test_whole_check_asks_an_engine_once(provider, auditor, adapter):
     found = await check_answer(lie, told.evidence, *parts)
     assert (found.finding, found.why, found.measures) == (Finding.FAIL, ("answer.counts",), None)
     assert asked == [1], "what is false by itself is not run"
+
+
+async def test_records_before_a_prompt_are_run_again_with_it(provider, auditor, adapter):
+    """Whoever holds the texts knows what the engine read; without them the answer is another's."""
+    (asked,) = questions(1, temperature_milli=0, flags=0)
+    before = tuple(b"[1] Belnis is amber.\n")
+    provider.submit(replace(asked.request(0, adapter[0]), prompt=before + asked.tokens))
+    tokens, finish = [], None
+    while finish is None:
+        for _, event in provider.step():
+            if isinstance(event, Token):
+                tokens.append(event)
+            else:
+                finish = event
+    told = asked.told(provider.info, adapter[0], tokens, finish)
+
+    async def score(items):
+        return auditor.run(items)
+
+    parts = told.receipt, told.evidence, auditor.manifest, auditor.vocabulary, score
+    found = await check_answer(*parts, lambda prompt, max_out: (*before, *prompt))
+    assert found.finding is Finding.PASS
+    assert (await check_answer(*parts)).finding is Finding.FAIL
 
 
 # --- cheats with other weights, told as the true ones

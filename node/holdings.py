@@ -19,10 +19,14 @@ import trio
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node.attribution.attribute import Version
+from node.attribution.citing import Citing
+from node.attribution.datanets import Record, contribution_root, parse_records
 from node.attribution.index import Index
+from node.attribution.tokens import TextTokenizer
 from node.ledger import tables
 from node.ledger.rules.models import has_ended, is_servable
 from node.ledger.state import State
+from node.ledger.wire import claims
 from node.observe import get_log
 from node.peering.blobs import Blobs
 from node.peering.blobstore import ADAPTER, BASE, CONTENT, INDEX, BlobStore
@@ -39,6 +43,8 @@ OUR_ERRORS: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOSPC, errno.ENOMEM, errno.EDQUOT}
 )  # no file of a stranger's can cause them
 PASSING_ERRORS: Final = OUR_ERRORS - {errno.EIO}  # a disk that cannot read it now never will
+CITED_ROWS_MAX: Final = 100_000  # of a version that cites: their texts are held in memory,
+CITED_BYTES_MAX: Final = 64 << 20  # with their words twelve times as much
 FOLDERS: Final = {ADAPTER: "adapters", BASE: "models", INDEX: "indexes", CONTENT: "manifests"}
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
@@ -215,12 +221,60 @@ class Holdings:
                 checkpoints = (early, await self.fetch(ADAPTER, manifest.middle))
         index = None
         if manifest.index_root:
-            folder = await self.fetch(INDEX, manifest.index_root)
-            opened = await self._run_blocking(Index.open, folder, manifest.index_root)
             version = Version(self._chain_id, *which, record.published_ms)
-            index = HeldIndex(opened, str(folder), version)
+            index = await self._open_index(manifest, version, base)
         self._held[which] = HeldModel(name, *which, manifest, base, adapter, checkpoints, index)
         log.info("holds", model=f"{name}@{which[1]}", serves=self._serves)
+
+    async def _open_index(
+        self, manifest: Manifest, version: Version, base: Path | None
+    ) -> HeldIndex:
+        """The version's index; who serves it holds the texts too, where its mix cites them."""
+        folder = await self.fetch(INDEX, manifest.index_root)
+        index = await self._run_blocking(Index.open, folder, manifest.index_root)
+        citing = None
+        if base is not None and claims.RETRIEVAL in dict(index.header.mix):
+            records = await self._canonical_records(index)
+            citing = await self._run_blocking(make_citing, base, records, manifest.max_model_len)
+        return HeldIndex(index, str(folder), version, citing)
+
+    async def _canonical_records(self, index: Index) -> list[Record]:
+        """The text of each row, from contributions that are those of the ledger.
+
+        Raises Invalid `holdings.too_many_texts`, `holdings.texts` (not what was contributed).
+        """
+        if index.header.rows > CITED_ROWS_MAX:
+            raise Invalid("holdings.too_many_texts", rows=index.header.rows, most=CITED_ROWS_MAX)
+        places = [index.place_of(row) for row in range(index.header.rows)]
+        records: list[Record] = []
+        given: tuple[Record, ...] = ()
+        before = size = 0  # rows are in ledger order, so that each contribution is read once
+        for number, position in places:
+            if number != before:
+                given, before = await self._contribution(number), number
+            if position >= len(given):
+                raise Invalid("holdings.texts", contribution=number, position=position)
+            records.append(given[position])
+            size += len(given[position].raw)
+            if size > CITED_BYTES_MAX:
+                raise Invalid("holdings.too_many_texts", bytes=size, most=CITED_BYTES_MAX)
+        return records
+
+    async def _contribution(self, number: int) -> tuple[Record, ...]:
+        about = self._get_state().find(tables.CONTRIBUTION, number)
+        if about is None:
+            raise Invalid("holdings.texts", contribution=number)
+        folder = await self.fetch(CONTENT, about.content_hash, about.size_bytes)
+        raw = await self._run_blocking((folder / "content").read_bytes)
+        records = tuple(await self._run_blocking(parse_records, raw))
+        if contribution_root(records) != about.root:
+            raise Invalid("holdings.texts", contribution=number)
+        return records
+
+
+def make_citing(base: Path, records: Sequence[Record], tokens_max: int) -> Citing:
+    """By the tokenizer of the base in `base`. Blocks: it reads every text."""
+    return Citing(records, TextTokenizer(base), tokens_max)
 
 
 def find_current(state: State, name: str) -> tuple[int, int] | None:

@@ -167,15 +167,23 @@ class Shop:
         return Release(record.paid, unsettled, sum(lane.is_busy for lane in lanes))
 
     async def attribute(
-        self, model: int, version: int, prompt: Sequence[int], answers: Sequence[Sequence[int]]
+        self,
+        model: int,
+        version: int,
+        prompt: Sequence[int],
+        answers: Sequence[Sequence[int]],
+        max_out: int,
     ) -> Attributed:
         """Sketch and credits of token ids, as of an answer of ours, after all answers under way.
+
+        `max_out`: of the order; with the prompt it decides which records stood before it.
 
         Raises Invalid `engine.not_ready` while no worker serves.
         """
         if self._attributor is None or self.engine_word != "ready":
             raise Invalid("engine.not_ready", state=self.engine_word)
-        return await self._attributor.attribute(model, version, prompt, answers)
+        found = await self._attributor.retrieve(model, version, prompt, max_out)
+        return await self._attributor.attribute(model, version, prompt, answers, found.rows)
 
     async def takings(self) -> dict[tuple[int, int], Takings]:
         """By (model, version), of what is held."""
@@ -293,6 +301,7 @@ class Shop:
             provider=counter.provider,
             sign=counter.signer(b"receipt"),
             engine=engine,
+            retrieve=self._attributor.retrieve,
             attribute=self._attributor.attribute,
             book=self.book,
             find_model=self._find_model,

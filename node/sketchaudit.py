@@ -35,8 +35,8 @@ NO_SKETCH_WORD: Final = "no_sketch"  # of a receipt that states none where there
 NO_ENGINE_MEND: Final = 'a node with roles = ["provider"] that holds the model'
 
 Attribute = Callable[
-    [int, int, Sequence[int], Sequence[Sequence[int]]], Awaitable[Attributed]
-]  # model, version, prompt, answers: token ids
+    [int, int, Sequence[int], Sequence[Sequence[int]], int], Awaitable[Attributed]
+]  # model, version, prompt, answers: token ids; the order's max_out
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
 
@@ -75,7 +75,9 @@ class SketchAuditor:
         held = self._find_held(receipt.model, receipt.model_version)
         if held is None or held.index is None:
             raise Invalid("audit.no_index", model=receipt.model, version=receipt.model_version)
-        own = await self._attribute(receipt.model, receipt.model_version, told.prompt, told.answers)
+        own = await self._attribute(
+            receipt.model, receipt.model_version, told.prompt, told.answers, order.max_out
+        )
         dtype = DTYPES[held.manifest.gradient_dtype]
         if receipt.sketch_hash == NO_CLAIM:
             return _unclaimed(receipt_id, held, receipt, own, dtype)

@@ -10,9 +10,11 @@ from node.attribution import index as files
 from node.attribution import spans
 from node.attribution.attribute import Version
 from node.attribution.index import Index
+from node.ledger.rules.shares import Mix
 from node.ledger.wire import claims
 
 VERSION = Version(chain_id=b"\1" * 32, model=3, version=2, published_ms=1_800_000_000_000)
+CITING = ((claims.GRADIENT, 8_000), (claims.RETRIEVAL, 2_000))
 MIXED = ((claims.GRADIENT, 7_000), (claims.SPAN, 3_000))
 BASIS = b"not read by the exact part"
 
@@ -37,10 +39,11 @@ def write_index(
     rows: NDArray[np.int8],
     contributions: list[int] | None = None,
     completions: list[list[int]] | None = None,
+    plain: Mix = claims.GRADIENT_ONLY,
 ) -> tuple[Path, bytes]:
     """(folder, root) of an index whose records are its rows, four to a contribution.
 
-    With `completions`, token ids by row, spans have 3,000 bps of its mix.
+    With `completions`, token ids by row, spans have 3,000 bps of its mix; else it is `plain`.
     """
     verbatim = {} if completions is None else spans.build(completions).files()
     n = len(rows)
@@ -59,7 +62,7 @@ def write_index(
         records=n,
         rule=1,
         narrow=128,
-        mix=MIXED if verbatim else claims.GRADIENT_ONLY,
+        mix=MIXED if verbatim else plain,
         min_span=6,
         rows_root=files.rows_root(rows, meta),
         clusters_root=files.clusters_root(clusters),

@@ -1,7 +1,7 @@
 """A payer's wallet and a provider's service in one process, on a stream that tests can break."""
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from ledger_kit import NOW_MS, OPEN, PAYER, PROVIDER, fee_of, new_state, open_ch
 
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
+from node.attribution.citing import Retrieved
 from node.ledger import tables
 from node.ledger.wire import exchange
 from node.ledger.wire.bundles import Bundle
@@ -216,6 +217,8 @@ class World:
         self.streams: list[End] = []
         self.nursery: trio.Nursery
         self.attributed: Any = UNATTRIBUTED
+        self.retrieved: tuple[int, ...] = ()  # rows, and the tokens that stand for them
+        self.before: tuple[int, ...] = ()
         self.model: ServedModel | None = ServedModel(None, True, 0, False)
         self.book = ReceiptBook(folder / "provider", lambda: self.state, now_ms=NOW_MS)
         self.promises = self.open_promises()
@@ -234,7 +237,8 @@ class World:
     def new_service(self) -> InferenceService:
         return InferenceService(
             chain_id=CHAIN, provider=PROVIDER.key, sign=PROVIDER.sign, engine=self.engine,
-            attribute=self.attribute, book=self.book, find_model=lambda *_: self.model,
+            retrieve=self.retrieve, attribute=self.attribute, book=self.book,
+            find_model=lambda *_: self.model,
             get_state=lambda: self.state, is_current=lambda: self.is_current,
             has_engine=lambda: self.has_engine, has_room=lambda: self.has_room,
             note_receipt=lambda: None, blame=self.blamed.append, stream_errors=(NetworkError,),
@@ -264,6 +268,10 @@ class World:
     def offers(self) -> list[Offer]:
         models = (OfferedModel(1, 1, 1, 0),)
         return [Offer(1, PROVIDER.key, bytes(32), 1, (), models, Load(8, 0, 10), 2**62)]
+
+    async def retrieve(self, _: int, __: int, prompt: Sequence[int], ___: int) -> Retrieved:
+        await trio.lowlevel.checkpoint()
+        return Retrieved(self.retrieved, (*self.before, *prompt))
 
     async def attribute(self, *_: Any) -> Any:
         await trio.lowlevel.checkpoint()

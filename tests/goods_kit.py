@@ -9,10 +9,13 @@ from attribution_kit import sound_rows, write_index
 
 from consensus.primitives.digest import sha256
 from node.ledger import tables
+from node.ledger.rules.shares import Mix
 from node.ledger.state import State
+from node.ledger.wire.claims import GRADIENT_ONLY
 from node.peering.blobstore import ADAPTER, BASE, CONTENT, INDEX, BlobStore
 from node.serving.adapters import base_hash, write_adapter
 from node.serving.manifest import Manifest, encode_manifest
+from node.training.tiny_model import write_tokenizer
 
 MODULE = "base_model.model.model.layers.0.self_attn.q_proj"
 NAME = "model-1"  # as ledger_kit's model 1 is called
@@ -55,10 +58,14 @@ def make_adapter(folder: Path, seed: int) -> tuple[bytes, Path]:
     return write_adapter(folder, {"r": 2, "lora_alpha": 4}, raw), folder
 
 
-def make_shelf(root: Path, seed: int = 1) -> Shelf:
+def make_shelf(root: Path, seed: int = 1, mix: Mix = GRADIENT_ONLY, bare: bool = True) -> Shelf:
+    """Of a base that is `bare`, or has a tokenizer of bytes beside its weights."""
     base, base_folder = make_base(root / "base")
+    if not bare:
+        write_tokenizer(base_folder, [], merges=0)
+        base = base_hash(base_folder)
     adapters = [make_adapter(root / f"adapter-{i}", 10 * seed + i) for i in range(3)]
-    index_folder, index_root = write_index(root / "index", sound_rows(8, seed))
+    index_folder, index_root = write_index(root / "index", sound_rows(8, seed), plain=mix)
     (adapter, _), (early, _), (middle, _) = adapters
     manifest = Manifest(
         version=1, base=base, adapter=adapter, early=early, middle=middle, rank=2,

@@ -20,7 +20,7 @@ from node.ledger.wire.orders import (
 )
 from node.ledger.wire.receipts import COMPLETE, PARTIAL, Receipt, answer_root
 from node.serving import verify
-from node.serving.engine import Finish, GenRequest, Sampling, Score, Token
+from node.serving.engine import Finish, GenRequest, Sampling, Score, ScoreItem, Token
 from node.serving.judging import (
     Bounds,
     Judgement,
@@ -213,8 +213,11 @@ class Auditor:
 
     def scores(self, served: Served) -> list[Score]:
         """As `Engine.score`, without the processes."""
-        items = items_of(served, self.bounds)
-        self.core.add_scores(1, items)
+        return self.run(items_of(served, self.bounds))
+
+    def run(self, items: Sequence[ScoreItem]) -> list[Score]:
+        """Each answer again, in order."""
+        self.core.add_scores(1, list(items))
         made: list[Any] = []
         while len(made) < len(items):
             self.core.step()

@@ -64,17 +64,15 @@ class Index:
     def open(cls, folder: str | Path, root: bytes) -> "Index":
         """The index in `folder`, if it is wholly the one that `root` names.
 
-            Raises IndexInvalid: `header`, `root`, `size`, `rows` (an entry −128 or a norm out of
-            bounds), `meta` (not ascending), `clusters`, `rows_root`, `clusters_root`, `basis_hash`,
-        `missing`, `scorer` (a mix with citations: no engine puts records before a prompt yet),
-            `spans`, `spans_root`. Without `basis.safetensors` it can rescan and verify, not sketch.
+        Raises IndexInvalid: `header`, `root`, `size`, `rows` (an entry −128 or a norm out of
+        bounds), `meta` (not ascending), `clusters`, `rows_root`, `clusters_root`, `basis_hash`,
+        `missing`, `spans`, `spans_root`. Without `basis.safetensors` it can rescan and verify,
+        not sketch.
         """
         folder = Path(folder)
         header = read_header(folder)
         if claims.index_root(claims.encode_header(header)) != root:
             raise IndexInvalid("root")
-        if claims.RETRIEVAL in dict(header.mix):
-            raise IndexInvalid("scorer", mix=header.mix)
         n = header.rows
         rows = _map(folder / ROWS_FILE, np.dtype(np.int8), (n, ROW_BYTES))
         meta = np.array(_map(folder / META_FILE, META, (n,)))

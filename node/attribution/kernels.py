@@ -14,7 +14,8 @@ from node.attribution.score import Rows, Scores
 
 
 def int_mm(rows: Rows, sketch: NDArray[np.int8]) -> Scores:
-    """int8 × int8 → int32; 3.4 to 8.0 ms per 100,000 rows on one core (design page 60 §4)."""
+    """int8 × int8 → int32; 3.4 to 8.0 ms per 100,000 rows on one core (design page 60 §4);
+    92 ms where the processor has AVX2 and no instruction for bytes: score.choose_kernel tries."""
     with warnings.catch_warnings():
         # A mapped file is read-only, and so are its tensors here: nothing writes to them.
         warnings.simplefilter("ignore", UserWarning)

@@ -33,6 +33,11 @@ class TextTokenizer:
         self.eos_token = _special(settings, "eos_token")
         self.bos_token_id = self._id_of(self.bos_token)
         self.eos_token_id = self._id_of(self.eos_token)
+        self._special = frozenset(
+            int(number)
+            for number, token in self._tokenizer.get_added_tokens_decoder().items()
+            if token.special
+        )
 
     def _id_of(self, token: str) -> int | None:
         found: int | None = self._tokenizer.token_to_id(token) if token else None
@@ -68,13 +73,14 @@ class TextTokenizer:
         )
         return self.encode(text) if tokenize else text
 
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that stand for no text: starts, ends, turns."""
+        return self._special
+
     def pieces(self) -> list[bytes]:
         """The bytes that each token id shows, by id; special tokens show nothing."""
-        special = {
-            int(number)
-            for number, token in self._tokenizer.get_added_tokens_decoder().items()
-            if token.special
-        }
+        special = self._special
         decoder = json.loads(self._tokenizer.to_str()).get("decoder") or {}
         spell = _bytes_of_symbols if "ByteLevel" in json.dumps(decoder) else _bytes_of_words
         size = len(self)

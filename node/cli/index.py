@@ -56,6 +56,9 @@ def build(
     spans: Annotated[
         int, typer.Option(min=0, max=3_000, help="bps of the data part for verbatim spans")
     ] = 0,
+    citations: Annotated[
+        int, typer.Option(min=0, max=3_000, help="bps for records that an answer cites")
+    ] = 0,
 ) -> None:
     """Make the index of a snapshot: all contributions that the version was trained on."""
     frame = frame_of(ctx)
@@ -72,10 +75,9 @@ def build(
     from node.attribution.datanets import place_records
     from node.attribution.index import Index, IndexInvalid
     from node.attribution.runners import ShardLost
-    from node.ledger.wire.claims import GRADIENT, GRADIENT_ONLY, MIX_TOTAL_BPS, SPAN
 
     members = _members(records)
-    mix = ((GRADIENT, MIX_TOTAL_BPS - spans), (SPAN, spans)) if spans else GRADIENT_ONLY
+    mix = _mix(spans, citations)
     spec = replace(_spec(base, adapter, members), shard_records=shard, mix=mix)
     tokenizer = tokenizer_of(base)
     try:
@@ -103,6 +105,14 @@ def build(
         *[f"no row: record {at} of contribution {number}" for number, at in made.left_out],
     ]
     frame.show("index.build/1", fields, lines)
+
+
+def _mix(spans: int, citations: int) -> tuple[tuple[int, int], ...]:
+    """Scorers and their bps, as the index declares them; what is not asked for is not named."""
+    from node.ledger.wire.claims import GRADIENT, MIX_TOTAL_BPS, RETRIEVAL, SPAN
+
+    parts = ((GRADIENT, MIX_TOTAL_BPS - spans - citations), (SPAN, spans), (RETRIEVAL, citations))
+    return tuple((scorer, bps) for scorer, bps in parts if bps)
 
 
 @app.command()

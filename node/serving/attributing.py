@@ -15,6 +15,7 @@ import trio
 
 from consensus.primitives.errors import Invalid
 from node.attribution.attribute import NO_SKETCH, Version, attribute
+from node.attribution.citing import Citing, Retrieved
 from node.attribution.index import Index
 from node.attribution.score import Kernel, integers
 from node.attribution.scorers import Answer
@@ -33,6 +34,7 @@ class HeldIndex:
     index: Index
     folder: str
     version: Version
+    citing: Citing | None = None  # where the index's mix has citations and its texts are here
 
 
 class Attributed(NamedTuple):
@@ -64,10 +66,30 @@ class Attributor:
         self._run_blocking = run_blocking
         self.counters: Counter[str] = Counter()
 
+    async def retrieve(
+        self, model: int, version: int, prompt: Sequence[int], max_out: int
+    ) -> Retrieved:
+        """What the engine reads in place of `prompt`: records first, where the version cites."""
+        held = self._find_index(model, version)
+        if held is None or held.citing is None:
+            return Retrieved((), tuple(prompt))
+        found: Retrieved = await self._run_blocking(held.citing.retrieve, prompt, max_out)
+        self.counters["retrieved"] += len(found.rows)
+        return found
+
     async def attribute(
-        self, model: int, version: int, prompt: Sequence[int], answers: Sequence[Sequence[int]]
+        self,
+        model: int,
+        version: int,
+        prompt: Sequence[int],
+        answers: Sequence[Sequence[int]],
+        retrieved: Sequence[int] = (),
     ) -> Attributed:
-        """Credits, sketch and statement; `UNATTRIBUTED` without index, gradient or answer."""
+        """Credits, sketch and statement; `UNATTRIBUTED` without index, gradient or answer.
+
+        `prompt` as the payer gave it; `retrieved`: the rows whose records
+        stood before it.
+        """
         held = self._find_index(model, version)
         spoken = tuple(tuple(ids) for ids in answers if ids)
         if held is None or not spoken:
@@ -85,14 +107,12 @@ class Attributor:
             return self._without(error.code)
         if not sketch.data:
             return self._without(sketch.error or "no_gradient")
+        said = Answer.of(prompt, spoken)
+        if held.citing is not None:
+            said = held.citing.read(prompt, spoken, retrieved)
         try:
             found = await self._run_blocking(
-                attribute,
-                held.index,
-                sketch.data,
-                held.version,
-                self._kernel,
-                Answer.of(prompt, spoken),
+                attribute, held.index, sketch.data, held.version, self._kernel, said
             )
         except Invalid as error:  # norms out of bounds: an honest receipt then has no sketch
             return self._without(error.code)

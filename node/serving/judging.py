@@ -133,6 +133,14 @@ def may_be_remote(order: Order, sampling: OrderSampling) -> bool:
     return not sampling.temperature_milli or bool(order.flags & REMOTE_OK)
 
 
+Retrieve = Callable[[Sequence[int], int], Sequence[int]]  # of prompt, and of tokens to come
+
+
+def nothing_retrieved(prompt: Sequence[int], max_out: int) -> Sequence[int]:
+    """Of a version that cites nothing: the engine read the prompt as it is."""
+    return prompt
+
+
 # --- what is exact
 
 
@@ -230,8 +238,14 @@ def _check_status(receipt: Receipt, evidence: Evidence) -> None:
 # --- what is measured
 
 
-def items_of(served: Served, bounds: Bounds) -> list[ScoreItem]:
-    """What an engine is asked to run again, one for each choice."""
+def items_of(
+    served: Served, bounds: Bounds, retrieve: Retrieve = nothing_retrieved
+) -> list[ScoreItem]:
+    """What an engine is asked to run again, one for each choice.
+
+    `retrieve` gives what the engine read in place of the prompt: of a version whose mix has
+    citations, whoever holds its records knows it.
+    """
     evidence, sampling = served.evidence, served.sampling
     seed = None
     if sampling.temperature_milli:
@@ -247,8 +261,9 @@ def items_of(served: Served, bounds: Bounds) -> list[ScoreItem]:
         flags=sampling.flags,
     )
     adapter = evidence.adapter or None
+    prompt = tuple(retrieve(served.prompt, sampling.max_tokens))
     return [
-        ScoreItem(adapter, served.prompt, ids, asked, seed, place, bounds.margin.suspect)
+        ScoreItem(adapter, prompt, ids, asked, seed, place, bounds.margin.suspect)
         for place, ids in enumerate(served.answers)
     ]
 
@@ -299,14 +314,16 @@ async def check_answer(
     manifest: Manifest,
     vocabulary: Vocabulary,
     score: Callable[[Sequence[ScoreItem]], Awaitable[Sequence[Score]]],
+    retrieve: Retrieve = nothing_retrieved,
 ) -> Judgement:
-    """All of it; `score` is `Engine.score` of an engine that has the version's weights."""
+    """All of it; `score` is `Engine.score` of an engine that has the version's weights, `retrieve`
+    as in `items_of`."""
     bounds = bounds_of(manifest)
     try:
         served = read_claims(receipt, evidence_raw, manifest, vocabulary)
     except Invalid as error:
         return Judgement(Finding.FAIL, (error.code,), None)
-    return judge(served, await score(items_of(served, bounds)), bounds)
+    return judge(served, await score(items_of(served, bounds, retrieve)), bounds)
 
 
 def _distance(mine: Sequence[float], theirs: Sequence[float]) -> float:

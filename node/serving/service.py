@@ -15,6 +15,7 @@ from typing import Any, Final
 import trio
 
 from consensus.primitives.errors import Invalid
+from node.attribution.citing import Retrieved
 from node.ledger.amounts import BPS, price
 from node.ledger.rules.channels import find_spender_key
 from node.ledger.state import State
@@ -105,7 +106,10 @@ REFUSE_FAULT: Final = ((Overloaded, exchange.OVERLOADED), (TooLong, exchange.OVE
                        (EngineLost, exchange.GENERATION_FAILED),
                        (Unsupported, exchange.NOT_SERVED))  # fmt: skip
 
-Attribute = Callable[[int, int, Sequence[int], Sequence[Sequence[int]]], Awaitable[Attributed]]
+Attribute = Callable[
+    [int, int, Sequence[int], Sequence[Sequence[int]], Sequence[int]], Awaitable[Attributed]
+]
+Retrieve = Callable[[int, int, Sequence[int], int], Awaitable[Retrieved]]
 Version = tuple[int, int]  # model, model version
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
@@ -114,9 +118,10 @@ class InferenceService:
     """Serves `infer` streams for one provider.
 
     `stream_errors`: what reading or writing a stream may raise. `sign`: with the provider's key.
-    `is_current`: whether our ledger is as far as the others'; prices and promises are judged by
-    it. `has_engine`: whether a worker serves now. `has_room`: whether a receipt can be kept.
-    `blame` is told of a peer that sent what is no frame, or began with another than a start.
+    `retrieve` puts records before a prompt, where a version's answers cite them. `is_current`:
+    whether our ledger is as far as the others'; prices and promises are judged by it.
+    `has_engine`: whether a worker serves now. `has_room`: whether a receipt can be kept. `blame`
+    is told of a peer that sent what is no frame, or began with another than a start.
     """
 
     def __init__(
@@ -126,6 +131,7 @@ class InferenceService:
         provider: bytes,
         sign: Callable[[bytes], bytes],
         engine: Engine,
+        retrieve: Retrieve,
         attribute: Attribute,
         book: ReceiptBook,
         find_model: FindModel,
@@ -144,6 +150,7 @@ class InferenceService:
         self._provider = provider
         self._sign = sign
         self._engine = engine
+        self._retrieve = retrieve
         self._attribute = attribute
         self._book = book
         self._find_model = find_model
@@ -244,11 +251,12 @@ class InferenceService:
         if job.is_seeded and not job.is_payer_seeded:
             provider_nonce = self._random(32)
         answer = Answer(job.sampling.n)
+        retrieved = await self._retrieved(job)
         request = GenRequest(
             id=self._random(16),
             tenant=job.channel.payer,
             adapter=job.model.adapter,
-            prompt=job.prompt,
+            prompt=retrieved.prompt,
             sampling=engine_sampling(job.sampling),
             seed=self._early_seed(job),
             deadline_ms=job.order.deadline_ms,
@@ -264,7 +272,8 @@ class InferenceService:
         if answer.delivered == 0 and not answer.is_complete:
             raise OrderRefused(exchange.GENERATION_FAILED, "nothing was delivered")
         delivered_s = trio.current_time()
-        served = await self._sign_receipt(line, job, answer, provider_nonce, started_ms)
+        attributed = await self._attributed(line, job, answer.ids(), retrieved.rows)
+        served = await self._sign_receipt(job, answer, attributed, provider_nonce, started_ms)
         await line.write(_finished(served))
         self.receipt_delay.note(trio.current_time() - delivered_s)
         self.counters["served"] += 1
@@ -369,11 +378,15 @@ class InferenceService:
     # --- the receipt
 
     async def _sign_receipt(
-        self, line: Line, job: Job, answer: Answer, provider_nonce: bytes, started_ms: int
+        self,
+        job: Job,
+        answer: Answer,
+        attributed: Attributed,
+        provider_nonce: bytes,
+        started_ms: int,
     ) -> Served:
-        """Attribute, sign, keep. What it returns is durable and may be sent."""
+        """Sign and keep. What it returns is durable and may be sent."""
         ids = answer.ids()
-        attributed = await self._attributed(line, job, ids)
         credits = encode_credits(attributed.credits)
         evidence = self._evidence(job, answer, ids, provider_nonce)
         tokens_out = answer.delivered
@@ -423,14 +436,24 @@ class InferenceService:
         self.earned[which] += fee
         return served
 
-    async def _attributed(self, line: Line, job: Job, ids: Sequence[Sequence[int]]) -> Attributed:
+    async def _retrieved(self, job: Job) -> Retrieved:
+        """What the engine reads. The payer's own prompt alone is counted, paid for and signed."""
+        if not job.model.has_index:
+            return Retrieved((), job.prompt)
+        which = job.order.model, job.order.model_version
+        return await self._retrieve(*which, job.prompt, job.sampling.max_tokens)
+
+    async def _attributed(
+        self, line: Line, job: Job, ids: Sequence[Sequence[int]], retrieved: Sequence[int]
+    ) -> Attributed:
         """Credits of the answer; meanwhile the payer hears that we live."""
         if job.order.flags & PRIVATE or not job.model.has_index:
             return UNATTRIBUTED
         found = UNATTRIBUTED
         async with trio.open_nursery() as nursery:
             nursery.start_soon(line.stay_alive)
-            found = await self._attribute(job.order.model, job.order.model_version, job.prompt, ids)
+            which = job.order.model, job.order.model_version
+            found = await self._attribute(*which, job.prompt, ids, retrieved)
             nursery.cancel_scope.cancel()
         return found
 

@@ -8,6 +8,7 @@ rounding only; times are of CPU, so that load does not show. About eight minutes
 """
 
 import argparse
+import random
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ MASKS_SEED: Final = 7
 SCAN_ROWS: Final = 100_000
 SCAN_ROUNDS: Final = 15
 THIEFS_VICTIM: Final = 3  # neither copied nor poisoned
+PAIRS: Final = 300  # of questions of two owners
+PAIRS_SEED: Final = 5
 JUNK: Final = ("filler", "garbage")
 
 BUDGETS: Final = (
@@ -157,6 +160,29 @@ def paraphrase_share(base: Base, honest: Study, datanet: Datanet, paid: Paid, ho
     return float(after.parts[:, -1].sum() / paid.parts[:, THIEFS_VICTIM].sum())
 
 
+def lesser_of_two(made: Study, datanet: Datanet, paid: Paid) -> float:
+    """What the worse paid of two owners gets, on average, of an answer made of a fact of each.
+
+    No question of a world has two owners, so a rule against rewording that robs a second source
+    looks good in every other figure; half would be just.
+    """
+    chance = random.Random(PAIRS_SEED)
+    owners = made.base.world.owners
+    owned = [i for i, question in enumerate(datanet.questions) if question.owner < owners]
+    pairs: list[tuple[int, int]] = []
+    while len(pairs) < PAIRS:
+        one, other = chance.sample(owned, 2)
+        if datanet.questions[one].owner != datanet.questions[other].owner:
+            pairs.append((one, other))
+    first, second = (list(members) for members in zip(*pairs, strict=True))
+    # A gradient is a mean over an answer's tokens, and the projection is linear.
+    sketches = sketches_of([half[first] + half[second] for half in paid.sums])
+    parts = paid_bps(attribute_all(made, sketches), datanet.contributors).double() / TOTAL_BPS
+    both = torch.tensor([[datanet.questions[i].owner for i in pair] for pair in pairs])
+    is_paid = parts.sum(1) > 0
+    return float(parts.gather(1, both).min(1).values[is_paid].mean())
+
+
 def lds_of_all(made: Study, datanet: Datanet, paid: Paid, truth: Truth) -> dict[str, float]:
     """The quality of our scores and pay, and of what we are compared with."""
     asked = [(question.prompt, question.answer) for question in datanet.questions]
@@ -200,8 +226,8 @@ def mean(values: Tensor) -> float:
 def scan_ms() -> float:
     """Least CPU milliseconds of a scan of 100,000 rows by the kernel that a node would use: others
     on the machine take memory bandwidth, which counts as our CPU."""
-    random = np.random.default_rng(1)
-    rows = random.integers(-127, 128, (SCAN_ROWS, ROW_BYTES), np.int8)
+    draw = np.random.default_rng(1)
+    rows = draw.integers(-127, 128, (SCAN_ROWS, ROW_BYTES), np.int8)
     kernel, sketch = choose_kernel([int_mm]), rows[0].tobytes()
     took = []
     for _ in range(SCAN_ROUNDS):
@@ -237,6 +263,7 @@ def measure(world: World, home: Path, adapters: int) -> dict[str, float]:
         **shares_of_kinds(datanet, world, paid),
         **unknown_to_fund(made, datanet),
         "answered": answered(made, datanet),
+        "lesser_of_two_share": lesser_of_two(made, datanet, paid),
         "paraphrase_share_of_victim": paraphrase_share(base, made, datanet, paid, home / "robbed"),
         "scan_ms_1e5": scan_ms(),
         "index_cost_ratio": index_cost(made, home / "again"),

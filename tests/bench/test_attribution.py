@@ -53,6 +53,7 @@ def figures(studied: Studied) -> dict[str, float]:
         **attribution.shares_of_kinds(datanet, SMALL, paid),
         **attribution.unknown_to_fund(made, datanet),
         "answered": attribution.answered(made, datanet),
+        "lesser_of_two_share": attribution.lesser_of_two(made, datanet, paid),
     }
 
 
@@ -74,6 +75,12 @@ def test_pay_follows_what_contributors_are_worth(figures: dict[str, float]) -> N
 def test_owner_of_the_fact_is_paid(figures: dict[str, float]) -> None:
     assert figures["owner_share"] >= 0.80
     assert figures["recall_at_1"] >= 0.85
+
+
+def test_who_tells_another_fact_is_paid_too(figures: dict[str, float]) -> None:
+    """.17; a rule that pays only what exceeds all earlier rows comes to .10, the highest row alone
+    to 0."""
+    assert figures["lesser_of_two_share"] >= 0.12
 
 
 @pytest.mark.parametrize(

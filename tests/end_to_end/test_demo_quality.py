@@ -1,13 +1,15 @@
 """The demo is true: questions are answered right, and who knew the fact is paid most.
 
 Over the demo's three Datanets, by the product's own base, adapters, index and engine: each fact
-is asked in two phrasings that no record has; the sketch is of the answer that was served.
+is asked in two phrasings that no record has; the sketch is of the answer that was served. Asked
+too is of things that no Datanet names: their data part should go to the model's fund.
 Prototype over four seeds: 95.8 to 99.5 % right; judge all three Datanets together (page 50).
 """
 
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,15 +56,20 @@ CHAIN_ID = sha256(b"the demo's quality")
 
 @dataclass(frozen=True)
 class Answer:
-    """One question's outcome; `paid` is bps by contributor."""
+    """One question's outcome; `paid` is bps by contributor, `fact` None if no record knows it."""
 
-    fact: Fact
+    fact: Fact | None
     text: str
     paid: dict[int, int]
 
     @property
     def is_right(self) -> bool:
-        return self.fact.is_right(self.text)
+        return self.fact is not None and self.fact.is_right(self.text)
+
+    @property
+    def owner(self) -> int:
+        """Who alone knows the fact; nobody has number −1."""
+        return -1 if self.fact is None else self.fact.owner
 
     @property
     def top(self) -> int | None:
@@ -78,7 +85,13 @@ def goods() -> Goods:
 
 
 @pytest.fixture(scope="module")
-def answers(goods: Goods, tmp_path_factory: pytest.TempPathFactory) -> list[Answer]:
+def answers(everything: list[Answer]) -> list[Answer]:
+    """Those about facts of the Datanets."""
+    return [answer for answer in everything if answer.fact is not None]
+
+
+@pytest.fixture(scope="module")
+def everything(goods: Goods, tmp_path_factory: pytest.TempPathFactory) -> list[Answer]:
     import torch
 
     before = torch.get_num_threads()
@@ -90,15 +103,16 @@ def answers(goods: Goods, tmp_path_factory: pytest.TempPathFactory) -> list[Answ
 
 
 def ask_all(base: Path, good: Good, home: Path) -> Iterator[Answer]:
-    """Every fact of one Datanet in its held-back phrasings, served in mixed batches of 32."""
+    """Every fact of one Datanet in its held-back phrasings, and as many questions about things
+    that it does not name, served in mixed batches of 32."""
     index = build(base, good, home)
     core, adapter = start(base, good), good.adapter
     tokenizer = TextTokenizer(base)
-    asked = [
-        (fact, encode_prompt(tokenizer, question))
-        for fact in good.world.facts
-        for question in fact.held_back_questions()
+    questions: list[tuple[Fact | None, str]] = [
+        (fact, question) for fact in good.world.facts for question in fact.held_back_questions()
     ]
+    questions += [(None, question) for question in unknown_questions(good)]
+    asked = [(fact, encode_prompt(tokenizer, question)) for fact, question in questions]
     said = generate(core, adapter.final, [prompt for _, prompt in asked])
     texts = [(prompt, ids) for (_, prompt), (ids, _) in zip(asked, said, strict=True)]
     sketches = sketch(core, good, index, texts)
@@ -107,6 +121,16 @@ def ask_all(base: Path, good: Good, home: Path) -> Iterator[Answer]:
         # Contribution numbers start at 1 and follow the contributors.
         credits = attribute(index, data, version).credits if data else ()
         yield Answer(fact, text, {number - 1: bps for number, bps in credits})
+
+
+def unknown_questions(good: Good) -> list[str]:
+    """As many as known ones, in the same phrasings, about names that no record has."""
+    chance, domain = random.Random(f"unknown:{good.name}"), good.world.domain
+    named = {fact.thing for fact in good.world.facts}
+    free = [first + last for first in domain.first for last in domain.last]
+    strangers = chance.sample([name for name in free if name not in named], len(good.world.facts))
+    asked = [(thing, chance.choice(domain.relations)) for thing in strangers]
+    return [relation.ask(thing, phrasing) for thing, relation in asked for phrasing in HELD_BACK]
 
 
 def start(base: Path, good: Good) -> SlotCore:
@@ -188,13 +212,20 @@ def test_at_least_nine_in_ten_are_answered_right_and_pay_the_owner_most(
 ) -> None:
     assert len(answers) == 3 * 36 * len(HELD_BACK)
     right = mean(answer.is_right for answer in answers)
-    owner_first = mean(answer.top == answer.fact.owner for answer in answers)
-    both = mean(a.is_right and a.top == a.fact.owner for a in answers)
+    owner_first = mean(answer.top == answer.owner for answer in answers)
+    both = mean(a.is_right and a.top == a.owner for a in answers)
     assert both >= 0.9, (right, owner_first)
 
 
 def test_owner_gets_most_of_the_data_part(answers: list[Answer]) -> None:
-    assert mean(answer.paid.get(answer.fact.owner, 0) for answer in answers) >= 8_000
+    assert mean(answer.paid.get(answer.owner, 0) for answer in answers) >= 8_500
+
+
+def test_what_no_record_knows_goes_to_the_fund(everything: list[Answer]) -> None:
+    """216 questions scatter by ±3 %."""
+    unknown = [answer for answer in everything if answer.fact is None]
+    assert len(unknown) == 3 * 36 * len(HELD_BACK)
+    assert mean(not answer.paid for answer in unknown) >= 0.6
 
 
 @pytest.mark.parametrize("thief", [COPIER, JUNK])

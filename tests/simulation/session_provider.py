@@ -6,7 +6,7 @@ checks, the book and the bundler are the product's, and thousands of sessions ta
 put together.
 """
 
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -18,6 +18,7 @@ from ledger_kit import PROVIDER, fee_of
 from simulation.session_ledger import SessionLedger, require
 
 from consensus.primitives.errors import Invalid
+from node.attribution.citing import Retrieved
 from node.ledger import tables
 from node.ledger.rules.channels import lane_of
 from node.ledger.wire import exchange
@@ -118,7 +119,8 @@ class ProviderSide:
         )
         self.service = InferenceService(
             chain_id=CHAIN, provider=PROVIDER.key, sign=PROVIDER.sign, engine=self.engine,
-            attribute=self._attribute, book=self.book, find_model=lambda *_: self.model,
+            retrieve=self._retrieve, attribute=self._attribute, book=self.book,
+            find_model=lambda *_: self.model,
             get_state=lambda: self.ledger.state, is_current=lambda: True, has_engine=lambda: True,
             has_room=lambda: True, note_receipt=lambda: None, blame=lambda peer: None,
             stream_errors=(NetworkError,), now_ms=self._now_ms, random_bytes=self.rng.randbytes,
@@ -139,6 +141,9 @@ class ProviderSide:
 
     async def _at_once(self, function: Any, *arguments: Any) -> Any:
         return function(*arguments)
+
+    async def _retrieve(self, _: int, __: int, prompt: Sequence[int], ___: int) -> Retrieved:
+        return Retrieved((), tuple(prompt))
 
     async def _attribute(self, *_: Any) -> Any:
         return UNATTRIBUTED
@@ -210,8 +215,8 @@ class ProviderSide:
         if answer.delivered == 0:
             return None
         signing = self.service._sign_receipt(
-            _Line(), job, answer, ZERO_HASH, running.started_ms  # type: ignore[arg-type]
-        )  # fmt: skip
+            job, answer, UNATTRIBUTED, ZERO_HASH, running.started_ms
+        )
         return self.reply_of(run_now(signing))
 
     def overdue(self) -> list[int]:

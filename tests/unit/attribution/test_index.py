@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from attribution_kit import open_index, sound_rows, write_index
+from attribution_kit import CITING, open_index, sound_rows, write_index
 
 from consensus.primitives import merkle
 from node.attribution import index as files
@@ -95,14 +95,9 @@ def test_index_with_swapped_clusters_is_refused(tmp_path: Path) -> None:
     assert refusal.value.reason == "clusters_root"
 
 
-def test_index_of_a_mix_we_cannot_score_is_refused(tmp_path: Path) -> None:
-    folder, _ = write_index(tmp_path, sound_rows(3))
-    header = claims.decode_header((folder / "header").read_bytes())
-    raw = claims.encode_header(header._replace(mix=((0, 8_000), (2, 2_000))))
-    (folder / "header").write_bytes(raw)
-    with pytest.raises(IndexInvalid) as refusal:
-        Index.open(folder, claims.index_root(raw))
-    assert refusal.value.reason == "scorer"
+def test_index_of_a_mix_with_citations_opens(tmp_path: Path) -> None:
+    folder, root = write_index(tmp_path, sound_rows(3), plain=CITING)
+    assert Index.open(folder, root).header.mix == CITING
 
 
 @pytest.mark.parametrize("rows", [1, 2, 40])

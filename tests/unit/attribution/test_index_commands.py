@@ -110,3 +110,11 @@ def test_spans_are_asked_for_by_their_part(goods, tmp_path: Path, capsys: Captur
     (folder,) = tmp_path.iterdir()
     shown = told(capsys, tmp_path, "index", "show", str(folder))
     assert shown["mix"] == [[0, 7_500], [1, 2_500]]
+
+
+def test_citations_are_asked_for_beside_spans(goods, tmp_path: Path, capsys: Capture) -> None:
+    words = [*goods[:2], str(tmp_path), *goods[2:], "--spans", "2500", "--citations", "1000"]
+    told(capsys, tmp_path, "index", "build", *words)
+    (folder,) = tmp_path.iterdir()
+    shown = told(capsys, tmp_path, "index", "show", str(folder))
+    assert shown["mix"] == [[0, 6_500], [1, 2_500], [2, 1_000]]

@@ -51,6 +51,18 @@ def test_kernel_that_differs_is_not_used(kernel: score.Kernel) -> None:
     assert score.choose_kernel([kernel]) is score.integers
 
 
+def test_quicker_of_two_exact_kernels_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(rows: score.Rows, sketch: NDArray[np.int8]) -> score.Scores:
+        for _ in range(19):
+            numpys(rows, sketch)
+        return numpys(rows, sketch)
+
+    numpys = score.integers
+    assert score.choose_kernel([slow]) is numpys
+    monkeypatch.setattr(score, "integers", slow)
+    assert score.choose_kernel([numpys]) is numpys
+
+
 def test_without_an_exact_kernel_attribution_does_not_start(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 import trio
+from attribution_kit import CITING
 from bundle_kit import CHAIN, party
 from exchange_kit import at_once
 from goods_kit import NAME, Shelf, make_shelf, put_version, with_manifest
-from ledger_kit import NOW_MS, new_state
+from ledger_kit import NOW_MS, PAYER, add_contribution, new_state
 
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node import holdings
+from node.attribution.datanets import contribution_root, encode_records, make_record
 from node.holdings import FOLDERS, LOOK_S, Holdings, check_identity, find_current
 from node.ledger import tables
 from node.ledger.state import State
@@ -43,10 +45,15 @@ class Town:
 
 @asynccontextmanager
 async def town(
-    root: Path, *, serves: bool = True, names: tuple[str, ...] = (NAME,), holds: bool = True
+    root: Path,
+    *,
+    serves: bool = True,
+    names: tuple[str, ...] = (NAME,),
+    holds: bool = True,
+    shelf: Shelf | None = None,
 ) -> AsyncIterator[Town]:
     hub, stores, blobs = MemoryHub(seed=1), {}, {}
-    state, shelf = new_state(), make_shelf(root / "goods")
+    state, shelf = new_state(), shelf or make_shelf(root / "goods")
     put_version(state, shelf)
     penalties: list[tuple[bytes, str]] = []
     async with trio.open_nursery() as nursery:
@@ -358,3 +365,70 @@ def raising(error: Exception):
             raise ValueError("what a parser makes of it") from why
 
     return read
+
+
+# --- versions whose answers cite records
+
+
+def give(at: Town, root: Path, number: int, said: str) -> None:
+    """Contribution `number` in the source's store, with a record for each position there is."""
+    records = [make_record("", f"{said} {number} {place}.") for place in range(8)]
+    raw = encode_records(records)
+    folder = root / f"texts-{number}"
+    folder.mkdir()
+    (folder / "content").write_bytes(raw)
+    at.stores[SOURCE].add_folder(CONTENT, sha256(raw), folder)
+    root = contribution_root(records)
+    given = {"content_hash": sha256(raw), "size_bytes": len(raw), "root": root}
+    add_contribution(at.state, number, PAYER, **given)
+
+
+async def test_who_serves_answers_that_cite_holds_the_records(tmp_path, autojump_clock) -> None:
+    shelf = make_shelf(tmp_path / "goods", mix=CITING, bare=False)
+    async with town(tmp_path, shelf=shelf) as at:
+        await at.look()
+        assert at.holdings.find(1, 1) is None, "not without them"
+        for number, said in ((1, "Altara rests"), (2, "Belnis glows")):
+            give(at, tmp_path, number, said)
+        await at.look()
+        index = at.holdings.find_index(1, 1)
+        prompt = tuple(b"who glows at Belnis 2 7?")
+        found = index.citing.retrieve(prompt, 9)
+        assert found.rows[0] == 7
+        assert bytes(found.prompt).startswith(b"[1] Belnis glows 2 7.\n")
+        assert bytes(found.prompt).endswith(bytes(prompt))
+
+
+async def test_texts_that_were_not_contributed_are_not_shown(tmp_path, autojump_clock) -> None:
+    shelf = make_shelf(tmp_path / "goods", mix=CITING, bare=False)
+    async with town(tmp_path, shelf=shelf) as at:
+        for number in (1, 2):
+            give(at, tmp_path, number, "Altara rests")
+        record = at.state.get(tables.CONTRIBUTION, 2)
+        at.state.put(tables.CONTRIBUTION, (2,), record._replace(root=sha256(b"others")))
+        await at.look()
+        assert at.holdings.find(1, 1) is None
+        at.state.put(tables.CONTRIBUTION, (2,), record)
+        await at.look()
+        assert at.holdings.find(1, 1) is not None
+
+
+async def test_auditor_of_answers_that_cite_needs_no_texts(tmp_path, autojump_clock) -> None:
+    """What is stated of them is checked by who is shown prompt and answer."""
+    shelf = make_shelf(tmp_path / "goods", mix=CITING, bare=False)
+    async with town(tmp_path, serves=False, shelf=shelf) as at:
+        await at.look()
+        assert at.holdings.find_index(1, 1).citing is None
+
+
+@pytest.mark.parametrize(("limit", "most"), [("CITED_ROWS_MAX", 7), ("CITED_BYTES_MAX", 200)])
+async def test_index_of_more_texts_than_are_held_is_not_served(
+    tmp_path, autojump_clock, monkeypatch, limit, most
+) -> None:
+    monkeypatch.setattr(holdings, limit, most)
+    shelf = make_shelf(tmp_path / "goods", mix=CITING, bare=False)
+    async with town(tmp_path, shelf=shelf) as at:
+        for number in (1, 2):
+            give(at, tmp_path, number, "Altara rests")
+        await at.look()
+        assert at.holdings.find(1, 1) is None

@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import trio
-from attribution_kit import VERSION, mix_rows, open_index
+from attribution_kit import CITING, VERSION, mix_rows, sound_rows, write_index
 from exchange_kit import at_once
 
 from node.attribution.attribute import NO_SKETCH, attribute
+from node.attribution.citing import Retrieved
 from node.attribution.index import Index
-from node.ledger.wire.claims import sketch_hash
+from node.attribution.scorers import Answer
+from node.ledger.wire.claims import decode_statement, sketch_hash
 from node.serving.attributing import UNATTRIBUTED, Attributor, HeldIndex
 from node.serving.engine import EngineLost, GradItem, Overloaded, Sketch
 
@@ -34,13 +36,16 @@ class Engine:
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> Index:
-    return open_index(tmp_path_factory.mktemp("index"))
+    folder = tmp_path_factory.mktemp("index")
+    return Index.open(*write_index(folder, sound_rows(40), plain=CITING))
 
 
 @pytest.fixture
 def make(index: Index) -> Callable[..., Attributor]:
-    def make_attributor(sketch: Sketch | Exception, knows: bool = True) -> Attributor:
-        held = HeldIndex(index, "/folder", VERSION)
+    def make_attributor(
+        sketch: Sketch | Exception, knows: bool = True, citing: Any = None
+    ) -> Attributor:
+        held = HeldIndex(index, "/folder", VERSION, citing)
         engine: Any = Engine(sketch)
         return Attributor(
             engine=engine,
@@ -111,3 +116,35 @@ async def test_fault_of_ours_is_not_taken_for_a_missing_sketch(
 ) -> None:
     with pytest.raises(ZeroDivisionError):
         await make(ZeroDivisionError()).attribute(3, 2, PROMPT, ANSWERS)
+
+
+# --- versions whose answers cite
+
+
+class Shown:
+    """Shows row 2 to every prompt, and finds it cited by whoever was shown it."""
+
+    def retrieve(self, prompt: tuple[int, ...], max_out: int) -> Retrieved:
+        return Retrieved((2,), (max_out, *prompt))
+
+    def read(self, prompt: tuple[int, ...], answers: Any, rows: tuple[int, ...]) -> Answer:
+        return Answer.of(prompt, answers)._replace(cited=tuple((row, 3) for row in rows))
+
+
+async def test_engine_reads_records_first_and_the_sketch_is_of_the_prompt_alone(
+    make: Callable[..., Attributor], index: Index
+) -> None:
+    attributor = make(Sketch(leaning(index)), citing=Shown())
+    found = await attributor.retrieve(3, 2, PROMPT, 90)
+    assert found == ((2,), (90, *PROMPT))
+    made = await attributor.attribute(3, 2, PROMPT, ANSWERS, found.rows)
+    assert decode_statement(made.statement).retrieved == ((2, 3),)
+    (item,) = attributor._engine.items
+    assert item.prompt == PROMPT
+
+
+async def test_version_that_cites_nothing_is_asked_as_it_is(
+    make: Callable[..., Attributor], index: Index
+) -> None:
+    for attributor in (make(Sketch(b"")), make(Sketch(b""), knows=False)):
+        assert await attributor.retrieve(3, 2, PROMPT, 90) == ((), PROMPT)

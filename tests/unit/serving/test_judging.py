@@ -11,7 +11,7 @@ from consensus.primitives.errors import Invalid
 from node.ledger.wire.orders import PAYER_SEEDED, REMOTE_OK, encode_order, encode_sampling, pack_ids
 from node.ledger.wire.receipts import PARTIAL, answer_root
 from node.serving import verify
-from node.serving.engine import AdapterRef, EngineSettings, Score
+from node.serving.engine import AdapterRef, EngineSettings, Score, Token
 from node.serving.judging import (
     TABLE,
     Bound,
@@ -125,6 +125,29 @@ def test_answers_are_judged_by_the_class_that_their_version_pins(smooth_base, ad
     assert findings["fp32", "fp32"] == findings["bf16", "bf16"] == {Finding.PASS}
     assert findings["fp32", "bf16"] == {Finding.FAIL}
     assert Finding.FAIL not in findings["bf16", "fp32"]
+
+
+async def test_records_before_a_prompt_are_run_again_with_it(provider, auditor, adapter):
+    """Whoever holds the texts knows what the engine read; without them the answer is another's."""
+    (asked,) = questions(1, temperature_milli=0, flags=0)
+    before = tuple(b"[1] Belnis is amber.\n")
+    provider.submit(replace(asked.request(0, adapter[0]), prompt=before + asked.tokens))
+    tokens, finish = [], None
+    while finish is None:
+        for _, event in provider.step():
+            if isinstance(event, Token):
+                tokens.append(event)
+            else:
+                finish = event
+    told = asked.told(provider.info, adapter[0], tokens, finish)
+
+    async def score(items):
+        return auditor.run(items)
+
+    parts = told.receipt, told.evidence, auditor.manifest, auditor.vocabulary, score
+    found = await check_answer(*parts, lambda prompt, max_out: (*before, *prompt))
+    assert found.finding is Finding.PASS
+    assert (await check_answer(*parts)).finding is Finding.FAIL
 
 
 # --- cheats with other weights, told as the true ones

@@ -57,7 +57,7 @@ from node.ledger.wire.receipts import (
     verify_receipt,
 )
 from node.serving import verify
-from node.serving.attributing import Attributed
+from node.serving.attributing import UNATTRIBUTED, Attributed
 from node.serving.book import ReceiptBook
 from node.serving.checking import (
     CLAIM_LEFT_MS,
@@ -691,6 +691,31 @@ async def test_credits_and_sketch_go_into_receipt_and_frame(tmp_path, autojump_c
         start = make_start(channel, private, voucher={"lane": 1})
         *_, finished = await ask(world, start)
         assert (finished.sketch, finished.credits) == (b"", b"\x90")
+
+
+async def test_records_stand_before_the_prompt_and_cost_the_payer_nothing(
+    tmp_path, autojump_clock
+) -> None:
+    async with world_in(tmp_path) as world:
+        world.retrieved, world.before = (4, 2), (901, 902)
+        world.model = ServedModel(None, True, 0, True)
+        told = []
+
+        async def attribute(*given):
+            told.append(given)
+            return UNATTRIBUTED
+
+        world.attribute = attribute
+        world.service = world.new_service()
+        start = make_start(world.own_channel())
+        *_, finished = await ask(world, start)
+        (request,) = world.engine.requests
+        asked = request.prompt[2:]
+        assert request.prompt[:2] == (901, 902)
+        receipt = decode_receipt(finished.receipt)
+        assert (receipt.tokens_in, receipt.fee) == (len(asked), fee_of(3, 5))
+        assert told[0][2] == asked, "attributed is what the payer asked"
+        assert told[0][4] == (4, 2)
 
 
 async def test_a_discount_lowers_the_fee_and_not_the_hold(tmp_path, autojump_clock) -> None:

@@ -93,7 +93,7 @@ async def test_same_sketch_passes_with_every_figure(tmp_path: Path) -> None:
     assert await scene.audit() == answers.SketchAudit(
         scene.receipt, "facts-1", 1, "pass", "", 10**6, 10**6, 0, "fp32", 995_000, 50
     )
-    assert scene.asked == [(1, 1, PROMPT, ANSWERS)]
+    assert scene.asked == [(1, 1, PROMPT, ANSWERS, 8)]
 
 
 @pytest.mark.parametrize(

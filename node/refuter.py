@@ -28,7 +28,7 @@ from node.ledger.wire.receipts import Credits, Receipt, decode_credits, decode_r
 from node.ledger.wire.transactions import FraudProof, decode_fraud, encode_fraud
 from node.observe import get_log
 from node.peering.auditing import IndexAuditor
-from node.peering.audits import Audits, StatedClaim
+from node.peering.audits import CLAIMS_MAX, Audits, StatedClaim
 from node.peering.relay import Found, is_hidden
 from node.storage.segments import ENDED_FOLDER, put_away, sync_directory, write_durably
 from node.storage.views import View
@@ -39,7 +39,8 @@ LISTED_MAX: Final = 1_024  # blocks whose bundles are listed at once: a stop wai
 PROOFS_MAX: Final = 256
 SILENT_MAX: Final = 1_024  # providers that gave no answer lately
 TRIES: Final = 5  # to ask a provider what it stated
-ANSWER_S: Final = 10.0  # for all that is asked of one bundle
+ANSWER_S: Final = 10.0  # for what is asked of one bundle
+QUESTION_S: Final = 0.5  # and for each question of it: a provider allows so many a second
 PASS_S: Final = 30.0  # of looking, before the proofs at hand have their turn
 LOOK_EVERY_S: Final = 30.0
 SILENT_S_MAX: Final = 1_800.0  # LOOK_EVERY_S, and twice as long each time
@@ -114,7 +115,7 @@ class Refuter:
         self._send, self._now_ms, self._run_blocking = send, now_ms, run_blocking
         self._audited: dict[bytes, frozenset[Which]] = {}  # by hash, oldest first
         self._unseen: list[_Unseen] = []  # of which some index is here
-        self._lacking: list[_Unseen] = []  # of which none is
+        self._lacking: deque[_Unseen] = deque()  # of which none is
         self._silent: dict[bytes, _Silence] = {}  # by provider
         self._found: deque[Found] = deque()
         self._proofs: dict[tuple[bytes, int], _Proof] = {}
@@ -164,18 +165,23 @@ class Refuter:
         """Another index is here: what waited for it is looked at."""
         held = self._find_held()
         if held - self._held:
-            waiting, self._lacking = self._lacking, []
+            waiting, self._lacking = self._lacking, deque()
             for unseen in waiting:
                 self._file(unseen, held)
         self._held = held
 
     def _file(self, unseen: _Unseen, held: frozenset[Which]) -> None:
-        """With those that can be looked at, or with those that wait for an index."""
-        among = self._unseen if unseen.versions & held else self._lacking
-        if len(among) < UNSEEN_MAX:
-            among.append(unseen)
-        else:
+        """With those that can be looked at, or with those that wait for an index.
+
+        Of the latter the oldest go first: their money is paid before an index comes.
+        """
+        can_look = bool(unseen.versions & held)
+        if len(self._unseen if can_look else self._lacking) >= UNSEEN_MAX:
             self.counters["unseen_dropped"] += 1
+            if can_look:
+                return
+            self._lacking.popleft()
+        (self._unseen if can_look else self._lacking).append(unseen)
 
     def _list_settled(self) -> None:
         """Bundles of new blocks that we have not recomputed; at the start, of a window's blocks."""
@@ -218,9 +224,7 @@ class Refuter:
             if self._is_silent(unseen.provider):
                 self._unseen.append(unseen)
             elif state.has(tables.SETTLED, unseen.name):
-                is_answered = False
-                with trio.move_on_after(ANSWER_S):
-                    is_answered = await self._look_at(unseen)
+                is_answered = await self._look_at(unseen)
                 self._note_answer(unseen.provider, is_answered)
                 if is_answered and self._is_full():
                     waiting.append(unseen)  # what did not fit is proved later
@@ -272,7 +276,7 @@ class Refuter:
         ]
         if not ours:
             return True
-        stated = await self._audits.ask_claims(header.provider, (), bundle.hash, ours)
+        stated = await self._ask(header.provider, bundle.hash, ours)
         for place in ours:
             if self._is_full():
                 break
@@ -288,6 +292,15 @@ class Refuter:
             return False  # it may learn yet that we vote, and are owed sketches
         self.counters["rescanned"] += len(ours)
         return True
+
+    async def _ask(
+        self, provider: bytes, name: bytes, places: Sequence[int]
+    ) -> dict[int, StatedClaim] | None:
+        """What it states, if in time: what we then compute with it is not its silence."""
+        questions = -(-(places[-1] + 1 - places[0]) // CLAIMS_MAX)
+        with trio.move_on_after(ANSWER_S + QUESTION_S * questions):
+            return await self._audits.ask_claims(provider, (), name, places)
+        return None
 
     # --- proving
 

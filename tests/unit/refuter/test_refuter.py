@@ -473,3 +473,35 @@ async def test_provider_that_hides_its_sketches_is_asked_again(
         scene.shown_to = shown
         await trio.sleep(3 * LOOK_EVERY_S)
         assert len(scene.sent) == 1
+
+
+async def test_large_bundle_is_looked_at_at_the_rate_that_its_provider_allows(
+    tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a lie in one would be safe: its provider seems silent however often it is asked."""
+    monkeypatch.setattr("node.peering.audits.CLAIMS_MAX", 1)
+    monkeypatch.setattr("node.refuter.CLAIMS_MAX", 1)
+    async with running(tmp_path) as scene:
+        scene.hold()
+        true = [scene.court.claim() for _ in range(59)]
+        scene.settle(scene.make_bundle(*true, scene.court.claim(raise_score, 1)))
+        await trio.sleep(2 * LOOK_EVERY_S)
+        assert scene.audits.counters["audit_waited"] > 0
+        assert len(scene.sent) == 1
+
+
+async def test_newest_bundles_wait_for_an_index_where_not_all_can(
+    tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The money of the oldest has long been paid by the time that an index comes."""
+    monkeypatch.setattr("node.refuter.UNSEEN_MAX", 2)
+    async with running(tmp_path) as scene:
+        scene.held[8, 8] = (scene.court.index, scene.court.version)
+        for _ in range(2):
+            scene.settle(scene.make_bundle(scene.court.claim()))
+        scene.settle(scene.make_bundle(scene.court.claim(raise_score, 1)))
+        await trio.sleep(LOOK_EVERY_S)
+        assert scene.refuter.counters["unseen_dropped"] == 1
+        scene.hold()
+        await trio.sleep(2 * LOOK_EVERY_S)
+        assert len(scene.sent) == 1

@@ -437,11 +437,15 @@ class InferenceService:
         return served
 
     async def _retrieved(self, job: Job) -> Retrieved:
-        """What the engine reads. The payer's own prompt alone is counted, paid for and signed."""
+        """What the engine reads. The payer's own prompt alone is counted, paid for and signed.
+
+        By the order's length, of all choices: whoever looks again has the order, and not always
+        what its sampling's hash is of.
+        """
         if not job.model.has_index:
             return Retrieved((), job.prompt)
         which = job.order.model, job.order.model_version
-        return await self._retrieve(*which, job.prompt, job.sampling.max_tokens)
+        return await self._retrieve(*which, job.prompt, job.order.max_out)
 
     async def _attributed(
         self, line: Line, job: Job, ids: Sequence[Sequence[int]], retrieved: Sequence[int]

@@ -718,6 +718,17 @@ async def test_records_stand_before_the_prompt_and_cost_the_payer_nothing(
         assert told[0][4] == (4, 2)
 
 
+async def test_records_leave_room_for_the_orders_answer(tmp_path, autojump_clock) -> None:
+    """Who audits a sketch has the order and no sampling: for two choices it found other records."""
+    async with world_in(tmp_path) as world:
+        world.model = ServedModel(None, True, 0, True)
+        sampling = SAMPLING._replace(n=2)
+        order = make_order(sampling=sampling)
+        start = make_start(world.own_channel(), order, sampling, voucher={"hold": fee_of(3, 16)})
+        await ask(world, start)
+        assert world.rooms == [order.max_out] == [2 * sampling.max_tokens]
+
+
 async def test_a_discount_lowers_the_fee_and_not_the_hold(tmp_path, autojump_clock) -> None:
     async with world_in(tmp_path) as world:
         channel = world.own_channel()

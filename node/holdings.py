@@ -273,8 +273,15 @@ class Holdings:
 
 
 def make_citing(base: Path, records: Sequence[Record], tokens_max: int) -> Citing:
-    """By the tokenizer of the base in `base`. Blocks: it reads every text."""
-    return Citing(records, TextTokenizer(base), tokens_max)
+    """By the tokenizer of the base in `base`. Blocks: it reads every text.
+
+    Raises Invalid `holdings.tokenizer` where the base has none that can be read.
+    """
+    try:
+        tokenizer = TextTokenizer(base)
+    except Exception as error:  # what the parsers say of a stranger's file is theirs
+        raise Invalid("holdings.tokenizer", base=base.name, why=str(error)[:200]) from error
+    return Citing(records, tokenizer, tokens_max)
 
 
 def find_current(state: State, name: str) -> tuple[int, int] | None:

@@ -413,6 +413,17 @@ async def test_texts_that_were_not_contributed_are_not_shown(tmp_path, autojump_
         assert at.holdings.find(1, 1) is not None
 
 
+async def test_base_without_a_tokenizer_ends_no_node(tmp_path, autojump_clock) -> None:
+    """Its files are a stranger's, and what their parsers raise is no Invalid."""
+    shelf = make_shelf(tmp_path / "goods", mix=CITING, bare=True)
+    async with town(tmp_path, shelf=shelf) as at:
+        for number in (1, 2):
+            give(at, tmp_path, number, "Altara rests")
+        await at.look()
+        assert at.holdings.find(1, 1) is None
+        assert at.holdings.counters["failed"] == 1
+
+
 async def test_auditor_of_answers_that_cite_needs_no_texts(tmp_path, autojump_clock) -> None:
     """What is stated of them is checked by who is shown prompt and answer."""
     shelf = make_shelf(tmp_path / "goods", mix=CITING, bare=False)

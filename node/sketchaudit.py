@@ -84,10 +84,10 @@ class SketchAuditor:
         own = await self._attribute(
             receipt.model, receipt.model_version, told.prompt, told.answers, order.max_out
         )
+        if not own.sketch and (is_claimed or own.is_passing):
+            raise Invalid("audit.not_ready", why="the engine made no sketch; ask again")
         if not is_claimed:
             return _unclaimed(receipt_id, held, receipt, own, dtype)
-        if not own.sketch:
-            raise Invalid("audit.not_ready", why="the engine made no sketch; ask again")
         moved = moved_bps(own.credits, decode_credits(found.credits))
         pairs = zip(halves(own.sketch), halves(told.sketch), strict=True)
         early, middle = (cosine_ppm(*pair) for pair in pairs)

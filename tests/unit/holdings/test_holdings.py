@@ -18,7 +18,7 @@ from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node import holdings
 from node.attribution.datanets import contribution_root, encode_records, make_record
-from node.holdings import FOLDERS, LOOK_S, Holdings, check_identity, find_current
+from node.holdings import FOLDERS, LOOK_S, WRONG_S, Holdings, check_identity, find_current
 from node.ledger import tables
 from node.ledger.state import State
 from node.peering.blobs import Blobs
@@ -406,10 +406,11 @@ async def test_texts_that_were_not_contributed_are_not_shown(tmp_path, autojump_
             give(at, tmp_path, number, "Altara rests")
         record = at.state.get(tables.CONTRIBUTION, 2)
         at.state.put(tables.CONTRIBUTION, (2,), record._replace(root=sha256(b"others")))
-        await at.look()
+        await at.look(30)
         assert at.holdings.find(1, 1) is None
+        assert at.holdings.counters["failed"] == 1, "all is read to see it: not each second"
         at.state.put(tables.CONTRIBUTION, (2,), record)
-        await at.look()
+        await at.look(int(WRONG_S))
         assert at.holdings.find(1, 1) is not None
 
 

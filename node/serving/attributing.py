@@ -117,7 +117,7 @@ class Attributor:
             return self._without(sketch.error or "no_gradient")
         said = Answer.of(prompt, spoken)
         if held.citing is not None:
-            said = held.citing.read(prompt, spoken, retrieved)
+            said = await self._run_blocking(held.citing.read, prompt, spoken, retrieved)
         try:
             found = await self._run_blocking(
                 attribute, held.index, sketch.data, held.version, self._kernel, said

@@ -505,3 +505,28 @@ async def test_newest_bundles_wait_for_an_index_where_not_all_can(
         scene.hold()
         await trio.sleep(2 * LOOK_EVERY_S)
         assert len(scene.sent) == 1
+
+
+async def test_lies_that_never_settle_keep_no_other_from_being_proved(
+    tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cost their provider nothing, and each would have its place for a day."""
+    monkeypatch.setattr("node.refuter.PROOFS_MAX", 3)
+    monkeypatch.setattr("node.refuter.EARLY_MAX", 2)
+    async with running(tmp_path) as scene:
+        scene.hold()
+        settles = scene.make_bundle(scene.court.claim(raise_score))
+        early = [scene.make_bundle(UNBOUND) for _ in range(4)]
+        for lie in early:
+            ((receipt, credits),) = answers_of(lie)[1]
+            scene.refuter.note_false(Found(lie, 0, receipt, credits, StatedClaim(b"", b"")))
+            await trio.sleep(1)
+        assert scene.kept() == sorted(f"fraud-{lie.hash.hex()}-0" for lie in early[2:])
+        assert scene.ended() == []
+        scene.settle(settles)
+        await trio.sleep(LOOK_EVERY_S)
+        assert [proof.kind for proof in scene.sent] == [2]
+        for lie in early:
+            scene.settle(lie)
+        await trio.sleep(2 * LOOK_EVERY_S)
+        assert len(scene.sent) == 5, "what was forgotten is found again once it settles"

@@ -50,6 +50,8 @@ from node.ledger.wire.orders import (
     seed_commit,
 )
 from node.ledger.wire.receipts import (
+    COMPLETE,
+    PARTIAL,
     accumulate_receipt,
     accumulator_start,
     answer_root,
@@ -691,6 +693,19 @@ async def test_credits_and_sketch_go_into_receipt_and_frame(tmp_path, autojump_c
         start = make_start(channel, private, voucher={"lane": 1})
         *_, finished = await ask(world, start)
         assert (finished.sketch, finished.credits) == (b"", b"\x90")
+
+
+@pytest.mark.parametrize(("why", "status"), [("engine.lost", PARTIAL), ("no_answer", COMPLETE)])
+async def test_answer_whose_sketch_was_lost_with_its_worker_is_not_called_whole(
+    why: str, status: int, tmp_path, autojump_clock
+) -> None:
+    """An auditor that makes the sketch would else have shown the provider to be false."""
+    async with world_in(tmp_path) as world:
+        world.model = ServedModel(None, True, 0, True)
+        world.attributed = UNATTRIBUTED._replace(why=why)
+        *_, finished = await ask(world, make_start(world.own_channel()))
+        receipt = decode_receipt(finished.receipt)
+        assert (receipt.status, receipt.tokens_out) == (status, 5)
 
 
 async def test_records_stand_before_the_prompt_and_cost_the_payer_nothing(

@@ -37,6 +37,7 @@ from p2p.errors import NetworkError
 from p2p.network import PeerId
 
 LOOK_S: Final = 1.0  # between two looks at ledger and peers
+WRONG_S: Final = 60.0  # and at what is not as it should be: all of it is read to see that again
 GIB: Final = 1 << 30
 BYTES_MAX: Final = {ADAPTER: 2 * GIB, BASE: 64 * GIB, INDEX: 16 * GIB, CONTENT: 1 << 20}
 OUR_ERRORS: Final = frozenset(
@@ -135,13 +136,18 @@ class Holdings:
 
     async def run(self) -> None:
         """Look at the ledger for wanted versions and fetch what is missing, for ever."""
+        again_s: dict[str, float] = {}  # name → when to look again at what was wrong
         while True:
             for name in self._names:
+                if trio.current_time() < again_s.get(name, 0.0):
+                    continue
                 try:
                     await self._look_for(name)
                 except (NetworkError, Invalid, OSError) as error:
                     self.counters["failed"] += 1
                     log.warning("a model is not here yet", model=name, why=str(error))
+                    if isinstance(error, Invalid):
+                        again_s[name] = trio.current_time() + WRONG_S
             self._let_go()
             await trio.sleep(LOOK_S)
 
@@ -273,8 +279,15 @@ class Holdings:
 
 
 def make_citing(base: Path, records: Sequence[Record], tokens_max: int) -> Citing:
-    """By the tokenizer of the base in `base`. Blocks: it reads every text."""
-    return Citing(records, TextTokenizer(base), tokens_max)
+    """By the tokenizer of the base in `base`. Blocks: it reads every text.
+
+    Raises Invalid `holdings.tokenizer` where the base has none that can be read.
+    """
+    try:
+        tokenizer = TextTokenizer(base)
+    except Exception as error:  # what the parsers say of a stranger's file is theirs
+        raise Invalid("holdings.tokenizer", base=base.name, why=str(error)[:200]) from error
+    return Citing(records, tokenizer, tokens_max)
 
 
 def find_current(state: State, name: str) -> tuple[int, int] | None:

@@ -9,6 +9,8 @@ What this file does not know: how credits are recomputed, what a lie costs.
 
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -28,7 +30,7 @@ from node.ledger.wire.receipts import Credits, Receipt, decode_credits, decode_r
 from node.ledger.wire.transactions import FraudProof, decode_fraud, encode_fraud
 from node.observe import get_log
 from node.peering.auditing import IndexAuditor
-from node.peering.audits import Audits, StatedClaim
+from node.peering.audits import CLAIMS_MAX, Audits, StatedClaim
 from node.peering.relay import Found, is_hidden
 from node.storage.segments import ENDED_FOLDER, put_away, sync_directory, write_durably
 from node.storage.views import View
@@ -37,9 +39,11 @@ AUDITED_MAX: Final = 65_536  # bundles found true before they settled; the oldes
 UNSEEN_MAX: Final = 16_384  # settled ones that wait for an index, or for their provider's word
 LISTED_MAX: Final = 1_024  # blocks whose bundles are listed at once: a stop waits for the thread
 PROOFS_MAX: Final = 256
+EARLY_MAX: Final = 64  # of them of bundles that have not settled: such lies cost nothing
 SILENT_MAX: Final = 1_024  # providers that gave no answer lately
 TRIES: Final = 5  # to ask a provider what it stated
-ANSWER_S: Final = 10.0  # for all that is asked of one bundle
+ANSWER_S: Final = 10.0  # for what is asked of one bundle
+QUESTION_S: Final = 0.5  # and for each question of it: a provider allows so many a second
 PASS_S: Final = 30.0  # of looking, before the proofs at hand have their turn
 LOOK_EVERY_S: Final = 30.0
 SILENT_S_MAX: Final = 1_800.0  # LOOK_EVERY_S, and twice as long each time
@@ -83,6 +87,7 @@ class _Proof(NamedTuple):
     payload: FraudProof
     path: Path
     found_ms: int
+    is_early: bool  # found before its bundle had settled
 
 
 class Refuter:
@@ -114,7 +119,7 @@ class Refuter:
         self._send, self._now_ms, self._run_blocking = send, now_ms, run_blocking
         self._audited: dict[bytes, frozenset[Which]] = {}  # by hash, oldest first
         self._unseen: list[_Unseen] = []  # of which some index is here
-        self._lacking: list[_Unseen] = []  # of which none is
+        self._lacking: deque[_Unseen] = deque()  # of which none is
         self._silent: dict[bytes, _Silence] = {}  # by provider
         self._found: deque[Found] = deque()
         self._proofs: dict[tuple[bytes, int], _Proof] = {}
@@ -150,7 +155,7 @@ class Refuter:
         while True:
             self._woken = trio.Event()
             while self._found:
-                await self._prove(self._found.popleft())
+                await self._prove(self._found.popleft(), is_early=True)
             self._note_held()
             if self._held and self._may_be_shown():
                 await self._run_blocking(self._list_settled)
@@ -164,18 +169,23 @@ class Refuter:
         """Another index is here: what waited for it is looked at."""
         held = self._find_held()
         if held - self._held:
-            waiting, self._lacking = self._lacking, []
+            waiting, self._lacking = self._lacking, deque()
             for unseen in waiting:
                 self._file(unseen, held)
         self._held = held
 
     def _file(self, unseen: _Unseen, held: frozenset[Which]) -> None:
-        """With those that can be looked at, or with those that wait for an index."""
-        among = self._unseen if unseen.versions & held else self._lacking
-        if len(among) < UNSEEN_MAX:
-            among.append(unseen)
-        else:
+        """With those that can be looked at, or with those that wait for an index.
+
+        Of the latter the oldest go first: their money is paid before an index comes.
+        """
+        can_look = bool(unseen.versions & held)
+        if len(self._unseen if can_look else self._lacking) >= UNSEEN_MAX:
             self.counters["unseen_dropped"] += 1
+            if can_look:
+                return
+            self._lacking.popleft()
+        (self._unseen if can_look else self._lacking).append(unseen)
 
     def _list_settled(self) -> None:
         """Bundles of new blocks that we have not recomputed; at the start, of a window's blocks."""
@@ -218,9 +228,7 @@ class Refuter:
             if self._is_silent(unseen.provider):
                 self._unseen.append(unseen)
             elif state.has(tables.SETTLED, unseen.name):
-                is_answered = False
-                with trio.move_on_after(ANSWER_S):
-                    is_answered = await self._look_at(unseen)
+                is_answered = await self._look_at(unseen)
                 self._note_answer(unseen.provider, is_answered)
                 if is_answered and self._is_full():
                     waiting.append(unseen)  # what did not fit is proved later
@@ -272,7 +280,7 @@ class Refuter:
         ]
         if not ours:
             return True
-        stated = await self._audits.ask_claims(header.provider, (), bundle.hash, ours)
+        stated = await self._ask(header.provider, bundle.hash, ours)
         for place in ours:
             if self._is_full():
                 break
@@ -283,15 +291,24 @@ class Refuter:
                 continue
             else:
                 claim = stated[place]
-            await self._prove(Found(bundle, place, receipt, credits, claim))
+            await self._prove(Found(bundle, place, receipt, credits, claim), is_early=False)
         if stated is None or any(is_hidden(answers[x][0], stated[x]) for x in ours):
             return False  # it may learn yet that we vote, and are owed sketches
         self.counters["rescanned"] += len(ours)
         return True
 
+    async def _ask(
+        self, provider: bytes, name: bytes, places: Sequence[int]
+    ) -> dict[int, StatedClaim] | None:
+        """What it states, if in time: what we then compute with it is not its silence."""
+        questions = -(-(places[-1] + 1 - places[0]) // CLAIMS_MAX)
+        with trio.move_on_after(ANSWER_S + QUESTION_S * questions):
+            return await self._audits.ask_claims(provider, (), name, places)
+        return None
+
     # --- proving
 
-    async def _prove(self, found: Found) -> None:
+    async def _prove(self, found: Found, *, is_early: bool) -> None:
         """Keep the proof that a receipt is false, if one row or the claim alone shows it."""
         if (found.bundle.hash, found.place) in self._proofs:
             return
@@ -301,7 +318,7 @@ class Refuter:
         if opened is None:
             self._note_unbound(found)
             return
-        await self._keep_proof(found.bundle, found.place, *opened)
+        await self._keep_proof(found.bundle, found.place, *opened, is_early=is_early)
 
     def _note_unbound(self, found: Found) -> None:
         """Tell of a provider that states something else than it committed to: no proof shows it."""
@@ -318,14 +335,18 @@ class Refuter:
         """What shows to everybody that a settled receipt is false, found by another part."""
         bundle = await self._run_blocking(self._get_view().find_bundle, name)
         if bundle is not None:
-            await self._keep_proof(bundle.bundle, place, kind, opened)
+            await self._keep_proof(bundle.bundle, place, kind, opened, is_early=False)
             self._woken.set()
 
-    async def _keep_proof(self, bundle: Bundle, number: int, kind: int, opened: Opened) -> None:
+    async def _keep_proof(
+        self, bundle: Bundle, number: int, kind: int, opened: Opened, *, is_early: bool
+    ) -> None:
         place = (bundle.hash, number)
         subject = await self._run_blocking(open_receipt, bundle, number)
         if place in self._proofs:
             return
+        if is_early:
+            await self._make_room()
         if self._is_full():
             self.counters["proofs_full"] += 1
             return
@@ -333,13 +354,30 @@ class Refuter:
             kind, openings.encode_opening(subject), openings.encode_opening(opened)
         )
         path = self._folder / f"{PREFIX}{place[0].hex()}-{place[1]}"
-        self._proofs[place] = _Proof(subject, payload, path, self._now_ms())
+        self._proofs[place] = _Proof(subject, payload, path, self._now_ms(), is_early)
         self.counters["proved"] += 1
         log.error(
             "a provider credits falsely", provider=decode_header(bundle.header).provider,
             bundle=place[0], receipt=place[1], mend=MEND,
         )  # fmt: skip
         await self._run_blocking(self._keep, path, payload)
+
+    async def _make_room(self) -> None:
+        """Forget the oldest proof of what has not settled, where EARLY_MAX of them are here.
+
+        Should that bundle settle after all, it is looked at like any other.
+        """
+        early = [place for place, proof in self._proofs.items() if proof.is_early]
+        if len(early) < EARLY_MAX:
+            return
+        state = self._get_view().state()
+        oldest = next((place for place in early if not state.has(tables.SETTLED, place[0])), None)
+        if oldest is None:
+            return
+        self.counters["early_dropped"] += 1
+        proof = self._proofs.pop(oldest)
+        with suppress(OSError):  # it is read again at the next start, and dropped again
+            await self._run_blocking(partial(proof.path.unlink, missing_ok=True))
 
     async def _follow(self, place: tuple[bytes, int], proof: _Proof) -> None:
         """One step towards the ledger; what fails is tried again at the next look."""
@@ -432,7 +470,7 @@ class Refuter:
                 log.warning("a kept proof cannot be read", file=str(path), why=str(error))
                 continue
             place = (subject.bundle, subject.place)
-            self._proofs[place] = _Proof(subject, payload, path, self._now_ms())
+            self._proofs[place] = _Proof(subject, payload, path, self._now_ms(), is_early=True)
 
 
 def has_index(state: State, which: Which) -> bool:

@@ -38,7 +38,7 @@ from p2p.network import PeerId
 PEERS_MAX: Final = 8  # asked for rows, one after the other
 CHECK_EVERY_S: Final = 10.0  # of answers bought here; each takes some 40 KB of a peer
 CHECKED_MAX: Final = 64  # of the newest that were bought
-TRIES: Final = 10  # of one answer, the last after half a day
+TRIES: Final = 12  # of one answer, the last after 17 hours: its money waits for a day
 AGAIN_S: Final = 30.0  # after the first in vain, then twice as long each time
 NOTHING: Final = CheckedShares()
 TRUE, FALSE, UNKNOWN = "true", "false", "unknown"

@@ -21,7 +21,9 @@ from node.attribution.tolerance import (
     moved_bps,
 )
 from node.holdings import HeldModel
+from node.ledger.amounts import BPS
 from node.ledger.rules.refuting import NO_CLAIM
+from node.ledger.wire.claims import ROW_BYTES
 from node.ledger.wire.orders import PRIVATE
 from node.ledger.wire.receipts import COMPLETE, Receipt, decode_credits, decode_receipt
 from node.serving.attributing import Attributed
@@ -75,14 +77,17 @@ class SketchAuditor:
         held = self._find_held(receipt.model, receipt.model_version)
         if held is None or held.index is None:
             raise Invalid("audit.no_index", model=receipt.model, version=receipt.model_version)
+        dtype = DTYPES[held.manifest.gradient_dtype]
+        is_claimed = receipt.sketch_hash != NO_CLAIM
+        if is_claimed and len(told.sketch) != ROW_BYTES:  # a hash is of whatever was signed
+            return _told(receipt_id, held, Verdict.FAIL, "sketch", (0, 0, BPS), dtype)
         own = await self._attribute(
             receipt.model, receipt.model_version, told.prompt, told.answers, order.max_out
         )
-        dtype = DTYPES[held.manifest.gradient_dtype]
-        if receipt.sketch_hash == NO_CLAIM:
-            return _unclaimed(receipt_id, held, receipt, own, dtype)
-        if not own.sketch:
+        if not own.sketch and (is_claimed or own.is_passing):
             raise Invalid("audit.not_ready", why="the engine made no sketch; ask again")
+        if not is_claimed:
+            return _unclaimed(receipt_id, held, receipt, own, dtype)
         moved = moved_bps(own.credits, decode_credits(found.credits))
         pairs = zip(halves(own.sketch), halves(told.sketch), strict=True)
         early, middle = (cosine_ppm(*pair) for pair in pairs)

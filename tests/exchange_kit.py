@@ -219,6 +219,7 @@ class World:
         self.attributed: Any = UNATTRIBUTED
         self.retrieved: tuple[int, ...] = ()  # rows, and the tokens that stand for them
         self.before: tuple[int, ...] = ()
+        self.rooms: list[int] = []  # that were to be left for the answer
         self.model: ServedModel | None = ServedModel(None, True, 0, False)
         self.book = ReceiptBook(folder / "provider", lambda: self.state, now_ms=NOW_MS)
         self.promises = self.open_promises()
@@ -269,7 +270,8 @@ class World:
         models = (OfferedModel(1, 1, 1, 0),)
         return [Offer(1, PROVIDER.key, bytes(32), 1, (), models, Load(8, 0, 10), 2**62)]
 
-    async def retrieve(self, _: int, __: int, prompt: Sequence[int], ___: int) -> Retrieved:
+    async def retrieve(self, _: int, __: int, prompt: Sequence[int], max_out: int) -> Retrieved:
+        self.rooms.append(max_out)
         await trio.lowlevel.checkpoint()
         return Retrieved(self.retrieved, (*self.before, *prompt))
 

@@ -93,7 +93,7 @@ class Asked:
             model=1,
             model_version=1,
             max_in=len(self.tokens),
-            max_out=self.sampling.max_tokens,
+            max_out=self.sampling.n * self.sampling.max_tokens,
             prompt_commit=prompt_commit(SALT, self.tokens),
             sampling_hash=verify.fingerprint_hash(encode_sampling(self.sampling)),
             seed_commit=seed_commit(self.payer_nonce) if is_hot else ZERO_HASH,

@@ -20,7 +20,8 @@ from node.ledger.wire.claims import RETRIEVED_MAX
 TIMES_MAX: Final = 3  # of one word in a record: saying it more often is worth no more
 RARITY_SCALE: Final = 16
 
-_MARKERS: Final = re.compile(r"(?:\s*\[[1-9]\])+")
+# No space before the first: a long stretch of it would be looked through from each of its places.
+_MARKERS: Final = re.compile(r"\[[1-9]\](?:\s*\[[1-9]\])*")
 _MARKER: Final = re.compile(r"\[([1-9])\]")
 _SENTENCE_END: Final = re.compile(r"[.!?](?=\s)|\n")
 

@@ -138,7 +138,7 @@ def _verified(lines: list[str], shares: dict[str, Any]) -> list[str]:
 def _sketch_lines(told: dict[str, Any]) -> list[str]:
     if told["why"] == "no_sketch":
         return ["the receipt states no sketch, but one can be made of its texts"]
-    if not told["early_ppm"]:
+    if told["verdict"] == "pass" and not told["early_ppm"]:  # a cosine of 0 would be a finding
         return ["  ok  the receipt states no sketch, and none can be made"]
     measured = (
         f"cosines {told['early_ppm'] / 1e6:.6f} and {told['middle_ppm'] / 1e6:.6f}, "

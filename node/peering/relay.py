@@ -41,7 +41,8 @@ from p2p.errors import Misbehaving, NetworkError
 from p2p.limits import PENALTIES, PROTOCOLS, TOPICS
 from p2p.network import Network, PeerId, Verdict
 
-QUEUE_MAX: Final = 256  # bundles waiting for the worker
+QUEUE_MAX: Final = 256  # bundles waiting for a worker
+QUEUED_PROVIDER_MAX: Final = 32  # of them of one provider: its word may keep each of them waiting
 PULL_MAX: Final = 16  # hashes in one request
 GIVERS_MAX: Final = 1_024
 EVIDENCE_MAX: Final = 64  # findings kept, a whole bundle each: a liar pays for none of them
@@ -258,7 +259,8 @@ class Relay:
         return any(self._auditor.holds(model, version) for model, version, _ in header.totals)
 
     def _enqueue(self, waiting: _Waiting) -> bool:
-        if len(self._queue) >= QUEUE_MAX:
+        of_provider = sum(other.provider == waiting.provider for other in self._queue)
+        if len(self._queue) >= QUEUE_MAX or of_provider >= QUEUED_PROVIDER_MAX:
             self.counters["queue_full"] += 1
             return False
         self._queue.append(waiting)

@@ -20,7 +20,7 @@ from node.attribution.index import Index
 from node.attribution.score import Kernel, integers
 from node.attribution.scorers import Answer
 from node.ledger.wire.receipts import Credits
-from node.serving.engine import Engine, EngineError, GradItem
+from node.serving.engine import Engine, EngineError, EngineLost, GradItem, Overloaded
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
 
@@ -38,12 +38,20 @@ class HeldIndex:
 
 
 class Attributed(NamedTuple):
-    """What a receipt commits to; without a sketch all but the hash is empty."""
+    """What a receipt commits to; without a sketch all but the hash is empty, and `why` says why.
+
+    `is_passing`: another time there may be one, for the engine was lost or too busy.
+    """
 
     credits: Credits
     sketch: bytes
     statement: bytes
     sketch_hash: bytes
+    why: str = ""
+
+    @property
+    def is_passing(self) -> bool:
+        return self.why in (EngineLost.code, Overloaded.code)
 
 
 UNATTRIBUTED: Final = Attributed(NOTHING_CREDITED, b"", b"", NO_SKETCH)
@@ -109,7 +117,7 @@ class Attributor:
             return self._without(sketch.error or "no_gradient")
         said = Answer.of(prompt, spoken)
         if held.citing is not None:
-            said = held.citing.read(prompt, spoken, retrieved)
+            said = await self._run_blocking(held.citing.read, prompt, spoken, retrieved)
         try:
             found = await self._run_blocking(
                 attribute, held.index, sketch.data, held.version, self._kernel, said
@@ -121,4 +129,4 @@ class Attributor:
 
     def _without(self, why: str) -> Attributed:
         self.counters[f"without.{why}"] += 1
-        return UNATTRIBUTED
+        return UNATTRIBUTED._replace(why=why)

@@ -8,14 +8,18 @@ What this file does not know: torch, links, what a device is.
 
 import dataclasses
 import os
+import re
+import shutil
 from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 import trio
 
 from consensus.primitives.digest import sha256
+from node.observe import get_log
 from node.serving.client import EngineClient, Fetch
 from node.serving.devices import share_out
 from node.serving.engine import (
@@ -39,6 +43,7 @@ from node.serving.engine import (
     TierStats,
     UnknownAdapter,
 )
+from node.serving.packed import SUFFIX
 from node.serving.servers import choose
 from node.serving.timing import Timed
 from node.serving.worker import WorkerEngine
@@ -47,6 +52,9 @@ STATES: Final[tuple[State, ...]] = ("ready", "starting", "restarting", "down", "
 TIERS: Final = ("slot", "ram", "disk")  # the nearest first
 GREATEST: Final = {"batch_adapters", "batch_adapters_max", "registered"}  # not summed
 MEANS: Final = {"rows_used"}
+FOLDER: Final = re.compile(r"cpu|cuda\d{1,2}")  # of one device's copies, as `share_out` names it
+
+log = get_log("engine")
 
 
 def make_workers(
@@ -54,10 +62,28 @@ def make_workers(
 ) -> HostedEngine:
     """A worker for each device, or the one that `settings` name."""
     each = share_out(settings, devices, os.cpu_count() or 2)
+    _clear_folders(settings.disk_folder, {one.disk_folder for one in each})
     workers = [WorkerEngine(one, fetch, stall_s) for one in each]
     if len(workers) == 1:
         return workers[0]
     return Fleet({one.device: worker for one, worker in zip(each, workers, strict=True)})
+
+
+def _clear_folders(folder: str, used: set[str]) -> None:
+    """Remove copies that workers of other devices have left: no budget counts them any more.
+
+    Blocks, for a moment, in the life after `devices` was changed.
+    """
+    for path in Path(folder).glob("*") if folder else ():
+        is_copy = path.suffix == SUFFIX and folder not in used
+        is_others = FOLDER.fullmatch(path.name) is not None and str(path) not in used
+        try:
+            if is_copy:
+                path.unlink()
+            elif is_others:
+                shutil.rmtree(path)
+        except OSError as error:
+            log.warning("a copy that nobody needs stays", path=str(path), why=str(error))
 
 
 @dataclass(slots=True, eq=False)

@@ -133,7 +133,7 @@ def may_be_remote(order: Order, sampling: OrderSampling) -> bool:
     return not sampling.temperature_milli or bool(order.flags & REMOTE_OK)
 
 
-Retrieve = Callable[[Sequence[int], int], Sequence[int]]  # of prompt, and of tokens to come
+Retrieve = Callable[[Sequence[int], int], Sequence[int]]  # of prompt, and the order's max_out
 
 
 def nothing_retrieved(prompt: Sequence[int], max_out: int) -> Sequence[int]:
@@ -261,7 +261,7 @@ def items_of(
         flags=sampling.flags,
     )
     adapter = evidence.adapter or None
-    prompt = tuple(retrieve(served.prompt, sampling.max_tokens))
+    prompt = tuple(retrieve(served.prompt, served.order.max_out))
     return [
         ScoreItem(adapter, prompt, ids, asked, seed, place, bounds.margin.suspect)
         for place, ids in enumerate(served.answers)

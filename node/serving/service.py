@@ -389,6 +389,8 @@ class InferenceService:
         ids = answer.ids()
         credits = encode_credits(attributed.credits)
         evidence = self._evidence(job, answer, ids, provider_nonce)
+        # A whole answer without a sketch is a finding (page 60 §5), unless its worker was lost.
+        is_complete = answer.is_complete and not attributed.is_passing
         tokens_out = answer.delivered
         list_fee = price(len(job.prompt), tokens_out, *job.prices)
         fee = min(-(-list_fee * (BPS - job.model.discount_bps) // BPS), job.voucher.hold)
@@ -409,7 +411,7 @@ class InferenceService:
             fingerprint_hash=verify.fingerprint_hash(evidence),
             started_ms=started_ms,
             finished_ms=self._now_ms(),
-            status=COMPLETE if answer.is_complete else PARTIAL,
+            status=COMPLETE if is_complete else PARTIAL,
         )
         raw = encode_receipt(receipt)
         served = Served(
@@ -437,11 +439,15 @@ class InferenceService:
         return served
 
     async def _retrieved(self, job: Job) -> Retrieved:
-        """What the engine reads. The payer's own prompt alone is counted, paid for and signed."""
+        """What the engine reads. The payer's own prompt alone is counted, paid for and signed.
+
+        By the order's length, of all choices: whoever looks again has the order, and not always
+        what its sampling's hash is of.
+        """
         if not job.model.has_index:
             return Retrieved((), job.prompt)
         which = job.order.model, job.order.model_version
-        return await self._retrieve(*which, job.prompt, job.sampling.max_tokens)
+        return await self._retrieve(*which, job.prompt, job.order.max_out)
 
     async def _attributed(
         self, line: Line, job: Job, ids: Sequence[Sequence[int]], retrieved: Sequence[int]

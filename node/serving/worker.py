@@ -352,8 +352,11 @@ async def _open_process(settings: EngineSettings) -> AsyncIterator[Link]:
             nursery.cancel_scope.cancel()
     finally:
         link.kill()
-        process.wait()  # killed: it is a moment; first, since a cancel ends us at the next wait
-        await trio.aclose_forcefully(stream)
+        # Killed, it may still take seconds to give back its memory, or a GPU: blocks go on. A
+        # cancel has to wait as well, or the next worker would find that memory taken.
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(process.wait)
+            await trio.aclose_forcefully(stream)
     if lost is not None:
         raise lost
 

@@ -20,7 +20,8 @@ from node.ledger.wire.receipts import Receipt, answer_root
 
 
 class Disclosure(NamedTuple):
-    """Of one answer. Token ids of the prompt and of each choice; nonces empty where none is."""
+    """Of one answer. Token ids of the prompt and of each choice. Where the payer gave no nonce, its
+    own is empty; where the provider gave none, its own is 32 zero bytes."""
 
     order: bytes
     payer_nonce: bytes

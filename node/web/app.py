@@ -56,7 +56,7 @@ CONNECTIONS_MAX: Final = 64  # one operator and their scripts
 
 
 Id = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
-HexText = Annotated[str, msgspec.Meta(pattern="^([0-9a-f]{2})*$")]
+HexText = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]*$")]  # by pairs: 75 bytes a character
 
 
 class GoodsBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -243,16 +243,23 @@ def disclosure_shown(receipt: bytes, told: Disclosure) -> answers.DisclosureAnsw
 
 
 def disclosure_of(told: DisclosureBody) -> Disclosure:
-    """Raises Invalid where token ids are none."""
+    """Raises Invalid where hex or token ids are none."""
     return Disclosure(
-        order=bytes.fromhex(told.order),
-        payer_nonce=bytes.fromhex(told.payer_nonce),
-        provider_nonce=bytes.fromhex(told.provider_nonce),
-        prompt=unpack_ids(bytes.fromhex(told.prompt)),
-        answers=tuple(unpack_ids(bytes.fromhex(each)) for each in told.answers),
-        sketch=bytes.fromhex(told.sketch),
-        statement=bytes.fromhex(told.statement),
+        order=_unhex(told.order),
+        payer_nonce=_unhex(told.payer_nonce),
+        provider_nonce=_unhex(told.provider_nonce),
+        prompt=unpack_ids(_unhex(told.prompt)),
+        answers=tuple(unpack_ids(_unhex(each)) for each in told.answers),
+        sketch=_unhex(told.sketch),
+        statement=_unhex(told.statement),
     )
+
+
+def _unhex(text: str) -> bytes:
+    try:
+        return bytes.fromhex(text)
+    except ValueError as error:
+        raise Invalid("request.invalid_value", why=str(error)) from None
 
 
 def order_of(body: bytes) -> Order:

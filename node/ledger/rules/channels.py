@@ -421,6 +421,8 @@ class _Versions:
 
     def _snapshots_of(self, which: ServedVersion) -> tuple[tables.Snapshot, ...]:
         version = self._state.get(tables.VERSION, *which)
+        if not version.index_root:  # nobody's share follows from anything, its parts' data too
+            return ()
         numbers = [version.snapshot]
         for model, part, _ in version.parts:
             numbers.append(self._state.get(tables.VERSION, model, part).snapshot)

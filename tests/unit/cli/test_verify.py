@@ -212,6 +212,7 @@ async def test_false_shares_are_told_before_any_sketch_is_made(
         ({}, "cosines 0.999900 and 1.000000, 3 bps of the shares move (fp32: 0.995 and 50 bps)"),
         ({"verdict": "fail", "why": "sketch"}, "the sketch made again is another"),
         ({"early_ppm": 0, "middle_ppm": 0}, "states no sketch, and none can be made"),
+        ({"verdict": "fail", "why": "sketch", "early_ppm": 0}, "the sketch made again is another"),
         ({"verdict": "fail", "why": "no_sketch", "early_ppm": 0}, "states no sketch, but one can"),
     ],
 )

@@ -18,7 +18,7 @@ from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node import holdings
 from node.attribution.datanets import contribution_root, encode_records, make_record
-from node.holdings import FOLDERS, LOOK_S, Holdings, check_identity, find_current
+from node.holdings import FOLDERS, LOOK_S, WRONG_S, Holdings, check_identity, find_current
 from node.ledger import tables
 from node.ledger.state import State
 from node.peering.blobs import Blobs
@@ -406,11 +406,23 @@ async def test_texts_that_were_not_contributed_are_not_shown(tmp_path, autojump_
             give(at, tmp_path, number, "Altara rests")
         record = at.state.get(tables.CONTRIBUTION, 2)
         at.state.put(tables.CONTRIBUTION, (2,), record._replace(root=sha256(b"others")))
+        await at.look(30)
+        assert at.holdings.find(1, 1) is None
+        assert at.holdings.counters["failed"] == 1, "all is read to see it: not each second"
+        at.state.put(tables.CONTRIBUTION, (2,), record)
+        await at.look(int(WRONG_S))
+        assert at.holdings.find(1, 1) is not None
+
+
+async def test_base_without_a_tokenizer_ends_no_node(tmp_path, autojump_clock) -> None:
+    """Its files are a stranger's, and what their parsers raise is no Invalid."""
+    shelf = make_shelf(tmp_path / "goods", mix=CITING, bare=True)
+    async with town(tmp_path, shelf=shelf) as at:
+        for number in (1, 2):
+            give(at, tmp_path, number, "Altara rests")
         await at.look()
         assert at.holdings.find(1, 1) is None
-        at.state.put(tables.CONTRIBUTION, (2,), record)
-        await at.look()
-        assert at.holdings.find(1, 1) is not None
+        assert at.holdings.counters["failed"] == 1
 
 
 async def test_auditor_of_answers_that_cite_needs_no_texts(tmp_path, autojump_clock) -> None:

@@ -573,6 +573,21 @@ def test_a_composite_version_credits_the_data_of_its_parts() -> None:
     settle(state, [part])
 
 
+def test_a_composite_version_without_an_index_credits_nobody() -> None:
+    """No node holds what its shares would follow from, so no node would ever dispute them."""
+    state = new_state()
+    part = one_section(state, open_channel(state), credits=((1, 10_000),))
+    made = state.get(tables.VERSION, 1, 1)
+    add_model(state, 2)
+    parts = ((2, 1, 3_000),)
+    bare = made._replace(snapshot=0, index_root=b"", parts=parts)
+    state.put(tables.VERSION, (1, 1), bare)
+    with pytest.raises(Invalid, match=r"bundle\.credits"):
+        settle(state, [part])
+    state.put(tables.VERSION, (1, 1), bare._replace(index_root=made.index_root))
+    assert settle(state, [part]).versions
+
+
 def test_prices_are_those_of_the_kit() -> None:
     assert fee_of(1_000, 500) == 51_000_000
     assert PRICES[2] == 1_000_000

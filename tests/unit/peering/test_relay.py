@@ -335,16 +335,8 @@ async def test_silent_provider_keeps_no_other_from_being_audited(tmp_path, autoj
     async with four_nodes(tmp_path) as nodes:
         author, holder = nodes[0], nodes[1]
         holder.auditor.is_holder = True
-        other, asked, ask = party("other"), [], holder.relay.audits.ask_claims
+        other, asked = party("other"), never_answered(holder, PROVIDER)
         add_provider(author.state, other, PROVIDER)
-
-        async def ask_claims(provider: bytes, sources, name: bytes, places):
-            asked.append(name)
-            if provider == PROVIDER.key:
-                await trio.sleep_forever()
-            return await ask(provider, sources, name, places)
-
-        holder.relay.audits.ask_claims = ask_claims
         silent = [many(author.state, 1, number, nonce=number) for number in (1, 2, 3)]
         heard = many(author.state, 1, 1, other, nonce=9)
         state_claims(author, heard, holder.auditor.true)
@@ -356,6 +348,42 @@ async def test_silent_provider_keeps_no_other_from_being_audited(tmp_path, autoj
         await trio.sleep(3 * AUDIT_S)
         assert asked == [silent[0].hash, heard.hash, silent[1].hash, silent[2].hash]
         assert holder.relay.counters["audit_unanswered"] == 3
+
+
+def never_answered(holder, silent) -> list[bytes]:
+    """The bundles whose providers are asked for their word; one gives none."""
+    asked, ask = [], holder.relay.audits.ask_claims
+
+    async def ask_claims(provider: bytes, sources, name: bytes, places):
+        asked.append(name)
+        if provider == silent.key:
+            await trio.sleep_forever()
+        return await ask(provider, sources, name, places)
+
+    holder.relay.audits.ask_claims = ask_claims
+    return asked
+
+
+async def test_silent_provider_fills_no_queue(tmp_path, autojump_clock, monkeypatch) -> None:
+    """One bundle of it is waited for at a time, and it may sign a thousand."""
+    monkeypatch.setattr("node.peering.relay.QUEUE_MAX", 4)
+    monkeypatch.setattr("node.peering.relay.QUEUED_PROVIDER_MAX", 2)
+    async with four_nodes(tmp_path) as nodes:
+        author, holder = nodes[0], nodes[1]
+        holder.auditor.is_holder = True
+        other = party("other")
+        never_answered(holder, PROVIDER)
+        add_provider(author.state, other, PROVIDER)
+        for number in range(1, 8):
+            silent = many(author.state, 1, number, nonce=number)
+            await author.relay.offer_bundle(silent)
+            await trio.sleep(0.5)
+        assert len(holder.relay._queue) == 2
+        heard = many(author.state, 1, 1, other, nonce=9)
+        state_claims(author, heard, holder.auditor.true)
+        await author.relay.offer_bundle(heard)
+        await trio.sleep(1)
+        assert heard.hash in holder.bundles
 
 
 async def test_the_sketch_is_shown_only_to_those_who_may_see_it(tmp_path, autojump_clock) -> None:

@@ -473,3 +473,60 @@ async def test_provider_that_hides_its_sketches_is_asked_again(
         scene.shown_to = shown
         await trio.sleep(3 * LOOK_EVERY_S)
         assert len(scene.sent) == 1
+
+
+async def test_large_bundle_is_looked_at_at_the_rate_that_its_provider_allows(
+    tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a lie in one would be safe: its provider seems silent however often it is asked."""
+    monkeypatch.setattr("node.peering.audits.CLAIMS_MAX", 1)
+    monkeypatch.setattr("node.refuter.CLAIMS_MAX", 1)
+    async with running(tmp_path) as scene:
+        scene.hold()
+        true = [scene.court.claim() for _ in range(59)]
+        scene.settle(scene.make_bundle(*true, scene.court.claim(raise_score, 1)))
+        await trio.sleep(2 * LOOK_EVERY_S)
+        assert scene.audits.counters["audit_waited"] > 0
+        assert len(scene.sent) == 1
+
+
+async def test_newest_bundles_wait_for_an_index_where_not_all_can(
+    tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The money of the oldest has long been paid by the time that an index comes."""
+    monkeypatch.setattr("node.refuter.UNSEEN_MAX", 2)
+    async with running(tmp_path) as scene:
+        scene.held[8, 8] = (scene.court.index, scene.court.version)
+        for _ in range(2):
+            scene.settle(scene.make_bundle(scene.court.claim()))
+        scene.settle(scene.make_bundle(scene.court.claim(raise_score, 1)))
+        await trio.sleep(LOOK_EVERY_S)
+        assert scene.refuter.counters["unseen_dropped"] == 1
+        scene.hold()
+        await trio.sleep(2 * LOOK_EVERY_S)
+        assert len(scene.sent) == 1
+
+
+async def test_lies_that_never_settle_keep_no_other_from_being_proved(
+    tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They cost their provider nothing, and each would have its place for a day."""
+    monkeypatch.setattr("node.refuter.PROOFS_MAX", 3)
+    monkeypatch.setattr("node.refuter.EARLY_MAX", 2)
+    async with running(tmp_path) as scene:
+        scene.hold()
+        settles = scene.make_bundle(scene.court.claim(raise_score))
+        early = [scene.make_bundle(UNBOUND) for _ in range(4)]
+        for lie in early:
+            ((receipt, credits),) = answers_of(lie)[1]
+            scene.refuter.note_false(Found(lie, 0, receipt, credits, StatedClaim(b"", b"")))
+            await trio.sleep(1)
+        assert scene.kept() == sorted(f"fraud-{lie.hash.hex()}-0" for lie in early[2:])
+        assert scene.ended() == []
+        scene.settle(settles)
+        await trio.sleep(LOOK_EVERY_S)
+        assert [proof.kind for proof in scene.sent] == [2]
+        for lie in early:
+            scene.settle(lie)
+        await trio.sleep(2 * LOOK_EVERY_S)
+        assert len(scene.sent) == 5, "what was forgotten is found again once it settles"

@@ -105,7 +105,8 @@ async def test_without_a_sound_sketch_nobody_is_credited(
     sketch, options, answers = MISSING[why]
     attributor = make(sketch, **options)
     found = await attributor.attribute(3, 2, PROMPT, answers)
-    assert found == UNATTRIBUTED
+    assert found == UNATTRIBUTED._replace(why=why)
+    assert found.is_passing == why.startswith("engine.")
     assert (found.credits, found.sketch, found.statement) == ((), b"", b"")
     assert found.sketch_hash == NO_SKETCH
     assert attributor.counters == {f"without.{why}": 1}

@@ -1,10 +1,11 @@
 """A client's own life: closed while its first worker starts, it ends with that start; cancelled,
-it leaves no process behind."""
+it leaves no process behind, and stops nothing else."""
 
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -82,3 +83,41 @@ async def test_cancelled_engine_has_buried_its_worker(monkeypatch: pytest.Monkey
         nursery.cancel_scope.cancel()
     kept[0].close()
     assert [one.returncode for one in spawned] == [-signal.SIGKILL]
+
+
+class Dying:
+    """A process that ends only when the event loop has gone on."""
+
+    def __init__(self) -> None:
+        self.is_killed = False
+        self.others_ran = threading.Event()
+        self.has_ended: bool | None = None
+
+    def poll(self) -> None:
+        return None
+
+    def kill(self) -> None:
+        self.is_killed = True
+
+    def wait(self) -> None:
+        self.has_ended = self.others_ran.wait(timeout=5)
+
+
+async def test_worker_that_ends_slowly_stops_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel may take seconds to free what it held; no vote waits for that."""
+    process = Dying()
+    ours, theirs = socket.socketpair()
+    monkeypatch.setattr(worker, "_spawn", lambda threads: (process, ours))
+    engine = WorkerEngine(EngineSettings("base"))
+
+    async def live_on() -> None:
+        while not process.is_killed:
+            await trio.lowlevel.checkpoint()
+        process.others_ran.set()
+
+    async with trio.open_nursery() as others:
+        others.start_soon(live_on)
+        with trio.move_on_after(0.05):
+            await engine.run()
+    theirs.close()
+    assert process.has_ended

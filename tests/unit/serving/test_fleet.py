@@ -190,6 +190,29 @@ def test_a_worker_is_made_for_each_device_and_one_where_none_is_named() -> None:
     assert [member.engine.settings.device for member in fleet._members] == ["cpu", "cuda:1"]
 
 
+@pytest.mark.parametrize(
+    ("devices", "left"),
+    [
+        ((), {"1.packed", "notes"}),
+        (("cuda:0",), {"notes", "cuda0"}),
+        (("cpu", "cuda:1"), {"notes", "cpu", "cuda1"}),
+    ],
+)
+def test_copies_of_devices_that_are_named_no_more_go(
+    tmp_path: Path, devices: tuple[str, ...], left: set[str]
+) -> None:
+    """They may be half of what is allowed, and no worker would ever count them."""
+    for name in ("cpu", "cuda0", "cuda1"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "2.packed").touch()
+    for name in ("1.packed", "notes"):
+        (tmp_path / name).touch()
+    settings = EngineSettings("base", disk_folder=str(tmp_path), disk_bytes=1)
+    make_workers(settings, no_fetch, devices=devices, stall_s=7.0)
+    assert {path.name for path in tmp_path.iterdir()} == left
+    assert all((tmp_path / name / "2.packed").exists() for name in left - {"1.packed", "notes"})
+
+
 # --- real workers
 
 

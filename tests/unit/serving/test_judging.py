@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from cheats_kit import changed_adapter, coarse_base, cut_rank, forge
-from judging_kit import Auditor, Told, manifest_of, questions, sampling_of, serve
+from judging_kit import Asked, Auditor, Told, manifest_of, questions, sampling_of, serve
 
 from consensus.primitives.errors import Invalid
 from node.ledger.wire.orders import PAYER_SEEDED, REMOTE_OK, encode_order, encode_sampling, pack_ids
@@ -16,9 +16,11 @@ from node.serving.judging import (
     TABLE,
     Bound,
     Finding,
+    Served,
     Vocabulary,
     bounds_of,
     check_answer,
+    items_of,
     measure,
     read_claims,
 )
@@ -148,6 +150,21 @@ async def test_records_before_a_prompt_are_run_again_with_it(provider, auditor, 
     found = await check_answer(*parts, lambda prompt, max_out: (*before, *prompt))
     assert found.finding is Finding.PASS
     assert (await check_answer(*parts)).finding is Finding.FAIL
+
+
+def test_records_are_looked_up_by_the_orders_length():
+    """As the provider did: with two choices it is twice that of each."""
+    asked = Asked((5, 6, 7), sampling_of(n=2, max_tokens=4, temperature_milli=0))
+    evidence = verify.Evidence(1, b"", b"", b"", b"", b"", b"", b"", b"", b"", ())
+    served = Served(evidence, asked.order, asked.sampling, asked.tokens, ((1, 2), (3,)))
+    rooms = []
+
+    def retrieve(prompt, max_out):
+        rooms.append(max_out)
+        return (9, *prompt)
+
+    items = items_of(served, TABLE["fp32"], retrieve)
+    assert ([item.prompt for item in items], rooms) == ([(9, 5, 6, 7)] * 2, [8])
 
 
 # --- cheats with other weights, told as the true ones

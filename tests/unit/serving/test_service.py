@@ -50,6 +50,8 @@ from node.ledger.wire.orders import (
     seed_commit,
 )
 from node.ledger.wire.receipts import (
+    COMPLETE,
+    PARTIAL,
     accumulate_receipt,
     accumulator_start,
     answer_root,
@@ -693,6 +695,19 @@ async def test_credits_and_sketch_go_into_receipt_and_frame(tmp_path, autojump_c
         assert (finished.sketch, finished.credits) == (b"", b"\x90")
 
 
+@pytest.mark.parametrize(("why", "status"), [("engine.lost", PARTIAL), ("no_answer", COMPLETE)])
+async def test_answer_whose_sketch_was_lost_with_its_worker_is_not_called_whole(
+    why: str, status: int, tmp_path, autojump_clock
+) -> None:
+    """An auditor that makes the sketch would else have shown the provider to be false."""
+    async with world_in(tmp_path) as world:
+        world.model = ServedModel(None, True, 0, True)
+        world.attributed = UNATTRIBUTED._replace(why=why)
+        *_, finished = await ask(world, make_start(world.own_channel()))
+        receipt = decode_receipt(finished.receipt)
+        assert (receipt.status, receipt.tokens_out) == (status, 5)
+
+
 async def test_records_stand_before_the_prompt_and_cost_the_payer_nothing(
     tmp_path, autojump_clock
 ) -> None:
@@ -716,6 +731,17 @@ async def test_records_stand_before_the_prompt_and_cost_the_payer_nothing(
         assert (receipt.tokens_in, receipt.fee) == (len(asked), fee_of(3, 5))
         assert told[0][2] == asked, "attributed is what the payer asked"
         assert told[0][4] == (4, 2)
+
+
+async def test_records_leave_room_for_the_orders_answer(tmp_path, autojump_clock) -> None:
+    """Who audits a sketch has the order and no sampling: for two choices it found other records."""
+    async with world_in(tmp_path) as world:
+        world.model = ServedModel(None, True, 0, True)
+        sampling = SAMPLING._replace(n=2)
+        order = make_order(sampling=sampling)
+        start = make_start(world.own_channel(), order, sampling, voucher={"hold": fee_of(3, 16)})
+        await ask(world, start)
+        assert world.rooms == [order.max_out] == [2 * sampling.max_tokens]
 
 
 async def test_a_discount_lowers_the_fee_and_not_the_hold(tmp_path, autojump_clock) -> None:

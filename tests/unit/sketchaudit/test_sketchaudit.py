@@ -15,6 +15,7 @@ from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node.attribution.audit import Claim
 from node.ledger.wire.bundles import decode_body
+from node.ledger.wire.claims import sketch_hash
 from node.ledger.wire.orders import (
     PRIVATE,
     ZERO_HASH,
@@ -25,6 +26,7 @@ from node.ledger.wire.orders import (
 )
 from node.ledger.wire.receipts import COMPLETE, PARTIAL, answer_root, receipt_id
 from node.serving.attributing import UNATTRIBUTED, Attributed
+from node.serving.engine import EngineError, EngineLost, Overloaded
 from node.sketchaudit import SketchAuditor
 from node.storage.store import MemoryKV
 from node.wallet.disclosure import Disclosure
@@ -147,6 +149,25 @@ async def test_receipt_without_a_sketch_is_a_finding_where_one_can_be_made(
     told = await scene.audit()
     assert told is not None
     assert (told.verdict, told.why, told.moved_bps) == (verdict, "no_sketch", 10_000)
+
+
+@pytest.mark.parametrize("error", [EngineLost, Overloaded])
+async def test_engine_that_fails_now_says_nothing_of_a_receipt_without_a_sketch(
+    tmp_path: Path, error: type[EngineError]
+) -> None:
+    """It would be the proof that none can be made, for a provider that made none."""
+    scene = Scene(tmp_path, claims=False)
+    scene.own = UNATTRIBUTED._replace(why=error.code)
+    with pytest.raises(Invalid, match=r"audit\.not_ready"):
+        await scene.audit()
+
+
+async def test_what_a_receipt_binds_and_is_no_sketch_fails(tmp_path: Path) -> None:
+    """A provider may sign the hash of anything; the payer shows what it was given."""
+    scene = Scene(tmp_path, sketch_hash=sketch_hash(b"odd", b""))
+    told = await scene.audit(scene.told._replace(sketch=b"odd", statement=b""))
+    assert told is not None
+    assert (told.verdict, told.why, told.early_ppm) == ("fail", "sketch", 0)
 
 
 async def test_what_cannot_be_looked_at_says_why(tmp_path: Path) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import socket
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 from unit.web.behind import ALICE, BIG, DISCLOSURE, EARNED, ID, Behind, served
@@ -14,7 +16,7 @@ from consensus.primitives.errors import Invalid
 from node.ledger.addresses import account_text
 from node.wallet.buying import PaymentFailed
 from node.web import answers
-from node.web.app import DISCLOSURE_BYTES_MAX, QUESTION_BYTES_MAX
+from node.web.app import DISCLOSURE_BYTES_MAX, QUESTION_BYTES_MAX, HexText
 from node.web.ask import Node, Refusal, Unreachable
 from node.web.ledger import TRANSACTION_BYTES_MAX, EarningsQuery
 
@@ -378,6 +380,16 @@ async def test_what_is_not_kept_or_not_settled_is_not_found(tmp_path: Path) -> N
             assert (refused.value.status, refused.value.code) == (404, code)
 
 
+def test_long_disclosure_is_read_in_little_memory() -> None:
+    """A pattern that goes by pairs of digits took 300 MB for the longest."""
+    body = b'"' + b"ab" * (DISCLOSURE_BYTES_MAX // 2) + b'"'
+    tracemalloc.start()
+    assert len(msgspec.json.decode(body, type=HexText)) == DISCLOSURE_BYTES_MAX
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 * DISCLOSURE_BYTES_MAX
+
+
 @pytest.mark.parametrize(
     ("change", "code"),
     [
@@ -386,6 +398,8 @@ async def test_what_is_not_kept_or_not_settled_is_not_found(tmp_path: Path) -> N
         ({"answers": ["00000001", "0"]}, "request.invalid_value"),
         ({"answers": [""] * 256}, "request.invalid_value"),
         ({"order": "xx"}, "request.invalid_value"),
+        ({"order": "abc"}, "request.invalid_value"),
+        ({"order": "abc\n"}, "request.invalid_value"),
         ({"order": None}, "request.invalid_value"),
         ({"more": "00"}, "request.invalid_value"),
     ],

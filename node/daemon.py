@@ -613,7 +613,9 @@ class Node:
                 log.info("ready", height=self._chain.height)
                 await self._stop.wait()
                 log.info("stopping", height=self._chain.height)
-            # Only now: open answers had drain_s to end, and `olnode stop` its own answer.
+                if self._shop is not None:
+                    await self._shop.drain(self._config.shutdown.drain_s)
+            # Only now: answers, bought and sold, had drain_s to end, and `olnode stop` its own.
             nursery.cancel_scope.cancel()
         return False
 

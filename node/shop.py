@@ -51,6 +51,7 @@ from p2p.limits import PENALTIES, PROTOCOLS
 from p2p.network import Network, PeerId
 
 LOOK_S: Final = 0.5
+DRAIN_LOOK_S: Final = 0.1
 ADAPTERS_S: Final = 5.0
 RELOAD_S: Final = 60.0  # an adapter that is wrong, all of whose files are read to see it again
 OFFER_VERSION: Final = 1
@@ -224,6 +225,21 @@ class Shop:
                 return {info.hash: info for info in await self._engine.adapters()}
         except (EngineError, trio.TooSlowError):
             return {}
+
+    async def drain(self, seconds: float) -> None:
+        """Take no new order, and wait for the receipts of those under way, so long at most: what is
+        cut was delivered and is never paid."""
+        service = self._service
+        if service is None:
+            return
+        service.drain()
+        with trio.move_on_after(seconds):
+            while service.under_way:  # noqa: ASYNC110  # a look a while is enough at an end
+                await trio.sleep(DRAIN_LOOK_S)
+        if service.under_way:
+            log.warning(
+                "answers are cut", number=service.under_way, mend="a larger shutdown.drain_s"
+            )
 
     def close(self) -> None:
         """Let go of the receipts' files."""
@@ -399,9 +415,16 @@ class Shop:
             seq,
             addresses,
             tuple(OfferedModel(model, version, 1, 0) for model, version in models),
-            Load(32, 0, 0),
+            self._load(),
             expires_ms,
         )
+
+    def _load(self) -> Load:
+        """What payers choose a provider by; the median is of first tokens since the start."""
+        assert self._engine is not None
+        stats = self._engine.stats()
+        first = stats.times.get("time_to_first_token", Timed())
+        return Load(self._engine.info.rows, stats.waiting, first.median_ms())
 
 
 def _choose_offered(ready: list[tuple[int, int]]) -> list[tuple[int, int]]:

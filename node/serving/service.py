@@ -168,6 +168,12 @@ class InferenceService:
         self.served: Counter[Version] = Counter()  # answers signed since the start
         self.earned: Counter[Version] = Counter()  # and their fees, in grains
         self.receipt_delay = Timing()  # from the last token until the receipt was sent
+        self.under_way = 0  # orders that are being served
+        self._is_draining = False
+
+    def drain(self) -> None:
+        """Take no new order from now on; those under way go on to their receipts."""
+        self._is_draining = True
 
     async def serve(self, peer: bytes, stream: FrameStream) -> None:
         """One stream, to its end. A cancel leaves no receipt for what was not signed yet."""
@@ -212,6 +218,8 @@ class InferenceService:
         if stored is not None:
             await self._send_again(line, start, stored)
             return
+        if self._is_draining:
+            raise OrderRefused(exchange.BUSY, "this node is about to stop", RETRY_MS)
         if not self._is_current():
             raise OrderRefused(exchange.BUSY, "our ledger is behind", RETRY_MS)
         if not self._has_room():
@@ -229,11 +237,13 @@ class InferenceService:
         )
         self._check_drawing(job)
         job.lane.is_busy = True
+        self.under_way += 1
         try:
             self._book.take_voucher(job.lane, job.voucher_raw, job.voucher_sig)
             await self._fulfil(peer, line, send, job)
         finally:
             job.lane.is_busy = False
+            self.under_way -= 1
 
     def _check_drawing(self, job: Job) -> None:
         """An engine that cannot draw with the joint seed serves who allows that, or greedily."""

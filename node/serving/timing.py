@@ -23,6 +23,15 @@ class Timed:
     counts: tuple[int, ...] = (0,) * (len(BOUNDS_S) + 1)
     sum_s: float = 0.0
 
+    def median_ms(self) -> int:
+        """Half of all took at most so long, to the bucket; 0 for none, 60 s for longer."""
+        half, seen = sum(self.counts) / 2, 0
+        for count, bound_s in zip(self.counts, (*BOUNDS_S, BOUNDS_S[-1]), strict=True):
+            seen += count
+            if count and seen >= half:
+                return round(bound_s * 1_000)
+        return 0
+
 
 @dataclass(slots=True)
 class Timing:

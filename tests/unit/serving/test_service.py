@@ -303,6 +303,25 @@ async def test_one_request_a_lane_at_a_time(tmp_path, autojump_clock) -> None:
         assert isinstance((await ask(world, lane_1))[-1], Finished)
 
 
+async def test_node_that_is_to_stop_ends_what_it_began_and_begins_nothing(
+    tmp_path, autojump_clock
+) -> None:
+    async with world_in(tmp_path) as world:
+        channel = world.own_channel()
+        world.engine.step_s = 1.0
+        first = Line(world)
+        await first.send(make_start(channel))
+        await first.next()
+        world.service.drain()
+        assert world.service.under_way == 1
+        frame = await refusal(world, make_start(channel, voucher={"lane": 1}))
+        assert (frame.code, frame.retry_ms) == (3, 1_000)
+        assert isinstance((await first.until(Finished))[-1], Finished)
+        await first.ours.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.service.under_way == 0
+
+
 async def test_out_of_step_shows_the_voucher_we_hold(tmp_path, autojump_clock) -> None:
     async with world_in(tmp_path) as world:
         channel = world.own_channel()

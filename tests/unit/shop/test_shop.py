@@ -18,7 +18,7 @@ from consensus.primitives.errors import Invalid
 from node.holdings import HeldModel
 from node.ledger import tables
 from node.ledger.state import State
-from node.ledger.wire.orders import OFFER_MODELS_MAX, decode_offer, encode_offer
+from node.ledger.wire.orders import OFFER_MODELS_MAX, Load, decode_offer, encode_offer
 from node.ledger.wire.receipts import encode_receipt
 from node.peering.blobstore import ADAPTER
 from node.serving.book import ReceiptBook, Served
@@ -38,6 +38,7 @@ from node.serving.engine import (
     WrongBase,
 )
 from node.serving.manifest import Manifest
+from node.serving.timing import Timed
 from node.shop import LOOK_S, NOTHING, RELEASED_MS, RELOAD_S, Counter, Shop, Takings
 from p2p.errors import Unreachable
 
@@ -62,7 +63,7 @@ class Engine:
 
     def __init__(self) -> None:
         self.state = "starting"
-        self.info: Any = SimpleNamespace(can=("gradients",), dtype_class="fp32")
+        self.info: Any = SimpleNamespace(can=("gradients",), dtype_class="fp32", rows=16)
         self.loaded: list[AdapterRef] = []
         self.start_error: EngineError | None = None
         self.load_error: EngineError | None = None
@@ -94,7 +95,8 @@ class Engine:
         self.ready.set()
 
     def stats(self) -> EngineStats:
-        return EngineStats(running=3)
+        first = Timed((*(0,) * 9, 3, 1, *(0,) * 6), 3.5)
+        return EngineStats(running=3, waiting=5, times={"time_to_first_token": first})
 
     async def adapters(self) -> list[AdapterInfo]:
         await trio.lowlevel.checkpoint()
@@ -248,17 +250,42 @@ async def test_work_is_counted_from_before_there_is_any(tmp_path, autojump_clock
         assert shop.work().is_up
 
 
+@pytest.mark.parametrize(("left_s", "waited_s", "left"), [(3, 3, 0), (60, 10, 1)])
+async def test_stop_waits_for_answers_under_way_as_long_as_it_may(
+    tmp_path: Path, autojump_clock: object, left_s: int, waited_s: int, left: int
+) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        await shop.drain(10)
+        around.hold(held())
+        around.engine.may_start.set()
+        await look()
+        service: Any = shop._service
+        service.under_way = 1
+
+        async def end() -> None:
+            await trio.sleep(left_s)
+            service.under_way = 0
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(end)
+            began_s = trio.current_time()
+            await shop.drain(10)
+            assert trio.current_time() - began_s == pytest.approx(waited_s, abs=0.2)
+            assert service.under_way == left
+            nursery.cancel_scope.cancel()
+
+
 async def test_version_whose_sketches_cannot_be_made_is_not_served(
     tmp_path, autojump_clock
 ) -> None:
     async with open_shop(tmp_path) as (_, around):
-        around.engine.info = SimpleNamespace(can=(), dtype_class="fp32")
+        around.engine.info = SimpleNamespace(can=(), dtype_class="fp32", rows=16)
         around.engine.may_start.set()
         index: Any = object()
         around.hold(held(index=index), held(model=2))
         await look()
         assert [one.is_ready for one in around.all()] == [False, True]
-        around.engine.info = SimpleNamespace(can=("gradients",), dtype_class="fp32")
+        around.engine.info = SimpleNamespace(can=("gradients",), dtype_class="fp32", rows=16)
         await trio.sleep(RELOAD_S)
         assert all(one.is_ready for one in around.all())
 
@@ -289,7 +316,7 @@ async def test_version_whose_numbers_the_engine_does_not_have_is_not_served(
 ) -> None:
     """Its answers would be told and judged as what they are not."""
     async with open_shop(tmp_path) as (shop, around):
-        around.engine.info = SimpleNamespace(can=("gradients",), dtype_class="bf16")
+        around.engine.info = SimpleNamespace(can=("gradients",), dtype_class="bf16", rows=16)
         around.engine.may_start.set()
         around.hold(held(), held(model=2, manifest=IN_BF16))
         with capture_logs() as logs:
@@ -332,7 +359,9 @@ async def test_jail_is_told_once_and_nothing_is_offered_in_it(tmp_path, autojump
         key = (tables.ROLE_PROVIDER, PROVIDER.key)
         with capture_logs() as logs:
             await look()
-            assert shop.make_offer(1, NOW_MS + 1) is not None
+            offer = shop.make_offer(1, NOW_MS + 1)
+            assert offer is not None
+            assert offer.load == Load(slots=16, waiting=5, p50_ms=500), "what payers choose by"
             around.state.put(tables.CONDUCT, key, tables.Conduct(jailed_until_ms=1))
             await look()
             await look()

@@ -22,7 +22,7 @@ from node.attribution.attribute import Version
 from node.attribution.citing import Citing
 from node.attribution.datanets import Record, contribution_root, parse_records
 from node.attribution.index import Index
-from node.attribution.tokens import TextTokenizer
+from node.attribution.tokens import open_tokenizer
 from node.ledger import tables
 from node.ledger.rules.models import has_ended, is_servable
 from node.ledger.state import State
@@ -281,13 +281,9 @@ class Holdings:
 def make_citing(base: Path, records: Sequence[Record], tokens_max: int) -> Citing:
     """By the tokenizer of the base in `base`. Blocks: it reads every text.
 
-    Raises Invalid `holdings.tokenizer` where the base has none that can be read.
+    Raises Invalid `tokenizer.unreadable` where the base has none.
     """
-    try:
-        tokenizer = TextTokenizer(base)
-    except Exception as error:  # what the parsers say of a stranger's file is theirs
-        raise Invalid("holdings.tokenizer", base=base.name, why=str(error)[:200]) from error
-    return Citing(records, tokenizer, tokens_max)
+    return Citing(records, open_tokenizer(base), tokens_max)
 
 
 def find_current(state: State, name: str) -> tuple[int, int] | None:

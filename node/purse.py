@@ -15,7 +15,7 @@ import trio
 
 from consensus.primitives.errors import Invalid
 from node.attribution.datanets import encode_prompt
-from node.attribution.tokens import TextTokenizer
+from node.attribution.tokens import TextTokenizer, open_tokenizer
 from node.holdings import Holdings, find_current
 from node.ledger import tables
 from node.ledger.state import State
@@ -214,7 +214,7 @@ class Purse:
                 folder = await self._holdings.fetch(BASE, base)
             except (NetworkError, NoRoom, OSError) as error:
                 raise Invalid("payer.not_ready", why=f"no tokenizer: {error}") from None
-            found = self._tokenizers[base] = await self._run_blocking(TextTokenizer, folder)
+            found = self._tokenizers[base] = await self._run_blocking(open_tokenizer, folder)
         return found
 
     # --- what the wallet needs of the node

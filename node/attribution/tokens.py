@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from consensus.primitives.errors import Invalid
+
 
 class TextTokenizer:
     """Text to ids and back, for one base folder (tokenizer.json and its settings)."""
@@ -89,6 +91,15 @@ class TextTokenizer:
             b"" if word is None or number in special else spell(word)
             for number, word in enumerate(words)
         ]
+
+
+def open_tokenizer(folder: str | os.PathLike[str]) -> TextTokenizer:
+    """Of a base that came from outside; raises Invalid `tokenizer.unreadable`. Blocks."""
+    try:
+        return TextTokenizer(folder)
+    except Exception as error:  # what the parsers say of a stranger's file is theirs
+        why = str(error)[:200]
+        raise Invalid("tokenizer.unreadable", base=Path(folder).name, why=why) from error
 
 
 def _special(settings: Mapping[str, Any], name: str) -> str:

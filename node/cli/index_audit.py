@@ -110,12 +110,13 @@ def _folders(
 
 def tokenizer_of(base: Path) -> "TextTokenizer":
     """The base's; raises CommandError where its files do not make one."""
-    from node.attribution.tokens import TextTokenizer
+    from consensus.primitives.errors import Invalid
+    from node.attribution.tokens import open_tokenizer
 
     try:
-        return TextTokenizer(base)
-    except Exception as error:  # what the parsers say of a file is theirs
-        raise CommandError(f"{base} has no tokenizer: {error}", code="index.tokenizer") from error
+        return open_tokenizer(base)
+    except Invalid as error:
+        raise CommandError(f"{base} has no tokenizer: {error}", code=error.code) from error
 
 
 def _records(given: list[str]) -> "dict[Place, Record]":

@@ -306,8 +306,12 @@ def many(state, count: int, bundle_seq: int = 1, provider=PROVIDER, nonce: int =
     """A bundle of so many receipts, whose credits need their provider's word."""
     channel = open_channel(state, OPEN, nonce, provider=provider.key)
     lane = LaneSession(channel, 0, PAYER, provider, random.Random(nonce))
+    return served(lane, count, (), bundle_seq, provider)
+
+
+def served(lane: LaneSession, count: int, credits, bundle_seq: int, provider) -> Bundle:
     for _ in range(count):
-        lane.serve((), tokens_in=8, tokens_out=1, fee=fee_of(8, 1), sketch_hash=b"\1" * 32)
+        lane.serve(credits, tokens_in=8, tokens_out=1, fee=fee_of(8, 1), sketch_hash=b"\1" * 32)
     return build_bundle(
         chain_id=CHAIN, provider=provider.key, bundle_seq=bundle_seq, parts=[lane.cut()],
         sign=provider.sign,
@@ -438,12 +442,7 @@ def large(state, count: int) -> Bundle:
     """A bundle of so many receipts with credits as long as may be."""
     lane = session(open_channel(state, 10 * OPEN), random.Random(1))
     credits = tuple((number + 10**15, 156 + 16 * (not number)) for number in range(64))
-    for _ in range(count):
-        lane.serve(credits, tokens_in=8, tokens_out=1, fee=fee_of(8, 1), sketch_hash=b"\1" * 32)
-    return build_bundle(
-        chain_id=CHAIN, provider=PROVIDER.key, bundle_seq=1, parts=[lane.cut()],
-        sign=PROVIDER.sign,
-    )  # fmt: skip
+    return served(lane, count, credits, 1, PROVIDER)
 
 
 async def test_a_body_of_more_than_a_chunk_that_a_block_names_comes_as_a_blob(

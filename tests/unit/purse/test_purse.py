@@ -162,7 +162,7 @@ async def purse_in(
 @pytest.fixture(autouse=True)
 def letters(monkeypatch: pytest.MonkeyPatch) -> None:
     Letters.made = 0
-    monkeypatch.setattr("node.purse.TextTokenizer", Letters)
+    monkeypatch.setattr("node.purse.open_tokenizer", Letters)
 
 
 async def ask(purse: Purse, question: Question = QUESTION) -> tuple[Answer, str]:

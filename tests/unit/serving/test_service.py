@@ -289,13 +289,19 @@ async def test_an_adapter_an_engine_or_a_ledger_that_is_not_there_yet_asks_to_co
         assert not world.engine.requests
 
 
+async def slow_answer(world: World, channel: bytes) -> Line:
+    """A payer whose order is under way, and stays so for some seconds."""
+    world.engine.step_s = 1.0
+    line = Line(world)
+    await line.send(make_start(channel))
+    await line.next()
+    return line
+
+
 async def test_one_request_a_lane_at_a_time(tmp_path, autojump_clock) -> None:
     async with world_in(tmp_path) as world:
         channel = world.own_channel()
-        world.engine.step_s = 1.0
-        first = Line(world)
-        await first.send(make_start(channel))
-        await first.next()
+        await slow_answer(world, channel)
         other = make_order(salt16=b"\1" * 16, prompt_commit=prompt_commit(b"\1" * 16, PROMPT))
         frame = await refusal(world, make_start(channel, other, voucher={"sub": 1}))
         assert frame.code == 3
@@ -308,10 +314,7 @@ async def test_node_that_is_to_stop_ends_what_it_began_and_begins_nothing(
 ) -> None:
     async with world_in(tmp_path) as world:
         channel = world.own_channel()
-        world.engine.step_s = 1.0
-        first = Line(world)
-        await first.send(make_start(channel))
-        await first.next()
+        first = await slow_answer(world, channel)
         world.service.drain()
         assert world.service.under_way == 1
         frame = await refusal(world, make_start(channel, voucher={"lane": 1}))

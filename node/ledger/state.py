@@ -14,7 +14,7 @@ from consensus.primitives.encoding import INT_MAX
 from consensus.primitives.errors import Invalid
 from node.ledger import tables
 from node.ledger.amounts import checked
-from node.ledger.purses import Purse
+from node.ledger.purses import Purse, PurseKind
 from node.ledger.tables import KeyPart, Table
 
 R = TypeVar("R")
@@ -174,14 +174,15 @@ class State:
             assert 0 <= amount <= INT_MAX
             if amount == 0:
                 return
-            record = self.find(source.kind.table, *source.key)
-            held = 0 if record is None else source.kind.held(record)
+            kind = source.kind
+            key = kind.table.flat_key(source.key)
+            record = self._lookup(kind.table, key)
+            held = 0 if record is None else kind.held(record)
             if held < amount:
                 raise Invalid("tx.insufficient", needed=amount, held=held)
-            self._set(source, source.kind.changed(record, -amount))
-            total = source.kind.total
-            assert total is not None, "nothing is taken from what is burnt"
-            taken[total] = taken.get(total, 0) + amount
+            self._set(kind, key, kind.changed(record, -amount))
+            assert kind.total is not None, "nothing is taken from what is burnt"
+            taken[kind.total] = taken.get(kind.total, 0) + amount
 
         yield take
         if taken:
@@ -212,19 +213,18 @@ class State:
 
     def _change(self, purse: Purse, by: int) -> None:
         kind = purse.kind
-        record = self.find(kind.table, *purse.key)
+        key = kind.table.flat_key(purse.key)
+        record = self._lookup(kind.table, key)
         if record is None:
             record = kind.empty
             assert record is not None, f"no {kind.name} {purse.key!r}"
-        self._set(purse, kind.changed(record, by))
+        self._set(kind, key, kind.changed(record, by))
 
-    def _set(self, purse: Purse, record: Any) -> None:
-        kind, held = purse.kind, purse.kind.held(record)
+    def _set(self, kind: PurseKind, key: bytes, record: Any) -> None:
+        held = kind.held(record)
         assert held >= 0
-        if held == 0 and kind.table in (tables.MATURING, tables.COUNTER):
-            self.remove(kind.table, *purse.key)
-        else:
-            self.put(kind.table, purse.key, record)
+        is_gone = held == 0 and kind.table in (tables.MATURING, tables.COUNTER)
+        self._layers[-1][key] = _Known(kind.table, None if is_gone else record)
 
     def totals(self) -> tables.Totals:
         """Grains per kind of place."""

@@ -27,6 +27,13 @@ _NIBBLE_BITS: Final = 4
 _NIBBLES: Final = [bytes([nibble]) for nibble in range(16)]
 _LEAF_BYTES: Final = 2 * HASH_BYTES
 _INNER_BYTES: Final = HASH_BYTES + _VERSION_BYTES
+# A node of sixteen stored nodes: most of a large tree's upper ones, so it is not looked at by bits.
+_BITMAP_BYTES: Final = 4
+_FULL_BITMAPS: Final = b"\xff\xff\0\0"
+_FULL: Final = [
+    slice(at, at + _INNER_BYTES)
+    for at in range(_BITMAP_BYTES, _BITMAP_BYTES + 16 * _INNER_BYTES, _INNER_BYTES)
+]
 _LEAF: Final = b"JMT::LeafNode"
 _INNER: Final = b"JMT::IntrnalNode"  # the missing letter is the published rule's
 
@@ -351,48 +358,46 @@ def _child_hash(child: Child) -> bytes:
 
 def _range_hash(node: Node, low: int, high: int) -> bytes:
     """The hash of the children low..high−1 of a node, as a binary subtree."""
-    inside = [place for place in node if low <= place < high]
+    inside = sorted((place, child) for place, child in node.items() if low <= place < high)
     if not inside:
         return EMPTY_ROOT
-    if len(inside) == 1:
-        child = node[inside[0]]
-        if _is_leaf(child) or high - low == 1:
-            return _child_hash(child)
-    middle = (low + high) // 2
-    return inner_hash(_range_hash(node, low, middle), _range_hash(node, middle, high))
+    return _subtree_hash(inside, 0, len(inside), (high - low).bit_length() - 1)
 
 
 def _node_hash(children: Sequence[tuple[int, Child]]) -> bytes:
-    """`_range_hash(node, 0, 16)` of a node's children in order, bottom-up.
+    """The hash of a node's children in order."""
+    if len(children) < 1 << _NIBBLE_BITS:
+        return _subtree_hash(children, 0, len(children), _NIBBLE_BITS)
+    row = [_child_hash(child) for _, child in children]  # all are pairs: the upper nodes
+    while len(row) > 1:
+        row = [_sha256(_INNER + row[i] + row[i + 1]).digest() for i in range(0, len(row), 2)]
+    return row[0]
 
-    Each leaf is hashed once, and pairs without a child are never looked at.
+
+def _subtree_hash(
+    children: Sequence[tuple[int, Child]], start: int, end: int, height: int
+) -> bytes:
+    """The hash of a binary subtree of `height` levels whose children are `start`..`end` − 1.
+
+    It goes from one fork to the next: levels without a fork cost no look, a lone leaf has none.
     """
-    if len(children) == 1 << _NIBBLE_BITS:  # as the upper ones of a large tree: all are pairs
-        full = [_child_hash(child) for _, child in children]
-        while len(full) > 1:
-            full = [
-                _sha256(_INNER + full[i] + full[i + 1]).digest() for i in range(0, len(full), 2)
-            ]
-        return full[0]
-    row = [
-        (place, _sha256(_LEAF + child).digest(), True)
-        if len(child) == _LEAF_BYTES
-        else (place, child[:HASH_BYTES], False)
-        for place, child in children
-    ]
-    for _ in range(_NIBBLE_BITS):
-        below, row, at, end = row, [], 0, len(row)
-        while at < end:
-            place, here, is_alone = below[at]
-            at += 1
-            if at < end and below[at][0] == place | 1:
-                here, is_alone = _sha256(_INNER + here + below[at][1]).digest(), False
-                at += 1
-            elif not is_alone:  # a subtree with one leaf is that leaf
-                pair = EMPTY_ROOT + here if place & 1 else here + EMPTY_ROOT
-                here = _sha256(_INNER + pair).digest()
-            row.append((place >> 1, here, is_alone))
-    return row[0][1]
+    place, child = children[start]
+    if end - start == 1:
+        if len(child) == _LEAF_BYTES:  # a subtree with one leaf is that leaf
+            return _sha256(_LEAF + child).digest()
+        here, level = child[:HASH_BYTES], 0
+    else:
+        level = (place ^ children[end - 1][0]).bit_length()  # of the highest fork
+        bit, middle = 1 << level - 1, start + 1
+        while not children[middle][0] & bit:
+            middle += 1
+        left = _subtree_hash(children, start, middle, level - 1)
+        right = _subtree_hash(children, middle, end, level - 1)
+        here = _sha256(_INNER + left + right).digest()
+    for lone in range(level, height):
+        pair = EMPTY_ROOT + here if place >> lone & 1 else here + EMPTY_ROOT
+        here = _sha256(_INNER + pair).digest()
+    return here
 
 
 def _node_key(child: Child, path: bytes) -> bytes:
@@ -408,20 +413,24 @@ def _load(read_node: ReadNode, child: Child, path: bytes) -> Node:
 
 
 def _encode_node(children: Sequence[tuple[int, Child]]) -> bytes:
+    body = b"".join([child for _, child in children])
+    if len(children) == len(_FULL) and len(body) == len(_FULL) * _INNER_BYTES:
+        return _FULL_BITMAPS + body
     inner = leaves = 0
     for place, child in children:
         if len(child) == _LEAF_BYTES:
             leaves |= 1 << place
         else:
             inner |= 1 << place
-    bitmaps = (inner << 16 | leaves).to_bytes(4, "big")
-    return bitmaps + b"".join([child for _, child in children])
+    return (inner << 16 | leaves).to_bytes(_BITMAP_BYTES, "big") + body
 
 
 def _decode_node(raw: bytes) -> Node:
+    if raw[:_BITMAP_BYTES] == _FULL_BITMAPS and len(raw) == _FULL[-1].stop:
+        return {place: raw[where] for place, where in enumerate(_FULL)}
     inner, leaves = int.from_bytes(raw[:2], "big"), int.from_bytes(raw[2:4], "big")
     node: Node = {}
-    at, rest = 4, inner | leaves
+    at, rest = _BITMAP_BYTES, inner | leaves
     while rest:
         lowest = rest & -rest
         rest ^= lowest

@@ -48,7 +48,7 @@ class Leaf(NamedTuple):
 
 
 Child = bytes  # a leaf's key ‖ value hash, or a stored node's hash ‖ version u64
-Node = dict[int, Child]  # nibble -> child
+Node = dict[int, Child]  # nibble -> child, in order
 ReadNode = Callable[[bytes], bytes | None]
 
 
@@ -203,7 +203,7 @@ class Checker:
         node, place = _load(self._read_node, child, path), _node_key(child, path)
         if place in self._good:
             return node
-        if not node or _node_hash(sorted(node.items())) != child[:HASH_BYTES]:
+        if not node or _node_hash(list(node.items())) != child[:HASH_BYTES]:
             raise Invalid("tree.node", path=path.hex())
         if len(self._good) >= CHECKED_NODES_MAX:
             self._good.clear()
@@ -282,6 +282,8 @@ class _Writer:
                 below = self.change(old, path + _NIBBLES[nibble], some)
             if below is None:
                 node.pop(nibble, None)
+            elif old is None:
+                node = dict(sorted([*node.items(), (nibble, below)]))
             else:
                 node[nibble] = below
         self.stale.append(_node_key(child, path))
@@ -306,7 +308,7 @@ class _Writer:
             (only,) = node.values()
             if _is_leaf(only):
                 return only  # lifted: a subtree with one leaf is that leaf
-        children = sorted(node.items())  # places differ, so children are never compared
+        children = list(node.items())
         self.nodes.append((self._version + path, _encode_node(children)))
         return _node_hash(children) + self._version
 
@@ -325,6 +327,9 @@ def _runs(
     items: Sequence[tuple[bytes, T]], depth: int
 ) -> Iterator[tuple[int, Sequence[tuple[bytes, T]]]]:
     """Sorted items, all under one path of `depth` nibbles, cut where the next one changes."""
+    if len(items) == 1:
+        yield _nibble(items[0][0], depth), items
+        return
     place = depth >> 1
     if depth & 1:
         nibbles = [key[place] & 15 for key, _ in items]
@@ -358,7 +363,7 @@ def _child_hash(child: Child) -> bytes:
 
 def _range_hash(node: Node, low: int, high: int) -> bytes:
     """The hash of the children low..high−1 of a node, as a binary subtree."""
-    inside = sorted((place, child) for place, child in node.items() if low <= place < high)
+    inside = [(place, child) for place, child in node.items() if low <= place < high]
     if not inside:
         return EMPTY_ROOT
     return _subtree_hash(inside, 0, len(inside), (high - low).bit_length() - 1)

@@ -45,7 +45,8 @@ OUR_ERRORS: Final = frozenset(
 )  # no file of a stranger's can cause them
 PASSING_ERRORS: Final = OUR_ERRORS - {errno.EIO}  # a disk that cannot read it now never will
 CITED_ROWS_MAX: Final = 100_000  # of a version that cites: their texts are held in memory,
-CITED_BYTES_MAX: Final = 64 << 20  # with their words twelve times as much
+CITED_BYTES_MAX: Final = 64 << 20  # with their words twelve times as much;
+CITED_BYTES_OF_ALL_MAX: Final = 2 * CITED_BYTES_MAX  # of all versions: the old one, and the next
 FOLDERS: Final = {ADAPTER: "adapters", BASE: "models", INDEX: "indexes", CONTENT: "manifests"}
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
@@ -249,6 +250,7 @@ class Holdings:
 
         Raises Invalid `holdings.too_many_texts`, `holdings.texts` (not what was contributed).
         """
+        most = min(CITED_BYTES_MAX, CITED_BYTES_OF_ALL_MAX - self._cited_bytes())
         if index.header.rows > CITED_ROWS_MAX:
             raise Invalid("holdings.too_many_texts", rows=index.header.rows, most=CITED_ROWS_MAX)
         places = [index.place_of(row) for row in range(index.header.rows)]
@@ -262,9 +264,14 @@ class Holdings:
                 raise Invalid("holdings.texts", contribution=number, position=position)
             records.append(given[position])
             size += len(given[position].raw)
-            if size > CITED_BYTES_MAX:
-                raise Invalid("holdings.too_many_texts", bytes=size, most=CITED_BYTES_MAX)
+            if size > most:
+                raise Invalid("holdings.too_many_texts", bytes=size, most=most)
         return records
+
+    def _cited_bytes(self) -> int:
+        """Of the texts that are held for citing."""
+        indices = (held.index for held in self._held.values() if held.index is not None)
+        return sum(index.citing.text_bytes for index in indices if index.citing is not None)
 
     async def _contribution(self, number: int) -> tuple[Record, ...]:
         about = self._get_state().find(tables.CONTRIBUTION, number)

@@ -59,6 +59,7 @@ class Citing:
         self._records = records
         self._tokenizer = tokenizer
         self._tokens_max = tokens_max  # prompt and answer together: the version's max_model_len
+        self.text_bytes = sum(len(record.raw) for record in records)
         self._library = Library(f"{record.prompt}\n{record.completion}" for record in records)
 
     def retrieve(self, prompt: Sequence[int], max_out: int) -> Retrieved:

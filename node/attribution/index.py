@@ -119,7 +119,7 @@ class Index:
         return merkle.path_in(self.hash_levels(), row)
 
     def hash_levels(self) -> merkle.Levels:
-        """The whole tree over the row leaves, for many paths; 64 bytes a row."""
+        """The whole tree over the row leaves, for many paths; 155 bytes a row."""
         return merkle.levels_of(list(_leaf_hashes(self.rows, self.meta)))
 
 

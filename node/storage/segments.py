@@ -18,6 +18,7 @@ from node.storage.frames import Frame, FrameFormat, Gap, read_all
 
 SEGMENT_BYTES: Final = 64 << 20
 ENDED_FOLDER: Final = "ended"
+ENDED_FILES_MAX: Final = 1_000  # that people may still want to read
 SEGMENTS_MAX: Final = 999_999
 NAME_DIGITS: Final = 6
 
@@ -304,11 +305,17 @@ def sync_directory(directory: Path) -> None:
 
 
 def put_away(path: Path) -> None:
-    """Move a file that is done with into `ended/` beside it, where nothing reads it again."""
+    """Move a file that is done with into `ended/` beside it, where nothing reads it again.
+
+    The newest ENDED_FILES_MAX stay there.
+    """
     if path.exists():
         ended = path.parent / ENDED_FOLDER
         ended.mkdir(mode=0o700, exist_ok=True)
         path.rename(ended / path.name)
+        newest_first = sorted(ended.iterdir(), key=lambda file: -file.stat().st_mtime_ns)
+        for old in newest_first[ENDED_FILES_MAX:]:
+            old.unlink(missing_ok=True)
 
 
 def write_durably(path: Path, raw: bytes) -> None:

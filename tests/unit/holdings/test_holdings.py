@@ -397,6 +397,7 @@ async def test_who_serves_answers_that_cite_holds_the_records(tmp_path, autojump
         assert found.rows[0] == 7
         assert bytes(found.prompt).startswith(b"[1] Belnis glows 2 7.\n")
         assert bytes(found.prompt).endswith(bytes(prompt))
+        assert at.holdings._cited_bytes() == index.citing.text_bytes > 0
 
 
 async def test_texts_that_were_not_contributed_are_not_shown(tmp_path, autojump_clock) -> None:
@@ -433,7 +434,10 @@ async def test_auditor_of_answers_that_cite_needs_no_texts(tmp_path, autojump_cl
         assert at.holdings.find_index(1, 1).citing is None
 
 
-@pytest.mark.parametrize(("limit", "most"), [("CITED_ROWS_MAX", 7), ("CITED_BYTES_MAX", 200)])
+@pytest.mark.parametrize(
+    ("limit", "most"),
+    [("CITED_ROWS_MAX", 7), ("CITED_BYTES_MAX", 200), ("CITED_BYTES_OF_ALL_MAX", 200)],
+)
 async def test_index_of_more_texts_than_are_held_is_not_served(
     tmp_path, autojump_clock, monkeypatch, limit, most
 ) -> None:

@@ -21,20 +21,11 @@ import typer
 from node.cli.frame import DONE, FAILED, NOT_INITIALISED, CommandError, frame_of, new_noun, table
 
 ALL: Final = "all"
-APART: Final = (
-    "simulate",
-    "sessions",
-    "crash",
-    "flips",
-    "fuzz",
-    "soak",
-    *("overload", "judging"),
-)  # as one lets them
-BENCHES: Final = (
-    *("finality", "settle", "state", "proofs", "gossip", "blobs", "serving", "attribution"),
-    *("start", "api"),
-    *APART,
-)
+APART: Final = ("simulate", "sessions", "crash", "flips", "fuzz", "overload", "judging")  # long
+SHORT: Final = (
+    "finality", "settle", "state", "proofs", "gossip", "blobs", "serving", "attribution"
+)  # fmt: skip
+BENCHES: Final = (*SHORT, *APART)
 PACKAGES: Final = ("olnode", "libp2p", "trio", "plyvel", "PyNaCl", "torch")
 
 app = new_noun()
@@ -64,7 +55,7 @@ def bench(
     if name not in (*BENCHES, ALL):
         raise typer.BadParameter(f"one of {', '.join(BENCHES)}, {ALL}", param_hint="NAME")
     folder = _find_benches()
-    wanted = [each for each in BENCHES if each not in APART] if name == ALL else [name]
+    wanted = SHORT if name == ALL else (name,)
     programs = {each: folder / f"{each}.py" for each in wanted}
     found = {each: path for each, path in programs.items() if path.is_file()}
     if not found:

@@ -123,3 +123,8 @@ def test_sessions_give_the_keys_that_are_promised(capsys: Capture) -> None:
     assert answer["loss_max_payer_in_holds"] == 1
     nothing = ("loss_max_provider", "above_cap", "violations")
     assert [answer[key] for key in nothing] == [0, 0, 0]
+
+
+def test_checkout_has_every_bench_that_is_offered() -> None:
+    folder = PROTOCOL.parent
+    assert [name for name in bench.BENCHES if not (folder / f"{name}.py").is_file()] == []

@@ -237,7 +237,7 @@ class LoraStack:
                     slot = group.slots[0]
                     linear.segment = len(group.slots), a[slot].t(), b[slot]
                 else:
-                    gathered = a.index_select(0, slots).transpose(1, 2).contiguous()
+                    gathered = a.index_select(0, slots).transpose(1, 2)
                     linear.active.append((picked, gathered, b.index_select(0, slots)))
 
     def off(self) -> None:

@@ -282,14 +282,16 @@ class Peft:
         self.model.train(False)
         self.ids = torch.tensor([list(prompt) for prompt in prompts])
 
-    def turn(self, batches: Sequence["Batch"]) -> "Turn":
-        """One token of every row, batch by batch."""
+    def turn(self, batches: Sequence["Batch"], tokens: int = 1) -> "Turn":
+        """Some tokens of every row, batch by batch: each switch is for all of them."""
 
         def step() -> None:
             for batch in batches:
-                batch.step(self.model)
+                batch.switch(self.model)
+                for _ in range(tokens):
+                    batch.step(self.model)
 
-        return Turn(lambda: None, step)
+        return Turn(lambda: None, step, tokens)
 
     def mixed(self, who: Sequence[int]) -> list["Batch"]:
         """All rows at once."""
@@ -317,12 +319,15 @@ class Batch:
         self._cache, self._more = cache, more
         self._made: list[Any] = []
 
+    def switch(self, model: Any) -> None:
+        """Its adapter is the model's from now on."""
+        if model.active_adapter != self._adapter:
+            model.set_adapter(self._adapter)
+
     def step(self, model: Any) -> None:
         """One token of every row."""
         import torch
 
-        if model.active_adapter != self._adapter:
-            model.set_adapter(self._adapter)
         with torch.inference_mode():
             out = model(
                 input_ids=self._ids, past_key_values=self._cache, logits_to_keep=1, **self._more
@@ -341,17 +346,18 @@ class Batch:
 
 
 class Turn(NamedTuple):
-    """A configuration: what comes before its steps, and one step of all rows."""
+    """A configuration: what comes before its steps, and one step of all rows; `tokens` of each."""
 
     ready: Callable[[], None]
     step: Callable[[], object]
+    tokens: int = 1
 
     def seconds(self, steps: int, device: str) -> float:
-        """A step's, after one that is not counted: matrices are gathered, caches are warm."""
+        """A token's, after a step that is not counted: matrices are gathered, caches are warm."""
         self.ready()
         self.step()
         began_s = _clock(device)
-        for _ in range(steps):
+        for _ in range(steps // self.tokens):
             self.step()
         return (_clock(device) - began_s) / steps
 
@@ -390,7 +396,7 @@ def _beside_peft(rows: Rows, peft: Peft, rounds: int, steps: int) -> dict[str, f
     turns = {
         "distinct": rows.turn(distinct),
         "peft_mixed": peft.turn(mixed),
-        "peft_switching": peft.turn(switching),
+        "peft_switching": peft.turn(switching, steps),
     }
     ratios = _in_turns(rows, turns, rounds, steps)
     equal = [

@@ -3,7 +3,8 @@
 Why the same for a process and a thread: only the link differs. A loss ends streams that have
 shown tokens (`engine_lost`, with the evidence held here); those without one are asked again once,
 on the next worker; a request that lived through two losses is refused as poison. Restarts wait
-1, 2, 4 … 60 s; five losses in ten minutes and the engine is down (page 50 §7).
+1, 2, 4 … 60 s; five losses in ten minutes and the engine is down (page 50 §7). A worker that a
+GPU's memory did not do for is followed by one of half the rows.
 What this file does not know: sockets, torch, receipts.
 """
 
@@ -16,6 +17,7 @@ from typing import Final, Protocol
 
 import trio
 
+from node.observe import get_log
 from node.serving import frames
 from node.serving.engine import (
     AdapterInfo,
@@ -28,6 +30,7 @@ from node.serving.engine import (
     Finish,
     GenRequest,
     GradItem,
+    OutOfMemory,
     Overloaded,
     Score,
     ScoreItem,
@@ -49,6 +52,8 @@ RESUBMITS_MAX: Final = 1
 CALLS_MAX: Final = 4_096
 FETCHES_MAX: Final = 4  # adapters at once
 FETCH_S: Final = 600.0
+
+log = get_log("engine")
 
 Fetch = Callable[[bytes], Awaitable[str]]  # an adapter's hash → its folder; or FetchFailed
 Frame = frames.ToWorker | frames.FromWorker
@@ -366,6 +371,8 @@ class EngineClient:
         if isinstance(first, frames.Failed) and self._info is None:
             raise frames.error_of(first)
         if not isinstance(first, frames.Ready):
+            if isinstance(first, frames.Failed):
+                self._note_failed(first)
             raise LinkLost("no sign of life")
         if self._closing:
             raise LinkLost("closed while it started")
@@ -392,6 +399,14 @@ class EngineClient:
             nursery.cancel_scope.cancel()
         assert lost is not None
         raise lost
+
+    def _note_failed(self, failed: frames.Failed) -> None:
+        """A worker whose device had no memory left says so; the next has half of its rows."""
+        if failed.code != OutOfMemory.code:
+            return
+        rows = max(1, min(self.settings.rows or self.info.rows, self.info.rows) // 2)
+        log.warning("out of memory: rows are halved", device=self.info.device, rows=rows)
+        self.settings = dataclasses.replace(self.settings, rows=rows)
 
     def _ask_again(self, link: Link) -> None:
         """Adapters first, then calls, then streams that had shown nothing."""
@@ -459,6 +474,8 @@ class EngineClient:
             ):
                 if call := self._calls.get(number):
                     call.settle(frame)
+            case frames.Failed(0):
+                self._note_failed(frame)
             case frames.Failed(number):
                 if call := self._calls.get(number):
                     call.settle(frame)

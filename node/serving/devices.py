@@ -18,6 +18,9 @@ CUDA: Final = "cuda"
 CLASSES: Final = {"float32": "fp32", "bfloat16": "bf16"}  # the config's word → the manifest's
 ROWS_CPU: Final = 32
 ROWS_CUDA: Final = 64
+PREFILL_CPU: Final = 512  # tokens of prompts a step, while rows decode
+PREFILL_CUDA: Final = 2_048
+SLOTS_PART: Final = 2  # of a GPU's memory beside its base, half is for slots
 
 
 def choose_device(asked: str, gpus: int) -> str:
@@ -37,6 +40,23 @@ def choose_device(asked: str, gpus: int) -> str:
 def rows_of(asked: int, device: str) -> int:
     """How many rows an engine has before memory bounds them; 0: the device's own number."""
     return asked or (ROWS_CPU if device == CPU else ROWS_CUDA)
+
+
+def prefill_of(device: str) -> int:
+    """How many tokens of prompts a step may fill while rows decode: their next token waits."""
+    return PREFILL_CPU if device == CPU else PREFILL_CUDA
+
+
+def slot_bytes_of(settings: EngineSettings, free: int, buckets: int) -> int:
+    """What the slots of one rank bucket may take, 0 for any; every bucket may come to be used.
+
+    `free`: a GPU's bytes beside its base. The rest of it is for keys and values, for the copies
+    that a batch of different adapters gathers, and for gradients. On a CPU it is 0: there only
+    a slot that was filled takes memory. Who sets `slots` or their bytes has counted himself.
+    """
+    if settings.slots or settings.slot_bytes or not free:
+        return settings.slot_bytes
+    return free // SLOTS_PART // buckets
 
 
 def choose_class(asked: str, pinned: Iterable[str]) -> str:

@@ -58,7 +58,8 @@ class EngineInfo:
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """What an engine is started with. A zero is chosen by the engine: its device's rows, the
-    model's length, twice the rows (at least 64) as slots, all cores but one as threads.
+    model's length, twice the rows (at least 64) as slots, or what fits a part of a GPU's memory,
+    all cores but one as threads.
 
     `device`: `auto`, `cpu`, `cuda` or `cuda:N` (`devices.py`); `dtype_class` is `fp32` or `bf16`
     by the time of the start, `auto` before its host knows what is pinned.
@@ -360,6 +361,12 @@ class WrongDtype(EngineError):
     code = "engine.wrong_dtype"
 
 
+class OutOfMemory(EngineError):
+    """The memory of the `device` did not do for so many `rows`; its worker ends."""
+
+    code = "engine.out_of_memory"
+
+
 class Unsupported(EngineError):
     """This engine cannot do `what`."""
 
@@ -381,6 +388,7 @@ ERRORS: Final[dict[str, type[EngineError]]] = {
         EngineLost,
         NoDevice,
         WrongDtype,
+        OutOfMemory,
         Unsupported,
     )
 }

@@ -189,7 +189,7 @@ class Stats(Frame, tag=True):
 
 
 class Failed(Frame, tag=True):
-    """A call has failed; call 0 is the start itself."""
+    """A call has failed; call 0 is the worker itself, at its start or at its end."""
 
     call: int
     code: str

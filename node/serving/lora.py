@@ -5,12 +5,14 @@ added after the base's product. A is kept [slot, r, in], B [slot, r, out], trans
 multiplied by alpha/r in float64, then cast. A rank is padded with zeros to its bucket.
 Kernels (page 50 §3): `segment` when all rows have one adapter (two plain products), `active` per
 bucket when they differ (matrices gathered once per change of rows), `leaves` for gradients.
+Why `active` in chunks: a step's time goes into reading matrices, not into multiplying by them, so
+rows of one adapter share a copy as far as chunks of one width allow.
 What this file does not know: requests, tokens, which adapter is wanted.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +64,38 @@ class Group:
     rows: tuple[int, ...] | None
 
 
+class Chunk(NamedTuple):
+    """Rows of a batch that share one copy of an adapter's matrices."""
+
+    slot: int
+    rows: tuple[int, ...]
+
+
+class Picked:
+    """Chunks for the kernel, which wants one width: a short one is filled up with its first row,
+    computed for nothing."""
+
+    def __init__(self, chunks: Sequence[Chunk], device: torch.device) -> None:
+        width = max(len(chunk.rows) for chunk in chunks)
+        take: list[int] = []  # rows of x
+        real: list[int] = []  # places in `take` that count
+        for chunk in chunks:
+            real += range(len(take), len(take) + len(chunk.rows))
+            take += [*chunk.rows, *chunk.rows[:1] * (width - len(chunk.rows))]
+        self._take = torch.tensor(take, device=device)
+        self._real = torch.tensor(real, device=device) if len(real) < len(take) else None
+        self._into = torch.tensor([take[place] for place in real], device=device)
+
+    def add(self, y: Tensor, x: Tensor, a: Tensor, b: Tensor) -> None:
+        """Add to y [rows, length, out] the terms of x [rows, length, in]; A^T [chunks, in, r] and
+        B [chunks, r, out]."""
+        taken = x.index_select(0, self._take).view(len(a), -1, x.shape[-1])
+        terms = torch.bmm(torch.bmm(taken, a), b).view(-1, *y.shape[1:])
+        if self._real is not None:
+            terms = terms.index_select(0, self._real)
+        y.index_add_(0, self._into, terms)
+
+
 class LoraLinear(nn.Module):
     """A base linear with the rows' low-rank terms; `LoraStack` tells it which."""
 
@@ -69,7 +103,8 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base = base
         self.segment: tuple[int, Tensor, Tensor] | None = None  # rows, A^T [in, r], B [r, out]
-        self.active: list[tuple[Tensor | None, Tensor, Tensor]] = []
+        # Where nothing is picked, the first rows have an adapter each.
+        self.active: list[tuple[Picked | None, Tensor, Tensor]] = []
         self.leaves: tuple[Tensor, Tensor] | None = None  # A^T [n, in, r], B [n, r, out]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,12 +119,12 @@ class LoraLinear(nn.Module):
         if self.segment is not None:
             count, a, b = self.segment
             y[:count].add_((x[:count] @ a) @ b)
-        for rows, a, b in self.active:
-            if rows is None:
+        for picked, a, b in self.active:
+            if picked is None:
                 count = a.shape[0]
                 y[:count].baddbmm_(torch.bmm(x[:count], a), b)
             else:
-                y.index_add_(0, rows, torch.bmm(torch.bmm(x.index_select(0, rows), a), b))
+                picked.add(y, x, a, b)
         return y
 
 
@@ -190,8 +225,10 @@ class LoraStack:
         for group in groups:
             pool, layout = self.pools[group.bucket], self.layouts[group.bucket]
             one = group.rows is None and len(set(group.slots)) == 1
-            slots = torch.tensor(group.slots, device=self.device)
-            rows = None if group.rows is None else torch.tensor(group.rows, device=self.device)
+            chunks = chunks_of(group)
+            slots = torch.tensor([chunk.slot for chunk in chunks], device=self.device)
+            is_each = [chunk.rows for chunk in chunks] == [(row,) for row in range(len(chunks))]
+            picked = None if is_each else Picked(chunks, self.device)
             used = frozenset().union(*(self.has[group.bucket, slot] for slot in group.slots))
             for module in used:  # absent targets are skipped, not multiplied by zero
                 linear = self.linears[module]
@@ -200,8 +237,8 @@ class LoraStack:
                     slot = group.slots[0]
                     linear.segment = len(group.slots), a[slot].t(), b[slot]
                 else:
-                    gathered = a.index_select(0, slots).transpose(1, 2).contiguous()
-                    linear.active.append((rows, gathered, b.index_select(0, slots)))
+                    gathered = a.index_select(0, slots).transpose(1, 2)
+                    linear.active.append((picked, gathered, b.index_select(0, slots)))
 
     def off(self) -> None:
         """The base alone."""
@@ -254,6 +291,23 @@ def groups_of(rows: Sequence[tuple[int, int] | None]) -> list[Group]:
         everyone = at == list(range(len(rows)))
         groups.append(Group(bucket, tuple(slots), None if everyone else tuple(at)))
     return groups
+
+
+def chunks_of(group: Group) -> list[Chunk]:
+    """The chunks of a group's rows, by slot and then by row.
+
+    None is wider than the mean adapter has rows: narrower ones would be more copies to read, wider
+    ones more rows computed for nothing. So there are at most twice as many chunks as adapters.
+    """
+    by_slot: dict[int, list[int]] = {}
+    for row, slot in zip(group.rows or range(len(group.slots)), group.slots, strict=True):
+        by_slot.setdefault(slot, []).append(row)
+    width = -(-len(group.slots) // len(by_slot))
+    return [
+        Chunk(slot, tuple(rows[at : at + width]))
+        for slot, rows in by_slot.items()
+        for at in range(0, len(rows), width)
+    ]
 
 
 def _wrap(model: Any) -> dict[str, LoraLinear]:

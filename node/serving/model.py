@@ -100,6 +100,13 @@ def count_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def free_bytes(device: str) -> int:
+    """What a GPU has left; 0 of a CPU, whose memory is not ours alone."""
+    import torch
+
+    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else 0
+
+
 def use_threads(count: int) -> None:
     """Compute with `count` threads, or all cores but one: the daemon needs the other."""
     import torch

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+from node.serving.devices import PREFILL_CPU
 from node.serving.engine import DeadlinePassed, Overloaded
 
 QUANTUM: Final = 512  # cost units a tenant gets in each turn
@@ -28,7 +29,6 @@ BUCKET_FACTOR_MAX: Final = 4
 RATE_WINDOW_MS: Final = 30_000
 RATE_KNOWN_MS: Final = 1_000  # less of being full tells nothing: long answers end together
 RETRY_S_MAX: Final = 60
-PREFILL_TOKENS: Final = 512  # a step, while rows decode
 PREFILL_UNBOUNDED: Final = 2**31
 
 
@@ -88,8 +88,11 @@ class Scheduler:
         aging_ms: int = AGING_MS,
         queued_cost_max: int = QUEUED_COST_MAX,
         queued_max: int = QUEUED_MAX,
+        prefill_tokens: int = PREFILL_CPU,
     ) -> None:
+        """`prefill_tokens`: of prompts in one step, while rows decode."""
         self._aging_ms = aging_ms
+        self._prefill_tokens = prefill_tokens
         self._queued_cost_max, self._queued_max = queued_cost_max, queued_max
         self._tenants: dict[bytes, _Tenant] = {}
         self._ring: deque[bytes] = deque()  # tenants with waiting requests; the head has the turn
@@ -202,7 +205,7 @@ class Scheduler:
             begin(job)
         self._is_full = any(is_loaded(self._jobs[id]) for id in self._arrived)
         self._free_rows = 0 if self._is_full else free
-        return Plan(tuple(start), expired, PREFILL_TOKENS if decoding else PREFILL_UNBOUNDED)
+        return Plan(tuple(start), expired, self._prefill_tokens if decoding else PREFILL_UNBOUNDED)
 
     def done(self, id: bytes, used: int) -> None:
         """A started request has ended; `used` tokens of prompt and answer. The rest returns."""

@@ -23,7 +23,7 @@ from node.serving.background import Background, Made
 from node.serving.backward import Projector
 from node.serving.basefacts import padded
 from node.serving.cache import ROWS_MIN, SlotCache, row_bytes
-from node.serving.devices import choose_device, rows_of
+from node.serving.devices import choose_device, prefill_of, rows_of, slot_bytes_of
 from node.serving.engine import (
     FINGERPRINT_STRIDE,
     IGNORE_EOS,
@@ -40,6 +40,7 @@ from node.serving.engine import (
     Finish,
     GenRequest,
     GradItem,
+    OutOfMemory,
     Reason,
     ScoreItem,
     Token,
@@ -49,7 +50,14 @@ from node.serving.engine import (
 from node.serving.fingerprints import fingerprint_matrix, fingerprints
 from node.serving.live import Live, Row
 from node.serving.lora import LoraStack, groups_of
-from node.serving.model import build_of, count_gpus, length_of, load_base, stop_tokens
+from node.serving.model import (
+    build_of,
+    count_gpus,
+    free_bytes,
+    length_of,
+    load_base,
+    stop_tokens,
+)
 from node.serving.sampling import StopFilter, choose, noise_key, selftest
 from node.serving.scheduler import Job, Scheduler
 from node.serving.scoring import Scorer
@@ -86,13 +94,17 @@ class SlotCore:
             self._rows_max = max(1, min(self._rows_max, fit))
         slots = settings.slots or max(2 * self._rows_max, 64)
         base = base_hash(settings.base_folder)
-        self._stack = LoraStack(self._model, slots, settings.slot_bytes)
+        slot_bytes = slot_bytes_of(settings, free_bytes(self._device), len(BUCKETS))
+        self._stack = LoraStack(self._model, slots, slot_bytes)
         self.tiers = Tiers(self._stack, base, settings)
         self._bank = self.tiers.bank
         self._cache = SlotCache(self._model, self._rows_max, self._length)
         self._chunk = settings.prefill_chunk
         self._scheduler = Scheduler(
-            settings.aging_ms, settings.queue_tokens, settings.queue_requests
+            settings.aging_ms,
+            settings.queue_tokens,
+            settings.queue_requests,
+            prefill_of(self._device),
         )
         self._live: dict[bytes, Live] = {}
         self._coming: dict[bytes, Live] = {}  # of those: whose adapter is on its way
@@ -300,7 +312,16 @@ class SlotCore:
     # --- one step
 
     def step(self) -> list[Event]:
-        """Start, prefill, decode, sample; then gradients when it is their time."""
+        """Start, prefill, decode, sample; then gradients when it is their time.
+
+        Raises OutOfMemory where a GPU has no more: what lives is lost with this core.
+        """
+        try:
+            return self._step()
+        except torch.OutOfMemoryError as error:
+            raise OutOfMemory(device=self._device, rows=self._rows_max) from error
+
+    def _step(self) -> list[Event]:
         self.poll()
         now = self._now_ms()
         events: list[Event] = []

@@ -23,7 +23,15 @@ import trio
 
 from node.serving import frames
 from node.serving.client import STALL_S, EngineClient, Fetch, Link, LinkLost
-from node.serving.engine import EngineError, EngineSettings, Finish, Score, Sketch, Token
+from node.serving.engine import (
+    EngineError,
+    EngineSettings,
+    Finish,
+    OutOfMemory,
+    Score,
+    Sketch,
+    Token,
+)
 
 if TYPE_CHECKING:
     from node.serving.slots import SlotCore
@@ -199,12 +207,17 @@ def _answer_of(call: int, made: Sequence[Sketch | Score | None]) -> frames.FromW
 
 
 def make_core(settings: EngineSettings) -> "SlotCore":
-    """Threads set, model loaded; imports torch."""
+    """Threads set, model loaded; imports torch. Raises OutOfMemory, beside what SlotCore does."""
+    import torch
+
     from node.serving.model import use_threads
     from node.serving.slots import SlotCore
 
     use_threads(settings.threads)
-    return SlotCore(settings)
+    try:
+        return SlotCore(settings)
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(device=settings.device, rows=settings.rows) from error
 
 
 def _start(
@@ -223,6 +236,18 @@ def _start(
     return core
 
 
+def _work(inbox: "Inbox", make: MakeCore, emit: Callable[[frames.FromWorker], None]) -> None:
+    """A worker's whole life. A GPU's memory that does not do is told at its end: the next worker
+    is to ask for less."""
+    core = _start(inbox.get(), make, emit)
+    if core is None:
+        return
+    try:
+        Loop(core, inbox, emit).run()
+    except OutOfMemory as error:
+        emit(frames.failure(0, error))
+
+
 def main() -> None:
     """The child process: `argv[1]` is the number of its socket."""
     _die_with_parent()
@@ -233,12 +258,8 @@ def main() -> None:
     def emit(frame: frames.FromWorker) -> None:
         link.sendall(frames.encode_frame(frame))
 
-    try:
-        core = _start(inbox.get(), make_core, emit)
-        if core is not None:
-            Loop(core, inbox, emit).run()
-    except OSError:  # the parent closed the socket
-        pass
+    with contextlib.suppress(OSError):  # the parent closed the socket
+        _work(inbox, make_core, emit)
     # Not an orderly exit: nothing of this process is worth waiting for.
     os._exit(0)
 
@@ -410,9 +431,7 @@ class _ThreadLink:
     def work(self, make: MakeCore) -> None:
         """The thread's whole life; what it raises is raised by the engine's `run`."""
         try:
-            core = _start(self.inbox.get(), make, self.emit)
-            if core is not None:
-                Loop(core, self.inbox, self.emit).run()
+            _work(self.inbox, make, self.emit)
         finally:
             self.end()
 

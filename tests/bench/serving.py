@@ -2,8 +2,12 @@
 
 Random weights of two shapes: S, four layers of width 256, where each kernel call counts, and L, two
 of width 2,048, as wide as a model of 1B parameters. Thirty-two rows of rank 16, thread CPU time of
-one torch thread, configurations in turns, the best of the rounds. Decoding is the engine's own
-loop (sampling and evidence included); peft decodes the same rows with transformers' cache.
+one torch thread. Decoding is the engine's own loop (sampling and evidence included); peft decodes
+the same rows with transformers' cache.
+Why in turns of a few steps, each between two of the base: a machine's speed and its neighbours'
+hunger for memory change within seconds. A ratio is of neighbours in time, by the shortest step of
+each turn, and the figure is the median over the rounds; the best of few long runs gave .78 to .91
+for the same code.
 Classes of thirty-two rows: distinct (32 adapters), uniform (6), skewed (Zipf 1.5), identical.
 `--device cuda` runs the shape of an 8B model in bf16, without peft; it says so where there is none.
 """
@@ -13,10 +17,11 @@ import json
 import os
 import random
 import shutil
+import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -39,12 +44,16 @@ from node.serving.engine import (
 ROWS: Final = 32
 RANK: Final = 16
 PROMPT: Final = 16
+LENGTH: Final = 128  # of prompt and answer, so that attention costs much the same all along
+ROUNDS: Final = 12
+PEFT_ROUNDS: Final = 2  # of ours to one of peft's, which is slow and far behind
+TOKENS: Final = 24  # of each row, compared with peft's
 REGISTERED: Final = 10_000
 LINEARS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class Shape(NamedTuple):
-    """A Llama; `steps` are timed for each configuration."""
+    """A Llama; `steps` are timed in each turn of a configuration."""
 
     name: str
     layers: int
@@ -55,9 +64,10 @@ class Shape(NamedTuple):
     steps: int
 
 
-S: Final = Shape("S", 4, 256, 688, 4, 4, 24)
-L: Final = Shape("L", 2, 2_048, 5_504, 16, 16, 4)
-EIGHT_B: Final = Shape("8B", 32, 4_096, 14_336, 32, 8, 16)
+S: Final = Shape("S", 4, 256, 688, 4, 4, 4)
+L: Final = Shape("L", 2, 2_048, 5_504, 16, 16, 2)
+EIGHT_B: Final = Shape("8B", 32, 4_096, 14_336, 32, 8, 4)
+
 
 Who = Sequence[int | None]  # the adapter of each row by number; None: the base alone
 BUDGETS: Final = (
@@ -166,7 +176,13 @@ class Rows:
         from node.serving.slots import SlotCore
 
         settings = EngineSettings(
-            str(base), rows=ROWS, slots=64, threads=1, device=device, dtype_class=dtype
+            str(base),
+            rows=ROWS,
+            max_model_len=LENGTH,
+            slots=64,
+            threads=1,
+            device=device,
+            dtype_class=dtype,
         )
         self.core = SlotCore(settings)
         self.refs = refs
@@ -174,6 +190,8 @@ class Rows:
             self.core.load(ref)
         chance = random.Random(2)
         self.prompts = [tuple(chance.randrange(256) for _ in range(PROMPT)) for _ in range(ROWS)]
+        self._begun: list[GenRequest] = []
+        self._places: list[tuple[int, int] | None] = []
 
     def requests(self, who: Who, tokens: int) -> list[GenRequest]:
         """A greedy one for each row."""
@@ -188,22 +206,44 @@ class Rows:
             for place, number in enumerate(who)
         ]
 
-    def decode(self, who: Who, steps: int) -> tuple[float, dict[int, list[int]]]:
-        """Seconds a step with all rows decoding, and the tokens of each row."""
-        requests = self.requests(who, steps + 3)
+    def decode(self, who: Who, count: int) -> dict[int, list[int]]:
+        """The first `count` tokens of each row, as they are served."""
+        self.end()
+        requests = self.requests(who, count)
         for request in requests:
             self.core.submit(request)
         tokens: dict[int, list[int]] = {place: [] for place in range(len(who))}
-        while self.core._decoding < len(who):
+        while self.core.live:
             self._note(self.core.step(), tokens)
-        self._note(self.core.step(), tokens)
-        began_s = _clock(self.core.info.device)
-        for _ in range(steps):
-            self._note(self.core.step(), tokens)
-        took_s = _clock(self.core.info.device) - began_s
-        for request in requests:
+        return tokens
+
+    def begin(self) -> None:
+        """Bring all rows to their first step, each with an adapter of its own in a slot."""
+        self.end()
+        self._begun = self.requests(range(ROWS), LENGTH - PROMPT)
+        for request in self._begun:
+            self.core.submit(request)
+        while self.core._decoding < ROWS:
+            self.core.step()
+        self.core.step()
+        self._places = [self.core._live[request.id].place for request in self._begun]
+
+    def end(self) -> None:
+        """No row is left."""
+        for request in self._begun:
             self.core.cancel(request.id)
-        return took_s / steps, tokens
+        self._begun = []
+
+    def turn(self, who: Who) -> "Turn":
+        """Steps of the rows begun, with these adapters from now on: what they say is nonsense
+        then, and costs what it costs."""
+        from node.serving.lora import groups_of
+
+        def aim() -> None:
+            places = [None if number is None else self._places[number] for number in who]
+            self.core._stack.use(groups_of(places))
+
+        return Turn(aim, self.core.step)
 
     @staticmethod
     def _note(events: Sequence[tuple[bytes, Any]], tokens: dict[int, list[int]]) -> None:
@@ -243,44 +283,87 @@ class Peft:
         self.model.train(False)
         self.ids = torch.tensor([list(prompt) for prompt in prompts])
 
-    def mixed(self, who: Sequence[int], steps: int) -> tuple[float, dict[int, list[int]]]:
-        """Seconds a step."""
-        self.model.set_adapter("a0")
+    def turn(self, batches: Sequence["Batch"], tokens: int = 1) -> "Turn":
+        """Some tokens of every row, batch by batch: each switch is for all of them."""
+
+        def step() -> None:
+            for batch in batches:
+                batch.switch(self.model)
+                for _ in range(tokens):
+                    batch.step(self.model)
+
+        return Turn(lambda: None, step, tokens)
+
+    def mixed(self, who: Sequence[int]) -> list["Batch"]:
+        """All rows at once."""
         names = [f"a{number}" for number in who]
-        took_s, tokens = self._decode(slice(None), steps, adapter_names=names)
-        return took_s / steps, dict(enumerate(tokens))
+        return [self._batch("a0", list(range(len(who))), adapter_names=names)]
 
-    def switching(self, who: Sequence[int], steps: int) -> tuple[float, dict[int, list[int]]]:
-        """Seconds in which every row gets one token, each adapter's rows in their turn."""
-        total_s, tokens = 0.0, {}
-        for number in sorted(set(who)):
-            began_s = time.thread_time()
-            self.model.set_adapter(f"a{number}")
-            total_s += time.thread_time() - began_s
-            places = [place for place, other in enumerate(who) if other == number]
-            took_s, made = self._decode(places, steps)
-            total_s += took_s
-            tokens.update(zip(places, made, strict=True))
-        return total_s / steps, tokens
+    def switching(self, who: Sequence[int]) -> list["Batch"]:
+        """Each adapter's rows in their turn."""
+        places = {n: [at for at, other in enumerate(who) if other == n] for n in sorted(set(who))}
+        return [self._batch(f"a{number}", rows) for number, rows in places.items()]
 
-    def _decode(self, rows: Any, steps: int, **more: Any) -> tuple[float, list[list[int]]]:
-        import torch
+    def _batch(self, adapter: str, rows: list[int], **more: Any) -> "Batch":
         from transformers import DynamicCache
 
-        cache = DynamicCache(config=self.config)
+        return Batch(adapter, rows, self.ids[rows], DynamicCache(config=self.config), more)
+
+
+class Batch:
+    """Rows that peft decodes together; the first step fills their prompts."""
+
+    def __init__(
+        self, adapter: str, rows: list[int], ids: Any, cache: Any, more: dict[str, Any]
+    ) -> None:
+        self._adapter, self._rows, self._ids = adapter, rows, ids
+        self._cache, self._more = cache, more
+        self._made: list[Any] = []
+
+    def switch(self, model: Any) -> None:
+        """Its adapter is the model's from now on."""
+        if model.active_adapter != self._adapter:
+            model.set_adapter(self._adapter)
+
+    def step(self, model: Any) -> None:
+        """One token of every row."""
+        import torch
+
         with torch.inference_mode():
-            ids, made = self.ids[rows], []
-            for step in range(steps + 2):
-                if step == 2:
-                    began_s = time.thread_time()
-                out = self.model(input_ids=ids, past_key_values=cache, logits_to_keep=1, **more)
-                ids = out.logits[:, -1].argmax(-1, keepdim=True)
-                made.append(ids[:, 0])
-            took_s = time.thread_time() - began_s
-        return took_s, torch.stack(made, 1).tolist()
+            out = model(
+                input_ids=self._ids, past_key_values=self._cache, logits_to_keep=1, **self._more
+            )
+            self._ids = out.logits[:, -1].argmax(-1, keepdim=True)
+        self._made.append(self._ids[:, 0])
+
+    def tokens(self) -> dict[int, list[int]]:
+        """What each row has said so far."""
+        import torch
+
+        return dict(zip(self._rows, torch.stack(self._made, 1).tolist(), strict=True))
 
 
 # --- figures
+
+
+class Turn(NamedTuple):
+    """A configuration: what comes before its steps, and one step of all rows; `tokens` of each."""
+
+    ready: Callable[[], None]
+    step: Callable[[], object]
+    tokens: int = 1
+
+    def seconds(self, steps: int, device: str) -> float:
+        """A token's, of the shortest step, as others' hunger only lengthens one; after a step
+        that is not counted, by which matrices are gathered and caches are warm."""
+        self.ready()
+        self.step()
+        took_s = []
+        for _ in range(steps // self.tokens):
+            began_s = _clock(device)
+            self.step()
+            took_s.append(_clock(device) - began_s)
+        return min(took_s) / self.tokens
 
 
 def measure_shape(
@@ -292,40 +375,61 @@ def measure_shape(
     device: str = "cpu",
     dtype: str = "fp32",
 ) -> dict[str, Any]:
-    """Seconds a step of each configuration of one shape, the best of `rounds`; `tokens_equal`."""
+    """`base`: its seconds a step; of each class, the base's seconds by its own; of peft's two
+    ways, its seconds by those of `distinct`; `tokens_equal`: the share, None without peft."""
     with tempfile.TemporaryDirectory(prefix="olnode-bench-") as name:
         folder = Path(name)
         tell(f"{shape.name}: a base of {shape.layers} layers of {shape.hidden}, {ROWS} adapters")
         make_base(folder / "base", shape, dtype)
         refs = make_adapters(folder / "base", folder, ROWS)
         rows = Rows(folder / "base", refs, device=device, dtype=dtype)
-        peft = Peft(folder / "base", refs, rows.prompts) if with_peft else None
-        runs: dict[str, Callable[[], tuple[float, Any]]] = {
-            "base": lambda: rows.decode([None] * ROWS, steps),
-            "distinct_8": lambda: rows.decode([place % 8 for place in range(ROWS)], steps),
-        }
-        for kind, who in classes().items():
-            runs[kind] = lambda who=who: rows.decode(who, steps)  # type: ignore[misc]
-        if peft is not None:
-            distinct = classes()["distinct"]
-            runs["peft_mixed"] = lambda: peft.mixed(distinct, steps)
-            runs["peft_switching"] = lambda: peft.switching(distinct, max(2, steps // 4))
-        return _best(runs, rounds)
+        turns = {kind: rows.turn(who) for kind, who in classes().items()}
+        turns["distinct_8"] = rows.turn([place % 8 for place in range(ROWS)])
+        found: dict[str, Any] = _in_turns(rows, turns, rounds, steps)
+        if with_peft:
+            peft = Peft(folder / "base", refs, rows.prompts)
+            found |= _beside_peft(rows, peft, -(-rounds // PEFT_ROUNDS), steps)
+        return found
 
 
-def _best(runs: dict[str, Callable[[], tuple[float, Any]]], rounds: int) -> dict[str, Any]:
-    best: dict[str, float] = {}
-    tokens: dict[str, Any] = {}
+def _beside_peft(rows: Rows, peft: Peft, rounds: int, steps: int) -> dict[str, float]:
+    """Both ways' seconds by ours, with thirty-two adapters; `tokens_equal`: the share."""
+    distinct = classes()["distinct"]
+    tokens = rows.decode(distinct, TOKENS)
+    mixed, switching = peft.mixed(distinct), peft.switching(distinct)
+    turns = {
+        "distinct": rows.turn(distinct),
+        "peft_mixed": peft.turn(mixed),
+        "peft_switching": peft.turn(switching, steps),
+    }
+    ratios = _in_turns(rows, turns, rounds, steps)
+    equal = [
+        _common(tokens[place], said)
+        for batch in (*mixed, *switching)
+        for place, said in batch.tokens().items()
+    ]
+    found = {name: ratios["distinct"] / ratios[name] for name in ("peft_mixed", "peft_switching")}
+    return {**found, "tokens_equal": statistics.mean(equal)}
+
+
+def _in_turns(rows: Rows, turns: Mapping[str, Turn], rounds: int, steps: int) -> dict[str, float]:
+    """Medians over the rounds: `base`, its seconds a step; of each configuration, the seconds of
+    the base just before and after it by its own."""
+    base, device = rows.turn([None] * ROWS), rows.core.info.device
+    found: dict[str, list[float]] = {"base": [], **{name: [] for name in turns}}
+    fit = (LENGTH - PROMPT) // ((steps + 1) * (2 * len(turns) + 1))  # rounds that the rows last
     for number in range(rounds):
         tell(f"round {number + 1} of {rounds}")
-        for name, run in runs.items():
-            took_s, tokens[name] = run()
-            best[name] = min(best.get(name, took_s), took_s)
-    others = [tokens[name] for name in ("peft_mixed", "peft_switching") if name in tokens]
-    equal = [
-        _common(tokens["distinct"][place], other[place]) for other in others for place in other
-    ]
-    return {**best, "tokens_equal": sum(equal) / len(equal) if equal else None}
+        if number % fit == 0:
+            rows.begin()
+        before_s = base.seconds(steps, device)
+        for name, turn in turns.items():
+            took_s = turn.seconds(steps, device)
+            after_s = base.seconds(steps, device)
+            found[name].append((before_s + after_s) / 2 / took_s)
+            found["base"].append(after_s)
+            before_s = after_s
+    return {name: statistics.median(many) for name, many in found.items()}
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> float:
@@ -450,19 +554,15 @@ def _registering(folder: Path, rows: Rows, count: int = REGISTERED) -> dict[str,
 def figures_of(small: dict[str, Any], large: dict[str, Any]) -> dict[str, Any]:
     """Ratios of throughput: to the base alone at L, to peft at both."""
     return {
-        "ratio_same": round(large["base"] / large["identical"], 3),
-        "ratio_distinct_8": round(large["base"] / large["distinct_8"], 3),
-        "ratio_distinct_32": round(large["base"] / large["distinct"], 3),
-        "vs_peft_mixed": round(small["peft_mixed"] / small["distinct"], 2),
-        "vs_peft_switching": round(small["peft_switching"] / small["distinct"], 2),
-        "vs_peft_mixed_2048": round(large["peft_mixed"] / large["distinct"], 2),
-        "vs_peft_switching_2048": round(large["peft_switching"] / large["distinct"], 2),
+        "ratio_same": round(large["identical"], 3),
+        "ratio_distinct_8": round(large["distinct_8"], 3),
+        "ratio_distinct_32": round(large["distinct"], 3),
+        "vs_peft_mixed": round(small["peft_mixed"], 2),
+        "vs_peft_switching": round(small["peft_switching"], 2),
+        "vs_peft_mixed_2048": round(large["peft_mixed"], 2),
+        "vs_peft_switching_2048": round(large["peft_switching"], 2),
         "classes": {
-            kind: {
-                "S": round(small["base"] / small[kind], 3),
-                "L": round(large["base"] / large[kind], 3),
-            }
-            for kind in classes()
+            kind: {"S": round(small[kind], 3), "L": round(large[kind], 3)} for kind in classes()
         },
         "tokens_equal_peft": {"S": small["tokens_equal"], "L": large["tokens_equal"]},
         "ms_a_step_base": {"S": round(1e3 * small["base"], 2), "L": round(1e3 * large["base"], 1)},
@@ -475,10 +575,9 @@ def large_model_figures(shape: Shape, rounds: int, device: str) -> dict[str, Any
         shape, rounds, steps=shape.steps, with_peft=False, device=device, dtype="bf16"
     )
     names = ("identical", "distinct_8", "uniform", "skewed")
-    ratios = {f"ratio_{name}": round(found["base"] / found[name], 3) for name in names}
     return {
-        "ratio_distinct_32": round(found["base"] / found["distinct"], 3),
-        **ratios,
+        "ratio_distinct_32": round(found["distinct"], 3),
+        **{f"ratio_{name}": round(found[name], 3) for name in names},
         "ms_a_step_base": round(1e3 * found["base"], 2),
     }
 
@@ -487,7 +586,7 @@ def main() -> None:
     """The command line of `olnode bench serving`."""
     parser = argparse.ArgumentParser(prog="olnode bench serving")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rounds", type=int, default=3, help="of each configuration")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of each configuration")
     given = parser.parse_args()
     quiet()
     import torch

@@ -10,12 +10,19 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+import structlog
 import trio
 import trio.testing
 
 from node.serving import frames, worker
-from node.serving.client import EngineClient
-from node.serving.engine import EngineInfo, EngineSettings
+from node.serving.client import EngineClient, LinkLost
+from node.serving.engine import (
+    BadAdapter,
+    EngineInfo,
+    EngineSettings,
+    EngineStats,
+    OutOfMemory,
+)
 from node.serving.worker import WorkerEngine
 
 
@@ -83,6 +90,56 @@ async def test_cancelled_engine_has_buried_its_worker(monkeypatch: pytest.Monkey
         nursery.cancel_scope.cancel()
     kept[0].close()
     assert [one.returncode for one in spawned] == [-signal.SIGKILL]
+
+
+class Small:
+    """A worker on a GPU whose memory does for one row and no more."""
+
+    def __init__(self) -> None:
+        self.asked_rows = 0
+        self._frames: list[frames.FromWorker] = []
+
+    def send(self, frame: frames.ToWorker) -> None:
+        assert isinstance(frame, frames.Hello)
+        self.asked_rows = frame.settings.rows
+        info = EngineInfo("torch", b"", "bf16", "cuda:0", self.asked_rows or 9, 1, 1, 1, (), b"")
+        told = frames.failure(0, OutOfMemory(device="cuda:0", rows=info.rows))
+        other = frames.failure(0, BadAdapter(key="r"))  # of one that was pinned
+        ready = [frames.Ready(info), frames.Stats(EngineStats()), other]
+        # The second has not even room to start.
+        self._frames = [told] if info.rows == 4 else ready if info.rows == 1 else [*ready, told]
+
+    async def receive(self) -> frames.FromWorker:
+        if self._frames:
+            return self._frames.pop(0)
+        if self.asked_rows == 1:
+            await trio.sleep_forever()
+        raise LinkLost("end of file")
+
+    def kill(self) -> None:
+        raise AssertionError("leaving the context does that")
+
+
+async def test_rows_are_halved_for_each_worker_that_ran_out_of_memory(autojump_clock) -> None:
+    workers: list[Small] = []
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Small]:
+        workers.append(Small())
+        yield workers[-1]
+
+    engine = EngineClient(EngineSettings("base", rows=0), opened)
+    with structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(engine.run)
+            with trio.fail_after(60):
+                while engine.state != "ready" or engine.info.rows > 1:  # noqa: ASYNC110
+                    await trio.sleep(1)
+            nursery.cancel_scope.cancel()
+    assert [each.asked_rows for each in workers] == [0, 4, 2, 1]
+    assert [(each["event"], each["rows"]) for each in logs] == [
+        ("out of memory: rows are halved", rows) for rows in (4, 2, 1)
+    ]
 
 
 class Dying:

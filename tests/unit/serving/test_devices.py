@@ -6,8 +6,10 @@ from node.serving.devices import (
     check_class,
     choose_class,
     choose_device,
+    prefill_of,
     rows_of,
     share_out,
+    slot_bytes_of,
 )
 from node.serving.engine import EngineSettings, NoDevice, WrongDtype
 
@@ -68,6 +70,23 @@ def test_fp32_serves_both_classes_and_bf16_its_own_alone() -> None:
 
 def test_rows_are_the_devices_own_where_none_are_said() -> None:
     assert [rows_of(0, "cpu"), rows_of(0, "cuda:1"), rows_of(5, "cuda:1")] == [32, 64, 5]
+
+
+def test_gpu_fills_four_times_the_prompt_in_a_step() -> None:
+    assert [prefill_of("cpu"), prefill_of("cuda:0"), prefill_of("cuda:3")] == [512, 2_048, 2_048]
+
+
+def test_slots_of_all_ranks_take_half_of_a_gpu_at_most() -> None:
+    free = 62 << 30  # beside an 8B base in bfloat16, of 78 GiB
+    own = slot_bytes_of(EngineSettings(""), free, 4)
+    assert 0 < 4 * own <= free // 2
+    assert own // 84_000_000 >= 64, "of rank 16, as many as rows"
+
+
+def test_slots_are_bounded_as_said_or_by_what_a_cpu_fills() -> None:
+    assert slot_bytes_of(EngineSettings("", slot_bytes=7), 1_000, 4) == 7
+    assert slot_bytes_of(EngineSettings("", slots=9), 1_000, 4) == 0
+    assert slot_bytes_of(EngineSettings(""), 0, 4) == 0
 
 
 def test_one_device_takes_all_that_is_the_machines() -> None:

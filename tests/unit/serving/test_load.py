@@ -191,7 +191,7 @@ def submit_any(loaded: Loaded, chance: random.Random) -> bytes:
 def test_storm_of_cancels_at_every_stage_frees_everything(loaded: Loaded, monkeypatch) -> None:
     """After it rows, slots, references and queues are empty, and answers are right."""
     monkeypatch.setattr(loaded.core, "_chunk", 32)
-    monkeypatch.setattr(rules, "PREFILL_TOKENS", 48)
+    monkeypatch.setattr(loaded.core._scheduler, "_prefill_tokens", 48)
     core, chance = loaded.core, random.Random(9)
     expected = loaded.answer(11, loaded.hashes[200])
     stages: Counter[str] = Counter()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import pytest
 
 from node.serving import scheduler as rules
+from node.serving.devices import PREFILL_CPU, PREFILL_CUDA
 from node.serving.engine import DeadlinePassed, Overloaded
 from node.serving.scheduler import Job, Scheduler
 
@@ -323,13 +324,15 @@ def test_deadline_passed_in_the_queue_is_told() -> None:
     queue = Scheduler()
     queue.admit(job(1, deadline_ms=50), 0)
     assert queue.plan(49, 0, True, anything).expired == ()
-    assert queue.plan(50, 1, True, anything) == rules.Plan((), (job(1).id,), rules.PREFILL_TOKENS)
+    assert queue.plan(50, 1, True, anything) == rules.Plan((), (job(1).id,), PREFILL_CPU)
     assert queue.waiting == 0
 
 
 def test_prefill_is_bounded_only_while_rows_decode() -> None:
     queue = Scheduler()
-    assert queue.plan(0, 1, True, anything).prefill_tokens == rules.PREFILL_TOKENS
+    assert queue.plan(0, 1, True, anything).prefill_tokens == PREFILL_CPU
+    large = Scheduler(prefill_tokens=PREFILL_CUDA)
+    assert large.plan(0, 1, True, anything).prefill_tokens == PREFILL_CUDA
     assert queue.plan(0, 1, False, anything).prefill_tokens == rules.PREFILL_UNBOUNDED
 
 

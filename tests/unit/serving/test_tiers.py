@@ -388,6 +388,17 @@ def test_pins_take_half_of_the_memory_and_no_more(tiny_base, make_adapter) -> No
             core.load(AdapterRef(*made[2]), pin=True)
 
 
+def test_slots_that_nobody_counted_are_bounded_by_what_a_gpu_has_left(
+    tiny_base, make_adapter, monkeypatch
+) -> None:
+    size = size_of(tiny_base, make_adapter(1, 8))
+    monkeypatch.setattr("node.serving.slots.free_bytes", lambda device: 2 * 4 * 10 * size)
+    with open_core(tiny_base, slots=0) as core:
+        assert core._stack.slots == {8: 10, 16: 5, 32: 2, 64: 1}
+    with open_core(tiny_base, slots=12) as core:
+        assert set(core._stack.slots.values()) == {12}
+
+
 def test_bucket_that_has_no_room_in_its_slots_is_refused(tiny_base, make_adapter) -> None:
     small, large = make_adapter(1, 8), make_adapter(2, 64)
     size = size_of(tiny_base, small)

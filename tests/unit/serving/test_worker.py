@@ -20,6 +20,7 @@ from node.serving.engine import (
     EngineSettings,
     Finish,
     GenRequest,
+    OutOfMemory,
     Sampling,
     ScoreItem,
     Token,
@@ -111,6 +112,44 @@ async def test_device_that_torch_cannot_use_is_told_at_the_first_start(tiny_base
     with pytest.raises(EngineError, match="no kernel image"):
         await engine.run()
     assert len(starts) == 1
+
+
+async def test_out_of_memory_the_next_worker_has_half_of_the_rows(tiny_base, monkeypatch) -> None:
+    """The request, which was shown nothing yet, is answered by that one."""
+    import torch
+
+    from node.serving.worker import make_core
+
+    def make(settings: EngineSettings):
+        core = make_core(settings)
+        if core.info.rows > 2:
+
+            def full() -> None:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+            monkeypatch.setattr(core, "_decode", full)
+            monkeypatch.setattr(core, "_release_parked", full)
+        return core
+
+    async with running(ThreadEngine(replace(settings(tiny_base), rows=4), make=make)) as engine:
+        assert engine.info.rows == 4
+        ids, finish = await collect(engine, request(5))
+        assert (engine.info.rows, engine.stats().restarts) == (2, 1)
+        assert finish.reasons == ("length",)
+        assert len(ids) == finish.choices[0].answer_tokens
+
+
+async def test_base_that_memory_does_not_do_for_is_told_at_the_first_start(
+    tiny_base, monkeypatch
+) -> None:
+    import torch
+
+    def full(settings: EngineSettings) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr("node.serving.slots.SlotCore", full)
+    with pytest.raises(OutOfMemory):
+        await ThreadEngine(settings(tiny_base)).run()
 
 
 async def assert_runs_again(engine: EngineClient, each: GenRequest, ids: list[int]) -> None:

@@ -30,6 +30,7 @@ from bench.attribution_study import (
     final_gradients,
     float_sums,
     index_again,
+    left_out,
     make_base,
     paid_bps,
     rounded_rows,
@@ -254,6 +255,7 @@ def measure(world: World, home: Path, adapters: int, kept: Path) -> dict[str, fl
         "contributors": datanet.contributors,
         "questions": len(datanet.questions),
         "rows": made.index.header.rows,
+        "left_out": left_out(made),
     }
     return {key: round(figure, 4) for key, figure in figures.items()}
 

@@ -199,12 +199,22 @@ def test_losses_of_another_ground_truth_are_not_taken(
 # --- honest machines sketch alike, and cheats do not: page 60 §9
 
 
+def sketched(studied: Studied) -> list[int]:
+    """The first 16 questions with a sketch: of 52 two have none, whose norm is out of bounds."""
+    from bench.attribution_study import sketches_of
+
+    from node.ledger.rules.shares import is_sound_row
+
+    sketches = sketches_of(studied.paid.sums)
+    return [number for number, sketch in enumerate(sketches) if is_sound_row(sketch)][:16]
+
+
 def resketch(
     studied: Studied,
     change: Callable[[Any], None] = lambda source: None,
     checkpoints: tuple[str, str] = ("early", "middle"),
 ) -> list[bytes]:
-    """The first 16 questions' sketches, from gradients that `change` had a hand in."""
+    """The sketches of `sketched` questions, from gradients that `change` had a hand in."""
     import torch
     from bench.attribution_study import encode_asked, sketches_of
 
@@ -212,15 +222,15 @@ def resketch(
     from node.attribution.gradients import RecordGradients
 
     made = studied.made
-    asked = [(q.prompt, q.answer) for q in studied.datanet.questions[:16]]
-    coded = encode_asked(made.base, asked)
+    questions = [studied.datanet.questions[number] for number in sketched(studied)]
+    coded = encode_asked(made.base, [(q.prompt, q.answer) for q in questions])
     folders = (str(made.base.folder), *(str(made.folders[name]) for name in checkpoints))
     source = RecordGradients(folders, coded, lambda half, matrix, gradient: gradient)
     source._load()
     change(source)
     sketcher = Sketcher.load(made.index.folder)
     sums = [
-        torch.cat([sketcher.sums(half, batch) for batch in source.batches(half, range(16))])
+        torch.cat([sketcher.sums(half, batch) for batch in source.batches(half, range(len(coded)))])
         for half in (0, 1)
     ]
     return sketches_of(sums)
@@ -239,12 +249,13 @@ def distance(studied: Studied, others: list[bytes]) -> Distance:
     import torch
     from bench.attribution_study import attribute_all, paid_bps, rounded_rows
 
-    halves = [half[:16] for half in studied.paid.sums]
+    chosen = sketched(studied)
+    halves = [half[chosen] for half in studied.paid.sums]
     honest = rounded_rows(halves).double().view(-1, 2, 512)
     other = torch.stack([torch.tensor(list(memoryview(s).cast("b"))) for s in others])
     cosines = torch.cosine_similarity(honest, other.double().view(-1, 2, 512), dim=2)
     people = studied.datanet.contributors
-    before = studied.paid.parts[:16] * 10_000
+    before = studied.paid.parts[chosen] * 10_000
     after = paid_bps(attribute_all(studied.made, others), people).double()
     moved = (before - after).abs().sum(1) / 2
     return Distance(

@@ -56,6 +56,14 @@ def is_matrix_name(name: str) -> bool:
     return _TAIL.search(name) is not None
 
 
+def is_sketched(name: str) -> bool:
+    """Whether rows are made of the gradients of `name`: of lora_A's, which see all of a layer's
+    input. lora_B's see the few numbers that lora_A makes of it, and made rows worse: measured in
+    ARCHITECTURE.md §6."""
+    tail = _TAIL.search(name)
+    return tail is not None and tail.group(1) == "lora_A"
+
+
 class MatrixBasis(NamedTuple):
     """fp32: `left` (out, out), `right` (in, in), eigenvectors as columns; `weight` (out, in)."""
 
@@ -266,7 +274,7 @@ class Sketcher:
         return tuple(self._bases[half])
 
     def rows(self, half: int, gradients: Gradients) -> Tensor:
-        """int8 (records, 512) from {matrix name: (records, out, in)}, any float dtype.
+        """int8 (records, 512) from {matrix name: (records, rank, in)}, any float dtype.
 
         A row of zeros means that there is none (see `quantise`). Otherwise as `sums`.
         """
@@ -276,9 +284,9 @@ class Sketcher:
         """float64 (records, 512): what `rows` rounds.
 
         Names as in the adapter's file, or canonical. `half` 0 is the early checkpoint, 1 the
-        middle. Gradients are of the tensors as the adapter's file holds them: lora_A (rank, in),
-        lora_B (out, rank), not scaled by alpha. Raises IndexInvalid `basis` where the index does
-        not fit these gradients.
+        middle. Gradients are of the tensors as the adapter's file holds them, not scaled by alpha,
+        and of the matrices that are sketched alone. Raises IndexInvalid `basis` where the index
+        does not fit these gradients.
         """
         matrices = self._bases[half]
         named = {canonical_matrix_name(name): tensor for name, tensor in gradients.items()}

@@ -1,4 +1,4 @@
-"""Per-record gradients of every LoRA matrix, by hooks: output gradient times input.
+"""Per-record gradients of LoRA matrices, by hooks: output gradient times input.
 
 Why hooks and not autograd's weight gradients: those are summed over the batch, and attribution
 needs each record's own. The base is frozen and never given a gradient; only activations are.
@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from node.attribution.basis import canonical_matrix_name, is_matrix_name
+from node.attribution.basis import canonical_matrix_name, is_sketched
 from node.attribution.datanets import RecordIds
 
 BATCH_RECORDS: Final = 16
@@ -58,17 +58,23 @@ class RecordGradients:
     """Gradients of records under a version's two attribution checkpoints.
 
     `folders` are (base, early, middle) on disk; `coded` every record, each with a completion
-    token; `reduce` is applied to a matrix's gradient as soon as it exists (narrowing).
+    token; `reduce` is applied to a matrix's gradient as soon as it exists (narrowing); `wanted`
+    chooses the matrices by name.
     Loads the model on first use, and keeps gradients while they fit in 512 MiB, so that the
     three passes of a small index cost one.
     """
 
     def __init__(
-        self, folders: tuple[str, str, str], coded: Sequence[RecordIds], reduce: Reduce
+        self,
+        folders: tuple[str, str, str],
+        coded: Sequence[RecordIds],
+        reduce: Reduce,
+        wanted: Callable[[str], bool] = is_sketched,
     ) -> None:
         self._folders = folders
         self._coded = coded
         self._reduce = reduce
+        self._wanted = wanted
         self._model: Any = None
         self._found: dict[str, Tensor] = {}  # filled by the hooks of the pass in progress
         self._batch_records = 0  # decided when the model is loaded
@@ -98,7 +104,7 @@ class RecordGradients:
             return
         wrapped = _load_wrapped(*self._folders)
         for name, module in wrapped.named_modules():
-            if is_matrix_name(name) and isinstance(module, torch.nn.Linear):
+            if self._wanted(name) and isinstance(module, torch.nn.Linear):
                 half = ADAPTERS.index(name.rsplit(".", 1)[1])
                 module.register_forward_hook(self._watch(half, canonical_matrix_name(name)))
         self._model = wrapped

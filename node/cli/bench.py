@@ -129,7 +129,7 @@ def _lines(
     rows = []
     for name, result in results.items():
         budgets = {each.key: each for each in reached[name]}
-        for key, figure in result["figures"].items():
+        for key, figure in _flat(result["figures"]):
             budget = budgets.get(key)
             asked = "" if budget is None else f"{budget.sense} {budget.limit:g}"
             verdict = "" if budget is None else ("met" if budget.is_met else "MISSED")
@@ -139,6 +139,15 @@ def _lines(
     yield f"machine  {machine['cpu']}, {machine['cores']} cores, {machine['system']}"
     yield "versions " + ", ".join(f"{name} {said}" for name, said in about["versions"].items())
     yield f"load     {load[0][0]:.2f} before, {load[1][0]:.2f} after"
+
+
+def _flat(figures: Mapping[str, Any]) -> Iterator[tuple[str, object]]:
+    """Each figure with its name; one that holds others, such as those of each seed, as these."""
+    for key, figure in figures.items():
+        if isinstance(figure, Mapping):
+            yield from ((f"{key}.{name}", each) for name, each in figure.items())
+        else:
+            yield key, figure
 
 
 def _text(figure: object) -> str:

@@ -1,7 +1,8 @@
 """Gradients of answers with respect to two attribution checkpoints, many rows in one backward.
 
-Why leaves: each row's A and B are its own tensors, so one backward gives every row its exact
-gradient, whatever adapters the rows have (measured: relative error 5.8e-7 against one by one).
+Why leaves: each row's A is its own tensor, so one backward gives every row its exact gradient,
+whatever adapters the rows have (measured: relative error 5.8e-7 against one by one). B's gradient
+is not asked for: no sketch holds it (attribution/basis.py).
 Loss: mean cross-entropy over the kept answer tokens; of n answers, the mean over all their
 tokens. Attention is the `math` kernel, as in the index, and all is computed in float32, bf16
 weights upcast layer by layer: an index is of float32 gradients (page 60 §1).
@@ -24,7 +25,7 @@ from node.serving.bank import Packed
 from node.serving.engine import GradItem, Sketch
 from node.serving.lora import LoraStack, upcast_product
 
-MATRICES: Final = (".lora_A", ".lora_B")  # canonical names: module path and side
+SIDE: Final = ".lora_A"  # of canonical names: behind the module's path
 _IGNORED: Final = -100
 
 
@@ -95,10 +96,10 @@ def row_gradients(
     adapters: Sequence[Packed],
     rows: Sequence[tuple[RecordIds, float]],
 ) -> dict[str, Tensor]:
-    """Each row's gradient of weight × summed loss: {canonical name: float32 [rows, out, in]}.
+    """Each row's gradient of weight × summed loss: {canonical name: float32 [rows, r, in]}.
 
-    The adapters share bucket, modules, ranks and scales. Matrices are those of the file:
-    A [r, in] and B [out, r], unscaled, at their true rank; names sorted.
+    The adapters share bucket, modules, ranks and scales. Matrices are the A of the file, at
+    their true rank, by sorted module.
     """
     first = adapters[0]
     device = stack.device
@@ -116,18 +117,14 @@ def row_gradients(
                 reduction="none",
             )
             loss = (each.sum(1) * weights).sum()
-            flat_leaves = [leaf for pair in leaves.values() for leaf in pair]
-            found = torch.autograd.grad(loss, flat_leaves)
+            found = torch.autograd.grad(loss, list(leaves.values()))
         finally:
             stack.off()
-    gradients = {}
-    for number, module in enumerate(leaves):
-        rank, scale = first.modules[module]
-        of_a, of_b = found[2 * number], found[2 * number + 1]
-        gradients[module + MATRICES[0]] = of_a.transpose(1, 2)[:, :rank].float()
-        # The pool holds scale × B^T: the chain rule gives the file's B back.
-        gradients[module + MATRICES[1]] = of_b.transpose(1, 2)[:, :, :rank].float() * scale
-    return dict(sorted(gradients.items()))
+    ranks = {module: rank for module, (rank, _) in first.modules.items()}
+    return {
+        module + SIDE: gradient.transpose(1, 2)[:, : ranks[module]].float()
+        for module, gradient in zip(leaves, found, strict=True)
+    }
 
 
 @contextmanager

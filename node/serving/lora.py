@@ -256,16 +256,17 @@ class LoraStack:
 
     def use_leaves(
         self, bucket: int, packed: Sequence[Tensor], modules: frozenset[str]
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """The same, as float32 leaves that ask for gradients; A^T and B by module name."""
+    ) -> dict[str, Tensor]:
+        """The same in float32; each A^T, by sorted module name, is a leaf that asks for its
+        gradient."""
         self.use_rows(bucket, packed, modules)
         leaves = {}
         for module in sorted(modules):
             linear = self.linears[module]
             assert linear.leaves is not None
             a, b = linear.leaves
-            pair = a.float().contiguous().requires_grad_(), b.float().clone().requires_grad_()
-            linear.leaves = leaves[module] = pair
+            leaves[module] = a.float().contiguous().requires_grad_()
+            linear.leaves = leaves[module], b.float()
         return leaves
 
 

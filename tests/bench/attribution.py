@@ -1,23 +1,25 @@
 """`olnode bench attribution`: how well pay follows the records that shaped an answer.
 
-Ground truth by retraining: adapters trained on random halves of the records, and of the
-contributors, tell what each question loses without them. LDS is the rank correlation of that
-with what the scores predict (attribution_rivals.py). Scores, credits and index are the node's
-own. `--world 2` is the world that nothing was tuned on. Figures depend on the machine's float
-rounding only; times are of CPU, so that load does not show. About eight minutes on one core.
+Ground truth by retraining (attribution_truth.py) tells what each question loses without some of the
+records. LDS is the rank correlation of that with what the scores predict (attribution_rivals.py).
+Scores, credits and index are the node's own. Every figure is the mean over several seeds of one
+world: machines that round otherwise train other adapters, and one seed says little. `--world 2`
+is the world that nothing was tuned on. Times are of CPU, so that load does not show. About eight
+minutes of one core a seed; `--keep FOLDER` goes on where a run was interrupted.
 """
 
 import argparse
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean, median
 from tempfile import TemporaryDirectory
 from typing import Final, NamedTuple
 
 import numpy as np
 import torch
-from bench.adapter_bank import BANK
 from bench.attribution_rivals import bm25, datainf, gradient_dot, linear_datamodelling, trak
 from bench.attribution_study import (
     Base,
@@ -28,6 +30,7 @@ from bench.attribution_study import (
     final_gradients,
     float_sums,
     index_again,
+    left_out,
     make_base,
     paid_bps,
     rounded_rows,
@@ -35,6 +38,7 @@ from bench.attribution_study import (
     sketches_of,
     study,
 )
+from bench.attribution_truth import Truth, retrain
 from bench.attribution_world import WORLDS, Datanet, World, make_datanet
 from bench.protocol import AT_LEAST, AT_MOST, Budget, finish, tell
 from torch import Tensor
@@ -45,7 +49,7 @@ from node.ledger.rules.shares import TOTAL_BPS
 from node.ledger.wire.claims import ROW_BYTES
 
 ADAPTERS: Final = 64  # retrained on halves of the records, and as many on halves of contributors
-MASKS_SEED: Final = 7
+MORE_SEEDS: Final = (0, 100, 102)  # added to a world's own: one seed moves by ±.09 (owner's share)
 SCAN_ROWS: Final = 100_000
 SCAN_ROUNDS: Final = 15
 THIEFS_VICTIM: Final = 3  # neither copied nor poisoned
@@ -66,38 +70,12 @@ BUDGETS: Final = (
 )
 
 
-class Truth(NamedTuple):
-    """Which records (or contributors) each retrained adapter saw, and the questions' losses."""
-
-    records: Tensor  # (adapters, records) of 0 and 1
-    record_losses: Tensor  # (adapters, questions)
-    contributors: Tensor  # (adapters, contributors)
-    contributor_losses: Tensor
-
-
 class Paid(NamedTuple):
     """What the questions of a Datanet score and pay."""
 
     sums: list[Tensor]  # both halves before rounding, float64 (questions, 512)
     scores: Tensor  # int64 (questions, records)
     parts: Tensor  # float64 (questions, contributors), each row 1 or 0 in all
-
-
-def retrain(made: Study, datanet: Datanet, adapters: int) -> Truth:
-    """The ground truth: `adapters` on random halves of the records, as many of contributors."""
-    draw = torch.Generator().manual_seed(MASKS_SEED)
-    records = (torch.rand(adapters, len(made.coded), generator=draw) < 0.5).float()
-    people = (torch.rand(adapters, datanet.contributors, generator=draw) < 0.5).float()
-    owners = torch.tensor([text.contributor for text in datanet.texts])
-    masks = torch.cat([records, people[:, owners]])
-    asked = encode_asked(made.base, [(q.prompt, q.answer) for q in datanet.questions])
-    losses = []
-    for start in range(0, len(masks), BANK):
-        bank, _ = made.bank.train(made.coded, masks[start : start + BANK], made.base.world.epochs)
-        losses.append(made.bank.losses(bank, asked))
-        tell(f"retrained {min(start + BANK, len(masks))} of {len(masks)} adapters")
-    found = torch.cat(losses)
-    return Truth(records, found[:adapters], people, found[adapters:])
 
 
 def pay(made: Study, datanet: Datanet) -> Paid:
@@ -223,18 +201,27 @@ def mean(values: Tensor) -> float:
     return float(values.mean())
 
 
-def scan_ms() -> float:
-    """Least CPU milliseconds of a scan of 100,000 rows by the kernel that a node would use: others
-    on the machine take memory bandwidth, which counts as our CPU."""
+def scan_figures() -> dict[str, float]:
+    """CPU of a scan of 100,000 rows by the kernel that a node would use: its least milliseconds,
+    and its median over that of reading the rows and no more, by turns: others on the machine take
+    memory bandwidth, which counts as our CPU."""
     draw = np.random.default_rng(1)
     rows = draw.integers(-127, 128, (SCAN_ROWS, ROW_BYTES), np.int8)
     kernel, sketch = choose_kernel([int_mm]), rows[0].tobytes()
-    took = []
+    scanning, reading = [], []
     for _ in range(SCAN_ROUNDS):
-        began = time.process_time()
-        scan(rows, sketch, kernel)
-        took.append(1_000 * (time.process_time() - began))
-    return min(took)
+        scanning.append(_cpu_ms(lambda: scan(rows, sketch, kernel)))
+        reading.append(_cpu_ms(rows.view(np.int64).max))  # of plain reads the quickest
+    return {
+        "scan_ms_1e5": round(min(scanning), 4),
+        "scan_over_read": round(median(scanning) / median(reading), 4),
+    }
+
+
+def _cpu_ms(work: Callable[[], object]) -> float:
+    began = time.process_time()
+    work()
+    return 1_000 * (time.process_time() - began)
 
 
 def index_cost(made: Study, home: Path) -> float:
@@ -249,34 +236,35 @@ def index_cost(made: Study, home: Path) -> float:
     return (indexing / (2 * rows)) / (training / (made.base.world.epochs * len(made.coded)))
 
 
-def measure(world: World, home: Path, adapters: int) -> dict[str, float]:
-    """Every figure of one world, with 2 × `adapters` retrained."""
-    torch.set_num_threads(1)  # two on a loaded two-core machine were six times slower
-    began = time.process_time()
+def measure(world: World, home: Path, adapters: int, kept: Path) -> dict[str, float]:
+    """Every figure of one world and its seed, with 2 × `adapters` retrained or found in `kept`."""
     base = make_base(world, home)
     datanet = make_datanet(world)
     made = study(base, datanet, home / "honest")
-    tell(f"base, adapter and index of {made.index.header.rows} rows are made")
+    tell(f"seed {world.seed}: base, adapter and index of {made.index.header.rows} rows are made")
     paid = pay(made, datanet)
     figures: dict[str, float] = {
-        **lds_of_all(made, datanet, paid, retrain(made, datanet, adapters)),
+        **lds_of_all(made, datanet, paid, retrain(made, datanet, adapters, kept)),
         **shares_of_kinds(datanet, world, paid),
         **unknown_to_fund(made, datanet),
         "answered": answered(made, datanet),
         "lesser_of_two_share": lesser_of_two(made, datanet, paid),
         "paraphrase_share_of_victim": paraphrase_share(base, made, datanet, paid, home / "robbed"),
-        "scan_ms_1e5": scan_ms(),
         "index_cost_ratio": index_cost(made, home / "again"),
-    }
-    figures = {key: round(figure, 4) for key, figure in figures.items()}
-    sizes = {
         "records": len(datanet.texts),
         "contributors": datanet.contributors,
         "questions": len(datanet.questions),
         "rows": made.index.header.rows,
-        "retrained": 2 * adapters,
+        "left_out": left_out(made),
     }
-    return {**figures, **sizes, "cpu_s": round(time.process_time() - began, 1)}
+    return {key: round(figure, 4) for key, figure in figures.items()}
+
+
+def over_seeds(each: Sequence[Mapping[str, float]]) -> dict[str, object]:
+    """Every figure's mean over the seeds and, under `per_seed`, what each seed gave."""
+    per_seed = {key: [figures[key] for figures in each] for key in each[0]}
+    means = {key: round(fmean(values), 4) for key, values in per_seed.items()}
+    return {**means, "per_seed": per_seed}
 
 
 def main() -> None:
@@ -284,10 +272,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="olnode bench attribution")
     parser.add_argument("--world", type=int, choices=sorted(WORLDS), default=1)
     parser.add_argument("--adapters", type=int, default=ADAPTERS, help="retrained, of each kind")
+    parser.add_argument("--seeds", type=int, nargs="+", help="default: the world's and two more")
+    parser.add_argument("--keep", type=Path, help="folder for what is retrained: run again, go on")
     given = parser.parse_args()
-    with TemporaryDirectory() as home:
-        figures = measure(WORLDS[given.world], Path(home), given.adapters)
-    finish({"world": given.world, **figures}, BUDGETS)
+    torch.set_num_threads(1)  # two on a loaded two-core machine were six times slower
+    world = WORLDS[given.world]
+    seeds = given.seeds or [world.seed + more for more in MORE_SEEDS]
+    began, each = time.process_time(), []
+    for seed in seeds:
+        with TemporaryDirectory() as home:
+            seeded = replace(world, seed=seed)
+            kept = given.keep or Path(home, "retrained")
+            each.append(measure(seeded, Path(home), given.adapters, kept))
+    figures = {"world": given.world, "seeds": seeds, "retrained": 2 * given.adapters}
+    figures |= over_seeds(each) | scan_figures()
+    finish({**figures, "cpu_s": round(time.process_time() - began, 1)}, BUDGETS)
 
 
 if __name__ == "__main__":

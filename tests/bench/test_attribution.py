@@ -4,7 +4,9 @@ The full worlds are for `olnode bench attribution`; here 24 adapters are retrain
 128, so the margins are wide (an LDS scatters by ±.04).
 """
 
+import copy
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +16,11 @@ import pytest
 pytestmark = pytest.mark.ml
 
 SCHEMAS = json.loads((Path(__file__).parents[1] / "vectors/cli/schemas.json").read_text())
-SHELL = {"world", "budgets", "machine", "versions", "load"}  # not of the measuring
-TIMED = {"scan_ms_1e5", "index_cost_ratio", "paraphrase_share_of_victim"}  # of the full bench
+SHELL = {"world", "seeds", "per_seed", "budgets", "machine", "versions", "load"}  # not measured
+TIMED = {  # of the full bench
+    *("scan_ms_1e5", "scan_over_read", "index_cost_ratio"),
+    "paraphrase_share_of_victim",
+}
 ADAPTERS = 12
 
 
@@ -41,13 +46,26 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Studied:
 
 
 @pytest.fixture(scope="module")
-def figures(studied: Studied) -> dict[str, float]:
-    """Against 24 retrained adapters: 17 s."""
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the losses of retrained adapters are kept."""
+    return tmp_path_factory.mktemp("retrained")
+
+
+@pytest.fixture(scope="module")
+def truth(studied: Studied, kept: Path) -> Any:
+    """24 retrained adapters' losses: 16 s."""
+    from bench.attribution_truth import retrain
+
+    return retrain(studied.made, studied.datanet, ADAPTERS, kept)
+
+
+@pytest.fixture(scope="module")
+def figures(studied: Studied, truth: Any) -> dict[str, float]:
+    """Every figure of quality, against the retrained adapters."""
     from bench import attribution
     from bench.attribution_world import SMALL
 
     made, datanet, paid = studied
-    truth = attribution.retrain(made, datanet, ADAPTERS)
     return {
         **attribution.lds_of_all(made, datanet, paid, truth),
         **attribution.shares_of_kinds(datanet, SMALL, paid),
@@ -108,7 +126,87 @@ def test_every_promised_figure_is_measured(figures: dict[str, float]) -> None:
     assert {budget.key for budget in BUDGETS} <= figures.keys() | TIMED
 
 
+def test_the_bench_tells_means_and_what_each_seed_gave() -> None:
+    from bench.attribution import over_seeds
+
+    told = over_seeds([{"owner_share": 0.8, "rows": 215}, {"owner_share": 0.9, "rows": 217}])
+    assert told["owner_share"] == pytest.approx(0.85)
+    assert told["per_seed"] == {"owner_share": [0.8, 0.9], "rows": [215, 217]}
+
+
+# --- an interrupted run goes on: what is retrained is kept
+
+
+class EmptyBank:
+    """In place of the bank: notes how many adapters it is to train; no true loss is negative."""
+
+    def __init__(self) -> None:
+        self.trained: list[int] = []
+
+    def train(self, coded: Any, masks: Any, epochs: int) -> tuple[int, list[Any]]:
+        self.trained.append(len(masks))
+        return len(masks), []
+
+    def losses(self, adapters: int, asked: Any) -> Any:
+        import torch
+
+        return torch.full((adapters, len(asked)), -1.0)
+
+
+def retrain_emptily(studied: Studied, folder: Path, adapters: int = ADAPTERS) -> tuple[Any, Any]:
+    """The truth with losses from `folder` where it has them, and which banks were trained anew."""
+    from bench.attribution_truth import retrain
+
+    empty = EmptyBank()
+    made = studied.made._replace(bank=empty)
+    return retrain(made, studied.datanet, adapters, folder), empty.trained
+
+
+def test_what_was_retrained_is_read_again(studied: Studied, truth: Any, kept: Path) -> None:
+    again, trained = retrain_emptily(studied, kept)
+    assert trained == []
+    assert all(one.equal(other) for one, other in zip(truth, again, strict=True))
+
+
+def test_only_a_torn_bank_is_made_again(
+    studied: Studied, truth: Any, kept: Path, tmp_path: Path
+) -> None:
+    copied = tmp_path / "kept"
+    shutil.copytree(kept, copied)
+    torn = max(path for path in copied.rglob("*") if path.is_file())
+    torn.write_bytes(torn.read_bytes()[:-1])
+    again, trained = retrain_emptily(studied, copied)
+    assert trained == [8], "of banks of 16 and 8"
+    assert again.record_losses.equal(truth.record_losses)
+    assert (again.contributor_losses[-8:] == -1).all()
+
+
+def test_losses_of_another_ground_truth_are_not_taken(
+    studied: Studied, truth: Any, kept: Path, tmp_path: Path
+) -> None:
+    """Fewer adapters, or a base that another machine rounded otherwise."""
+    copied = tmp_path / "kept"
+    shutil.copytree(kept, copied)
+    _, trained = retrain_emptily(studied, copied, ADAPTERS - 1)
+    assert trained == [16, 6]
+    other = copy.deepcopy(studied.made.base.model)
+    next(other.parameters()).data[0, 0] += 1e-6
+    base = studied.made.base._replace(model=other)
+    _, trained = retrain_emptily(studied._replace(made=studied.made._replace(base=base)), copied)
+    assert trained == [16, 8]
+
+
 # --- honest machines sketch alike, and cheats do not: page 60 §9
+
+
+def sketched(studied: Studied) -> list[int]:
+    """The first 16 questions with a sketch: of 52 two have none, whose norm is out of bounds."""
+    from bench.attribution_study import sketches_of
+
+    from node.ledger.rules.shares import is_sound_row
+
+    sketches = sketches_of(studied.paid.sums)
+    return [number for number, sketch in enumerate(sketches) if is_sound_row(sketch)][:16]
 
 
 def resketch(
@@ -116,7 +214,7 @@ def resketch(
     change: Callable[[Any], None] = lambda source: None,
     checkpoints: tuple[str, str] = ("early", "middle"),
 ) -> list[bytes]:
-    """The first 16 questions' sketches, from gradients that `change` had a hand in."""
+    """The sketches of `sketched` questions, from gradients that `change` had a hand in."""
     import torch
     from bench.attribution_study import encode_asked, sketches_of
 
@@ -124,15 +222,15 @@ def resketch(
     from node.attribution.gradients import RecordGradients
 
     made = studied.made
-    asked = [(q.prompt, q.answer) for q in studied.datanet.questions[:16]]
-    coded = encode_asked(made.base, asked)
+    questions = [studied.datanet.questions[number] for number in sketched(studied)]
+    coded = encode_asked(made.base, [(q.prompt, q.answer) for q in questions])
     folders = (str(made.base.folder), *(str(made.folders[name]) for name in checkpoints))
     source = RecordGradients(folders, coded, lambda half, matrix, gradient: gradient)
     source._load()
     change(source)
     sketcher = Sketcher.load(made.index.folder)
     sums = [
-        torch.cat([sketcher.sums(half, batch) for batch in source.batches(half, range(16))])
+        torch.cat([sketcher.sums(half, batch) for batch in source.batches(half, range(len(coded)))])
         for half in (0, 1)
     ]
     return sketches_of(sums)
@@ -151,12 +249,13 @@ def distance(studied: Studied, others: list[bytes]) -> Distance:
     import torch
     from bench.attribution_study import attribute_all, paid_bps, rounded_rows
 
-    halves = [half[:16] for half in studied.paid.sums]
+    chosen = sketched(studied)
+    halves = [half[chosen] for half in studied.paid.sums]
     honest = rounded_rows(halves).double().view(-1, 2, 512)
     other = torch.stack([torch.tensor(list(memoryview(s).cast("b"))) for s in others])
     cosines = torch.cosine_similarity(honest, other.double().view(-1, 2, 512), dim=2)
     people = studied.datanet.contributors
-    before = studied.paid.parts[:16] * 10_000
+    before = studied.paid.parts[chosen] * 10_000
     after = paid_bps(attribute_all(studied.made, others), people).double()
     moved = (before - after).abs().sum(1) / 2
     return Distance(

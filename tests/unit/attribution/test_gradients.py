@@ -24,32 +24,39 @@ pytestmark = pytest.mark.ml
     ],
 )
 def test_matrix_has_one_name(name: str, canonical: str) -> None:
-    from node.attribution.basis import canonical_matrix_name, is_matrix_name
+    from node.attribution.basis import canonical_matrix_name, is_matrix_name, is_sketched
 
     assert canonical_matrix_name(name) == canonical
     assert is_matrix_name(name)
+    assert is_sketched(name) == ("lora_A" in name)
     assert not is_matrix_name("model.layers.0.mlp.up_proj.weight")
+    assert not is_sketched("model.layers.0.mlp.up_proj.weight")
 
 
-def test_hooks_give_the_gradients_of_autograd(trained, placed: list[PlacedRecord]) -> None:
+@pytest.mark.parametrize("wanted", ["is_sketched", "is_matrix_name"])
+def test_hooks_give_the_gradients_of_autograd(
+    trained, placed: list[PlacedRecord], wanted: str
+) -> None:
     """Of each record alone, by autograd on the adapter's own parameters; in batches, by hooks."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from node.attribution import gradients
+    from node.attribution import basis, gradients
     from node.attribution.basis import canonical_matrix_name
 
+    is_wanted = getattr(basis, wanted)
     tokenizer = TextTokenizer(trained.base)
     some = [placed[n].record for n in (0, 7, 36, 21, 39)]  # of unequal length, two plain texts
     coded = [encode_record(tokenizer, record.prompt, record.completion) for record in some]
     folders = (str(trained.base), str(trained.early), str(trained.middle))
-    source = gradients.RecordGradients(folders, coded, lambda half, matrix, gradient: gradient)
+    source = gradients.RecordGradients(folders, coded, lambda half, matrix, grad: grad, is_wanted)
     for half, folder in enumerate(folders[1:]):
         (found,) = source.batches(half, range(len(coded)))
         model = AutoModelForCausalLM.from_pretrained(trained.base)
         model = PeftModel.from_pretrained(model, folder, is_trainable=True).eval()
-        own = {canonical_matrix_name(n): p for n, p in model.named_parameters() if p.requires_grad}
+        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and is_wanted(n)]
+        own = {canonical_matrix_name(name): parameter for name, parameter in named}
         assert list(found) == sorted(own)
         for row, record in enumerate(coded):
             ids, mask, labels = gradients.pad_batch([record])

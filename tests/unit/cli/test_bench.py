@@ -13,7 +13,7 @@ from node.cli.main import run
 CHILD = """
 import sys
 from bench.protocol import Budget, finish
-finish({"p50_ms": 12.5, "rate": 80, "options": sys.argv[1:]},
+finish({"p50_ms": 12.5, "rate": 80, "options": sys.argv[1:], "per_seed": {"rate": [79, 81]}},
        (Budget("p50_ms", "at most", 250), Budget("rate", "at least", LEAST)))
 """
 PROTOCOL = Path(__file__).parents[2] / "bench" / "protocol.py"
@@ -51,6 +51,12 @@ def test_figures_are_the_objects_own_keys(checkout: Path, capsys: Capture) -> No
     assert answer["options"] == ["--seed", "3"], "what is not ours is the child's"
     assert [each["met"] for each in answer["budgets"]] == [True, True]
     assert {"machine", "versions", "load"} <= answer.keys()
+
+
+def test_figures_that_hold_others_have_a_line_for_each(checkout: Path, capsys: Capture) -> None:
+    assert run(["bench", "finality"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["finality", "per_seed.rate", "[79,", "81]"] in lines
 
 
 @pytest.mark.parametrize(("least", "status"), [(80, 0), (81, 1)])

@@ -121,12 +121,12 @@ def test_gradients_batched_equal_alone_and_autograd_on_peft(
 def by_autograd(
     base: Path, folder: str, item: GradItem, *, is_rounded: bool = False
 ) -> dict[str, object]:
-    """Mean loss over all answers' tokens, differentiated by torch alone."""
+    """Mean loss over all answers' tokens, differentiated by torch alone; of what is sketched."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from node.attribution.basis import canonical_matrix_name
+    from node.attribution.basis import canonical_matrix_name, is_sketched
 
     model = AutoModelForCausalLM.from_pretrained(base)
     model = PeftModel.from_pretrained(model, folder, is_trainable=True)
@@ -144,7 +144,7 @@ def by_autograd(
     return {
         canonical_matrix_name(name): parameter.grad
         for name, parameter in model.named_parameters()
-        if parameter.requires_grad
+        if parameter.requires_grad and is_sketched(name)
     }
 
 

@@ -45,7 +45,9 @@ def test_check_says_what_was_read_and_that_it_is_whole(home: Path, capsys: Captu
     answer = told(capsys, home, "check")
     assert (answer["height"], answer["blocks"], answer["findings"]) == (3, 3, [])
     assert run(["--home", str(home), "db", "check"]) == 0
-    assert "everything is as it was written" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "everything that was read is as it was written"
+    assert lines[-1].startswith("not read: keys behind their passwords")
 
 
 def test_damage_is_an_exit_status_and_a_mend(home: Path, capsys: Capture) -> None:
@@ -56,6 +58,23 @@ def test_damage_is_an_exit_status_and_a_mend(home: Path, capsys: Capture) -> Non
     (finding,) = told(capsys, home, "check", status=DAMAGED)["findings"]
     assert finding["part"] == "blocks"
     assert "fresh home" in finding["mend"]
+
+
+def test_damage_beside_the_ledger_is_an_exit_status_too(home: Path, capsys: Capture) -> None:
+    key = home / "keystore/node.json"
+    key.write_bytes(key.read_bytes()[:20])
+    (finding,) = told(capsys, home, "check", status=DAMAGED)["findings"]
+    assert finding["part"] == "keystore"
+
+
+def test_check_without_a_genesis_says_so_as_a_start_does(home: Path, capsys: Capture) -> None:
+    (home / "genesis").unlink()
+    said = []
+    for words in (["db", "check"], ["start"]):
+        assert run(["--home", str(home), *words]) == FAILED
+        said.append([line for line in capsys.readouterr().err.splitlines() if "genesis" in line])
+    assert said[0] == [line for line in said[1] if "devnet" not in line]
+    assert f"cannot read the genesis {home / 'genesis'}" in said[0][0]
 
 
 def test_scrub_reads_all_of_a_stopped_nodes_ledger(home: Path, capsys: Capture) -> None:

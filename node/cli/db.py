@@ -7,7 +7,7 @@ rebuilding need the home to themselves: stop the node first.
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -109,21 +109,27 @@ def scrub(ctx: typer.Context) -> None:
 
 
 @app.command()
-def rebuild(ctx: typer.Context) -> None:
-    """Make the database again from the block log; the old one stays as db.damaged."""
-    from node.storage.lock import lock_home
-    from node.storage.opening import ASIDE_NAME, set_aside
+def rebuild(
+    ctx: typer.Context,
+    force: Annotated[
+        bool, typer.Option("--force", help="also where the block log ends below the database")
+    ] = False,
+) -> None:
+    """Make the database again from the block log; the old one stays as db.damaged.
+
+    Refused where the chain would fall back by it; what cannot be made again is put back.
+    """
+    from node.storage.rebuilding import rebuilding
 
     frame = frame_of(ctx)
     settings = frame.initialised()
-    with lock_home(settings.home):
-        set_aside(settings.home)
-    # An end here, or during the replay, leaves less of an index: the next opening goes on.
-    ground = _open(settings)
+    with rebuilding(settings.home, may_fall_back=force) as aside:
+        ground = _open(settings)
     height, steps = ground.chain.height, ground.chain.steps
     ground.close()
-    told = {"height": height, "aside": str(settings.home / ASIDE_NAME), "steps": steps}
-    frame.show("db.rebuild/1", told, [*steps, f"the old one lies in {told['aside']}"])
+    told = {"height": height, "aside": str(aside or ""), "steps": steps}
+    lines = [*steps, f"the old one lies in {aside}" if aside else "there was no old one"]
+    frame.show("db.rebuild/1", told, lines)
 
 
 @app.command()

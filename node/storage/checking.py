@@ -29,7 +29,7 @@ from node.ledger.wire.bundles import check_bytes
 from node.storage import blocklog, bundlestore, keyspace
 from node.storage.adopting import DB_NAME
 from node.storage.blocklog import BlockRecord
-from node.storage.errors import FRESH_HOME, Damaged, StorageError
+from node.storage.errors import FRESH_HOME, Damaged, StorageError, log_is_shorter
 from node.storage.executing import NO_COMMIT
 from node.storage.footing import decode_footing
 from node.storage.frames import Frame, FrameFormat, read_all
@@ -261,7 +261,7 @@ def _check_database(home: Path, checked: Checked, tell: Tell) -> bool:
     if why := why_suspected(home / DB_NAME):
         checked.add("database", f"it failed while in use: {why}", REBUILD)
     try:
-        with _copied(home) as store:
+        with copied_database(home) as store:
             _check_keys(store, checked, tell)
     except Damaged as error:
         told = error.told.replace(str(home / COPY_NAME), str(home / DB_NAME))
@@ -271,8 +271,8 @@ def _check_database(home: Path, checked: Checked, tell: Tell) -> bool:
 
 
 @contextmanager
-def _copied(home: Path) -> Iterator[LevelKV]:
-    """The database over links to its tables and copies of the little that is rewritten."""
+def copied_database(home: Path) -> Iterator[LevelKV]:
+    """The database over links to its tables and copies of the little that is rewritten: to read."""
     copy = home / COPY_NAME
     shutil.rmtree(copy, ignore_errors=True)
     copy.mkdir(mode=0o700)
@@ -313,7 +313,8 @@ def _check_keys(store: LevelKV, checked: Checked, tell: Tell) -> None:
     else:
         checked.window_ms = State(base_of(store, height)).parameter("challenge_window_ms")
     if height > checked.height:
-        checked.add("blocks", f"they end at {checked.height}, the database at {height}", FRESH_HOME)
+        shorter = log_is_shorter(checked.height, height)
+        checked.add("blocks", shorter.what, shorter.mend)
     _check_nodes(store, told, checked)
 
 

@@ -1,6 +1,8 @@
 """`olnode db`: what is damaged is told with its mend, and only to who has the home to himself."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +159,8 @@ def test_prune_drops_old_payloads_where_the_settings_say_so(
 def test_rebuild_makes_the_database_again_and_keeps_the_old_one(
     home: Path, capsys: Capture
 ) -> None:
-    table = home / "db" / "000005.ldb"
+    Chain.open(home, GENESIS).close()  # the second opening makes a table of the log
+    (table,) = (home / "db").glob("*.ldb")
     table.write_bytes(b"rotten")
     answer = told(capsys, home, "rebuild")
     assert answer["height"] == 3
@@ -165,6 +168,45 @@ def test_rebuild_makes_the_database_again_and_keeps_the_old_one(
     assert (home / "db.damaged" / table.name).read_bytes() == b"rotten"
     assert told(capsys, home, "check")["findings"] == []
     assert told(capsys, home, "rebuild")["height"] == 3, "also over one moved away before"
+
+
+def test_rebuild_of_a_lost_database_names_no_old_one(home: Path, capsys: Capture) -> None:
+    (home / "db.damaged").mkdir()
+    shutil.rmtree(home / "db")
+    answer = told(capsys, home, "rebuild")
+    assert (answer["height"], answer["aside"]) == (3, "")
+    assert (home / "db.damaged").is_dir(), "what was moved before stays where nothing is moved"
+
+
+@pytest.mark.parametrize("way", ["gone", "cut"])
+def test_rebuild_never_falls_back_below_a_good_database_unasked(
+    home: Path, capsys: Capture, way: str
+) -> None:
+    """The mend of check, start and rebuild is one, and it works."""
+    left = {"gone": 0, "cut": 2}[way]
+    if way == "gone":
+        shutil.rmtree(home / "blocks")
+    else:
+        os.truncate(home / "blocks/000001", (home / "blocks/000001").stat().st_size - 100)
+    (finding,) = told(capsys, home, "check", status=DAMAGED)["findings"]
+    assert finding["what"] == f"the block log ends at {left}, the database at 3"
+    assert "olnode db rebuild --force" in finding["mend"]
+    before = sorted(path.name for path in home.iterdir())
+    for words in (["db", "rebuild"], ["start"]):
+        assert run(["--home", str(home), *words]) == FAILED
+        assert finding["mend"] in capsys.readouterr().err
+        if words != ["start"]:
+            assert sorted(path.name for path in home.iterdir()) == before
+    assert told(capsys, home, "rebuild", "--force")["height"] == left
+    assert told(capsys, home, "check")["findings"] == []
+
+
+def test_rebuild_that_fails_puts_the_old_database_back(home: Path, capsys: Capture) -> None:
+    (home / "genesis").rename(home / "genesis.lost")
+    assert run(["--home", str(home), "db", "rebuild"]) == FAILED
+    (home / "genesis.lost").rename(home / "genesis")
+    assert not (home / "db.damaged").exists()
+    assert told(capsys, home, "check")["findings"] == []
 
 
 def test_rebuild_keeps_off_a_home_that_is_in_use(home: Path, capsys: Capture) -> None:

@@ -198,7 +198,7 @@ def test_a_missing_database_and_lost_blocks_are_found(home: Path) -> None:
     with pytest.raises(StorageError, match="block log ends at 0"):
         Chain.open(home, GENESIS)
     assert check(home).height == 0
-    assert any("they end at 0" in finding.what for finding in check(home).findings)
+    assert any("block log ends at 0" in finding.what for finding in check(home).findings)
     shutil.rmtree(home / "db")
     assert [finding.what for finding in check(home).findings] == ["there is none"]
 

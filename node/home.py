@@ -78,19 +78,25 @@ def keystore_of(settings: Settings) -> Keystore:
     return Keystore(settings.home / "keystore", in_clear=in_clear)
 
 
-def _make_keys(
-    settings: Settings, chain_id: bytes, password: str | None, seeds: Mapping[str, bytes]
-) -> tuple[KeyFile, ...]:
-    """The node's key, and by role a validator's with its signer record and a payer's."""
+def wanted_keys(settings: Settings) -> list[tuple[str, Role]]:
+    """Name and role of each key that a start needs: the node's, and by role a validator's and a
+    payer's."""
     roles = settings.config.roles
     wanted: list[tuple[str, Role]] = [("node", "node")]
     if "validator" in roles:
         wanted.append(("validator", "validator"))
     if "payer" in roles:
         wanted.append((settings.config.payer.spending_key, "spending"))
+    return wanted
+
+
+def _make_keys(
+    settings: Settings, chain_id: bytes, password: str | None, seeds: Mapping[str, bytes]
+) -> tuple[KeyFile, ...]:
+    """Those of `wanted_keys`, a validator's with its signer record."""
     store = keystore_of(settings)
     made = []
-    for name, role in wanted:
+    for name, role in wanted_keys(settings):
         key = store.add(name, role, password, seeds.get(name))
         if role == "validator":
             create_signer(settings.home / "signer", chain_id, key.public_key)

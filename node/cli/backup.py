@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 app = new_noun()
 
 SNAPSHOT_NAME: Final = "snapshot"
-SETTINGS: Final = ("genesis", "config.toml", "version")
+CONFIG_NAME: Final = "config.toml"
+SETTINGS: Final = ("genesis", CONFIG_NAME, "version")
 
 
 @app.command()
@@ -56,12 +57,13 @@ def backup(ctx: typer.Context, folder: Path) -> None:
     show(frame, "backup/1", manifests[0], f"keys are not in {folder}: olnode keys export")
 
 
-def show(frame: Frame, schema: str, manifest: "Manifest", note: str) -> None:
-    """What lies in a backup, and one line more."""
+def show(frame: Frame, schema: str, manifest: "Manifest", *notes: str) -> None:
+    """What lies in a backup, and a line for each note that is not empty."""
     told: dict[str, Any] = {
         "height": manifest.height,
         "block_id": manifest.footing.header.block_id().hex(),
         "bytes": manifest.total_bytes(),
     }
-    lines = [f"block {told['height']} {told['block_id']}, {told['bytes']:,} bytes", note]
-    frame.show(schema, {**told, "note": note}, filter(None, lines))
+    said = [note for note in notes if note]
+    lines = [f"block {told['height']} {told['block_id']}, {told['bytes']:,} bytes", *said]
+    frame.show(schema, {**told, "note": "; ".join(said)}, lines)

@@ -7,7 +7,7 @@ rebuilding need the home to themselves: stop the node first.
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -19,32 +19,51 @@ if TYPE_CHECKING:
 
 app = new_noun("Check, scrub, rebuild, prune and size up the files of the ledger.")
 
-COUNTED: Final = ("blocks", "bundles", "keys", "snapshots", "bytes")
+COUNTED: Final = ("blocks", "bundles", "keys", "snapshots", "receipts", "goods", "bytes")
 LEDGER: Final = ("blocks", "heads", "bundles", "db", "snapshots", "past")
 FOLDERS: Final = (*LEDGER, "blobs", "receipts", "journal")
 
 
 @app.command()
 def check(ctx: typer.Context) -> None:
-    """Read everything and compare it with its checksums, hashes and roots; changes nothing."""
+    """Read everything and compare it with its checksums, hashes and roots; changes nothing.
+
+    The ledger, what this node signed and was promised, its models and their indexes. Keys are
+    looked at without their passwords: that they open, a start tells.
+    """
     from consensus.primitives.digest import sha256
+    from node.belongings import check_belongings
+    from node.home import wanted_keys
     from node.observe import seldom
+    from node.storage.chain import BODIES_KEPT_MS
     from node.storage.checking import check_home
+    from node.storage.ground import read_genesis
     from node.storage.lock import lock_home
 
     frame = frame_of(ctx)
     settings = frame.initialised()
-    genesis = (settings.home / settings.config.chain.genesis).read_bytes()
+    chain_id = sha256(read_genesis(settings.home / settings.config.chain.genesis))
+    kept_ms = None if settings.config.storage.archive else BODIES_KEPT_MS
+    tell = seldom(_tell_read)
     with lock_home(settings.home):
-        checked = check_home(settings.home, sha256(genesis), seldom(_tell_read))
+        checked = check_home(settings.home, chain_id, tell, bodies_kept_ms=kept_ms)
+        check_belongings(
+            settings.home,
+            chain_id,
+            checked,
+            keystore=frame.keystore(settings),
+            wanted=wanted_keys(settings),
+            tell=tell,
+        )
     told = {"height": checked.height, **{name: checked.counts[name] for name in COUNTED}}
     rows = [finding._asdict() for finding in checked.findings]
     lines = [", ".join(f"{checked.counts[name]:,} {name}" for name in COUNTED) + " read"]
     if rows:
         lines += table(("part", "what", "mend"), [tuple(row.values()) for row in rows])
     else:
-        lines.append("everything is as it was written")
-    frame.show("db.check/1", {**told, "findings": rows}, lines)
+        lines.append("everything that was read is as it was written")
+    lines += checked.notes
+    frame.show("db.check/1", {**told, "findings": rows, "notes": checked.notes}, lines)
     if rows:
         raise typer.Exit(DAMAGED)
 
@@ -90,21 +109,27 @@ def scrub(ctx: typer.Context) -> None:
 
 
 @app.command()
-def rebuild(ctx: typer.Context) -> None:
-    """Make the database again from the block log; the old one stays as db.damaged."""
-    from node.storage.lock import lock_home
-    from node.storage.opening import ASIDE_NAME, set_aside
+def rebuild(
+    ctx: typer.Context,
+    force: Annotated[
+        bool, typer.Option("--force", help="also where the block log ends below the database")
+    ] = False,
+) -> None:
+    """Make the database again from the block log; the old one stays as db.damaged.
+
+    Refused where the chain would fall back by it; what cannot be made again is put back.
+    """
+    from node.storage.rebuilding import rebuilding
 
     frame = frame_of(ctx)
     settings = frame.initialised()
-    with lock_home(settings.home):
-        set_aside(settings.home)
-    # An end here, or during the replay, leaves less of an index: the next opening goes on.
-    ground = _open(settings)
+    with rebuilding(settings.home, may_fall_back=force) as aside:
+        ground = _open(settings)
     height, steps = ground.chain.height, ground.chain.steps
     ground.close()
-    told = {"height": height, "aside": str(settings.home / ASIDE_NAME), "steps": steps}
-    frame.show("db.rebuild/1", told, [*steps, f"the old one lies in {told['aside']}"])
+    told = {"height": height, "aside": str(aside or ""), "steps": steps}
+    lines = [*steps, f"the old one lies in {aside}" if aside else "there was no old one"]
+    frame.show("db.rebuild/1", told, lines)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 Why a table: a noun's file is imported only when it is called, so `olnode --help` takes 0.3 s and
 loads no torch, libp2p or web server. Common options may stand anywhere before `--`.
 Exit: 0 done, 1 failed, 2 usage, 3 not initialised, 4 node unreachable, 5 funds, 6 verification
-failed, 7 data damaged, 78 configuration, 129, 130 and 143 signals.
+failed, 7 damage that no restart mends, 78 configuration, 129, 130 and 143 signals.
 """
 
 import importlib
@@ -54,7 +54,7 @@ SHARED: Final = {  # noun -> flags and options that all its sub-commands take
 }
 EXITS: Final = (
     "Exit: 0 done, 1 failed, 2 usage, 3 not initialised, 4 node unreachable, 5 funds, "
-    "6 verification failed, 7 data damaged, 78 configuration, 129/130/143 signals."
+    "6 verification failed, 7 damage that no restart mends, 78 configuration, 129/130/143 signals."
 )
 
 

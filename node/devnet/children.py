@@ -2,7 +2,7 @@
 
 Why real processes: what is shown must be what an operator runs, and a `kill -9` must show a real
 recovery. A child that dies is started again; one that dies too often ends the devnet with its
-last lines of log, for a loop of crashes helps nobody.
+last lines of log, for a loop of crashes helps nobody. One that `olnode stop` ended was meant to.
 What this file does not know: what the daemons are for.
 """
 
@@ -106,12 +106,20 @@ class Child:
             self.process.wait()
 
 
-async def watch(child: Child, *, on_restart: Callable[[Child], None]) -> None:
-    """Restart `child` whenever it ends unasked; ChildFailed after three deaths in a minute."""
+async def watch(
+    child: Child, *, on_restart: Callable[[Child], None], on_stop: Callable[[Child], None]
+) -> None:
+    """Restart `child` whenever it dies; ChildFailed after three deaths in a minute.
+
+    An orderly end (status 0) is its operator's doing: it is left alone from then on.
+    """
     while not child.stopping:
         await trio.sleep(POLL_S)
         if child.process is None or child.process.poll() is None or child.stopping:
             continue
+        if child.process.returncode == 0:
+            on_stop(child)
+            return
         now = trio.current_time()
         child.deaths.append(now)
         if len(child.deaths) == DEATHS_MAX and now - child.deaths[0] < DEATHS_WINDOW_S:

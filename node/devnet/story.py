@@ -159,7 +159,9 @@ class _Story:
         self._stage("starting the nodes")
         for child in land.children:
             child.start()
-            nursery.start_soon(partial(watch, child, on_restart=self._tell_restart))
+            nursery.start_soon(
+                partial(watch, child, on_restart=self._tell_restart, on_stop=self._tell_stop)
+            )
         for child in land.children:
             await wait_answering(child)
         names = " ".join(child.name for child in land.validators)
@@ -223,3 +225,7 @@ class _Story:
     def _tell_restart(self, child: Child) -> None:
         self.ending.facts.setdefault("restarted", []).append(child.name)
         self._say("restarted", f"{child.name} had died; it catches up from its own disk")
+
+    def _tell_stop(self, child: Child) -> None:
+        again = f"olnode --home {child.home} start"
+        self._say("stopped", f"{child.name} was asked to end and is left alone; {again}")

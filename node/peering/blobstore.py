@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
@@ -101,6 +101,20 @@ def decode_listing(raw: bytes) -> tuple[Entry, ...]:
     if not names or names != sorted(set(names)) or folders & set(names):
         raise BlobInvalid("blob.names", names=len(names))
     return tuple(entries)
+
+
+def rotted_blobs(directory: Path, tell: Callable[[int], None]) -> Iterator[Path]:
+    """The files of whole blobs below `directory` that are not what their name says. Reads all of
+    them and changes none; `tell` hears how many were read."""
+    whole = (path for path in directory.glob("??/*") if len(path.name) == 64)
+    for done, path in enumerate(sorted(whole), 1):
+        try:
+            is_rotted = merkle.levels_of(leaves_of(path))[-1][0].hex() != path.name
+        except (BlobInvalid, OSError):
+            is_rotted = True
+        if is_rotted:
+            yield path
+        tell(done)
 
 
 class BlobStore:

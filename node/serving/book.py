@@ -61,7 +61,7 @@ DAMAGED_MEND: Final = (
     "not settled is lost, and channels of before are not served"
 )
 KEEP_MS: Final = 24 * 3_600_000  # answers, for whoever asks again and for auditors
-_FORMAT: Final = FrameFormat(MAGIC, has_height=False, payload_bytes_max=RECORD_BYTES_MAX)
+FORMAT: Final = FrameFormat(MAGIC, has_height=False, payload_bytes_max=RECORD_BYTES_MAX)
 
 _SERVED, _VOUCHER, _BUNDLE, _RELEASED, _BEGUN = 1, 2, 3, 4, 5
 _BEGUN_SHAPE: Final = Record(U63)
@@ -181,7 +181,7 @@ class ReceiptBook:
         self._released: dict[bytes, Released] = {}
         self.bundle_seq = self.reserved_seq = 0  # the last number of either kind
         self._begun_ms = 0  # of a book that was made before books noted it
-        self._log = SegmentLog(directory, _FORMAT, segment_bytes)
+        self._log = SegmentLog(directory, FORMAT, segment_bytes)
         state, is_new = get_state(), True
         for segment in self._log.segments:
             frames, gaps = self._log.segment_frames(segment)

@@ -74,6 +74,17 @@ class DatabaseDamaged(Damaged):
         super().__init__(what, why=why, mend=MAKE_AGAIN)
 
 
+def log_is_shorter(held: int, height: int) -> StorageError:
+    """The block log ends at `held`, below the database: blocks of it were lost. Never `Damaged`,
+    or the database would be made again from what is left."""
+    return StorageError(
+        f"the block log ends at {held}, the database at {height}",
+        why="the newest blocks of blocks/ were lost",
+        mend=f"put blocks/ back, or olnode db rebuild --force: the chain then stands at {held} "
+        "and has the rest from its peers",
+    )
+
+
 def find_refusal(what: str, error: Exception) -> DiskRefused | None:
     """The system's refusal that an error tells of, by number or, as LevelDB's, in words only."""
     why, number = words_of(error), getattr(error, "errno", None)

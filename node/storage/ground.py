@@ -52,7 +52,7 @@ def open_ground(
     """
     lock = lock_home(home)
     try:
-        raw = _read_genesis(genesis)
+        raw = read_genesis(genesis)
         chain = Chain.open(
             home, raw, keep_versions=keep_versions, cache_bytes=cache_bytes, tell=tell
         )
@@ -71,7 +71,8 @@ def open_ground(
         raise
 
 
-def _read_genesis(path: Path) -> bytes:
+def read_genesis(path: Path) -> bytes:
+    """The bytes of the genesis file; raises `StorageError` with its mend."""
     try:
         return path.read_bytes()
     except OSError as error:

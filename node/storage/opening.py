@@ -35,7 +35,13 @@ from node.storage.adopting import DB_NAME, adopt_prepared
 from node.storage.batch import Batch
 from node.storage.blocklog import BlockLog, BlockRecord
 from node.storage.bundlestore import BundleStore
-from node.storage.errors import Damaged, DatabaseDamaged, MissingData, StorageError
+from node.storage.errors import (
+    Damaged,
+    DatabaseDamaged,
+    MissingData,
+    StorageError,
+    log_is_shorter,
+)
 from node.storage.executing import (
     NOTHING_KNOWN,
     Parent,
@@ -125,11 +131,16 @@ def open_store(
     return Opened(genesis, chain_id, opened_store, log, bundles, ladder.pasts, tip, tuple(steps))
 
 
-def set_aside(home: Path) -> None:
-    """Move the database away, in place of one moved before: the next opening makes it again."""
+def set_aside(home: Path) -> bool:
+    """Move the database away, in place of one moved before: the next opening makes it again.
+
+    Returns whether there was one.
+    """
+    if not (home / DB_NAME).exists():
+        return False
     shutil.rmtree(home / ASIDE_NAME, ignore_errors=True)
-    if (home / DB_NAME).exists():
-        (home / DB_NAME).rename(home / ASIDE_NAME)
+    (home / DB_NAME).rename(home / ASIDE_NAME)
+    return True
 
 
 class _Ladder:
@@ -320,11 +331,7 @@ class _Ladder:
         if height == 0:
             return Tip(0, self._chain_id, self._genesis.time_ms, None, None, None, validators)
         if height > self._log.height:
-            raise StorageError(
-                f"the block log ends at {self._log.height}, the database at {height}",
-                why="the newest files of blocks/ were lost",
-                mend="put blocks/ back, or start a fresh home that syncs from its peers",
-            )
+            raise log_is_shorter(self._log.height, height)
         if self._footing is not None and height == self._footing.height:
             return _standing_on(self._footing, validators)
         raw = store.get(keyspace.BLOCK + keyspace.u64(height))

@@ -21,12 +21,11 @@ from node.ledger.wire.blocks import decode_block, decode_payload
 from node.storage import keyspace
 from node.storage.blocklog import BlockRecord
 from node.storage.bundlestore import BundleStore
-from node.storage.checking import FETCHED, Finding, check_record
+from node.storage.checking import FETCHED, SCRUB_NAME, Finding, check_record
 from node.storage.errors import FRESH_HOME, Damaged, DatabaseDamaged
 from node.storage.segments import write_durably
 from node.storage.views import View
 
-FILE_NAME: Final = "scrub"
 VERSION: Final = 1
 STEP_BYTES: Final = 256 << 10  # some 5 ms
 CHECKED_IN: Final = 100  # one key of the state in so many is looked up in the tree
@@ -60,7 +59,7 @@ class Step(NamedTuple):
 def load_progress(home: Path) -> Progress:
     """What a scrub before this start has left; from the beginning where there is nothing good."""
     with suppress(OSError, Invalid):
-        raw = (home / FILE_NAME).read_bytes()
+        raw = (home / SCRUB_NAME).read_bytes()
         version, height, key, ended_ms = decode(raw, _PROGRESS, FILE_BYTES_MAX, "scrub")
         if version == VERSION:
             return Progress(height, key, ended_ms)
@@ -69,7 +68,7 @@ def load_progress(home: Path) -> Progress:
 
 def save_progress(home: Path, progress: Progress) -> None:
     """Keep it for the next start. Blocks for an fsync; raises OSError."""
-    write_durably(home / FILE_NAME, encode((VERSION, *progress)))
+    write_durably(home / SCRUB_NAME, encode((VERSION, *progress)))
 
 
 def lost_body(name: bytes) -> Finding:

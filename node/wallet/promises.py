@@ -42,7 +42,8 @@ from node.storage.segments import SEGMENT_BYTES, SegmentLog
 MAGIC: Final = b"OLPJ"
 RECORD_BYTES_MAX: Final = 4_096
 RECENT_MAX: Final = 4_096  # receipts in memory, 0.3 KB each
-_FORMAT: Final = FrameFormat(MAGIC, has_height=False, payload_bytes_max=RECORD_BYTES_MAX)
+DAMAGED_MEND: Final = "restore it, or close the channels: olnode tx close-channel"
+FORMAT: Final = FrameFormat(MAGIC, has_height=False, payload_bytes_max=RECORD_BYTES_MAX)
 
 _CHANNEL, _VOUCHER, _RECEIPT, _LEFT, _OPENING = 1, 2, 3, 4, 5
 _CHANNEL_SHAPE: Final = Record(H, H, U63)
@@ -122,14 +123,14 @@ class PromiseBook:
         self._channels: dict[bytes, OwnChannel] = {}
         self._openings: dict[bytes, Opening] = {}
         self._recent: deque[tuple[bytes, bytes]] = deque(maxlen=RECENT_MAX)
-        self._log = SegmentLog(directory, _FORMAT, segment_bytes)
+        self._log = SegmentLog(directory, FORMAT, segment_bytes)
         for segment in self._log.segments:
             frames, gaps = self._log.segment_frames(segment)
             if gaps:
                 raise Damaged(
                     f"the payer's journal {directory} is damaged",
                     why=f"at byte {gaps[0].start} of segment {segment}",
-                    mend="restore it, or close the channels: olnode tx close-channel",
+                    mend=DAMAGED_MEND,
                 )
             for _, frame in frames:
                 self._replay(frame.kind, frame.payload)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from crashes.judging import Told
-from crashes.life import Plan
+from crashes.life import KEPT_MS, Plan
 from crashes.story import CHAIN_ID, new_home, told
 
 from node.storage.checking import check_home
@@ -142,7 +142,7 @@ class Campaign:
                 return  # the home stays as it is, to be looked at
             self._live_once(lives, self._plan(home, before, prunes=prunes), before)
         self._live_once(lives, Plan(str(home), END, prunes=prunes, told=asdict(before)), before)
-        checked = check_home(home, CHAIN_ID)
+        checked = check_home(home, CHAIN_ID, bodies_kept_ms=KEPT_MS if prunes else None)
         self.found.different += [finding.what for finding in checked.findings]
         self.found.homes += 1
         shutil.rmtree(home)

@@ -80,6 +80,18 @@ def test_ledger_travels_and_keys_do_not(
     assert tip_of(other)[0] == 4, "and the chain goes on from there"
 
 
+def test_restore_leaves_the_settings_and_says_where_others_lie(
+    home: Path, other: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    folder, settings = tmp_path / "backup", other / "config.toml"
+    settings.write_text(settings.read_text() + "\n# of this machine\n")
+    before = settings.read_bytes()
+    saved = told(capsys, home, "backup", str(folder))
+    said = told(capsys, other, "restore", str(folder), "--trusted-id", saved["block_id"])["note"]
+    assert said == f"settings stay as they are; those of the backup lie in {folder / 'config.toml'}"
+    assert settings.read_bytes() == before
+
+
 def test_restore_without_a_trusted_id_says_what_to_compare(
     home: Path, other: Path, tmp_path: Path, capsys: Capture
 ) -> None:

@@ -1,6 +1,8 @@
 """`olnode db`: what is damaged is told with its mend, and only to who has the home to himself."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,9 @@ def test_check_says_what_was_read_and_that_it_is_whole(home: Path, capsys: Captu
     answer = told(capsys, home, "check")
     assert (answer["height"], answer["blocks"], answer["findings"]) == (3, 3, [])
     assert run(["--home", str(home), "db", "check"]) == 0
-    assert "everything is as it was written" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2] == "everything that was read is as it was written"
+    assert lines[-1].startswith("not read: keys behind their passwords")
 
 
 def test_damage_is_an_exit_status_and_a_mend(home: Path, capsys: Capture) -> None:
@@ -56,6 +60,23 @@ def test_damage_is_an_exit_status_and_a_mend(home: Path, capsys: Capture) -> Non
     (finding,) = told(capsys, home, "check", status=DAMAGED)["findings"]
     assert finding["part"] == "blocks"
     assert "fresh home" in finding["mend"]
+
+
+def test_damage_beside_the_ledger_is_an_exit_status_too(home: Path, capsys: Capture) -> None:
+    key = home / "keystore/node.json"
+    key.write_bytes(key.read_bytes()[:20])
+    (finding,) = told(capsys, home, "check", status=DAMAGED)["findings"]
+    assert finding["part"] == "keystore"
+
+
+def test_check_without_a_genesis_says_so_as_a_start_does(home: Path, capsys: Capture) -> None:
+    (home / "genesis").unlink()
+    said = []
+    for words in (["db", "check"], ["start"]):
+        assert run(["--home", str(home), *words]) == FAILED
+        said.append([line for line in capsys.readouterr().err.splitlines() if "genesis" in line])
+    assert said[0] == [line for line in said[1] if "devnet" not in line]
+    assert f"cannot read the genesis {home / 'genesis'}" in said[0][0]
 
 
 def test_scrub_reads_all_of_a_stopped_nodes_ledger(home: Path, capsys: Capture) -> None:
@@ -138,7 +159,8 @@ def test_prune_drops_old_payloads_where_the_settings_say_so(
 def test_rebuild_makes_the_database_again_and_keeps_the_old_one(
     home: Path, capsys: Capture
 ) -> None:
-    table = home / "db" / "000005.ldb"
+    Chain.open(home, GENESIS).close()  # the second opening makes a table of the log
+    (table,) = (home / "db").glob("*.ldb")
     table.write_bytes(b"rotten")
     answer = told(capsys, home, "rebuild")
     assert answer["height"] == 3
@@ -146,6 +168,45 @@ def test_rebuild_makes_the_database_again_and_keeps_the_old_one(
     assert (home / "db.damaged" / table.name).read_bytes() == b"rotten"
     assert told(capsys, home, "check")["findings"] == []
     assert told(capsys, home, "rebuild")["height"] == 3, "also over one moved away before"
+
+
+def test_rebuild_of_a_lost_database_names_no_old_one(home: Path, capsys: Capture) -> None:
+    (home / "db.damaged").mkdir()
+    shutil.rmtree(home / "db")
+    answer = told(capsys, home, "rebuild")
+    assert (answer["height"], answer["aside"]) == (3, "")
+    assert (home / "db.damaged").is_dir(), "what was moved before stays where nothing is moved"
+
+
+@pytest.mark.parametrize("way", ["gone", "cut"])
+def test_rebuild_never_falls_back_below_a_good_database_unasked(
+    home: Path, capsys: Capture, way: str
+) -> None:
+    """The mend of check, start and rebuild is one, and it works."""
+    left = {"gone": 0, "cut": 2}[way]
+    if way == "gone":
+        shutil.rmtree(home / "blocks")
+    else:
+        os.truncate(home / "blocks/000001", (home / "blocks/000001").stat().st_size - 100)
+    (finding,) = told(capsys, home, "check", status=DAMAGED)["findings"]
+    assert finding["what"] == f"the block log ends at {left}, the database at 3"
+    assert "olnode db rebuild --force" in finding["mend"]
+    before = sorted(path.name for path in home.iterdir())
+    for words in (["db", "rebuild"], ["start"]):
+        assert run(["--home", str(home), *words]) == FAILED
+        assert finding["mend"] in capsys.readouterr().err
+        if words != ["start"]:
+            assert sorted(path.name for path in home.iterdir()) == before
+    assert told(capsys, home, "rebuild", "--force")["height"] == left
+    assert told(capsys, home, "check")["findings"] == []
+
+
+def test_rebuild_that_fails_puts_the_old_database_back(home: Path, capsys: Capture) -> None:
+    (home / "genesis").rename(home / "genesis.lost")
+    assert run(["--home", str(home), "db", "rebuild"]) == FAILED
+    (home / "genesis.lost").rename(home / "genesis")
+    assert not (home / "db.damaged").exists()
+    assert told(capsys, home, "check")["findings"] == []
 
 
 def test_rebuild_keeps_off_a_home_that_is_in_use(home: Path, capsys: Capture) -> None:

@@ -86,7 +86,11 @@ async def watched(child: Child) -> AsyncIterator[list[str]]:
     async with trio.open_nursery() as nursery:
 
         async def run() -> None:
-            await watch(child, on_restart=lambda one: told.append(one.name))
+            await watch(
+                child,
+                on_restart=lambda one: told.append(one.name),
+                on_stop=lambda one: told.append(f"{one.name} stopped"),
+            )
 
         nursery.start_soon(run)
         yield told
@@ -111,12 +115,22 @@ async def test_killed_child_is_started_again(children, tmp_path, autojump_clock)
         assert child.process.poll() is None
 
 
+async def test_child_that_its_operator_stopped_is_left_alone(
+    children, tmp_path, autojump_clock
+) -> None:
+    """`olnode stop`, then `olnode db check`: a restart would take the home away again."""
+    child = tiny(children, tmp_path, "exit 0", ends=True)
+    async with watched(child) as told:
+        await trio.sleep(5)
+        assert (child.restarts, told) == (0, ["n0 stopped"])
+
+
 async def test_three_deaths_in_a_minute_end_it_with_its_last_lines(
     children, tmp_path, autojump_clock
 ) -> None:
     child = tiny(children, tmp_path, DIES, ends=True)
     with pytest.raises(ChildFailed) as failure:
-        await watch(child, on_restart=lambda one: None)
+        await watch(child, on_restart=lambda one: None, on_stop=lambda one: None)
     assert child.restarts == DEATHS_MAX - 1
     assert str(failure.value) == "n0: died 3 times in 60 s"
     assert failure.value.log.splitlines() == [f"line {i}" for i in range(11, 31)]

@@ -15,6 +15,7 @@ from node.storage.snapshots import SnapshotStore
 from node.storage.store import suspect
 
 CHAIN_ID = sha256(GENESIS)
+FETCHED_BY_SCRUB = "olnode start: its scrub fetches bodies from peers"
 
 
 @pytest.fixture(scope="module")
@@ -134,12 +135,70 @@ def test_blocks_of_another_chain_or_another_order_are_found(home: Path, tmp_path
     assert any("block 1:" in finding.what for finding in check(home).findings)
 
 
+@pytest.mark.parametrize("way", ["gone", "cut"])
+def test_a_body_that_a_block_names_and_no_file_has_is_told_by_its_name(
+    home: Path, way: str
+) -> None:
+    """A file that is gone, or cut at its end, leaves nothing behind that is not whole."""
+    path = home / "bundles/000001"
+    if way == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-300])
+    checked = check(home)
+    (finding,) = checked.findings
+    assert finding.part == "bundles"
+    assert finding.what.startswith("the body of bundle ")
+    assert "is gone" in finding.what
+    assert finding.mend == f"rm -f {home / 'scrub'}, then {FETCHED_BY_SCRUB}"
+    assert len(checked.notes) == (way == "cut")
+
+
+def test_only_bodies_that_the_window_needs_are_missed(home: Path) -> None:
+    (home / "bundles/000001").unlink()
+    window_ms = 30 * 86_400_000
+    for kept_ms, found in ((0, 1), (-window_ms, 0)):
+        checked = check_home(home, CHAIN_ID, bodies_kept_ms=kept_ms)
+        assert checked.window_ms is not None
+        assert checked.window_ms <= window_ms
+        assert len(checked.findings) == found
+    shutil.rmtree(home / "db")
+    checked = check_home(home, CHAIN_ID, bodies_kept_ms=0)
+    assert [finding.what for finding in checked.findings] == ["there is none"]
+    assert "bodies" in checked.notes[-1], "that they were not looked for is said"
+
+
+def test_of_many_lost_bodies_some_are_named_and_all_are_counted(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.storage.checking.TOLD_BODIES", 0)
+    (home / "bundles/000001").unlink()
+    (finding,) = check(home).findings
+    assert finding.what == "1 more bodies are gone"
+
+
+def test_what_a_crash_may_have_left_at_the_end_of_a_log_is_a_note(home: Path) -> None:
+    with (home / "blocks/000001").open("ab") as file:
+        file.write(b"half a record")
+    checked = check(home)
+    assert checked.findings == []
+    assert "the last 13 bytes of blocks/000001" in checked.notes[0]
+
+
+def test_damage_of_the_database_is_told_by_its_own_path(home: Path) -> None:
+    (table,) = (home / "db").glob("*.ldb")
+    table.write_bytes(b"rotten")
+    (finding, *_) = [one for one in check(home).findings if one.part == "database"]
+    assert str(home / "db") in finding.what
+    assert "db.check" not in finding.what
+
+
 def test_a_missing_database_and_lost_blocks_are_found(home: Path) -> None:
     (home / "blocks/000001").write_bytes(b"")
     with pytest.raises(StorageError, match="block log ends at 0"):
         Chain.open(home, GENESIS)
     assert check(home).height == 0
-    assert any("they end at 0" in finding.what for finding in check(home).findings)
+    assert any("block log ends at 0" in finding.what for finding in check(home).findings)
     shutil.rmtree(home / "db")
     assert [finding.what for finding in check(home).findings] == ["there is none"]
 

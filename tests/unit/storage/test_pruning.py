@@ -13,7 +13,7 @@ from node.ledger.wire.blocks import decode_payload
 from node.ledger.wire.transactions import decode_transaction
 from node.storage.adopting import take_in
 from node.storage.chain import Chain
-from node.storage.checking import check_home
+from node.storage.checking import Checked, check_home
 from node.storage.errors import StorageError
 from node.storage.proving import transaction_proof
 from node.storage.scrubbing import Progress
@@ -23,6 +23,7 @@ from node.storage.views import View
 from node.web.reading import find_block, find_transaction
 
 HEIGHT, OLDER, NEWER = 40, 20, 30  # of the chain and of its snapshots
+KEPT_MS = -(10**12)  # as if the window were over for all but the newest block
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +53,17 @@ def opened(home: Path) -> Chain:
         return Chain.open(home, GENESIS, keep_versions=KEEP_VERSIONS)
 
 
+def checked(home: Path) -> Checked:
+    return check_home(home, sha256(GENESIS), bodies_kept_ms=KEPT_MS)
+
+
 def dropped(home: Path, monkeypatch: pytest.MonkeyPatch) -> int:
-    """As if the window were over for all but the newest block."""
-    monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", -(10**12))
+    monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", KEPT_MS)
     chain = opened(home)
     gone = chain.prune_bodies(SnapshotStore(home / "snapshots").oldest_height())
     assert chain.bundles.has_dropped
     chain.close()  # first: an open database puts its tables away while they are read
-    assert check_home(home, sha256(GENESIS)).findings == []
+    assert checked(home).findings == []
     return gone
 
 
@@ -78,7 +82,7 @@ def test_body_that_came_before_its_block_goes_by_its_block(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when catching up, or from a pool: it is dated long before it is settled."""
-    monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", -(10**12))
+    monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", KEPT_MS)
     chain = opened(tmp_path)
     for start in range(0, HEIGHT, OLDER):
         some = told()[start : start + OLDER]
@@ -121,7 +125,7 @@ def test_database_is_made_again_from_our_newest_whole_snapshot(
     again.commit_many([(step.block, step.certificate)])
     assert again.height == HEIGHT + 1
     again.close()
-    assert all("snapshot" in finding.part for finding in check_home(home, sha256(GENESIS)).findings)
+    assert all("snapshot" in finding.part for finding in checked(home).findings)
 
 
 def test_lost_database_without_a_whole_snapshot_is_refused(
@@ -139,7 +143,7 @@ def test_lost_database_without_a_whole_snapshot_is_refused(
 
 def pruned(home: Path, monkeypatch: pytest.MonkeyPatch) -> Chain:
     """The chain after its payloads older than OLDER went, and their files with them."""
-    monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", -(10**12))
+    monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", KEPT_MS)
     monkeypatch.setattr("node.storage.chain.HEADS_MOVED_MAX", 8)
     chain = opened(home)
     moved = [chain.prune_payloads(OLDER) for _ in range(4)]
@@ -181,7 +185,7 @@ def test_old_payloads_go_and_headers_certificates_and_proofs_stay(
     while not scrub.is_over:
         assert not scrub.step().findings
     chain.close()
-    assert check_home(home, sha256(GENESIS)).findings == []
+    assert checked(home).findings == []
 
 
 def test_whoever_asks_for_what_was_pruned_is_told_so(
@@ -233,9 +237,9 @@ def test_gap_in_the_heads_of_a_chain_that_came_back_from_its_snapshot_is_no_dama
     chain.close()
     if lacks == "database":
         shutil.rmtree(home / "db")
-    checked = check_home(home, sha256(GENESIS))
-    assert {finding.part for finding in checked.findings} <= {lacks}
-    assert checked.height == HEIGHT
+    read = checked(home)
+    assert {finding.part for finding in read.findings} <= {lacks}
+    assert read.height == HEIGHT
 
 
 @pytest.mark.parametrize("loses", ["database", "heads"])
@@ -243,7 +247,7 @@ def test_end_between_heads_and_database_loses_no_block(
     home: Path, monkeypatch: pytest.MonkeyPatch, loses: str
 ) -> None:
     """Heads are durable before the database names them; what was torn is moved again."""
-    monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", -(10**12))
+    monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", KEPT_MS)
     chain = opened(home)
     before = heads_of(chain.view())
 
@@ -264,14 +268,14 @@ def test_end_between_heads_and_database_loses_no_block(
     assert again.view().earliest_whole == OLDER - lost
     assert again.prune_payloads(OLDER) == lost
     again.close()
-    assert check_home(home, sha256(GENESIS)).findings == []
+    assert checked(home).findings == []
 
 
 def test_node_that_began_with_a_snapshot_drops_payloads_too(
     grown: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also what its block log stood on: the database still says so, or a newer snapshot does."""
-    monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", -(10**12))
+    monkeypatch.setattr("node.storage.chain.BODIES_KEPT_MS", KEPT_MS)
     source, store = SnapshotStore(grown / "snapshots"), SnapshotStore(tmp_path / "snapshots", 1)
     manifest = source.find(OLDER)
     assert manifest is not None
@@ -294,7 +298,7 @@ def test_node_that_began_with_a_snapshot_drops_payloads_too(
     assert view.header(OLDER) == manifest.footing.header
     assert all(view.certificate(height) for height in range(OLDER + 1, HEIGHT + 1))
     chain.close()
-    assert check_home(tmp_path, sha256(GENESIS)).findings == []
+    assert checked(tmp_path).findings == []
     shutil.rmtree(tmp_path / "db")
     chain = opened(tmp_path)
     assert chain.steps[0] == f"database: loaded from the snapshot of block {HEIGHT}"
@@ -341,4 +345,4 @@ def test_fewer_kept_versions_leave_no_root_that_cannot_be_proved(home: Path) -> 
     assert len(list(reader.scan(b"n", b"o"))) < nodes
     assert len(list(reader.scan(b"r", b"s"))) == 3
     chain.close()
-    assert check_home(home, sha256(GENESIS)).findings == []
+    assert checked(home).findings == []

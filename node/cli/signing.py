@@ -46,6 +46,9 @@ GRAINS: Final = frozenset(  # fields that people read as OPEN
     | {"deposit", "cost", "fee", "max_fee"}
 )
 TEXTS: Final = frozenset({"name"})
+ACCOUNTS: Final = frozenset(  # fields that people type as open1…
+    {"to", "provider", "spender", "target", "key", "peer_key", "reward_account"}
+)
 SIGNATURES: Final = frozenset(
     {"signature", "payer_signature", "provider_signature", "signature_a", "signature_b"}
 )
@@ -324,6 +327,8 @@ def _plain_fields(record: Any) -> Told:
             fields |= _plain_fields(value)
         elif name == "payments":
             fields[name] = [[account_text(to), str(amount)] for to, amount in value]
+        elif name in ACCOUNTS:
+            fields[name] = account_text(value)
         elif name in TEXTS:
             fields[name] = value.decode("ascii")
         elif name in GRAINS:

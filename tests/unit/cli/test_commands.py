@@ -366,7 +366,7 @@ async def test_spending_key_moves_no_bond(home: Path, capsys: Capture) -> None:
     behind = Behind(accounts={account_of(spending)})
     words = ["tx", "bond", spending, "1", "--from", "spending"]
     answer = await asked(capsys, behind, home, *words, status=1)
-    assert "does not sign transactions of type 22" in answer["what"]
+    assert "a spending key does not sign Bond transactions" in answer["what"]
     assert behind.asked == []
 
 

@@ -119,6 +119,14 @@ class ChannelAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelList:
+    """Of one account, newest first."""
+
+    channels: tuple[ChannelAnswer, ...]
+    older: int  # that are not told
+
+
+@dataclass(frozen=True, slots=True)
 class ProviderAnswer:
     provider: Account
     key: Account  # that its bundles and offers are signed with

@@ -287,6 +287,15 @@ async def test_channel_is_shown(home: Path, capsys: Capture) -> None:
     assert (answer["state"], answer["cap"], answer["paid"]) == ("open", str(10**10), str(PAID))
 
 
+async def test_channels_of_this_homes_keys_are_listed_and_those_of_an_account(
+    home: Path, capsys: Capture
+) -> None:
+    mine = replace(CHANNEL, payer=key_of(capsys, home, "spending"))
+    for words, found in (([], [HASH]), ([account_text(PROVIDER.key)], [HASH]), ([TO], [])):
+        answer = await asked(capsys, ledger_of(channel=mine), home, "query", "channels", *words)
+        assert [row["channel"] for row in answer["channels"]] == found
+
+
 @pytest.mark.parametrize(
     "words",
     [

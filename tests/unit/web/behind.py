@@ -178,6 +178,10 @@ class Behind:
     def find_channel(self, channel: bytes) -> answers.ChannelAnswer | None:
         return self.channel if self.channel and self.channel.channel == channel else None
 
+    def list_channels(self, account: bytes) -> answers.ChannelList:
+        mine = self.channel and account in (self.channel.payer, self.channel.provider)
+        return answers.ChannelList((self.channel,) if self.channel and mine else (), 0)
+
     def find_provider(self, account: bytes) -> answers.ProviderAnswer | None:
         return self.provider and replace(self.provider, provider=account)
 
@@ -261,6 +265,7 @@ class Behind:
         ledger = Ledger(
             find_account=later(self.find_account),
             find_channel=later(self.find_channel),
+            list_channels=later(self.list_channels),
             find_provider=later(self.find_provider),
             find_earnings=later(self.find_earnings),
             find_block=later(self.find_block),

@@ -9,6 +9,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from node.cli.finding import settled
 from node.cli.frame import DONE, FAILED, CommandError, Frame, note, open_text, table
 
 if TYPE_CHECKING:
@@ -20,16 +21,16 @@ if TYPE_CHECKING:
 def show(frame: Frame, receipt: str, plot: Path | None) -> int:
     """Ask the node, draw into `plot`, and print, also where drawing failed; the exit status."""
     node = frame.daemon()
-    settled = node.get(f"/ledger/receipts/{receipt}")
+    told = settled(receipt, lambda: node.get(f"/ledger/receipts/{receipt}"))
     shares = _shares(node, receipt)
-    data = int(settled["split"]["data"])
+    data = int(told["split"]["data"])
     contributors: Counter[str] = Counter()
     for record in shares["records"]:
         contributors[record["contributor"]] += record["share_bps"]
     fields = {
         **shares,
-        "fee": settled["fee"],
-        "data": settled["split"]["data"],
+        "fee": told["fee"],
+        "data": told["split"]["data"],
         "contributors": [
             {"contributor": who, "share_bps": bps, "amount": str(_part(data, bps))}
             for who, bps in contributors.most_common()

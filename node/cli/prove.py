@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from node.cli.arguments import account_in, hash_in
-from node.cli.finding import find_row
+from node.cli.finding import find_row, settled
 from node.cli.frame import NOT_VERIFIED, CommandError, Frame, frame_of, new_noun, note, usage
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def contribution(
 def receipt(ctx: typer.Context, receipt: Hex, out: Out) -> None:
     """A settled receipt, and what its block paid for it."""
     name = hash_in(receipt, "RECEIPT").hex()
-    _keep(frame_of(ctx), f"/ledger/receipts/{name}/proof", out)
+    settled(name, lambda: _keep(frame_of(ctx), f"/ledger/receipts/{name}/proof", out))
 
 
 @app.command()

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 import typer
 
 from node.cli.arguments import account_in, hash_in, height_in
-from node.cli.finding import find_row
+from node.cli.finding import find_row, settled
 from node.cli.frame import Frame, frame_of, new_noun, open_text, pairs, table
 
 app = new_noun("Accounts, blocks, receipts, models and more.")
@@ -101,8 +101,9 @@ def tx(ctx: typer.Context, transaction: str) -> None:
 @app.command()
 def receipt(ctx: typer.Context, receipt: str) -> None:
     """A settled receipt: the split of its fee and its credits."""
-    frame = frame_of(ctx)
-    told = frame.daemon().get(f"/ledger/receipts/{hash_in(receipt, 'RECEIPT').hex()}")
+    frame, name = frame_of(ctx), hash_in(receipt, "RECEIPT").hex()
+    node = frame.daemon()
+    told = settled(name, lambda: node.get(f"/ledger/receipts/{name}"))
     plain = {name: value for name, value in told.items() if name not in ("split", "credits")}
     credits = [
         [

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from node.cli.arguments import hash_in, read_file
+from node.cli.finding import settled
 from node.cli.frame import NOT_VERIFIED, USAGE, CommandError, Frame, frame_of, new_noun, usage
 from node.cli.trust import trusted
 
@@ -89,7 +90,8 @@ def _kept_in(path: Path) -> dict[str, Any]:
 def _explain(frame: Frame, receipt: bytes, disclosure: dict[str, Any] | None) -> None:
     """What the node finds of a receipt's shares, and of its sketch by what was disclosed of it;
     ends with 6 where one is false, with 1 where it cannot tell."""
-    told = frame.daemon().get(f"/ledger/receipts/{receipt.hex()}/check")
+    node, name = frame.daemon(), receipt.hex()
+    told = settled(name, lambda: node.get(f"/ledger/receipts/{name}/check"))
     if told["verdict"] != "false" and disclosure is not None:
         _audit(frame, receipt, disclosure, told)
         return

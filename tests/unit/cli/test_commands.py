@@ -173,6 +173,21 @@ async def test_answer_that_is_not_bought_ends_with_its_status(
     assert (answer["schema"], answer["code"]) == ("olnode.error/1", code)
 
 
+@pytest.mark.parametrize(
+    "words", ["query receipt R", "verify R --explain", "earnings --explain R", "prove receipt R F"]
+)
+async def test_receipt_that_no_block_has_yet_is_not_called_unknown(
+    home: Path, capsys: Capture, tmp_path: Path, words: str
+) -> None:
+    """Right after `infer` it is on its way: in a second the same command works."""
+    names = {"R": "12" * 32, "F": str(tmp_path / "file")}
+    answer = await asked(
+        capsys, Behind(), home, *(names.get(word, word) for word in words.split()), status=1
+    )
+    assert answer["what"] == f"no block has settled receipt {names['R']}"
+    assert "in some seconds" in answer["mend"]
+
+
 async def test_answer_without_a_receipt_is_no_success(
     home: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

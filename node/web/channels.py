@@ -10,15 +10,11 @@ from typing import Final
 from node.ledger import tables
 from node.ledger.rules.accounts import current_key
 from node.ledger.state import State
+from node.light import CHANNEL_STATES
 from node.storage.views import View
 from node.web import answers
 
 CHANNELS_TOLD_MAX: Final = 100  # of one account
-CHANNEL_STATES: Final = {
-    tables.CHANNEL_OPEN: "open",
-    tables.CHANNEL_CLOSING: "closing",
-    tables.CHANNEL_CLOSED: "closed",
-}
 
 
 def find_channel(view: View, channel: bytes) -> answers.ChannelAnswer | None:

@@ -15,6 +15,7 @@ from consensus.primitives.errors import Invalid
 from consensus.primitives.keys import is_signed_by
 from node.cli.earnings import BY
 from node.cli.main import run
+from node.ledger import tables
 from node.ledger.addresses import account_of, account_text
 from node.ledger.wire.transactions import Transfer, decode_transaction
 from node.web.earnings import GROUPS
@@ -186,6 +187,23 @@ async def test_receipt_that_no_block_has_yet_is_not_called_unknown(
     )
     assert answer["what"] == f"no block has settled receipt {names['R']}"
     assert "in some seconds" in answer["mend"]
+
+
+@pytest.mark.parametrize("words", [["facts-1@1"], ["facts-1", "1"], ["1", "1"]])
+async def test_version_is_proved_by_the_name_that_all_else_shows(
+    home: Path, capsys: Capture, tmp_path: Path, words: list[str]
+) -> None:
+    behind = ledger_of()
+    words = ["prove", "version", *words, str(tmp_path / "file")]
+    await asked(capsys, behind, home, *words, status=1)
+    assert behind.asked[-1] == (tables.VERSION.flat_key((1, 1)), None)
+
+
+@pytest.mark.parametrize("words", [["m@1"], ["m", "1"], ["m", "x", "f"], ["m@1", "2", "f"]])
+def test_version_that_cannot_be_meant_ends_with_two(
+    home: Path, capsys: Capture, words: list[str]
+) -> None:
+    told(capsys, home, "prove", "version", *words, status=2)
 
 
 async def test_answer_without_a_receipt_is_no_success(

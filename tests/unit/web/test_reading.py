@@ -378,16 +378,19 @@ def test_contribution_file_shows_whose_it_is_and_what_it_earned(told: Told) -> N
 def test_channel_and_version_are_shown_by_their_records(told: Told) -> None:
     receipt = reading.find_receipt(told.view(), told.receipt)
     assert receipt is not None
-    for key in (
-        tables.CHANNEL.flat_key((receipt.channel,)),
-        tables.VERSION.flat_key((1, 1)),
-        tables.VERSION.flat_key((1, 2)),  # there is none
+    name = f"channel {receipt.channel.hex()[:16]}… of {account_text(PAYER.key)} to "
+    for key, words in (
+        (tables.CHANNEL.flat_key((receipt.channel,)), name),
+        (tables.CHANNEL.flat_key((b"\xee" * 32,)), f"channel {'ee' * 8}… is absent"),
+        (tables.VERSION.flat_key((1, 1)), "model 1 version 1 is current, its adapter "),
+        (tables.VERSION.flat_key((1, 2)), "model 1 version 2 is absent"),
+        (tables.CONTRIBUTION.flat_key((99,)), "contribution 99 is absent"),
     ):
         raw = proving.state_file(told.view(), key)
         assert raw is not None
         report = examine(raw, trust_genesis(told.made.genesis))
         assert report.refusal is None
-        assert ("is absent" in report.steps[1].detail) == key.endswith(b"\0\0\0\2")
+        assert report.steps[1].detail.startswith(words)
 
 
 def test_transaction_file_shows_its_code(told: Told) -> None:

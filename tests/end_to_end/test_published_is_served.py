@@ -35,6 +35,7 @@ from unit.web.behind import STATUS
 from consensus.primitives.digest import sha256
 from node.holdings import Holdings
 from node.ledger import tables
+from node.ledger.amounts import part_bps
 from node.ledger.execute import RULES_1
 from node.ledger.state import State
 from node.ledger.wire.transactions import PublishVersion, decode_transaction
@@ -232,8 +233,10 @@ class Land:
 
     async def models(self) -> dict[str, Any]:
         """As `olnode model list` asks, by label."""
-        telling: Any = SimpleNamespace(shop=self.shop, holdings=self.provider.holdings)
-        return {row.model: row for row in await Telling.models(telling)}
+        ground = SimpleNamespace(chain=SimpleNamespace(state=lambda: self.ledger.state))
+        told = {"ground": ground, "shop": self.shop, "holdings": self.provider.holdings}
+        telling: Any = SimpleNamespace(**told)
+        return {row.model: row for row in (await Telling.models(telling)).models}
 
 
 async def until(is_so: Callable[[], bool]) -> None:
@@ -279,7 +282,9 @@ async def test_new_version_is_sold_by_a_provider_that_was_not_started_again(
         rows = await land.models()
         assert {label: row.requests for label, row in rows.items()} == {"facts@1": 1, "facts@2": 2}
         row = rows["facts@2"]
-        assert (row.tier, row.ready, row.earned) == ("slot", True, fees)
+        assert (row.tier, row.ready, row.fees) == ("slot", True, fees)
+        ours_bps = land.ledger.state.parameter_values("split_bps")[0]
+        assert row.earned == part_bps(fees, ours_bps) < fees
         assert row.adapter == release.adapter.final
         assert land.ledger.state.account(PAYER.key).balance <= BALANCE - 10 * OPEN
 

@@ -408,6 +408,7 @@ async def test_models_are_listed_with_what_they_earned(home: Path, capsys: Captu
     (one,) = listed["models"]
     assert (one["model"], one["tier"], one["requests"]) == ("contracts@1", "slot", 3)
     assert one["earned"] == str(2**63 - 1)
+    assert listed["unknown"] == ["contrats"]
 
 
 async def test_peers_are_listed_added_banned_and_let_in_again(home: Path, capsys: Capture) -> None:

@@ -258,8 +258,9 @@ class Behind:
         self.asked.append(("release", channel))
         return answers.ReleaseAnswer(channel, self.channel.paid, self.unsettled, self.in_flight)
 
-    async def held_models(self) -> tuple[answers.HeldModel, ...]:
-        return (answers.HeldModel("contracts@1", ID, "slot", 4_096, True, 3, BIG),)
+    async def held_models(self) -> answers.HeldModels:
+        held = answers.HeldModel("contracts@1", ID, "slot", 4_096, True, 3, BIG, BIG)
+        return answers.HeldModels((held,), ("contrats",))
 
     def backend(self) -> Backend:
         ledger = Ledger(

@@ -372,6 +372,7 @@ async def test_transaction_refused_by_a_rule_tells_its_code(home: Path, capsys: 
     words = ["tx", "transfer", account_text(ALICE), "1"]
     answer = await asked(capsys, behind, home, *words, status=5)
     assert answer["code"] == "tx.insufficient"
+    assert answer["mend"] == f"olnode query account {account_text(ALICE)}", "whose it is that lacks"
 
 
 async def test_dry_run_signs_and_sends_nothing(home: Path, capsys: Capture) -> None:

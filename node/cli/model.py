@@ -40,7 +40,7 @@ def calibrate(
     base: Annotated[Path, typer.Argument(help="folder of the base")],
     questions: Annotated[Path, typer.Argument(help="JSON lines with a prompt, as records have")],
     out: Annotated[Path, typer.Option(help="file for the evidence; must not exist")],
-    adapter: Annotated[Path | None, typer.Option(help="folder of the adapter")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="folder of the adapter: RUN/final")] = None,
     answers: Annotated[int, typer.Option(min=16, help="made in each of four ways")] = 64,
     tokens: Annotated[int, typer.Option(min=8, max=2_048, help="of an answer, at most")] = 48,
     dtype: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",

@@ -92,8 +92,8 @@ def coop_close(
     """Close a channel at once, by the signatures of payer and provider.
 
     One side writes its own with --sign-only and hands the file over; the other sends both with
-    --with. They hold while nothing more settles. Before a provider's key signs, its node stops
-    serving the channel, and has settled what it served.
+    --with, by a key that is no node's. They hold while nothing more settles. Before a provider's
+    key signs, its node stops serving the channel, and has settled what it served.
     """
     from node.ledger.wire.transactions import CoopClose
 

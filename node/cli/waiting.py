@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from node.web.ask import Node
 
 LOOK_S: Final = 10.0
+OLD_S: Final = 90  # three heartbeats: a network that is well has a younger block
 ANSWER_S: Final = 2.0  # for one look: it must not hold up the command's end
 
 
 @contextmanager
 def telling(frame: Frame) -> Iterator[threading.Event]:
-    """Tell on stderr at once of a node without peers, and each LOOK_S how it stands, until the
-    block ends or the event that it gets is set."""
+    """Tell on stderr at once of a node without peers or with old blocks, and each LOOK_S how it
+    stands, until the body ends or the event that it gets is set."""
     came = threading.Event()
     node, began_s = frame.daemon(timeout_s=ANSWER_S), time.monotonic()
     teller = threading.Thread(target=_tell, args=(node, came, began_s), daemon=True)
@@ -37,14 +38,12 @@ def telling(frame: Frame) -> Iterator[threading.Event]:
 def _tell(node: "Node", came: threading.Event, began_s: float) -> None:
     while (status := _look(node)) is not None and not came.is_set():
         waited_s = time.monotonic() - began_s
+        age_s = max(0, time.time_ns() // 10**6 - status["time_ms"]) // 1_000
         if not status["peers"] and status["validators"] > 1:
             note(f"{waited_s:.0f} s: this node has no peers, and no block comes: olnode peers list")
-        elif waited_s >= LOOK_S:
-            age_s = max(0, time.time_ns() // 10**6 - status["time_ms"]) // 1_000
-            note(
-                f"{waited_s:.0f} s: height {status['height']}, a block of {age_s} s ago; "
-                f"{status['peers']} peers"
-            )
+        elif waited_s >= LOOK_S or age_s >= OLD_S:
+            newest = f"the newest block here, {status['height']}, is {age_s} s old"
+            note(f"{waited_s:.0f} s: {newest}; {status['peers']} peers")
         if came.wait(LOOK_S):
             return
 

@@ -1,6 +1,7 @@
 """Who waits in vain is told so at once; who waits for a block, how it stands."""
 
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from unit.web.behind import ALICE, Behind
 
 from consensus.primitives.errors import Invalid
 from node.cli import waiting
-from node.cli.waiting import telling
+from node.cli.waiting import OLD_S, telling
 from node.ledger.addresses import account_of, account_text
 from node.web.ask import Unreachable
 
@@ -18,8 +19,9 @@ from node.web.ask import Unreachable
 class Standing:
     """A frame and its node: what it says of itself, look by look; then it is silent."""
 
-    def __init__(self, *peers: int, validators: int = 4) -> None:
+    def __init__(self, *peers: int, validators: int = 4, age_s: int = 0) -> None:
         self.peers, self.validators, self.is_out = list(peers), validators, threading.Event()
+        self.time_ms = time.time_ns() // 10**6 - age_s * 1_000
 
     def daemon(self, *, timeout_s: float) -> Any:
         return self
@@ -30,7 +32,7 @@ class Standing:
             self.is_out.set()
             raise Unreachable(Path("sock"), "gone")
         told = {"peers": self.peers.pop(0), "validators": self.validators}
-        return {**told, "height": 7, "time_ms": 1}
+        return {**told, "height": 7, "time_ms": self.time_ms}
 
 
 def heard(standing: Standing, capsys: Capture) -> list[str]:
@@ -56,8 +58,28 @@ def test_lone_validator_needs_no_peers(capsys: Capture) -> None:
 
 def test_progress_tells_the_height_and_how_old_its_block_is(capsys: Capture) -> None:
     lines = heard(Standing(3, 3), capsys)
-    assert "height 7" in lines[-1]
+    assert "the newest block here, 7, is " in lines[-1]
     assert "3 peers" in lines[-1]
+
+
+def test_network_that_stands_still_is_told_at_once_and_one_that_is_well_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setattr(waiting, "LOOK_S", 60.0)
+
+    def first(standing: Standing) -> str:
+        came, told = threading.Event(), standing.get("/status")
+
+        def look(node: object) -> dict[str, Any]:
+            return told
+
+        monkeypatch.setattr(waiting, "_look", look)
+        monkeypatch.setattr(came, "wait", lambda seconds: True)
+        waiting._tell(standing, came, time.monotonic())  # type: ignore[arg-type]  # not asked
+        return capsys.readouterr().err
+
+    assert first(Standing(3, age_s=OLD_S - 5)) == ""
+    assert "s old" in first(Standing(3, age_s=OLD_S))
 
 
 def test_nothing_is_told_once_it_has_come_or_failed(capsys: Capture) -> None:

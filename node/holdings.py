@@ -6,6 +6,7 @@ picked up by the node itself.
 What this file does not know: who asks, what anything costs, how tokens are made.
 """
 
+import difflib
 import errno
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -37,6 +38,9 @@ from p2p.errors import NetworkError
 from p2p.network import PeerId
 
 LOOK_S: Final = 1.0  # between two looks at ledger and peers
+UNKNOWN_S: Final = 60.0  # until a name that is not on the ledger is told: it may be behind
+NAMES_LIKE_MAX: Final = 5
+NAMES_COMPARED_MAX: Final = 1_000
 WRONG_S: Final = 60.0  # and at what is not as it should be: all of it is read to see that again
 GIB: Final = 1 << 30
 BYTES_MAX: Final = {ADAPTER: 2 * GIB, BASE: 64 * GIB, INDEX: 16 * GIB, CONTENT: 1 << 20}
@@ -131,6 +135,11 @@ class Holdings:
         """Everything held."""
         return tuple(self._held.values())
 
+    def find_unknown(self) -> tuple[str, ...]:
+        """Wanted names that the ledger does not have: mistyped, or not registered yet."""
+        state = self._get_state()
+        return tuple(x for x in self._names if not state.has(tables.MODEL_NAME, x.encode()))
+
     def note_ready(self, held: HeldModel) -> None:
         """The engine has loaded its adapters."""
         self._held[held.model, held.version] = replace(held, is_ready=True)
@@ -138,6 +147,8 @@ class Holdings:
     async def run(self) -> None:
         """Look at the ledger for wanted versions and fetch what is missing, for ever."""
         again_s: dict[str, float] = {}  # name → when to look again at what was wrong
+        told: set[str] = set()
+        started_s = trio.current_time()
         while True:
             for name in self._names:
                 if trio.current_time() < again_s.get(name, 0.0):
@@ -150,7 +161,17 @@ class Holdings:
                     if isinstance(error, Invalid):
                         again_s[name] = trio.current_time() + WRONG_S
             self._let_go()
+            if trio.current_time() - started_s > UNKNOWN_S:
+                self._tell_unknown(told)
             await trio.sleep(LOOK_S)
+
+    def _tell_unknown(self, told: set[str]) -> None:
+        """Warn once of each name that the ledger does not have."""
+        for name in self.find_unknown():
+            if name not in told:
+                told.add(name)
+                names = ", ".join(names_like(self._get_state(), name))
+                log.warning("the ledger has no such model", model=name, it_has=names)
 
     def _let_go(self) -> None:
         """Forget versions that ended so long ago that nothing of them settles any more (B3)."""
@@ -301,6 +322,14 @@ def find_current(state: State, name: str) -> tuple[int, int] | None:
     model = state.get(tables.MODEL, number.number)
     is_served = model.current and model.status != tables.MODEL_RETIRED
     return (number.number, model.current) if is_served else None
+
+
+def names_like(state: State, name: str) -> list[str]:
+    """Model names that `name` may have been meant for, the likest first; if there is none, the
+    first of all."""
+    rows = state.scan(tables.MODEL_NAME)[:NAMES_COMPARED_MAX]
+    names = [raw.decode("ascii") for (raw,), _ in rows]
+    return difflib.get_close_matches(name, names, NAMES_LIKE_MAX) or names[:NAMES_LIKE_MAX]
 
 
 def check_identity(kind: int, identity: bytes, folder: Path) -> None:

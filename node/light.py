@@ -49,6 +49,12 @@ PURPOSES = {
     tables.KIND_TREASURY: "treasury",
     tables.KIND_BURN: "burn",
 }
+CHANNEL_STATES = {
+    tables.CHANNEL_OPEN: "open",
+    tables.CHANNEL_CLOSING: "closing",
+    tables.CHANNEL_CLOSED: "closed",
+}
+VERSION_STATUS = {tables.VERSION_CURRENT: "current", tables.VERSION_SUPERSEDED: "superseded"}
 
 
 class Step(NamedTuple):
@@ -186,18 +192,50 @@ def _told(shown: Shown) -> tuple[str, str]:
 
 
 def _state_told(shown: StateShown) -> str:
-    table, key = shown.key[:1], shown.key[1:]
+    """The record in words, if its table is one that is proved to people; else in hex."""
+    name = _key_told(shown.key)
     if shown.value is None:
-        return f"{shown.key.hex()[:32]}… is absent"
-    if table == tables.ACCOUNT.prefix and len(key) == 32:
-        account = tables.ACCOUNT.decode(shown.value)
-        return f"account {account_text(key)} holds {open_text(account.balance)}"
-    if table == tables.CONTRIBUTION.prefix and len(key) == 8:
+        return f"{name} is absent"
+    table = shown.key[:1]
+    if table == tables.ACCOUNT.prefix:
+        return f"{name} holds {open_text(tables.ACCOUNT.decode(shown.value).balance)}"
+    if table == tables.CONTRIBUTION.prefix:
         found = tables.CONTRIBUTION.decode(shown.value)
-        number = int.from_bytes(key, "big")
         owner = account_text(found.contributor)
-        return f"contribution {number} of {owner} has earned {open_text(found.earned)}"
-    return f"{shown.key.hex()[:32]}… = {shown.value.hex()[:64]}"
+        return f"{name} of {owner} has earned {open_text(found.earned)}"
+    if table == tables.CHANNEL.prefix:
+        return f"{name} {_channel_told(tables.CHANNEL.decode(shown.value))}"
+    if table == tables.VERSION.prefix:
+        version = tables.VERSION.decode(shown.value)
+        word = VERSION_STATUS.get(version.status, f"of status {version.status}")
+        return f"{name} is {word}, its adapter {version.adapter.hex()[:16] or 'none'}"
+    return f"{name} = {shown.value.hex()[:64]}"
+
+
+def _key_told(key: bytes) -> str:
+    """What a flat key of the state names; hex for one that people have no word for."""
+    table, rest = key[:1], key[1:]
+    number = int.from_bytes(rest[:8], "big")
+    match table, len(rest):
+        case tables.ACCOUNT.prefix, 32:
+            return f"account {account_text(rest)}"
+        case tables.CHANNEL.prefix, 32:
+            return f"channel {rest.hex()[:16]}…"
+        case tables.CONTRIBUTION.prefix, 8:
+            return f"contribution {number}"
+        case tables.VERSION.prefix, 12:
+            return f"model {number} version {int.from_bytes(rest[8:], 'big')}"
+        case _:
+            return f"{key.hex()[:32]}…"
+
+
+def _channel_told(channel: tables.Channel) -> str:
+    """Whose it is, and what of its cap is paid."""
+    word = CHANNEL_STATES.get(channel.state, f"of state {channel.state}")
+    return (
+        f"of {account_text(channel.payer)} to {account_text(channel.provider)} is {word}: "
+        f"{open_text(channel.paid)} paid of {open_text(channel.cap)}"
+    )
 
 
 def _check_across(checked: list[Checked], steps: list[Step]) -> None:

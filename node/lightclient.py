@@ -9,7 +9,7 @@ What this file does not know: the rules of trust (consensus), how results are sh
 import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +25,6 @@ from node.storage.attackfiles import keep_attack
 from node.storage.lightfile import LightFile
 from p2p.addresses import Reach, addresses_of
 from p2p.network import Joined, Libp2pNetwork, Network, PeerId, StatusFacts
-from p2p.peers import peer_id_text
 
 LIGHT_ROLE: Final = 16  # bit 4 of `status`
 MEET_S: Final = 10.0  # to be admitted by those who answer at all
@@ -108,6 +107,7 @@ class LightClient:
         self._clock = clock
         self._run_blocking = run_blocking
         self._blocks: tuple[LightBlock, ...] = ()
+        self._unreached: tuple[str, ...] = ()  # warnings of the first look
 
     async def run(self, tell: Callable[[Look], None], *, once: bool) -> None:
         """Look at the chain, `once` or every POLL_S seconds; ends after an attack in any case.
@@ -138,13 +138,14 @@ class LightClient:
                     missing.discard(event.peer)
                 if not missing:
                     return
+        names = [source.name for source in self._sources if source.peer in missing]
         if len(missing) == len(self._sources):
-            names = ", ".join(peer_id_text(peer) for peer in missing)
             raise LightFailed(
-                f"no source was reached within {MEET_S:.0f} s: {names}",
+                f"no source was reached within {MEET_S:.0f} s: {', '.join(names)}",
                 exit_status=UNREACHABLE,
                 mend="olnode light --witness ADDRESS of a node that runs",
             )
+        self._unreached = tuple(f"{name} was not reached within {MEET_S:.0f} s" for name in names)
 
     async def _begin(self) -> None:
         """What is trusted before the first look: the file, the block named, or the genesis."""
@@ -197,6 +198,8 @@ class LightClient:
             followed = Followed((), "", (), error.refusals, ("no source answered: trying again",))
         except Expired as error:
             raise _expired(f"the newest block that this home trusts, {error.height},") from None
+        if is_first:
+            followed = replace(followed, warnings=(*self._unreached, *followed.warnings))
         if followed.blocks:
             await self._keep([*self._blocks, *followed.blocks])
         for attack in followed.attacks:

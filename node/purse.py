@@ -16,7 +16,7 @@ import trio
 from consensus.primitives.errors import Invalid
 from node.attribution.datanets import encode_prompt
 from node.attribution.tokens import TextTokenizer, open_tokenizer
-from node.holdings import Holdings, find_current
+from node.holdings import Holdings, find_current, names_like
 from node.ledger import tables
 from node.ledger.state import State
 from node.ledger.wire.bundles import CheckedBundle
@@ -205,7 +205,9 @@ class Purse:
             named = which[0], int(version)
             if state.has(tables.VERSION, *named):
                 return named
-        raise Invalid("payer.unknown_model", model=label)
+        likest = ", ".join(names_like(state, name))
+        mend = f"olnode query models; the likest: {likest}" if likest else "olnode query models"
+        raise Invalid("payer.unknown_model", model=label, mend=mend)
 
     async def _tokenizer(self, base: bytes) -> TextTokenizer:
         found = self._tokenizers.get(base)

@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 import trio
 
 from consensus.primitives.errors import Invalid
+from node.ledger.addresses import account_text
 from node.ledger.wire.codes import code_name
 from node.ledger.wire.transactions import (
     Payload,
@@ -92,14 +93,20 @@ class Sender:
             while (code := self._find_code(tx_id)) is None:  # noqa: ASYNC110  # chain has no event
                 await trio.sleep(POLL_S)
             if code:  # by the ledger's own word: `tx.insufficient` is a matter of funds
-                raise Invalid(code_name(code), number=code, transaction=tx_id)
+                who = account_text(key.public_key)
+                raise Invalid(code_name(code), number=code, transaction=tx_id, account=who)
             return
-        raise Invalid("payer.not_settled", transaction=tx_id)
+        raise _not_settled(tx_id)
 
     def _check_last(self) -> None:
         if self._last is None:
             return
         tx_id, until_ms = self._last
         if self._find_code(tx_id) is None and self._now_ms() < until_ms:
-            raise Invalid("payer.not_settled", transaction=tx_id)
+            raise _not_settled(tx_id)
         self._last = None
+
+
+def _not_settled(tx_id: bytes) -> Invalid:
+    mend = f"olnode status, for peers and height; then olnode tx show {tx_id.hex()}"
+    return Invalid("payer.not_settled", transaction=tx_id, mend=mend)

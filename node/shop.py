@@ -94,10 +94,10 @@ class Release(NamedTuple):
 
 
 class Takings(NamedTuple):
-    """Of one version since the start: answers, grains, and where its adapter lies."""
+    """Of one version since the start: answers, grains of fees, and where its adapter lies."""
 
     requests: int
-    earned: int
+    fees: int
     tier: str
     bytes: int
 

@@ -12,6 +12,8 @@ from typing import Final
 
 from node.diskguard import DiskGuard
 from node.holdings import Holdings
+from node.ledger import tables
+from node.ledger.amounts import part_bps
 from node.ledger.pool import BundlePool, TransactionPool
 from node.peering.directory import Directory
 from node.peering.replica import Replica
@@ -20,6 +22,7 @@ from node.scrubber import Scrubber
 from node.shop import NOTHING, Shop
 from node.storage.ground import Ground
 from node.web import answers
+from node.web.naming import KIND_NAMES
 from p2p.network import Network
 
 LAG_BLOCKS_MAX: Final = 2
@@ -112,10 +115,12 @@ class Telling:
             checks=checks,
         )
 
-    async def models(self) -> tuple[answers.HeldModel, ...]:
+    async def models(self) -> answers.HeldModels:
         """The model versions held here, with what serving them has brought since the start."""
         takings = {} if self.shop is None else await self.shop.takings()
-        return tuple(
+        state = self.ground.chain.state()
+        ours_bps = dict(zip(KIND_NAMES, state.parameter_values("split_bps"), strict=True))
+        held = tuple(
             answers.HeldModel(
                 model=held.label,
                 adapter=held.manifest.adapter,
@@ -123,11 +128,13 @@ class Telling:
                 bytes=one.bytes,
                 ready=held.is_ready,
                 requests=one.requests,
-                earned=one.earned,
+                fees=one.fees,
+                earned=part_bps(one.fees, ours_bps[tables.KIND_PROVIDER]),
             )
             for held in self.holdings.all()
             for one in (takings.get((held.model, held.version), NOTHING),)
         )
+        return answers.HeldModels(held, self.holdings.find_unknown())
 
     def find_pending(self, tx_id: bytes) -> bytes | None:
         """The wire bytes of a transaction that waits in our pool."""

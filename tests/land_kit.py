@@ -249,8 +249,10 @@ class Land:
 
     async def models(self) -> dict[str, Any]:
         """As `olnode model list` asks, by label."""
-        telling: Any = SimpleNamespace(shop=self.shop, holdings=self.provider.holdings)
-        return {row.model: row for row in await Telling.models(telling)}
+        ground = SimpleNamespace(chain=SimpleNamespace(state=lambda: self.ledger.state))
+        told = {"ground": ground, "shop": self.shop, "holdings": self.provider.holdings}
+        telling: Any = SimpleNamespace(**told)
+        return {row.model: row for row in (await Telling.models(telling)).models}
 
 
 async def until(is_so: Callable[[], bool]) -> None:

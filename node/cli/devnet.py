@@ -118,11 +118,11 @@ class Terminal:
             cells = BAR_CELLS * done // max(1, total)
             bar = "█" * cells + "·" * (BAR_CELLS - cells)
             end = "\n" if done >= total else ""
-            sys.stderr.write(f"\r {what:<{LABEL_WIDTH}}{bar} {done}/{total}\x1b[K{end}")
+            sys.stderr.write(f"\r {what:<{LABEL_WIDTH - 1}} {bar} {done}/{total}\x1b[K{end}")
             sys.stderr.flush()
         elif time.monotonic() - self._told_s >= LINE_EVERY_S or done >= total:
             self._told_s = time.monotonic()
-            note(f" {what:<{LABEL_WIDTH}}{100 * done // max(1, total)} %")
+            note(f" {what:<{LABEL_WIDTH - 1}} {100 * done // max(1, total)} %")
 
     def _print(self, line: str) -> None:
         print(line, file=self._out, flush=True)

@@ -9,7 +9,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from node.cli.frame import DONE, FAILED, CommandError, Frame, note, open_text, table
+from node.cli.finding import settled
+from node.cli.frame import DONE, FAILED, CommandError, Frame, note, open_text, table, usage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,18 +19,25 @@ if TYPE_CHECKING:
 
 
 def show(frame: Frame, receipt: str, plot: Path | None) -> int:
-    """Ask the node, draw into `plot`, and print, also where drawing failed; the exit status."""
+    """Ask the node, draw into `plot`, and print, also where drawing failed; the exit status.
+
+    A file that is there stays, and a folder that is not is told before anything is asked.
+    """
+    if plot is not None and plot.exists():
+        usage(f"{plot} exists", "--plot another file")
+    if plot is not None and not plot.parent.is_dir():
+        usage(f"{plot.parent} is no folder")
     node = frame.daemon()
-    settled = node.get(f"/ledger/receipts/{receipt}")
+    told = settled(receipt, lambda: node.get(f"/ledger/receipts/{receipt}"))
     shares = _shares(node, receipt)
-    data = int(settled["split"]["data"])
+    data = int(told["split"]["data"])
     contributors: Counter[str] = Counter()
     for record in shares["records"]:
         contributors[record["contributor"]] += record["share_bps"]
     fields = {
         **shares,
-        "fee": settled["fee"],
-        "data": settled["split"]["data"],
+        "fee": told["fee"],
+        "data": told["split"]["data"],
         "contributors": [
             {"contributor": who, "share_bps": bps, "amount": str(_part(data, bps))}
             for who, bps in contributors.most_common()
@@ -39,6 +47,8 @@ def show(frame: Frame, receipt: str, plot: Path | None) -> int:
     frame.show("earnings.explain/1", fields, _lines(fields))
     if fault is not None:
         note(f"olnode: {fault.what}" + (f"; {fault.mend}" if fault.mend else ""))
+    elif plot is not None:
+        note(f"picture in {plot}")
     return DONE if fault is None else FAILED
 
 

@@ -5,8 +5,8 @@ there is told before anything is signed.
 What it does not know: transactions, keys.
 """
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from node.cli.frame import CommandError
 
@@ -16,7 +16,26 @@ if TYPE_CHECKING:
 ROWS_A_PAGE: Final = 100  # what the route gives at most
 PAGES_MAX: Final = 10_000
 NUMBER_DIGITS_MAX: Final = 18
+UNSETTLED: Final = ("receipt.not_found", "ledger.no_proof")
 NOUN_OF: Final = {"datanets": "Datanet", "models": "model", "snapshots": "snapshot"}
+
+R = TypeVar("R")
+
+
+def settled(receipt: str, ask: Callable[[], R]) -> R:
+    """What `ask` gives of a receipt; who asks of one just bought is told that a block must come."""
+    from node.web.ask import Refusal
+
+    try:
+        return ask()
+    except Refusal as error:
+        if error.code not in UNSETTLED:
+            raise
+        raise CommandError(
+            f"no block has settled receipt {receipt}",
+            mend="if it was bought just now, the same command in some seconds",
+            code=error.code,
+        ) from None
 
 
 def rows_of(node: "Node", route: str, name: str) -> Iterator[dict[str, Any]]:

@@ -44,7 +44,9 @@ CHECKPOINTS: Final = ("early", "middle", "final")  # folders of `finetune`
 def build(
     ctx: typer.Context,
     base: Annotated[Path, typer.Argument(help="folder of the base")],
-    adapter: Annotated[Path, typer.Argument(help="folder with early, middle and final")],
+    adapter: Annotated[
+        Path, typer.Argument(metavar="RUN", help="folder with early, middle and final")
+    ],
     out: Annotated[Path, typer.Argument(help="folder that gets the index under its root")],
     records: Annotated[
         list[str], typer.Option(help="NUMBER=FILE: a contribution and its JSON lines; repeat it")

@@ -16,6 +16,7 @@ import typer
 
 from node.cli.frame import CommandError, Frame, frame_of, new_noun, note, open_text, usage
 from node.cli.money import grains_of_open
+from node.cli.waiting import telling
 
 app = new_noun()
 
@@ -72,13 +73,15 @@ def infer(
 def _ask(frame: Frame, asked: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     pieces: list[str] = []
     receipt: dict[str, Any] | None = None
-    for line in frame.daemon(timeout_s=STREAM_TIMEOUT_S).stream("/infer", asked):
-        if "text" in line:
-            pieces.append(line["text"])
-            if not frame.as_json:
-                sys.stdout.write(line["text"])
-                sys.stdout.flush()
-        receipt = line.get("receipt", receipt)
+    with telling(frame) as came:
+        for line in frame.daemon(timeout_s=STREAM_TIMEOUT_S).stream("/infer", asked):
+            came.set()
+            if "text" in line:
+                pieces.append(line["text"])
+                if not frame.as_json:
+                    sys.stdout.write(line["text"])
+                    sys.stdout.flush()
+            receipt = line.get("receipt", receipt)
     if not frame.as_json:
         sys.stdout.write("\n")
     if receipt is None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from node.cli.frame import CommandError, frame_of, new_noun, note, table, usage
+from node.cli.frame import CommandError, frame_of, new_noun, note, open_text, table, usage
 
 if TYPE_CHECKING:
     from node.attribution.datanets import Record
@@ -16,15 +16,21 @@ app = new_noun("Models that this node holds, and what their answers are judged b
 
 @app.command("list")
 def list_(ctx: typer.Context) -> None:
-    """The versions held here: where their adapters lie, answers and grains since the start."""
+    """The versions held here: where their adapters lie; since the start: answers, their fees, and
+    the provider's part of these, which is earned (`olnode earnings` has what is settled)."""
     frame = frame_of(ctx)
     told = frame.daemon().get("/models")
-    head = ("model", "ready", "tier", "bytes", "requests", "earned", "adapter")
+    head = ("model", "ready", "tier", "bytes", "requests", "fees", "earned", "adapter")
     rows = [
-        [("yes" if one[name] else "no") if name == "ready" else one[name] for name in head]
+        [
+            *(one["model"], "yes" if one["ready"] else "no", one["tier"]),
+            *(one["bytes"], one["requests"]),
+            *(open_text(one["fees"]), open_text(one["earned"]), one["adapter"]),
+        ]
         for one in told["models"]
     ]
     lines = table(head, rows) if rows else ['no model is held: models = ["NAME"] under [serving]']
+    lines += [f"the ledger has no model {name}: olnode query models" for name in told["unknown"]]
     frame.show("model.list/1", told, lines)
 
 
@@ -34,7 +40,7 @@ def calibrate(
     base: Annotated[Path, typer.Argument(help="folder of the base")],
     questions: Annotated[Path, typer.Argument(help="JSON lines with a prompt, as records have")],
     out: Annotated[Path, typer.Option(help="file for the evidence; must not exist")],
-    adapter: Annotated[Path | None, typer.Option(help="folder of the adapter")] = None,
+    adapter: Annotated[Path | None, typer.Option(help="folder of the adapter: RUN/final")] = None,
     answers: Annotated[int, typer.Option(min=16, help="made in each of four ways")] = 64,
     tokens: Annotated[int, typer.Option(min=8, max=2_048, help="of an answer, at most")] = 48,
     dtype: Annotated[str, typer.Option(help="fp32 or bf16")] = "fp32",

@@ -5,13 +5,14 @@ it is kept, against the block that this node names; `olnode verify` asks whom it
 What it does not know: how proofs are made.
 """
 
+import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from node.cli.arguments import account_in, hash_in
-from node.cli.finding import find_row
+from node.cli.finding import find_row, settled
 from node.cli.frame import NOT_VERIFIED, CommandError, Frame, frame_of, new_noun, note, usage
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ app = new_noun("A file that proves what the ledger holds.")
 Out = Annotated[Path, typer.Argument(help="the file to make")]
 At = Annotated[int, typer.Option(min=0, help="after that block; 0: the newest")]
 Hex = Annotated[str, typer.Argument(help="64 hex digits")]
+VERSION: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 
 @app.command()
@@ -42,15 +44,18 @@ def channel(ctx: typer.Context, channel: Hex, out: Out, height: At = 0) -> None:
 @app.command()
 def version(
     ctx: typer.Context,
-    model: Annotated[str, typer.Argument(help="name or number")],
-    version: Annotated[int, typer.Argument(min=1)],
-    out: Out,
+    model: Annotated[str, typer.Argument(help="name@version; or name or number, then VERSION")],
+    words: Annotated[list[str], typer.Argument(metavar="[VERSION] OUT", help="the file to make")],
     height: At = 0,
 ) -> None:
     """The record of a model version, or that there is none."""
     frame = frame_of(ctx)
-    number = find_row(frame.daemon(), "models", model)["number"]
-    _keep(frame, f"/ledger/models/{number}/versions/{version}/proof", out, height)
+    named, at, version = model.partition("@")
+    *numbers, out = [version, *words] if at else words
+    if len(numbers) != 1 or not VERSION.fullmatch(numbers[0]):
+        usage("a version is NAME@VERSION or NAME VERSION", "olnode prove version NAME@VERSION OUT")
+    number = find_row(frame.daemon(), "models", named)["number"]
+    _keep(frame, f"/ledger/models/{number}/versions/{numbers[0]}/proof", Path(out), height)
 
 
 @app.command()
@@ -65,7 +70,7 @@ def contribution(
 def receipt(ctx: typer.Context, receipt: Hex, out: Out) -> None:
     """A settled receipt, and what its block paid for it."""
     name = hash_in(receipt, "RECEIPT").hex()
-    _keep(frame_of(ctx), f"/ledger/receipts/{name}/proof", out)
+    settled(name, lambda: _keep(frame_of(ctx), f"/ledger/receipts/{name}/proof", out))
 
 
 @app.command()

@@ -6,8 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from node.cli.arguments import account_in, hash_in, height_in
-from node.cli.finding import find_row
-from node.cli.frame import frame_of, new_noun, open_text, pairs, table
+from node.cli.finding import find_row, settled
+from node.cli.frame import Frame, frame_of, new_noun, open_text, pairs, table
 
 app = new_noun("Accounts, blocks, receipts, models and more.")
 
@@ -33,6 +33,33 @@ def channel(
     told = frame.daemon().get(f"/ledger/channels/{hash_in(channel, 'CHANNEL').hex()}")
     amounts = {name: open_text(told[name]) for name in ("cap", "paid")}
     frame.show("query.channel/1", told, pairs({**told, **amounts}.items()))
+
+
+@app.command()
+def channels(
+    ctx: typer.Context,
+    account: Annotated[
+        str | None, typer.Argument(help="open1…; else those of this home's keys")
+    ] = None,
+) -> None:
+    """Channels that an account pays, serves or spends from, newest first."""
+    if account is not None:
+        account_in(account, "ACCOUNT")
+    frame = frame_of(ctx)
+    node, older = frame.daemon(), 0
+    found: dict[str, dict[str, Any]] = {}
+    for one in _own_accounts(frame) if account is None else [account]:
+        told = node.get(f"/ledger/accounts/{one}/channels")
+        found |= {row["channel"]: row for row in told["channels"]}
+        older += told["older"]
+    rows = [
+        (c["state"], *(open_text(c[name]) for name in ("cap", "paid")), c["channel"], c["provider"])
+        for c in found.values()
+    ]
+    lines = table(("state", "cap", "paid", "channel", "provider"), rows)
+    if older:
+        lines.append(f"{older} older ones are not told")
+    frame.show("query.channels/1", {"channels": list(found.values()), "older": older}, lines)
 
 
 @app.command()
@@ -74,8 +101,9 @@ def tx(ctx: typer.Context, transaction: str) -> None:
 @app.command()
 def receipt(ctx: typer.Context, receipt: str) -> None:
     """A settled receipt: the split of its fee and its credits."""
-    frame = frame_of(ctx)
-    told = frame.daemon().get(f"/ledger/receipts/{hash_in(receipt, 'RECEIPT').hex()}")
+    frame, name = frame_of(ctx), hash_in(receipt, "RECEIPT").hex()
+    node = frame.daemon()
+    told = settled(name, lambda: node.get(f"/ledger/receipts/{name}"))
     plain = {name: value for name, value in told.items() if name not in ("split", "credits")}
     credits = [
         [
@@ -197,6 +225,14 @@ def params(ctx: typer.Context) -> None:
     told = frame.daemon().get("/ledger/params")
     rows = [(name, " ".join(map(str, values))) for name, values in told["values"].items()]
     frame.show("query.params/1", told, pairs([("base_price", told["base_price"]), *rows]))
+
+
+def _own_accounts(frame: Frame) -> list[str]:
+    """Of every key in the home."""
+    from node.ledger.addresses import account_text
+
+    keys = frame.keystore(frame.initialised()).list()
+    return sorted({account_text(key.public_key) for key in keys})
 
 
 def _lines(told: dict[str, Any]) -> list[str]:

@@ -29,6 +29,7 @@ from node.cli.frame import (
 )
 from node.cli.money import grains_of_open
 from node.cli.passwords import read_password
+from node.cli.waiting import telling
 
 if TYPE_CHECKING:
     from node.ledger.wire.transactions import Payload
@@ -46,6 +47,9 @@ GRAINS: Final = frozenset(  # fields that people read as OPEN
     | {"deposit", "cost", "fee", "max_fee"}
 )
 TEXTS: Final = frozenset({"name"})
+ACCOUNTS: Final = frozenset(  # fields that people type as open1…
+    {"to", "provider", "spender", "target", "key", "peer_key", "reward_account"}
+)
 SIGNATURES: Final = frozenset(
     {"signature", "payer_signature", "provider_signature", "signature_a", "signature_b"}
 )
@@ -229,20 +233,30 @@ def send(frame: Frame, raw: bytes, no_wait: bool) -> Told:
         raise _lost(decode_transaction(raw).tx_id.hex(), error) from None
     if no_wait:
         return {"transaction": tx_id, "state": "pending"}
+    with telling(frame):
+        told = _wait_settled(node, tx_id)
+    if told["code"]:
+        is_of_funds = told["code"] in FUNDS_CODES
+        raise CommandError(
+            f"{tx_id} was refused in block {told['height']}: {told['reason']} ({told['code']})",
+            status=FUNDS if is_of_funds else FAILED,
+            mend=f"olnode query account {told['sender']}" if is_of_funds else "",
+            code=told["reason"],
+        )
+    return told
+
+
+def _wait_settled(node: "Node", tx_id: str) -> Told:
+    """Where the transaction stands once a block has it; raises CommandError after SETTLE_S."""
     told, until = _standing(node, tx_id), time.monotonic() + SETTLE_S
     while told is None or told["state"] == "pending":
         if time.monotonic() > until:
             raise CommandError(
-                f"{tx_id} is in no block after {SETTLE_S} s", mend=f"olnode tx show {tx_id}"
+                f"{tx_id} is in no block after {SETTLE_S} s",
+                mend=f"olnode status, for peers and height; then olnode tx show {tx_id}",
             )
         time.sleep(POLL_S)
         told = _standing(node, tx_id)
-    if told["code"]:
-        raise CommandError(
-            f"{tx_id} was refused in block {told['height']}: {told['reason']} ({told['code']})",
-            status=FUNDS if told["code"] in FUNDS_CODES else FAILED,
-            code=told["reason"],
-        )
     return told
 
 
@@ -324,6 +338,8 @@ def _plain_fields(record: Any) -> Told:
             fields |= _plain_fields(value)
         elif name == "payments":
             fields[name] = [[account_text(to), str(amount)] for to, amount in value]
+        elif name in ACCOUNTS:
+            fields[name] = account_text(value)
         elif name in TEXTS:
             fields[name] = value.decode("ascii")
         elif name in GRAINS:

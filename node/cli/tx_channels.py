@@ -7,7 +7,7 @@ What it does not know: how a transaction is priced, signed and sent (signing.py)
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -15,6 +15,9 @@ from node.cli.arguments import account_in, hash_in, read_file
 from node.cli.frame import NOT_VERIFIED, CommandError, note, open_text, pairs, usage
 from node.cli.money import grains_of_open
 from node.cli.signing import Desk, write_new
+
+if TYPE_CHECKING:
+    from node.wallet.keystore import Role
 
 SIDES: Final = ("payer", "provider")
 CONSENT_BYTES_MAX: Final = 1_024
@@ -36,6 +39,7 @@ def open_channel(
     Signed by the operator's key, else by the spending key. A wallet opens its own channels: this
     is for programs that sign their own vouchers.
     """
+    from node.ledger.wire.orders import channel_id
     from node.ledger.wire.transactions import OpenChannel
 
     to, grains = account_in(provider, "PROVIDER"), grains_of_open(cap, "CAP")
@@ -44,7 +48,10 @@ def open_channel(
     least = desk.parameter("channel_cap_min")
     if grains < least:
         usage(f"CAP {cap} is less than a channel must hold", f"{open_text(least)} or more")
-    desk.do(OpenChannel(to, given or desk.key.public_key, grains, 0))
+    desk.do(
+        OpenChannel(to, given or desk.key.public_key, grains, 0),
+        made=lambda: {"channel": channel_id(desk.chain_id, desk.sender, to, desk.nonce).hex()},
+    )
 
 
 def close_channel(
@@ -85,16 +92,19 @@ def coop_close(
     """Close a channel at once, by the signatures of payer and provider.
 
     One side writes its own with --sign-only and hands the file over; the other sends both with
-    --with. They hold while nothing more settles. Before a provider's key signs, its node stops
-    serving the channel, and has settled what it served.
+    --with, by a key that is no node's. They hold while nothing more settles. Before a provider's
+    key signs, its node stops serving the channel, and has settled what it served.
     """
     from node.ledger.wire.transactions import CoopClose
 
     name = hash_in(channel, "CHANNEL")
     if (sign_only is None) == (not consents):
         usage("either --sign-only FILE, or --with FILE of the other side")
-    desk = Desk(ctx, "spending", "operator", "node")
+    sends: tuple[Role, ...] = ("spending", "operator")  # a node's key signs its consent alone
+    desk = Desk(ctx, *sends, *(() if sign_only is None else ("node",)))
     row = desk.node.get(f"/ledger/channels/{name.hex()}")
+    if row["state"] == "closed":
+        raise CommandError(f"channel {name.hex()} is closed already", code="channel.closed")
     if sign_only is not None:
         _write_consent(desk, row, sign_only)
         return
@@ -118,7 +128,20 @@ def _write_consent(desk: Desk, row: dict[str, Any], file: Path) -> None:
     desk.frame.show("tx.coop-consent/1", told, pairs({**told, "paid": _paid(row)}.items()))
     if side == "provider":
         note("nothing more is served on it while no more than that is paid")
-    note(f"next, on the other side: olnode tx coop-close {row['channel']} --with {file.name}")
+    for line in _next_steps(side, row["channel"], file.name):
+        note(line)
+
+
+def _next_steps(side: str, channel: str, file: str) -> list[str]:
+    """What closes it now. A provider's node has no key that sends, unless an operator gave one."""
+    command = f"olnode tx coop-close {channel}"
+    if side == "provider":
+        return [f"next, on the payer's side: {command} --with {file}"]
+    return [
+        f"next, on the provider's side: {command} --sign-only FILE",
+        f"then here: {command} --with FILE",
+        f"or there, by a key with OPEN that is no node's: {command} --with {file} --from KEY",
+    ]
 
 
 def _signed(desk: Desk, row: dict[str, Any], side: str) -> bytes:

@@ -7,16 +7,20 @@ Why one for shares: rows of the index come from peers, each proven by the root o
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
 
 import typer
 
 from node.cli.arguments import hash_in, read_file
+from node.cli.finding import settled
 from node.cli.frame import NOT_VERIFIED, USAGE, CommandError, Frame, frame_of, new_noun, usage
 from node.cli.trust import trusted
 
 if TYPE_CHECKING:
+    from consensus.primitives.errors import Invalid
+    from node.ledger.proofs import Trust
     from node.light import Report
+    from node.web.ask import Node
 
 app = new_noun()
 
@@ -25,6 +29,13 @@ AUDIT_TIMEOUT_S: Final = 600.0  # after all answers that are under way
 SKETCH_WORDS: Final = {
     "fail": "the sketch is not of this prompt and answer",
     "suspect": "the sketch differs more than honest machines do; one such alone proves nothing",
+}
+OPENED: Final = {  # by the refusal of what was kept
+    "disclosure.receipt": "another receipt's",
+    "disclosure.order": "of another order",
+    "disclosure.prompt": "not of its prompt",
+    "disclosure.answer": "not of its answer",
+    "disclosure.sketch": "not of its sketch",
 }
 UNKNOWN: Final = ("proof.no_validators", "proof.history", "proof.unlinked")  # nothing was false
 
@@ -40,7 +51,10 @@ def verify(
         Path | None,
         typer.Option(help="with --explain: a file of `infer --keep`; its sketch is made again"),
     ] = None,
-    trust: Annotated[str | None, typer.Option(help="HEIGHT:BLOCK_ID that you trust")] = None,
+    trust: Annotated[
+        str | None,
+        typer.Option(help="HEIGHT:BLOCK_ID that you trust: the block that FILE is of"),
+    ] = None,
     genesis: Annotated[Path | None, typer.Option(help="the chain's genesis file")] = None,
 ) -> None:
     """Check FILE; exit 0 only when every step holds, 6 when one does not."""
@@ -49,7 +63,7 @@ def verify(
     frame = frame_of(ctx)
     if explain:
         receipt = hash_in(str(file), "RECEIPT")
-        _explain(frame, receipt, None if kept is None else _kept_in(kept))
+        _explain(frame, receipt, kept)
         return
     if kept is not None:
         usage("--kept is about one receipt", "olnode verify RECEIPT --explain --kept FILE")
@@ -63,16 +77,26 @@ def verify(
         frame.show("verify/1", _fields(report), _lines(report))
     if report.refusal is None:
         return
-    code = report.refusal.code
-    if is_followed and code in UNKNOWN:
-        newest = max(believed.blocks)
+    _refuse(report.refusal, believed, is_followed, raw)
+
+
+def _refuse(refusal: "Invalid", believed: "Trust", is_followed: bool, raw: bytes) -> NoReturn:
+    """End with 6; with 2 where nothing is false, but what this home followed does not reach it."""
+    from node.ledger.proofs import decode_proofs
+
+    if refusal.code not in UNKNOWN:
+        raise CommandError(f"NOT VERIFIED: {refusal}", status=NOT_VERIFIED, code=refusal.code)
+    own = f"--trust {decode_proofs(raw)[0].height}:BLOCK_ID, the block that the proof is of"
+    if not is_followed:
         raise CommandError(
-            f"NOT VERIFIED: no trusted header leads there: {report.refusal}",
-            status=USAGE,
-            code=code,
-            mend=f"olnode light --once, or ask for a proof under the trusted block {newest}",
+            f"NOT VERIFIED: {refusal}", status=NOT_VERIFIED, code=refusal.code, mend=own
         )
-    raise CommandError(f"NOT VERIFIED: {report.refusal}", status=NOT_VERIFIED, code=code)
+    raise CommandError(
+        f"NOT VERIFIED: no trusted header leads there: {refusal}",
+        status=USAGE,
+        code=refusal.code,
+        mend=f"olnode light --once; {own}; a proof under the trusted block {max(believed.blocks)}",
+    )
 
 
 def _kept_in(path: Path) -> dict[str, Any]:
@@ -86,10 +110,12 @@ def _kept_in(path: Path) -> dict[str, Any]:
     return told
 
 
-def _explain(frame: Frame, receipt: bytes, disclosure: dict[str, Any] | None) -> None:
+def _explain(frame: Frame, receipt: bytes, kept: Path | None) -> None:
     """What the node finds of a receipt's shares, and of its sketch by what was disclosed of it;
     ends with 6 where one is false, with 1 where it cannot tell."""
-    told = frame.daemon().get(f"/ledger/receipts/{receipt.hex()}/check")
+    disclosure = None if kept is None else _kept_in(kept)
+    node, name = frame.daemon(), receipt.hex()
+    told = settled(name, lambda: node.get(f"/ledger/receipts/{name}/check"))
     if told["verdict"] != "false" and disclosure is not None:
         _audit(frame, receipt, disclosure, told)
         return
@@ -114,8 +140,7 @@ def _audit(
     frame: Frame, receipt: bytes, disclosure: dict[str, Any], shares: dict[str, Any]
 ) -> None:
     """Have the node make the sketch again; ends with 6 where it is not the committed one."""
-    node = frame.daemon(timeout_s=AUDIT_TIMEOUT_S)
-    told = node.post(f"/receipts/{receipt.hex()}/audit", disclosure)
+    told = _sketched_again(frame.daemon(timeout_s=AUDIT_TIMEOUT_S), receipt.hex(), disclosure)
     has_passed = told["verdict"] == "pass"
     if has_passed or not frame.as_json:
         lines = [*_share_lines(shares), *_sketch_lines(told)]
@@ -128,6 +153,22 @@ def _audit(
             code=f"sketch.{told['verdict']}",
             mend="ask it more, and look whether it happens again: olnode infer --keep",
         )
+
+
+def _sketched_again(node: "Node", receipt: str, disclosure: dict[str, Any]) -> dict[str, Any]:
+    from node.web.ask import Refusal
+
+    try:
+        return node.post(f"/receipts/{receipt}/audit", disclosure)
+    except Refusal as error:
+        if error.code not in OPENED:
+            raise
+        raise CommandError(
+            f"NOT VERIFIED: what --kept holds is {OPENED[error.code]}",
+            status=NOT_VERIFIED,
+            code=error.code,
+            mend="the file that `olnode infer --keep` wrote with this receipt, unchanged",
+        ) from None
 
 
 def _verified(lines: list[str], shares: dict[str, Any]) -> list[str]:

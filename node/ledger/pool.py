@@ -14,6 +14,7 @@ from typing import Final, Generic, Protocol, TypeVar
 
 from consensus.primitives.errors import Invalid
 from node.ledger import tables
+from node.ledger.addresses import account_text
 from node.ledger.admission import Admitted, is_still_good
 from node.ledger.amounts import part_bps
 from node.ledger.rules import accounts, channels
@@ -206,7 +207,8 @@ class TransactionPool:
         if tx.max_fee < charge:
             raise Invalid("tx.max_fee", max_fee=tx.max_fee, charge=charge)
         if sender.balance < tx.max_fee:
-            raise Invalid("tx.cannot_pay", balance=sender.balance, max_fee=tx.max_fee)
+            who = account_text(tx.sender)
+            raise Invalid("tx.cannot_pay", account=who, balance=sender.balance, max_fee=tx.max_fee)
         line = self._lines.line(tx.sender)
         before = line.get(tx.nonce)
         if before is not None and tx.max_fee < part_bps(before.tx.max_fee, REPLACE_BPS):

@@ -25,6 +25,7 @@ from nacl.pwhash import argon2id
 
 from consensus.primitives.digest import signing_bytes
 from consensus.primitives.keys import public_key, sign
+from node.ledger.wire.transactions import type_name_of
 from p2p.peers import peer_id_text
 
 Role = Literal["operator", "node", "validator", "spending"]
@@ -121,8 +122,8 @@ class Key:
             number = type_of(body)
             if number not in _TYPES[self.role]:
                 raise KeystoreError(
-                    f"a {self.role} key does not sign transactions of type {number}",
-                    mend="use --from with an operator key",
+                    f"a {self.role} key does not sign {type_name_of(number)} transactions",
+                    mend="--from KEY, an operator's key; olnode keys list shows what there is",
                 )
         return sign(self._seed, signing_bytes(tag, chain_id, body))
 

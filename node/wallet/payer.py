@@ -188,7 +188,10 @@ class Payer:
             return answer
         if tried:
             raise tried[-1]
-        raise PaymentFailed("payer.no_provider", model=ask.model, version=ask.version)
+        mend = (
+            "olnode query models tells how many providers offer it; olnode peers list, who is here"
+        )
+        raise PaymentFailed("payer.no_provider", model=ask.model, version=ask.version, mend=mend)
 
     @asynccontextmanager
     async def infer(self, ask: Ask) -> AsyncIterator[AsyncIterator[Piece | Answer]]:

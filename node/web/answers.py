@@ -64,7 +64,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class HeldModel:
-    """A version that this node holds; `requests` and `earned` (grains) since its start."""
+    """A version that this node holds; what it brought is since the node's start."""
 
     model: str  # name@version
     adapter: Hex  # empty: the base alone
@@ -72,7 +72,14 @@ class HeldModel:
     bytes: int  # in the engine's memory
     ready: bool
     requests: int
-    earned: Grains
+    fees: Grains  # that payers signed for
+    earned: Grains  # the provider's part of them, about: a block splits the sum of its fees
+
+
+@dataclass(frozen=True, slots=True)
+class HeldModels:
+    models: tuple[HeldModel, ...]
+    unknown: tuple[str, ...]  # names that the settings want and the ledger does not have
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +123,14 @@ class ChannelAnswer:
     state: str  # "open", "closing", "closed"
     opened_ms: int
     close_at_ms: int  # 0 while open
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelList:
+    """Of one account, newest first."""
+
+    channels: tuple[ChannelAnswer, ...]
+    older: int  # that are not told
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,7 +128,7 @@ class Backend:
     peers: Peers
     infer: Callable[[Order, Callable[[str], Awaitable[None]]], Awaitable[answers.InferenceReceipt]]
     stop: Callable[[], None]
-    models: Callable[[], Awaitable[tuple[answers.HeldModel, ...]]]
+    models: Callable[[], Awaitable[answers.HeldModels]]
     store_goods: Callable[[int, bytes, Path], Awaitable[None]]
     release: Callable[[bytes], Awaitable[answers.ReleaseAnswer]]
     disclose: Callable[[bytes], Disclosure | None]
@@ -173,8 +173,7 @@ def _node_routes(backend: Backend) -> list[Route]:
 
     async def models(request: Request) -> Response:
         check_parameters(request)
-        held = [answers.as_json(one) for one in await backend.models()]
-        return JSONResponse({"models": held})
+        return JSONResponse(answers.as_json(await backend.models()))
 
     async def goods(request: Request) -> Response:
         check_parameters(request)

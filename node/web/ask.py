@@ -44,6 +44,11 @@ class Refusal(Exception):
         self.facts = facts
 
     @property
+    def mend(self) -> str:
+        """What the operator may do, if the daemon said."""
+        return str(self.facts.get("mend", ""))
+
+    @property
     def exit_status(self) -> int:
         """Funds and failed checks have their own exit status (page 80 §3)."""
         return {402: 5, 502: 6}.get(self.status, 1)  # 502: a provider failed a check

@@ -39,11 +39,12 @@ def status_of(code: str) -> int:
 def error_body(code: str, facts: dict[str, object]) -> dict[str, Any]:
     """`{"error": {"code", "message", "status", "facts"}}`; facts as text, bytes in hex.
 
-    The status stands inside too: an error midway through a stream has no status line.
+    The status stands inside too: an error midway through a stream has no status line. A `mend`
+    is a fact, and no part of the message.
     """
     told = {name: v.hex() if isinstance(v, bytes) else v for name, v in facts.items()}
     shown = {n: v if isinstance(v, (int, str, bool)) else str(v) for n, v in told.items()}
-    message = str(Invalid(code, **facts))
+    message = str(Invalid(code, **{n: v for n, v in facts.items() if n != "mend"}))
     return {"error": {"code": code, "message": message, "status": status_of(code), "facts": shown}}
 
 

@@ -51,6 +51,7 @@ class Ledger:
 
     find_account: Callable[[bytes], Awaitable[answers.AccountAnswer | None]]
     find_channel: Callable[[bytes], Awaitable[answers.ChannelAnswer | None]]
+    list_channels: Callable[[bytes], Awaitable[answers.ChannelList]]
     find_provider: Callable[[bytes], Awaitable[answers.ProviderAnswer | None]]
     find_earnings: Callable[[bytes, EarningsQuery], Awaitable[answers.Earnings | None]]
     find_block: Callable[[int], Awaitable[answers.BlockAnswer | None]]
@@ -86,6 +87,10 @@ def _read_routes(ledger: Ledger) -> list[Route]:
     async def channel(request: Request) -> Response:
         check_parameters(request)
         return shown(await ledger.find_channel(hash_in_path(request)), "channel")
+
+    async def channels(request: Request) -> Response:
+        check_parameters(request)
+        return shown(await ledger.list_channels(account_in_path(request)), "account")
 
     async def provider(request: Request) -> Response:
         check_parameters(request)
@@ -146,6 +151,7 @@ def _read_routes(ledger: Ledger) -> list[Route]:
     return [
         route("GET", "/ledger/accounts/{account}", account),
         route("GET", "/ledger/accounts/{account}/earnings", earnings),
+        route("GET", "/ledger/accounts/{account}/channels", channels),
         route("GET", "/ledger/channels/{id}", channel),
         route("GET", "/ledger/providers/{account}", provider),
         route("GET", "/ledger/blocks/{height}", block),

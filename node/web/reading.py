@@ -27,6 +27,7 @@ from node.ledger.wire.receipts import COMPLETE, decode_credits, decode_receipt
 from node.ledger.wire.transactions import decode_transaction
 from node.storage.views import View
 from node.web import answers
+from node.web.channels import find_channel, list_channels
 from node.web.earnings import find_earnings
 from node.web.ledger import Ledger
 from node.web.light import Light
@@ -94,6 +95,7 @@ def make_ledger(
     return Ledger(
         find_account=read_account,
         find_channel=lambda channel: read(lambda view: find_channel(view, channel)),
+        list_channels=lambda account: read(lambda view: list_channels(view, account)),
         find_provider=lambda account: read(lambda view: find_provider(view, account)),
         find_earnings=lambda account, query: read(lambda view: find_earnings(view, account, query)),
         find_block=lambda height: read(lambda view: find_block(view, height)),
@@ -152,34 +154,6 @@ def find_account(view: View, account: bytes, next_nonce: int) -> answers.Account
     found = found or tables.Account()
     key = found.key or account
     return answers.AccountAnswer(account, found.balance, found.nonce, next_nonce, maturing, key)
-
-
-CHANNEL_STATES: Final = {
-    tables.CHANNEL_OPEN: "open",
-    tables.CHANNEL_CLOSING: "closing",
-    tables.CHANNEL_CLOSED: "closed",
-}
-
-
-def find_channel(view: View, channel: bytes) -> answers.ChannelAnswer | None:
-    """A channel until it is forgotten, some days after its end."""
-    state = view.state()
-    found = state.find(tables.CHANNEL, channel)
-    if found is None:
-        return None
-    return answers.ChannelAnswer(
-        channel=channel,
-        payer=found.payer,
-        payer_key=current_key(state, found.payer),
-        provider=found.provider,
-        provider_key=current_key(state, found.provider),
-        spender=found.spender,
-        cap=found.cap,
-        paid=found.paid,
-        state=CHANNEL_STATES[found.state],
-        opened_ms=found.opened_ms,
-        close_at_ms=found.close_at_ms,
-    )
 
 
 def find_provider(view: View, account: bytes) -> answers.ProviderAnswer | None:

@@ -20,6 +20,7 @@ from ledger_kit import BALANCE, OPEN, PAYER
 from release_kit import make_release
 from unit.web.behind import STATUS
 
+from node.ledger.amounts import part_bps
 from node.metrics import Metrics
 from node.serving.adapters import WEIGHTS
 from node.serving.basefacts import read_facts
@@ -56,7 +57,9 @@ async def test_new_version_is_sold_by_a_provider_that_was_not_started_again(
         rows = await land.models()
         assert {label: row.requests for label, row in rows.items()} == {"facts@1": 1, "facts@2": 2}
         row = rows["facts@2"]
-        assert (row.tier, row.ready, row.earned) == ("slot", True, fees)
+        assert (row.tier, row.ready, row.fees) == ("slot", True, fees)
+        ours_bps = land.ledger.state.parameter_values("split_bps")[0]
+        assert row.earned == part_bps(fees, ours_bps) < fees
         assert row.adapter == release.adapter.final
         assert land.ledger.state.account(PAYER.key).balance <= BALANCE - 10 * OPEN
 

@@ -313,6 +313,13 @@ _BODY: Final = Record(U8, U8, H, U63, U63, U63, Bytes(TRANSACTION_BYTES_MAX))
 _WIRE: Final = Record(Bytes(TRANSACTION_BYTES_MAX), SIG)
 
 
+def type_name_of(number: int) -> str:
+    """What people call a type, `Transfer`; also one that is refused; its number for none."""
+    if number in _BY_NUMBER:
+        return _BY_NUMBER[number].make.__name__
+    return LATER[number][0] if number in LATER else str(number)
+
+
 class Transaction(NamedTuple):
     """A decoded transaction with the bytes it came in. `body` is what is signed and hashed."""
 

@@ -15,6 +15,7 @@ from consensus.primitives.errors import Invalid
 from consensus.primitives.keys import is_signed_by
 from node.cli.earnings import BY
 from node.cli.main import run
+from node.ledger import tables
 from node.ledger.addresses import account_of, account_text
 from node.ledger.wire.transactions import Transfer, decode_transaction
 from node.web.earnings import GROUPS
@@ -171,6 +172,38 @@ async def test_answer_that_is_not_bought_ends_with_its_status(
     behind = Behind(refuse_at=piece, refusal=Invalid(code))
     answer = await asked(capsys, behind, home, "infer", "contracts", "why?", status=status)
     assert (answer["schema"], answer["code"]) == ("olnode.error/1", code)
+
+
+@pytest.mark.parametrize(
+    "words", ["query receipt R", "verify R --explain", "earnings --explain R", "prove receipt R F"]
+)
+async def test_receipt_that_no_block_has_yet_is_not_called_unknown(
+    home: Path, capsys: Capture, tmp_path: Path, words: str
+) -> None:
+    """Right after `infer` it is on its way: in a second the same command works."""
+    names = {"R": "12" * 32, "F": str(tmp_path / "file")}
+    answer = await asked(
+        capsys, Behind(), home, *(names.get(word, word) for word in words.split()), status=1
+    )
+    assert answer["what"] == f"no block has settled receipt {names['R']}"
+    assert "in some seconds" in answer["mend"]
+
+
+@pytest.mark.parametrize("words", [["facts-1@1"], ["facts-1", "1"], ["1", "1"]])
+async def test_version_is_proved_by_the_name_that_all_else_shows(
+    home: Path, capsys: Capture, tmp_path: Path, words: list[str]
+) -> None:
+    behind = ledger_of()
+    words = ["prove", "version", *words, str(tmp_path / "file")]
+    await asked(capsys, behind, home, *words, status=1)
+    assert behind.asked[-1] == (tables.VERSION.flat_key((1, 1)), None)
+
+
+@pytest.mark.parametrize("words", [["m@1"], ["m", "1"], ["m", "x", "f"], ["m@1", "2", "f"]])
+def test_version_that_cannot_be_meant_ends_with_two(
+    home: Path, capsys: Capture, words: list[str]
+) -> None:
+    told(capsys, home, "prove", "version", *words, status=2)
 
 
 async def test_answer_without_a_receipt_is_no_success(
@@ -339,6 +372,7 @@ async def test_transaction_refused_by_a_rule_tells_its_code(home: Path, capsys: 
     words = ["tx", "transfer", account_text(ALICE), "1"]
     answer = await asked(capsys, behind, home, *words, status=5)
     assert answer["code"] == "tx.insufficient"
+    assert answer["mend"] == f"olnode query account {account_text(ALICE)}", "whose it is that lacks"
 
 
 async def test_dry_run_signs_and_sends_nothing(home: Path, capsys: Capture) -> None:
@@ -366,7 +400,7 @@ async def test_spending_key_moves_no_bond(home: Path, capsys: Capture) -> None:
     behind = Behind(accounts={account_of(spending)})
     words = ["tx", "bond", spending, "1", "--from", "spending"]
     answer = await asked(capsys, behind, home, *words, status=1)
-    assert "does not sign transactions of type 22" in answer["what"]
+    assert "a spending key does not sign Bond transactions" in answer["what"]
     assert behind.asked == []
 
 
@@ -375,6 +409,7 @@ async def test_models_are_listed_with_what_they_earned(home: Path, capsys: Captu
     (one,) = listed["models"]
     assert (one["model"], one["tier"], one["requests"]) == ("contracts@1", "slot", 3)
     assert one["earned"] == str(2**63 - 1)
+    assert listed["unknown"] == ["contrats"]
 
 
 async def test_peers_are_listed_added_banned_and_let_in_again(home: Path, capsys: Capture) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 from unit.cli.calls import Capture
 
+from node.cli.devnet import Terminal
+from node.cli.frame import Frame
 from node.cli.main import run
 from node.devnet import story
 from node.devnet.folder import held
@@ -27,6 +29,14 @@ def wishes(monkeypatch: pytest.MonkeyPatch) -> list[Wish]:
 
     monkeypatch.setattr(story, "run", fake)
     return made
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_progress_keeps_a_long_name_apart_from_its_figures(capsys: Capture, draws: bool) -> None:
+    terminal = Terminal(Frame(None, None, None, False, None, False))
+    terminal._draws = draws
+    terminal.progress("adapter contracts", 5, 5)
+    assert "adapter contracts " in capsys.readouterr().err
 
 
 @pytest.fixture

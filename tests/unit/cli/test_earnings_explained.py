@@ -44,8 +44,8 @@ async def test_picture_is_drawn(capsys: Capture, home: Path, tmp_path: Path) -> 
         words = ("earnings", "--explain", RECEIPT, "--plot", str(file))
         await asked(capsys, behind, home, *words)
         assert file.read_bytes().startswith(PNG)
-    nowhere = ("earnings", "--explain", RECEIPT, "--plot", str(tmp_path / "no" / "file.png"))
-    assert (await asked(capsys, Behind(receipt=SETTLED), home, *nowhere, status=1))["records"]
+        again = await asked(capsys, behind, home, *words, status=2)
+        assert again["what"] == f"{file} exists"
 
 
 async def test_without_matplotlib_all_else_is_told(
@@ -56,6 +56,14 @@ async def test_without_matplotlib_all_else_is_told(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     words = ("earnings", "--explain", RECEIPT, "--plot", str(tmp_path / "x.png"))
     assert (await asked(capsys, Behind(receipt=SETTLED), home, *words, status=1))["records"]
+
+
+async def test_picture_that_cannot_be_written_is_told_before_anything_is_asked(
+    capsys: Capture, home: Path, tmp_path: Path
+) -> None:
+    """No daemon runs: whoever asked one first would end with 4."""
+    words = ("earnings", "--explain", RECEIPT, "--plot", str(tmp_path / "no" / "file.png"))
+    assert "is no folder" in told(capsys, home, *words, status=2)["what"]
 
 
 async def test_answer_that_paid_nobody_says_who_gets_it(capsys: Capture, home: Path) -> None:

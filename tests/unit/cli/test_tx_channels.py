@@ -22,13 +22,15 @@ from unit.cli.calls import (
     signed,
     told,
 )
-from unit.web.behind import ALICE, ID
+from unit.web.behind import ALICE, ID, Behind
 
 from node.cli.frame import open_text
+from node.cli.tx_channels import _next_steps
 from node.ledger import purses, tables
 from node.ledger.addresses import account_of, account_text
 from node.ledger.parameters import devnet_parameters
 from node.ledger.rules import channels
+from node.ledger.wire.orders import channel_id
 from node.ledger.wire.transactions import (
     CloseChannel,
     CoopClose,
@@ -49,6 +51,22 @@ async def test_channel_is_spent_by_who_pays_unless_told(
     assert (made, sender) == (OpenChannel(ALICE, alice, 5 * OPEN, 0), alice)
     made, _ = await signed(capsys, home, "open-channel", TO, "5", "--spender", TO)
     assert made == OpenChannel(ALICE, ALICE, 5 * OPEN, 0)
+
+
+async def test_who_opens_a_channel_is_told_its_id(
+    home: Path, alice: bytes, capsys: Capture
+) -> None:
+    """Every other command about it wants the id, which the ledger makes of the nonce."""
+    answer = await asked(capsys, ledger_of(alice), home, "tx", "open-channel", TO, "5")
+    assert answer["channel"] == channel_id(ID, alice, ALICE, Behind().next_nonce).hex()
+
+
+async def test_what_is_to_be_signed_shows_accounts_as_they_were_typed(
+    home: Path, alice: bytes, capsys: Capture
+) -> None:
+    words = ["tx", "open-channel", TO, "5", "--dry-run"]
+    answer = await asked(capsys, ledger_of(alice), home, *words)
+    assert (answer["provider"], answer["spender"]) == (TO, account_text(alice))
 
 
 async def test_home_without_an_operator_opens_channels_by_its_spending_key(
@@ -156,6 +174,38 @@ async def test_payer_may_sign_first_and_anybody_send(
     assert closed_by(raw, row) == row.cap - row.paid
 
 
+async def test_steps_that_follow_a_payers_signature_work_for_a_node_without_an_operator(
+    homes: tuple[Path, Path], tmp_path: Path, capsys: Capture
+) -> None:
+    """A node's key sends no CoopClose: the provider signs its own file, the payer sends."""
+    row, words = channel_between(homes, capsys), ["tx", "coop-close", HASH]
+    file, back = str(tmp_path / "mine"), str(tmp_path / "theirs")
+
+    async def ran(home: Path, *more: str, status: int = 0) -> list[bytes]:
+        behind = ledger_of(row.payer, row.provider, channel=row)
+        await asked(capsys, behind, home, *words, *more, status=status)
+        return sent(behind)
+
+    assert await ran(homes[0], "--sign-only", file) == []
+    assert await ran(homes[1], "--with", file, status=1) == []
+    steps = _next_steps("payer", HASH, file)
+    assert ["--sign-only FILE" in steps[0], "--with FILE" in steps[1]] == [True, True]
+    assert await ran(homes[1], "--sign-only", back) == []
+    (raw,) = await ran(homes[0], "--with", back)
+    assert closed_by(raw, row) == row.cap - row.paid
+
+
+@pytest.mark.parametrize("way", ["--sign-only", "--with"])
+async def test_closed_channel_is_not_signed_for(
+    homes: tuple[Path, Path], tmp_path: Path, capsys: Capture, way: str
+) -> None:
+    row, file = replace(channel_between(homes, capsys), state="closed"), tmp_path / "consent"
+    words = ["tx", "coop-close", HASH, way, str(file)]
+    answer = await asked(capsys, ledger_of(channel=row), homes[0], *words, status=1)
+    assert answer["code"] == "channel.closed"
+    assert not file.exists()
+
+
 @pytest.mark.parametrize("left", [{"unsettled": 1}, {"in_flight": 1}])
 @pytest.mark.parametrize("way", ["--sign-only", "--with"])
 async def test_provider_does_not_sign_away_what_it_has_served(
@@ -167,6 +217,7 @@ async def test_provider_does_not_sign_away_what_it_has_served(
         payers = ledger_of(channel=row)
         await asked(capsys, payers, homes[0], *words, "--sign-only", str(file))
         assert payers.asked == [], "a payer's signature stops nobody's service"
+        told(capsys, homes[1], "keys", "add", "sender")
     asked_of = ledger_of(row.provider, channel=row, **left)
     answer = await asked(capsys, asked_of, homes[1], *words, way, str(file), status=1)
     assert "served and not settled" in answer["what"]
@@ -234,6 +285,15 @@ async def test_channel_that_the_ledger_does_not_have_is_told(
 async def test_channel_is_shown(home: Path, capsys: Capture) -> None:
     answer = await asked(capsys, ledger_of(), home, "query", "channel", HASH)
     assert (answer["state"], answer["cap"], answer["paid"]) == ("open", str(10**10), str(PAID))
+
+
+async def test_channels_of_this_homes_keys_are_listed_and_those_of_an_account(
+    home: Path, capsys: Capture
+) -> None:
+    mine = replace(CHANNEL, payer=key_of(capsys, home, "spending"))
+    for words, found in (([], [HASH]), ([account_text(PROVIDER.key)], [HASH]), ([TO], [])):
+        answer = await asked(capsys, ledger_of(channel=mine), home, "query", "channels", *words)
+        assert [row["channel"] for row in answer["channels"]] == found
 
 
 @pytest.mark.parametrize(

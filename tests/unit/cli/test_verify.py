@@ -1,6 +1,8 @@
 """`olnode verify`: VERIFIED only from what the reader trusts, and 6 for any other byte."""
 
+import inspect
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +13,14 @@ from stored_kit import Told
 from unit.cli.calls import SCHEMAS, asked, ledger_of
 from unit.web.behind import DISCLOSURE, ID, Behind
 
+from consensus.primitives.errors import Invalid
 from node.cli.main import run
 from node.cli.trust import named_block
-from node.cli.verify import _share_lines, _sketch_lines, _verified
+from node.cli.verify import OPENED, _share_lines, _sketch_lines, _verified
 from node.ledger.genesis import encode_genesis
 from node.light import examine, trust_block
+from node.wallet import disclosure
+from node.wallet.disclosure import Disclosure
 from node.web import answers
 from node.web.app import disclosure_shown
 from node.web.proving import receipt_file
@@ -98,7 +103,9 @@ def test_a_trusted_block_needs_no_genesis(folder: Path, capsys: Capture) -> None
     assert capsys.readouterr().out.splitlines()[-1] == "VERIFIED"
     height = named.partition(":")[0]
     assert verify_by_block(folder, "proof", f"{height}:{'00' * 32}") == 6
+    capsys.readouterr()
     assert verify_by_block(folder, "proof", f"{int(height) + 1}:{named[-64:]}") == 6
+    assert f"--trust {height}:BLOCK_ID" in capsys.readouterr().err, "only its own block will do"
     assert verify_by_block(folder, "proof", "abc") == 2
     (folder / "junk").write_bytes(b"junk")
     assert verify_by_block(folder, "junk", named) == 6
@@ -196,6 +203,27 @@ async def test_sketch_that_differs_ends_with_the_status_of_what_is_not_verified(
     behind = ledger_of(audited=replace(Behind().audited, verdict=verdict, why="sketch"))
     told = await asked(capsys, behind, home, *EXPLAIN, "--kept", str(kept), status=6)
     assert told["code"] == f"sketch.{verdict}"
+
+
+@pytest.mark.parametrize(
+    ("code", "word"),
+    [("disclosure.receipt", "another receipt's"), ("disclosure.prompt", "not of its prompt")],
+)
+async def test_kept_file_that_does_not_open_the_receipt_is_not_verified(
+    home: Path, kept: Path, capsys: Capture, code: str, word: str
+) -> None:
+    class Refusing(Behind):
+        async def audit(self, receipt: bytes, told: Disclosure) -> answers.SketchAudit | None:
+            raise Invalid(code)
+
+    told = await asked(capsys, Refusing(), home, *EXPLAIN, "--kept", str(kept), status=6)
+    assert (told["code"], word in told["what"]) == (code, True)
+
+
+def test_every_refusal_of_what_was_kept_has_words() -> None:
+    raised = re.findall(r'Invalid\("(disclosure\.\w+)"', inspect.getsource(disclosure))
+    assert raised
+    assert set(OPENED) == {*raised, "disclosure.receipt"}
 
 
 async def test_false_shares_are_told_before_any_sketch_is_made(

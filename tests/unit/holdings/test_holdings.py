@@ -13,12 +13,21 @@ from bundle_kit import CHAIN, party
 from exchange_kit import at_once
 from goods_kit import NAME, Shelf, make_shelf, put_version, with_manifest
 from ledger_kit import NOW_MS, PAYER, add_contribution, new_state
+from structlog.testing import capture_logs
 
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
 from node import holdings
 from node.attribution.datanets import contribution_root, encode_records, make_record
-from node.holdings import FOLDERS, LOOK_S, WRONG_S, Holdings, check_identity, find_current
+from node.holdings import (
+    FOLDERS,
+    LOOK_S,
+    UNKNOWN_S,
+    WRONG_S,
+    Holdings,
+    check_identity,
+    find_current,
+)
 from node.ledger import tables
 from node.ledger.state import State
 from node.peering.blobs import Blobs
@@ -200,6 +209,20 @@ async def test_unknown_name_is_waited_for(tmp_path, autojump_clock) -> None:
         assert [held.name for held in at.holdings.all()] == [NAME]
         assert at.holdings.counters["failed"] == 0
         assert find_current(at.state, "nothing") is None
+        assert at.holdings.find_unknown() == ("nothing",)
+
+
+async def test_name_that_the_ledger_does_not_have_is_told_once_with_those_it_may_mean(
+    tmp_path, autojump_clock
+) -> None:
+    """A mistyped name in the settings would else wait for ever without a word."""
+    typo = NAME[:-1]
+    with capture_logs() as logs:
+        async with town(tmp_path, names=(typo,)) as at:
+            await at.look(int(UNKNOWN_S / LOOK_S) - 5)
+            assert [log for log in logs if "model" in log] == [], "the ledger may be behind"
+            await at.look(20)
+    assert [(log["model"], log["it_has"]) for log in logs if "model" in log] == [(typo, NAME)]
 
 
 async def test_goods_that_nobody_has_are_asked_for_until_somebody_has_them(

@@ -57,6 +57,7 @@ class World:
         tell: Callable[[Look], object] = lambda look: None,
         once: bool = True,
         missing: bool = False,
+        beside: Sequence[PeerId] = (),
     ) -> Look:
         looks: list[Look] = []
         hub = MemoryHub(seed=1)
@@ -72,7 +73,7 @@ class World:
         own = hub.network(party("the client").key, chain_id=GENESIS.chain_id)
         client = LightClient(
             network=own,
-            peers=[PeerId(bytes(32))] if missing else KEYS[: len(self.chains)],
+            peers=[PeerId(bytes(32))] if missing else [*KEYS[: len(self.chains)], *beside],
             home=self.home,
             genesis=GENESIS,
             trust=trust,
@@ -189,6 +190,18 @@ async def test_nobody_there_is_told_after_a_while(tmp_path: Path, autojump_clock
     world = World(tmp_path, [stored(tmp_path / "a", 1)])
     error = await failure(lambda: world.run(missing=True))
     assert error.exit_status == UNREACHABLE
+
+
+async def test_witness_that_is_not_there_is_named(tmp_path: Path, autojump_clock: Any) -> None:
+    """Who names a witness and mistypes its address must not take silence for its word."""
+    dead = PeerId(bytes(32))
+    world = World(tmp_path, [stored(tmp_path / "a", 2)] * 2)
+    looks: list[Look] = []
+    with trio.move_on_after(2.5 * POLL_S):
+        await world.run(beside=[dead], tell=looks.append, once=False)
+    told = [f"{peer_id_text(dead)} was not reached" in str(x.followed.warnings) for x in looks]
+    assert told == [True, *[False] * (len(told) - 1)]
+    assert looks[0].head.height == 2
 
 
 async def test_nodes_of_another_genesis_give_nothing(tmp_path: Path, autojump_clock: Any) -> None:

@@ -222,6 +222,7 @@ async def test_unknown_model_or_version_is_refused_before_anything(
         refused = await refusal(lambda: ask(purse, replace(QUESTION, model=label)))
         assert refused.code == "payer.unknown_model"
         assert (around.fetched, around.sent) == ([], [])
+        assert str(refused.facts["mend"]).startswith("olnode query models; the likest: model-1")
 
 
 async def test_model_without_a_version_is_unknown(tmp_path, autojump_clock) -> None:

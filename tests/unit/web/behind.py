@@ -178,6 +178,10 @@ class Behind:
     def find_channel(self, channel: bytes) -> answers.ChannelAnswer | None:
         return self.channel if self.channel and self.channel.channel == channel else None
 
+    def list_channels(self, account: bytes) -> answers.ChannelList:
+        mine = self.channel and account in (self.channel.payer, self.channel.provider)
+        return answers.ChannelList((self.channel,) if self.channel and mine else (), 0)
+
     def find_provider(self, account: bytes) -> answers.ProviderAnswer | None:
         return self.provider and replace(self.provider, provider=account)
 
@@ -254,13 +258,15 @@ class Behind:
         self.asked.append(("release", channel))
         return answers.ReleaseAnswer(channel, self.channel.paid, self.unsettled, self.in_flight)
 
-    async def held_models(self) -> tuple[answers.HeldModel, ...]:
-        return (answers.HeldModel("contracts@1", ID, "slot", 4_096, True, 3, BIG),)
+    async def held_models(self) -> answers.HeldModels:
+        held = answers.HeldModel("contracts@1", ID, "slot", 4_096, True, 3, BIG, BIG)
+        return answers.HeldModels((held,), ("contrats",))
 
     def backend(self) -> Backend:
         ledger = Ledger(
             find_account=later(self.find_account),
             find_channel=later(self.find_channel),
+            list_channels=later(self.list_channels),
             find_provider=later(self.find_provider),
             find_earnings=later(self.find_earnings),
             find_block=later(self.find_block),

@@ -23,7 +23,7 @@ from node.ledger.wire.transactions import (
     decode_transaction,
 )
 from node.light import examine, trust_genesis
-from node.web import answers, proving, reading, standing
+from node.web import answers, channels, proving, reading, standing
 from node.web.answers import as_json
 from node.web.earnings import find_earnings
 from node.web.ledger import EarningsQuery, Ledger
@@ -96,13 +96,26 @@ def test_account_names_the_key_that_signs_for_it(tmp_path: Path) -> None:
 def test_channel_tells_whose_it_is_and_what_it_holds(told: Told) -> None:
     receipt = reading.find_receipt(told.view(), told.receipt)
     assert receipt is not None
-    found = reading.find_channel(told.view(), receipt.channel)
+    found = channels.find_channel(told.view(), receipt.channel)
     assert found is not None
     assert (found.payer, found.payer_key, found.spender) == (PAYER.key,) * 3
     assert (found.provider, found.provider_key) == (PROVIDER.key,) * 2
     assert (found.state, found.paid, found.close_at_ms) == ("open", FEE, 0)
     assert as_json(found)["cap"] == str(found.cap)
-    assert reading.find_channel(told.view(), bytes(32)) is None
+    assert channels.find_channel(told.view(), bytes(32)) is None
+
+
+def test_channels_of_an_account_are_those_it_pays_or_serves(
+    told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for who, number in ((PAYER, 1), (PROVIDER, 1), (CREATOR, 0)):
+        listed = channels.list_channels(told.view(), who.key)
+        assert (len(listed.channels), listed.older) == (number, 0)
+        for row in listed.channels:
+            assert row == channels.find_channel(told.view(), row.channel)
+    monkeypatch.setattr(channels, "CHANNELS_TOLD_MAX", 0)
+    listed = channels.list_channels(told.view(), PAYER.key)
+    assert (listed.channels, listed.older) == ((), 1)
 
 
 def test_provider_tells_where_it_is_paid_and_whether_it_takes_channels(told: Told) -> None:
@@ -365,16 +378,19 @@ def test_contribution_file_shows_whose_it_is_and_what_it_earned(told: Told) -> N
 def test_channel_and_version_are_shown_by_their_records(told: Told) -> None:
     receipt = reading.find_receipt(told.view(), told.receipt)
     assert receipt is not None
-    for key in (
-        tables.CHANNEL.flat_key((receipt.channel,)),
-        tables.VERSION.flat_key((1, 1)),
-        tables.VERSION.flat_key((1, 2)),  # there is none
+    name = f"channel {receipt.channel.hex()[:16]}… of {account_text(PAYER.key)} to "
+    for key, words in (
+        (tables.CHANNEL.flat_key((receipt.channel,)), name),
+        (tables.CHANNEL.flat_key((b"\xee" * 32,)), f"channel {'ee' * 8}… is absent"),
+        (tables.VERSION.flat_key((1, 1)), "model 1 version 1 is current, its adapter "),
+        (tables.VERSION.flat_key((1, 2)), "model 1 version 2 is absent"),
+        (tables.CONTRIBUTION.flat_key((99,)), "contribution 99 is absent"),
     ):
         raw = proving.state_file(told.view(), key)
         assert raw is not None
         report = examine(raw, trust_genesis(told.made.genesis))
         assert report.refusal is None
-        assert ("is absent" in report.steps[1].detail) == key.endswith(b"\0\0\0\2")
+        assert report.steps[1].detail.startswith(words)
 
 
 def test_transaction_file_shows_its_code(told: Told) -> None:

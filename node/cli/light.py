@@ -47,9 +47,12 @@ def light(
     from node.lightclient import LightClient, open_network, peers_of
 
     try:
-        peers = peers_of(addresses)
+        peers, leading = peers_of(addresses), peers_of(config.p2p.bootstrap)
     except ValueError as error:
         usage(str(error))
+    for address in witness or ():
+        if leading and peers_of([address])[0] in leading:
+            note(f"warning: {address} is a peer of bootstrap in [p2p] too: no witness beside it")
     client = LightClient(
         network=open_network(genesis.chain_id, addresses, config.p2p.network),
         peers=peers,

@@ -187,6 +187,18 @@ def test_result_goes_to_stdout_and_the_schema_holds(
     assert [once for _, once in given] == [True]
 
 
+def test_other_address_of_a_peer_that_leads_is_told_to_be_no_witness(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    looked(monkeypatch, QUIET)
+    monkeypatch.setenv("OLNODE_P2P__BOOTSTRAP", json.dumps([ADDRESS]))
+    other = ADDRESS.replace("7017", "7018")
+    stranger = f"/ip4/127.0.0.1/tcp/7018/p2p/{peer_id_text(party('another').key)}"
+    for witness, number in ((other, 1), (stranger, 0)):
+        assert run(["--home", str(home), "light", "--witness", witness, "--once"]) == 0
+        assert capsys.readouterr().err.count("no witness beside it") == number
+
+
 def test_attack_is_exit_6_and_names_both_sides(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

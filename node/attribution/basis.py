@@ -58,8 +58,7 @@ def is_matrix_name(name: str) -> bool:
 
 def is_sketched(name: str) -> bool:
     """Whether rows are made of the gradients of `name`: of lora_A's, which see all of a layer's
-    input. lora_B's see the few numbers that lora_A makes of it, and made rows worse: measured in
-    ARCHITECTURE.md §6."""
+    input. lora_B's see the few numbers that lora_A makes of it: ARCHITECTURE.md §6 has figures."""
     tail = _TAIL.search(name)
     return tail is not None and tail.group(1) == "lora_A"
 

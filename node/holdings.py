@@ -138,7 +138,8 @@ class Holdings:
     def find_unknown(self) -> tuple[str, ...]:
         """Wanted names that the ledger does not have: mistyped, or not registered yet."""
         state = self._get_state()
-        return tuple(x for x in self._names if not state.has(tables.MODEL_NAME, x.encode()))
+        is_there = partial(state.has, tables.MODEL_NAME)
+        return tuple(name for name in self._names if not is_there(name.encode()))
 
     def note_ready(self, held: HeldModel) -> None:
         """The engine has loaded its adapters."""

@@ -205,12 +205,15 @@ PORT_STEP: Final = 10
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 
+CONFIG_MEND: Final = "change it there; olnode config validate looks again"
+
+
 class ConfigError(Exception):
     """The operator's settings cannot be used: one sentence that names the place."""
 
     exit_status = 78
 
-    def __init__(self, what: str, *, mend: str = "olnode config validate") -> None:
+    def __init__(self, what: str, *, mend: str = CONFIG_MEND) -> None:
         super().__init__(what)
         self.what = what
         self.mend = mend
@@ -360,7 +363,16 @@ def _convert(key: str, value: Any, origin: str) -> Any:
         return msgspec.convert(value, fields[name])
     except msgspec.ValidationError as error:
         why = str(error).split(" - at ")[0]
-        raise ConfigError(f"{place}{name} = {value!r}: {why}") from None
+        words = _choices(fields[name])
+        may_be = f"; one of {', '.join(map(str, words))}" if words else ""
+        raise ConfigError(f"{place}{name} = {value!r}: {why}{may_be}") from None
+
+
+def _choices(kind: Any) -> tuple[Any, ...]:
+    """The values that a key, or each of its list, may have; none where others may be."""
+    if get_origin(kind) is Literal:
+        return get_args(kind)
+    return next((found for inner in get_args(kind) if (found := _choices(inner))), ())
 
 
 def _from_text(key: str, text: str, origin: str) -> Any:

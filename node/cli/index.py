@@ -240,10 +240,12 @@ def _runner(name: str, workers: int, address: str | None) -> "Iterator[Runner]":
 def _open(folder: Path, root: str) -> "Index":
     from node.attribution.index import Index, IndexInvalid
 
+    if not folder.is_dir():
+        usage(f"there is no folder {folder}", "the one that `olnode index build` named by its root")
     try:
         named = bytes.fromhex(root)
     except ValueError:
-        usage(f"{root} is no root", "olnode index verify FOLDER ROOT")
+        usage(f"{root} is no root", "an index lies in a folder that is named by its root")
     try:
         return Index.open(folder, named)
     except IndexInvalid as error:

@@ -80,6 +80,8 @@ def test_changed_byte_fails_the_verification(made: Path, capsys: Capture, tmp_pa
     (copy / "rows.bin").unlink()
     assert told(capsys, made, "index", "verify", str(copy), status=1)["code"] == "index.missing"
     assert "no root" in told(capsys, made, "index", "verify", str(tmp_path), status=2)["what"]
+    absent = str(tmp_path / "absent")
+    assert "no folder" in told(capsys, made, "index", "show", absent, status=2)["what"]
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,8 @@ REFUSED = [  # what the file holds, and what the sentence says
     ('[engine]\nkind = "remote"\nurls = ["http://gpu:8000"]', "prompts would go to gpu"),
     ('[engine]\nflavour = "other"', "flavour"),
     ('[engine]\ndtype = "float16"', "[engine] dtype = 'float16': Invalid enum value"),
+    ('[engine]\nkind = "local"', "; one of torch, remote, none"),
+    ('roles = ["validatr"]', "; one of validator, provider, payer, auditor"),
     ('[engine]\ndevice = "gpu"', "[engine] device = 'gpu'"),
     ('[engine]\ndevice = "cuda:"', "[engine] device = 'cuda:'"),
     ('[engine]\ndevices = ["auto"]', "[engine] devices = ['auto']"),

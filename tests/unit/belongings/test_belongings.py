@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from files_kit import contents, flip
 from goods_kit import make_shelf
 from stored_kit import GENESIS
 
@@ -64,17 +65,6 @@ def check(home: Path) -> Checked:
         wanted=wanted_keys(settings),
     )
     return checked
-
-
-def contents(home: Path) -> dict[str, bytes]:
-    files = (path for path in sorted(home.rglob("*")) if path.is_file())
-    return {str(path.relative_to(home)): path.read_bytes() for path in files}
-
-
-def flip(path: Path, at: int) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[at] ^= 1
-    path.write_bytes(bytes(raw))
 
 
 def test_what_is_whole_is_left_as_it_is_and_what_was_not_read_is_said(home: Path) -> None:

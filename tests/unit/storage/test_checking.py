@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from files_kit import contents, flip
 from stored_kit import GENESIS, Stored, Told
 
 from consensus.primitives.digest import sha256
@@ -39,20 +40,6 @@ def home(written: Path, tmp_path: Path) -> Path:
 
 def check(home: Path) -> Checked:
     return check_home(home, CHAIN_ID)
-
-
-def contents(home: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(home)): path.read_bytes()
-        for path in sorted(home.rglob("*"))
-        if path.is_file()
-    }
-
-
-def flip(path: Path, at: int) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[at] ^= 1
-    path.write_bytes(bytes(raw))
 
 
 def test_what_is_whole_is_said_to_be_and_nothing_is_written(home: Path) -> None:

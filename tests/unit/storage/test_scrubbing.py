@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from files_kit import flip
 from stored_kit import GENESIS, Told
 
 from node.storage import scrubbing
@@ -38,12 +39,6 @@ def home(written: Path, tmp_path: Path) -> Path:
 def _small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scrubbing, "STEP_BYTES", 2_000)
     monkeypatch.setattr(scrubbing, "CHECKED_IN", 1)
-
-
-def flip(path: Path, at: int) -> None:
-    raw = bytearray(path.read_bytes())
-    raw[at] ^= 1
-    path.write_bytes(bytes(raw))
 
 
 def begin(chain: Chain, progress: Progress = BEGINNING) -> Scrub:

@@ -19,6 +19,7 @@ from node.serving import book
 from node.storage.checking import Checked, Tell, good_frames
 from node.storage.errors import StorageError
 from node.storage.journal import open_journal
+from node.storage.segments import scratch_folder
 from node.storage.signer import MOVED_SUFFIX, SignerFile
 from node.wallet import promises
 from node.wallet.keystore import KeyFile, Keystore, KeystoreError, Role
@@ -109,17 +110,12 @@ def _check_signer(
 @contextmanager
 def _copied(home: Path) -> Iterator[Path]:
     """A folder with the signer's record and its journal."""
-    copy = home / COPY_NAME
-    shutil.rmtree(copy, ignore_errors=True)
-    copy.mkdir(mode=0o700)
-    try:
+    with scratch_folder(home / COPY_NAME) as copy:
         if (home / "signer").exists():
             shutil.copyfile(home / "signer", copy / "signer")
         if (home / "journal").is_dir():
             shutil.copytree(home / "journal", copy / "journal")
         yield copy
-    finally:
-        shutil.rmtree(copy, ignore_errors=True)
 
 
 # ---- what the ledger knows by its hash

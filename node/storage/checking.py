@@ -36,7 +36,7 @@ from node.storage.frames import Frame, FrameFormat, read_all
 from node.storage.headlog import HEADS_NAME
 from node.storage.opening import BLOCKS_NAME, BUNDLES_NAME, SNAPSHOTS_NAME
 from node.storage.pasts import PASTS_NAME, read_past
-from node.storage.segments import segment_names
+from node.storage.segments import scratch_folder, segment_names
 from node.storage.snapshots import SnapshotStore, check_chunk, verify_manifest
 from node.storage.store import LevelKV, Reader, why_suspected
 from node.storage.views import base_of
@@ -273,10 +273,7 @@ def _check_database(home: Path, checked: Checked, tell: Tell) -> bool:
 @contextmanager
 def copied_database(home: Path) -> Iterator[LevelKV]:
     """The database over links to its tables and copies of the little that is rewritten: to read."""
-    copy = home / COPY_NAME
-    shutil.rmtree(copy, ignore_errors=True)
-    copy.mkdir(mode=0o700)
-    try:
+    with scratch_folder(home / COPY_NAME) as copy:
         for path in sorted((home / DB_NAME).iterdir()):
             if path.suffix in (".ldb", ".sst"):
                 os.link(path, copy / path.name)
@@ -287,8 +284,6 @@ def copied_database(home: Path) -> Iterator[LevelKV]:
             yield store
         finally:
             store.close()
-    finally:
-        shutil.rmtree(copy, ignore_errors=True)
 
 
 def _check_keys(store: LevelKV, checked: Checked, tell: Tell) -> None:

@@ -9,7 +9,9 @@ What this file does not know: what the records are, and which of them matter.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -316,6 +318,17 @@ def put_away(path: Path) -> None:
         newest_first = sorted(ended.iterdir(), key=lambda file: -file.stat().st_mtime_ns)
         for old in newest_first[ENDED_FILES_MAX:]:
             old.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder(path: Path) -> Iterator[Path]:
+    """An empty folder for copies, gone when the block ends; what an earlier end left goes first."""
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(mode=0o700)
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def write_durably(path: Path, raw: bytes) -> None:

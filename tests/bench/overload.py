@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import trio
 from bench.protocol import AT_LEAST, AT_MOST, Budget, finish, quiet, tell
-from bench.serving import Shape, make_adapters, make_base
+from bench.random_models import Shape, make_adapters, make_base
 from load_kit import Ticker, processor_s, resident_bytes, short_request, zipf_draws
 
 from node.serving import client, scheduler

@@ -30,6 +30,7 @@ if __name__ == "__main__":
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from bench.protocol import AT_LEAST, AT_MOST, Budget, finish, quiet, tell
+from bench.random_models import Shape, make_adapters, make_base
 
 from node.serving.engine import (
     AdapterRef,
@@ -42,26 +43,12 @@ from node.serving.engine import (
 )
 
 ROWS: Final = 32
-RANK: Final = 16
 PROMPT: Final = 16
 LENGTH: Final = 128  # of prompt and answer, so that attention costs much the same all along
 ROUNDS: Final = 12
 PEFT_ROUNDS: Final = 2  # of ours to one of peft's, which is slow and far behind
 TOKENS: Final = 24  # of each row, compared with peft's
 REGISTERED: Final = 10_000
-LINEARS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-
-
-class Shape(NamedTuple):
-    """A Llama; `steps` are timed in each turn of a configuration."""
-
-    name: str
-    layers: int
-    hidden: int
-    inner: int
-    heads: int
-    kv_heads: int
-    steps: int
 
 
 S: Final = Shape("S", 4, 256, 688, 4, 4, 4)
@@ -97,73 +84,6 @@ def classes() -> dict[str, list[int]]:
         "skewed": chance.choices(range(ROWS), zipf, k=ROWS),
         "identical": [0] * ROWS,
     }
-
-
-# --- what is served
-
-
-def make_base(folder: Path, shape: Shape, dtype: str = "fp32") -> None:
-    """A base with random weights over bytes."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    from node.training.tiny_model import write_tokenizer
-
-    folder.mkdir()
-    write_tokenizer(folder, [], merges=0)
-    settings = LlamaConfig(
-        vocab_size=259,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.inner,
-        num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads,
-        num_key_value_heads=shape.kv_heads,
-        max_position_embeddings=256,
-        bos_token_id=256,
-        eos_token_id=257,
-        pad_token_id=258,
-    )
-    torch.manual_seed(1)
-    kind = torch.float32 if dtype == "fp32" else torch.bfloat16
-    with torch.device("cpu"):
-        torch.set_default_dtype(kind)
-        LlamaForCausalLM(settings).save_pretrained(folder)
-        torch.set_default_dtype(torch.float32)
-
-
-def make_adapters(base: Path, folder: Path, count: int, rank: int = RANK) -> list[AdapterRef]:
-    """Random adapters on every linear, in peft's format."""
-    import torch
-    from safetensors.torch import save
-
-    from node.serving.adapters import write_adapter
-
-    shapes = _linear_shapes(base)
-    refs = []
-    for number in range(count):
-        generator = torch.Generator().manual_seed(number)
-        tensors = {}
-        for name, (outputs, inputs) in shapes.items():
-            key = f"base_model.model.{name}.lora_"
-            tensors[key + "A.weight"] = torch.randn((rank, inputs), generator=generator) * 0.02
-            tensors[key + "B.weight"] = torch.randn((outputs, rank), generator=generator) * 0.02
-        target = folder / f"a{number}"
-        made = write_adapter(target, {"r": rank, "lora_alpha": 32}, save(tensors))
-        refs.append(AdapterRef(made, str(target)))
-    return refs
-
-
-def _linear_shapes(base: Path) -> dict[str, tuple[int, int]]:
-    from safetensors import safe_open
-
-    found = {}
-    for path in sorted(base.glob("*.safetensors")):
-        with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118  # theirs is no mapping
-                if name.removesuffix(".weight").rsplit(".", 1)[-1] in LINEARS:
-                    outputs, inputs = file.get_slice(name).get_shape()
-                    found[name.removesuffix(".weight")] = outputs, inputs
-    return found
 
 
 # --- the engine's decoding

@@ -3,7 +3,8 @@
 import pytest
 from bench import judging, overload, serving
 from bench.overload import Plan
-from bench.serving import Shape, figures_of, measure_costs, measure_shape
+from bench.random_models import Shape
+from bench.serving import figures_of, measure_costs, measure_shape
 
 from node.attribution.datanets import make_record
 

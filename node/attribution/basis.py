@@ -29,7 +29,10 @@ from node.ledger.rules.shares import NORM_MAX, NORM_MIN
 from node.ledger.wire.claims import HALF_BYTES
 
 DAMPING: Final = 0.01
-QUANTUM: Final = sqrt(HALF_BYTES) * 127 / 4  # a unit vector's typical entry becomes 127/4
+ENTRY_MAX: Final = 127
+QUANTUM: Final = sqrt(HALF_BYTES) * ENTRY_MAX / 4  # a unit vector's typical entry becomes 127/4
+LIFTED: Final = NORM_MIN + 3_000  # what rounding moves it by has a deviation of some 400
+LIFTS_MAX: Final = 16  # more than entries ever reach the clamp one after the other
 NARROW_FACTOR: Final = 4  # sides wider than narrow × 4 are narrowed
 ORTHONORMAL_WITHIN: Final = 1e-4
 HALVES: Final = (0, 1)  # early, middle
@@ -216,16 +219,38 @@ def decode_tensors(data: bytes) -> Tensors:
 def quantise(buckets: Tensor) -> Tensor:
     """int8 (records, 512) of float64 sums: unit length, scaled, rounded half to even, clamped.
 
-    A row of zeros stands for none: the gradient was zero or not finite, or so few entries carry
-    it that clamping left a norm out of bounds.
+    Where clamping takes so much that the norm falls below its bound, the entries that are not
+    clamped are lifted until it does not: see `_lift`. A row of zeros stands for none: the gradient
+    was zero or not finite, or fewer than 29 entries carry it.
     """
     norm = buckets.norm(dim=1, keepdim=True)
     is_finite = torch.isfinite(norm) & (norm > 0)
-    unit = torch.where(is_finite, buckets / norm, 0.0)
-    rows = (unit * QUANTUM).round().clamp(-127, 127).to(torch.int8)
-    squares = rows.long().square().sum(1, keepdim=True)
+    scaled = torch.where(is_finite, buckets / norm, 0.0) * QUANTUM
+    rows = _rounded(scaled)
+    is_short = is_finite[:, 0] & (rows.square().sum(1) < NORM_MIN)
+    if is_short.any():
+        rows[is_short] = _rounded(_lift(scaled[is_short]))
+    squares = rows.square().sum(1, keepdim=True)
     is_sound = is_finite & (squares >= NORM_MIN) & (squares <= NORM_MAX)
     return torch.where(is_sound, rows, 0).to(torch.int8)
+
+
+def _rounded(scaled: Tensor) -> Tensor:
+    return scaled.round().clamp(-ENTRY_MAX, ENTRY_MAX).long()
+
+
+def _lift(scaled: Tensor) -> Tensor:
+    """Rows times the factor that brings their norm, once clamped, to its least: `LIFTED`.
+
+    Every pass solves for the entries that are below the clamp, and may bring some more to it.
+    """
+    for _ in range(LIFTS_MAX):
+        is_free = scaled.abs() < ENTRY_MAX
+        free = (scaled * is_free).square().sum(1, keepdim=True)
+        missing = LIFTED - ENTRY_MAX**2 * (~is_free).sum(1, keepdim=True)
+        factor = (missing.clamp(min=0) / free.clamp(min=1e-12)).sqrt()
+        scaled = torch.where(is_free, scaled * factor.clamp(min=1), scaled)
+    return scaled
 
 
 class Sketcher:

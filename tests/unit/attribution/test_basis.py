@@ -135,15 +135,37 @@ def test_zero_or_broken_gradient_gives_no_row(value: float) -> None:
     assert rows.any(dim=1).tolist() == [True, False, True]
 
 
-def test_row_that_clips_below_the_norm_is_none() -> None:
+def test_row_of_too_few_entries_is_none() -> None:
     import torch
 
     from node.attribution.basis import quantise
 
-    sums = torch.zeros(2, 512, dtype=torch.float64)
-    sums[0, :3] = 1.0  # three entries carry it: each would be clamped to 127
-    sums[1] = torch.randn(512, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    assert quantise(sums).any(dim=1).tolist() == [False, True]
+    sums = torch.zeros(4, 512, dtype=torch.float64)
+    for row, entries in enumerate((0, 28, 29, 500)):  # clamped to 127 each: 29 reach the norm
+        sums[row, :entries] = 1.0
+    assert quantise(sums).any(dim=1).tolist() == [False, False, True, True]
+
+
+def test_row_that_clamping_shortens_is_lifted_to_the_least_norm() -> None:
+    """Its clamped entries stay, the others grow alike; who keeps the norm is left as it is."""
+    import torch
+
+    from node.attribution.basis import QUANTUM, quantise
+    from node.ledger.rules.shares import NORM_MAX, NORM_MIN
+
+    plain = torch.randn(4, 512, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    for loud in (1, 2, 3):
+        plain[loud, : 8 * loud] *= 12
+    lifted = quantise(plain).double()
+    unlifted = (plain / plain.norm(dim=1, keepdim=True) * QUANTUM).round().clamp(-127, 127)
+    assert torch.equal(lifted[0], unlifted[0])
+    assert (unlifted[1:].square().sum(1) < NORM_MIN).all()
+    norms = lifted.square().sum(1)
+    assert ((norms >= NORM_MIN) & (norms <= NORM_MAX)).all()
+    assert (norms[1:] < NORM_MIN + 6_000).all()
+    assert torch.equal(lifted.sign() * unlifted.sign() < 0, torch.zeros_like(lifted, dtype=bool))
+    cosines = torch.nn.functional.cosine_similarity(lifted, unlifted)
+    assert (cosines > 0.9).all()
 
 
 # --- narrowing

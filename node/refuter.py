@@ -31,7 +31,7 @@ from node.ledger.wire.transactions import FraudProof, decode_fraud, encode_fraud
 from node.observe import get_log
 from node.peering.auditing import IndexAuditor
 from node.peering.audits import CLAIMS_MAX, Audits, StatedClaim
-from node.peering.relay import Found, is_hidden
+from node.peering.relay import RECHECKED_MAX, Found, Told, is_hidden
 from node.storage.segments import ENDED_FOLDER, put_away, sync_directory, write_durably
 from node.storage.views import View
 
@@ -281,21 +281,30 @@ class Refuter:
         if not ours:
             return True
         stated = await self._ask(header.provider, bundle.hash, ours)
+        told: dict[int, Told] = {}
         for place in ours:
-            if self._is_full():
-                break
             receipt, credits = answers[place]
             if receipt.sketch_hash == ZERO_HASH:  # needs no word of its provider
-                claim = StatedClaim(b"", b"")
-            elif stated is None:
-                continue
-            else:
-                claim = stated[place]
-            await self._prove(Found(bundle, place, receipt, credits, claim), is_early=False)
+                told[place] = (receipt, credits, StatedClaim(b"", b""))
+            elif stated is not None:
+                told[place] = (receipt, credits, stated[place])
+        for place in await self._find_false(told):
+            if self._is_full():
+                break
+            await self._prove(Found(bundle, place, *told[place]), is_early=False)
         if stated is None or any(is_hidden(answers[x][0], stated[x]) for x in ours):
             return False  # it may learn yet that we vote, and are owed sketches
         self.counters["rescanned"] += len(ours)
         return True
+
+    async def _find_false(self, told: dict[int, Told]) -> list[int]:
+        """The places whose claim is not what the index gives; many are rechecked with one scan."""
+        places, found = list(told), list[int]()
+        for first in range(0, len(places), RECHECKED_MAX):
+            some = places[first : first + RECHECKED_MAX]
+            findings = await self._run_blocking(self._auditor.recheck, [told[x] for x in some])
+            found += [place for place, false in zip(some, findings, strict=True) if false]
+        return found
 
     async def _ask(
         self, provider: bytes, name: bytes, places: Sequence[int]

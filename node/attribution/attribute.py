@@ -5,14 +5,14 @@ threshold. Whoever holds the index gets the same bytes (audit.py does just that)
 What this file does not know: how the sketch was made, who the contributors are, money.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from consensus.primitives.digest import HASH_BYTES
 from node.attribution.datanets import Record
 from node.attribution.index import Index
-from node.attribution.score import Kernel, integers
+from node.attribution.score import Kernel, Scores, integers, scan, scan_each
 from node.attribution.scorers import SCORERS, Answer, Asked
 from node.ledger.rules import shares
 from node.ledger.rules.shares import Credits
@@ -80,11 +80,31 @@ def attribute(
     """The statement and credits of one answer; 0.1 ms and a scan (27 ms per 100,000 rows).
 
     The scorers of the index's mix find their parts in turn; all but the gradient's need `answer`.
-    Raises `Invalid` `sketch.malformed`. Empty credits: nothing stood above the threshold.
+    Raises `Invalid` `sketch.malformed`. Empty credits: nothing stood out.
     """
     shares.check_sketch(sketch)
+    scores = scan(index.rows, sketch, kernel)
+    return _conclude(index, sketch, scores, version, answer)
+
+
+def attribute_all(
+    index: Index, sketches: Sequence[bytes], version: Version, kernel: Kernel = integers
+) -> Iterator[Attribution]:
+    """The same of many answers, of whose texts nothing is known: the rows are read once for many.
+
+    Raises `Invalid` `sketch.malformed` before anything is scanned.
+    """
+    for sketch in sketches:
+        shares.check_sketch(sketch)
+    scored = zip(sketches, scan_each(index.rows, sketches, kernel), strict=True)
+    return (_conclude(index, sketch, scores, version, None) for sketch, scores in scored)
+
+
+def _conclude(
+    index: Index, sketch: bytes, scores: Scores, version: Version, answer: Answer | None
+) -> Attribution:
     seed = shares.panel_seed(index_root=index.root, **version._asdict())
-    asked = Asked(sketch, seed, kernel, answer)
+    asked = Asked(scores, seed, answer)
     statement = Statement(claims.STATEMENT_VERSION, index.root, (), (), (), ())
     for number, _ in index.header.mix:
         statement = SCORERS[number].add(index, asked, statement)
@@ -111,7 +131,7 @@ def explain(
 ) -> Explanation:
     """The paid rows of a checked statement by share, with text where `records` holds it.
 
-    Rows above the threshold of an answer that does not stand out have no share: 0 bps.
+    Rows of an answer whose highest score does not stand out have no share: 0 bps.
     """
     n = index.header.rows
     tau = shares.threshold(statement.floors, n)

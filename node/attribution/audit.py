@@ -6,19 +6,27 @@ finding. Cheapest check first: hashes, then shape, then arithmetic, then the sca
 What this file does not know: who is asked for sketch and statement, what a finding costs.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from consensus.primitives.errors import Invalid
-from node.attribution.attribute import NO_SKETCH, Version, attribute, credits_of
+from node.attribution.attribute import (
+    NO_SKETCH,
+    Version,
+    attribute,
+    attribute_all,
+    credits_of,
+)
 from node.attribution.index import Index
 from node.attribution.score import Kernel, integers, scan
 from node.attribution.scorers import SCORERS, Answer
 from node.ledger.rules import refuting, shares
 from node.ledger.rules.shares import Credits
 from node.ledger.wire import claims, openings
+from node.ledger.wire.claims import Statement
 from node.ledger.wire.openings import Opened, RowOpened, SharesOpened
 
 
@@ -54,6 +62,34 @@ def recheck(
     found again only by who has the `answer`. Whether the sketch is honest is not asked here:
     design page 60 §9.
     """
+    stated = _read(index, claim)
+    if not isinstance(stated, Statement):
+        return stated
+    true = attribute(index, claim.sketch, version, kernel, answer).statement
+    return _compare(stated if answer else _without_texts(stated), true)
+
+
+def recheck_all(
+    index: Index, version: Version, told: Sequence[Claim], kernel: Kernel = integers
+) -> list[Finding | None]:
+    """The same of many claims, without their answers: one scan for many."""
+    read = [_read(index, claim) for claim in told]
+    sketches = [
+        claim.sketch
+        for claim, found in zip(told, read, strict=True)
+        if isinstance(found, Statement)
+    ]
+    made = attribute_all(index, sketches, version, kernel)
+    return [
+        _compare(_without_texts(found), next(made).statement)
+        if isinstance(found, Statement)
+        else found
+        for found in read
+    ]
+
+
+def _read(index: Index, claim: Claim) -> Statement | Finding | None:
+    """The statement, where the claim holds by itself and something is claimed; else the finding."""
     if claim.sketch_hash == NO_SKETCH:
         return Finding("claim.no_sketch", "credits without a sketch") if claim.credits else None
     if claims.sketch_hash(claim.sketch, claim.statement) != claim.sketch_hash:
@@ -70,11 +106,15 @@ def recheck(
         why = SCORERS[number].refute(index, statement)
         if why is not None:
             return Finding("claim.records", why)
-    true = attribute(index, claim.sketch, version, kernel, answer).statement
-    known = statement if answer else statement._replace(spans=(), retrieved=())
-    if true != known:
-        return Finding("claim.scores", _first_difference(statement, true))
-    return None
+    return statement
+
+
+def _without_texts(statement: Statement) -> Statement:
+    return statement._replace(spans=(), retrieved=())
+
+
+def _compare(stated: Statement, true: Statement) -> Finding | None:
+    return None if true == stated else Finding("claim.scores", _first_difference(stated, true))
 
 
 def find_fraud(
@@ -116,7 +156,7 @@ def _find_false_row(
         if (owner, score) != (index.contribution_of(row), int(scores[row]))
     ]
     tau = shares.threshold(statement.floors, len(scores))
-    above = np.flatnonzero(scores.astype(np.int64) * shares.SCALE > tau).tolist()
+    above = np.flatnonzero(scores > tau // shares.SCALE).tolist()
     left_out = set(above) - {row for row, _, _ in statement.paid}
     suspects += sorted(left_out, key=lambda row: (-int(scores[row]), row))[:1]
     for row in suspects:
@@ -131,7 +171,7 @@ def release_of(index: Index, version: Version) -> refuting.Release:
     return refuting.Release(**version._asdict(), index_root=index.root)
 
 
-def _first_difference(stated: claims.Statement, true: claims.Statement) -> str:
+def _first_difference(stated: Statement, true: Statement) -> str:
     for seat, (said, found) in enumerate(zip(stated.floors, true.floors, strict=True)):
         if said != found:
             return f"floor {seat} is {found}, not {said}"

@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 
 from node.attribution.index import Index
-from node.attribution.score import Kernel, scan
+from node.attribution.score import Scores
 from node.attribution.spans import find_spans, hold_of
 from node.ledger.rules import shares
 from node.ledger.wire import claims
@@ -43,9 +43,8 @@ class Answer(NamedTuple):
 class Asked(NamedTuple):
     """One answer as the scorers see it. Without `answer` only the gradient part can be found."""
 
-    sketch: bytes
+    scores: Scores  # of its sketch, by row
     seed: bytes  # of the panel
-    kernel: Kernel
     answer: Answer | None
 
 
@@ -71,11 +70,11 @@ class Gradient:
     def add(self, index: Index, asked: Asked, statement: Statement) -> Statement:
         """Floors of the panel, and the rows above the threshold."""
         n = index.header.rows
-        scores = scan(index.rows, asked.sketch, asked.kernel)
+        scores = asked.scores
         seats = shares.draw_panel(asked.seed, n)
         floors = tuple(np.abs(scores[list(seats)]).tolist())
         tau = shares.threshold(floors, n)
-        above = np.flatnonzero(scores.astype(np.int64) * shares.SCALE > tau)
+        above = np.flatnonzero(scores > tau // shares.SCALE)
         candidates = ((row, int(scores[row])) for row in above.tolist())
         paid = shares.choose_paid(candidates, tau, shares.paid_cap(index.header.mix))
         listed = tuple((row, index.contribution_of(row), s) for row, s in paid)

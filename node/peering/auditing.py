@@ -12,14 +12,14 @@ from typing import Final
 
 from consensus.primitives import merkle
 from node.attribution.attribute import Version
-from node.attribution.audit import Claim, find_fraud, recheck
+from node.attribution.audit import Claim, find_fraud, recheck_all
 from node.attribution.index import Index
 from node.attribution.score import Kernel, integers
 from node.ledger.wire import claims
 from node.ledger.wire.openings import Opened, RawRows
 from node.ledger.wire.receipts import Credits, Receipt
 from node.peering.audits import StatedClaim
-from node.peering.relay import FalseClaim
+from node.peering.relay import FalseClaim, Told
 
 HASHED_ROWS_MAX: Final = 2**20  # of indices whose hashes are kept, 155 bytes a row; or of one
 
@@ -37,13 +37,19 @@ class IndexAuditor:
         """Whether the index of that version is here."""
         return self._find_index(model, version) is not None
 
-    def recheck(self, receipt: Receipt, credits: Credits, stated: StatedClaim) -> FalseClaim | None:
-        """None when the claim is what the index gives for its sketch. Blocks for a scan."""
-        found = self._find_index(receipt.model, receipt.model_version)
-        if found is None:  # dropped meanwhile: what we cannot recompute we do not accuse
-            return None
-        finding = recheck(*found, _claim(receipt, credits, stated), self._kernel)
-        return None if finding is None else FalseClaim(finding.code, finding.why)
+    def recheck(self, told: Sequence[Told]) -> list[FalseClaim | None]:
+        """None for each claim that is what the index gives for its sketch. Blocks for a scan of
+        each version's index, whatever the number of claims."""
+        findings: dict[int, FalseClaim] = {}
+        for which, places in _by_version(told).items():
+            found = self._find_index(*which)
+            if found is None:  # dropped meanwhile: what we cannot recompute we do not accuse
+                continue
+            rechecked = recheck_all(*found, [_claim(*told[x]) for x in places], self._kernel)
+            for place, finding in zip(places, rechecked, strict=True):
+                if finding is not None:
+                    findings[place] = FalseClaim(finding.code, finding.why)
+        return [findings.get(place) for place in range(len(told))]
 
     def refute(
         self, receipt: Receipt, credits: Credits, stated: StatedClaim
@@ -88,6 +94,13 @@ class RowOpener:
             while rows > HASHED_ROWS_MAX and len(self._levels) > 1:
                 rows -= len(self._levels.pop(next(iter(self._levels)))[0])
         return levels
+
+
+def _by_version(told: Sequence[Told]) -> dict[tuple[int, int], list[int]]:
+    found: dict[tuple[int, int], list[int]] = {}
+    for place, (receipt, _, _) in enumerate(told):
+        found.setdefault((receipt.model, receipt.model_version), []).append(place)
+    return found
 
 
 def _claim(receipt: Receipt, credits: Credits, stated: StatedClaim) -> Claim:

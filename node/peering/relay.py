@@ -47,6 +47,7 @@ PULL_MAX: Final = 16  # hashes in one request
 GIVERS_MAX: Final = 1_024
 EVIDENCE_MAX: Final = 64  # findings kept, a whole bundle each: a liar pays for none of them
 WORKERS: Final = 4
+RECHECKED_MAX: Final = 128  # answers at a time: a stop waits for the thread
 AUDIT_S: Final = 45.0  # for its word on one bundle: 64 questions at two a second
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
@@ -63,6 +64,9 @@ class FalseClaim(NamedTuple):
 
     code: str
     why: str
+
+
+Told = tuple[Receipt, Credits, StatedClaim]  # an answer, and what its provider states of it
 
 
 class BundleStore(Protocol):
@@ -82,8 +86,8 @@ class Auditor(Protocol):
         """Whether the index is here."""
         ...
 
-    def recheck(self, receipt: Receipt, credits: Credits, stated: StatedClaim) -> FalseClaim | None:
-        """None when the claim is true. Blocks for a scan."""
+    def recheck(self, told: Sequence[Told]) -> list[FalseClaim | None]:
+        """None for each claim that is true. Blocks for a scan."""
         ...
 
 
@@ -358,23 +362,29 @@ class Relay:
         if hidden:  # others judge it where we do not vote: validators are owed all
             self.counters["audit_hidden"] += 1
             return not self._may_be_shown()  # no lie either: it may not know yet that we do
-        for place in ours:
-            receipt, credits = receipts[place]
-            claim = stated[place]
-            false = await self._run_blocking(self._auditor.recheck, receipt, credits, claim)
-            if false is not None:
-                self.counters["audit_false"] += 1
-                kept = await self._run_blocking(self._keep_evidence, bundle, place, claim, false)
-                self.counters["evidence_unkept"] += not kept
-                self._on_false(Found(bundle, place, receipt, credits, claim))
-                self._log.warning(
-                    "credits are false", provider=provider,
-                    bundle=bundle.hash, receipt=place, code=false.code, why=false.why,
-                )  # fmt: skip
-                return False
+        for first in range(0, len(ours), RECHECKED_MAX):
+            places = ours[first : first + RECHECKED_MAX]
+            told = [(*receipts[place], stated[place]) for place in places]
+            findings = await self._run_blocking(self._auditor.recheck, told)
+            for place, answer, false in zip(places, told, findings, strict=True):
+                if false is not None:
+                    await self._tell_false(Found(bundle, place, *answer), provider, false)
+                    return False
         self.counters["audited"] += len(ours)
         self._on_audited(bundle.hash, held)
         return True
+
+    async def _tell_false(self, found: Found, provider: bytes, false: FalseClaim) -> None:
+        """Keep the evidence, and wake who brings it to the ledger."""
+        bundle, place = found.bundle, found.place
+        self.counters["audit_false"] += 1
+        kept = await self._run_blocking(self._keep_evidence, bundle, place, found.stated, false)
+        self.counters["evidence_unkept"] += not kept
+        self._on_false(found)
+        self._log.warning(
+            "credits are false", provider=provider,
+            bundle=bundle.hash, receipt=place, code=false.code, why=false.why,
+        )  # fmt: skip
 
     def _keep_evidence(
         self, bundle: Bundle, place: int, stated: StatedClaim, false: FalseClaim

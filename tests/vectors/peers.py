@@ -157,8 +157,8 @@ class Truth:
     def holds(self, model: int, version: int) -> bool:
         return True
 
-    def recheck(self, *claim: Any) -> FalseClaim | None:
-        return None
+    def recheck(self, told: Sequence[Any]) -> list[FalseClaim | None]:
+        return [None] * len(told)
 
 
 LEAVES: Final = [encode_row_leaf(ROW_LEAF._replace(number=row)) for row in range(3)]

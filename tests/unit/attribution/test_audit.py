@@ -7,7 +7,7 @@ import pytest
 from attribution_kit import VERSION, mix_rows, open_index
 
 from node.attribution.attribute import NO_SKETCH, attribute
-from node.attribution.audit import Claim, recheck
+from node.attribution.audit import Claim, recheck, recheck_all
 from node.attribution.index import Index
 from node.ledger.rules import shares
 from node.ledger.wire import claims
@@ -105,6 +105,24 @@ def test_claim_at_odds_with_itself_is_found_by_its_code(
     finding = recheck(index, VERSION, change(honest))
     assert finding is not None
     assert finding.code == code
+
+
+def test_many_claims_are_found_as_each_alone(index: Index) -> None:
+    """Lies of every kind among more honest claims than one scan takes."""
+    sketch = sketch_of(index)
+    made = attribute(index, sketch, VERSION)
+    honest = Claim(made.sketch_hash, made.credits, made.sketch, made.statement_bytes)
+    told = [honest] * 80
+    for place, lie in ((0, lower_floors), (33, raise_score), (34, leave_out), (79, pay_a_friend)):
+        told[place] = claim_of(sketch, lie(made.statement, index), 200)
+    told[5] = honest._replace(credits=((5, 10_000),))
+    told[6] = Claim(NO_SKETCH, (), b"", b"")
+    told[7] = Claim(NO_SKETCH, ((5, 10_000),), b"", b"")
+    told[8] = honest._replace(sketch=bytes(1_024))
+    found = recheck_all(index, VERSION, told)
+    assert found == [recheck(index, VERSION, claim) for claim in told]
+    assert [place for place, one in enumerate(found) if one] == [0, 5, 7, 8, 33, 34, 79]
+    assert recheck_all(index, VERSION, []) == []
 
 
 @pytest.mark.parametrize(

@@ -37,25 +37,54 @@ def test_extremes_do_not_overflow() -> None:
     assert score.scan(table, table[0].tobytes()).tolist() == [16_516_096, -16_516_096]
 
 
-def saturating(rows: score.Rows, sketch: NDArray[np.int8]) -> score.Scores:
-    return np.clip(score.integers(rows, sketch), -(2**23), 2**23)
+@pytest.mark.parametrize("sketches", [0, 1, 2, 31, 32, 33, 70])
+def test_many_sketches_score_as_each_alone(sketches: int) -> None:
+    table, asked = random_rows(5_000), [row.tobytes() for row in random_rows(sketches, seed=3)]
+    together = list(score.scan_each(table, asked))
+    assert len(together) == sketches
+    for found, sketch in zip(together, asked, strict=True):
+        assert (found == score.scan(table, sketch)).all()
 
 
-def absent(rows: score.Rows, sketch: NDArray[np.int8]) -> score.Scores:
+def test_batch_is_as_large_as_its_scores_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a great index fewer sketches are scanned at once, and one in any case."""
+    seen: list[tuple[int, int]] = []
+
+    def kernel(rows: score.Rows, sketches: score.Sketches) -> score.Scores:
+        seen.append((len(sketches), len(rows)))
+        return score.integers(rows, sketches)
+
+    asked = [row.tobytes() for row in random_rows(5, seed=3)]
+    monkeypatch.setattr(score, "SCORES_MAX", 25)
+    assert len(list(score.scan_each(random_rows(10), asked, kernel))) == 5
+    assert len(list(score.scan_each(random_rows(26), asked[:2], kernel))) == 2
+    assert seen == [(2, 10), (2, 10), (1, 10), (1, 26), (1, 26)]
+
+
+def saturating(rows: score.Rows, sketches: score.Sketches) -> score.Scores:
+    return np.clip(score.integers(rows, sketches), -(2**23), 2**23)
+
+
+def in_turn_alone(rows: score.Rows, sketches: score.Sketches) -> score.Scores:
+    """Right for one sketch, and takes several for the first."""
+    return np.repeat(score.integers(rows, sketches[:1]), len(sketches), axis=0)
+
+
+def absent(rows: score.Rows, sketches: score.Sketches) -> score.Scores:
     raise RuntimeError("no such instruction")
 
 
-@pytest.mark.parametrize("kernel", [saturating, absent])
+@pytest.mark.parametrize("kernel", [saturating, in_turn_alone, absent])
 def test_kernel_that_differs_is_not_used(kernel: score.Kernel) -> None:
     assert not score.is_exact(kernel)
     assert score.choose_kernel([kernel]) is score.integers
 
 
 def test_quicker_of_two_exact_kernels_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    def slow(rows: score.Rows, sketch: NDArray[np.int8]) -> score.Scores:
+    def slow(rows: score.Rows, sketches: score.Sketches) -> score.Scores:
         for _ in range(19):
-            numpys(rows, sketch)
-        return numpys(rows, sketch)
+            numpys(rows, sketches)
+        return numpys(rows, sketches)
 
     numpys = score.integers
     assert score.choose_kernel([slow]) is numpys
@@ -76,5 +105,6 @@ def test_torch_kernel_is_exact_or_refused() -> None:
     from node.attribution.kernels import int_mm
 
     chosen = score.choose_kernel([int_mm])
-    table, sketch = random_rows(300), random_rows(1, seed=2)[0]
-    assert (chosen(table, sketch) == score.integers(table, sketch)).all()
+    for count in (1, 2, 8, 33):
+        table, sketches = random_rows(300), random_rows(count, seed=2)
+        assert (chosen(table, sketches) == score.integers(table, sketches)).all()

@@ -151,10 +151,9 @@ def test_citations_are_stated_as_they_were_found(index: Index) -> None:
 
 
 def asked(answer: Answer) -> "object":
-    from node.attribution.score import integers
     from node.attribution.scorers import Asked
 
-    return Asked(bytes(1_024), bytes(32), integers, answer)
+    return Asked(np.zeros(ROWS, np.int32), bytes(32), answer)
 
 
 # --- an index with spans on disk

@@ -33,15 +33,22 @@ def test_what_the_index_gives_stands_and_anything_else_is_false(tmp_path: Path) 
     assert auditor.holds(3, 2)
     assert not auditor.holds(3, 1)
     stated = StatedClaim(made.statement_bytes, sketch)
-    assert auditor.recheck(receipt, made.credits, stated) is None
-    false = auditor.recheck(receipt, ((7, 10_000),), stated)
-    assert false is not None
-    assert false.code == "claim.credits"
-    hidden = auditor.recheck(receipt, made.credits, stated._replace(sketch=b""))
-    assert hidden is not None
-    assert hidden.code == "claim.hash"
+    unknown = receipt._replace(model_version=1)
+    found = auditor.recheck(
+        [
+            (receipt, made.credits, stated),
+            (receipt, ((7, 10_000),), stated),
+            (unknown, ((7, 10_000),), stated),
+            (receipt, made.credits, stated._replace(sketch=b"")),
+            (receipt, made.credits, stated),
+        ]
+    )
+    assert [false and false.code for false in found] == [
+        None, "claim.credits", None, "claim.hash", None
+    ]  # fmt: skip
     held.clear()  # no accusation without the index
-    assert auditor.recheck(receipt, ((7, 10_000),), stated) is None
+    assert auditor.recheck([(receipt, ((7, 10_000),), stated)]) == [None]
+    assert auditor.recheck([]) == []
 
 
 def test_rows_are_opened_under_their_root_and_hashed_once(

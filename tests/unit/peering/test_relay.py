@@ -76,9 +76,10 @@ class FakeAuditor:
     def holds(self, model: int, version: int) -> bool:
         return self.is_holder
 
-    def recheck(self, receipt, credits, stated: StatedClaim) -> FalseClaim | None:
-        self.asked += 1
-        return None if stated.sketch == self.true else FalseClaim("claim.scores", "row 3")
+    def recheck(self, told) -> list[FalseClaim | None]:
+        self.asked += len(told)
+        false = FalseClaim("claim.scores", "row 3")
+        return [None if stated.sketch == self.true else false for _, _, stated in told]
 
 
 class Node:

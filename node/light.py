@@ -33,6 +33,7 @@ from node.ledger.proofs import (
 )
 from node.ledger.wire.codes import code_name
 from node.ledger.wire.payouts import TOTAL, PayoutLeaf
+from node.ledger.wire.receipts import credited
 
 LINKS = {
     "trusted": "it is the block that you trust",
@@ -178,7 +179,7 @@ def _told(shown: Shown) -> tuple[str, str]:
             f"receipt {sha256(shown.raw).hex()[:16]}… of {account_text(shown.bundle.provider)}: "
             f"model {receipt.model} version {receipt.model_version}, {receipt.tokens_in} tokens "
             f"in, {receipt.tokens_out} out, fee {open_text(receipt.fee)}, "
-            f"{len(shown.credits)} credits"
+            f"{len(credited(shown.credits))} contributions credited"
         )
         return "the receipt stands in a settled bundle, its credits hash to what it says", told
     if isinstance(shown, PayoutLeaf):

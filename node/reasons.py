@@ -21,7 +21,7 @@ from node.ledger.rules import shares
 from node.ledger.state import State
 from node.ledger.wire.bundles import decode_header
 from node.ledger.wire.claims import Statement, decode_statement
-from node.ledger.wire.receipts import decode_credits, decode_receipt
+from node.ledger.wire.receipts import BPS, credited, decode_credits, decode_receipt
 from node.peering.blobstore import CONTENT
 from node.storage.views import FoundReceipt, View
 from node.web import answers
@@ -64,8 +64,9 @@ class Reasons:
         why: Explanation | None = None
         if credits := decode_credits(found.credits):
             statement = await self._statement(view, found, receipt_id, held.index)
-            texts = await self._texts(state, {number for number, _ in credits})
+            texts = await self._texts(state, {number for number, _ in credited(credits)})
             why = explain(statement, held.index, texts)
+        records = () if why is None else _paid_records(state, why)
         return answers.Shares(
             receipt=receipt_id,
             model=model,
@@ -73,7 +74,8 @@ class Reasons:
             index_rows=held.index.header.rows,
             floor=None if why is None else why.floor,
             threshold=None if why is None else why.tau // shares.SCALE,
-            records=() if why is None else _paid_records(state, why),
+            records=records,
+            fund_share_bps=BPS - sum(record.share_bps for record in records),
         )
 
     async def _statement(

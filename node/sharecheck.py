@@ -27,7 +27,7 @@ from node.ledger.rules.refuting import Release
 from node.ledger.rules.reversals import Answer
 from node.ledger.wire.bundles import decode_header
 from node.ledger.wire.openings import Opened, RawRows
-from node.ledger.wire.receipts import decode_credits, decode_receipt
+from node.ledger.wire.receipts import credited, decode_credits, decode_receipt
 from node.lightshares import AskRows, CheckedShares, Lie, check_shares
 from node.peering.audits import Audits, StatedClaim
 from node.storage.views import FoundReceipt, View
@@ -180,7 +180,7 @@ class ShareChecker:
                 raise Invalid("shares.no_statement", why=finding.code)
             raise Lie(finding.code, *fraud)
         rows = found[0].header.rows
-        return CheckedShares(rows, len(answer.credits), 0, rows)
+        return CheckedShares(rows, len(credited(answer.credits)), 0, rows)
 
     async def _check_there(
         self, release: Release, answer: Answer, claim: StatedClaim, first: Sequence[PeerId]
@@ -219,7 +219,7 @@ class ShareChecker:
             receipt=receipt_id,
             model=name,
             version=receipt.model_version,
-            credits=len(answer.credits),
+            credits=len(credited(answer.credits)),
             verdict=verdict,
             why=why,
             index_rows=held.index_rows,

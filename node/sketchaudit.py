@@ -12,6 +12,8 @@ from typing import Any, Final
 import trio
 
 from consensus.primitives.errors import Invalid
+from node.attribution.attribute import credits_of
+from node.attribution.index import Index
 from node.attribution.tolerance import (
     TOLERANCES,
     Verdict,
@@ -22,10 +24,11 @@ from node.attribution.tolerance import (
 )
 from node.holdings import HeldModel
 from node.ledger.amounts import BPS
+from node.ledger.rules import shares
 from node.ledger.rules.refuting import NO_CLAIM
-from node.ledger.wire.claims import ROW_BYTES
+from node.ledger.wire.claims import ROW_BYTES, decode_statement
 from node.ledger.wire.orders import PRIVATE
-from node.ledger.wire.receipts import COMPLETE, Receipt, decode_credits, decode_receipt
+from node.ledger.wire.receipts import COMPLETE, Credits, Receipt, decode_receipt
 from node.serving.attributing import Attributed
 from node.serving.manifest import DTYPES
 from node.storage.views import View
@@ -88,12 +91,26 @@ class SketchAuditor:
             raise Invalid("audit.not_ready", why="the engine made no sketch; ask again")
         if not is_claimed:
             return _unclaimed(receipt_id, held, receipt, own, dtype)
-        moved = moved_bps(own.credits, decode_credits(found.credits))
+        try:
+            moved = moved_bps(*(_shares_in(held.index.index, raw) for raw in (own, told)))
+        except Invalid:  # what a receipt binds may be anything
+            return _told(receipt_id, held, Verdict.FAIL, "sketch", (0, 0, BPS), dtype)
         pairs = zip(halves(own.sketch), halves(told.sketch), strict=True)
         early, middle = (cosine_ppm(*pair) for pair in pairs)
         verdict = judge_sketch(own.sketch, told.sketch, moved, dtype)
         why = "" if verdict is Verdict.PASS else "sketch"
         return _told(receipt_id, held, verdict, why, (early, middle, moved), dtype)
+
+
+def _shares_in(index: Index, made: Attributed | Disclosure) -> Credits:
+    """Who shares what is paid, were all of it paid: how much that is swings by hundreds of basis
+    points between two honest machines where the highest score lies near the threshold.
+
+    Raises Invalid for what is no statement of this index.
+    """
+    statement = decode_statement(made.statement)
+    shares.check_statement(statement, index.header, index.root)
+    return credits_of(index, statement, standing=BPS)
 
 
 def _unclaimed(

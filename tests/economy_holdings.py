@@ -221,7 +221,7 @@ class Holdings:
         return True
 
     def _may_pay(self, answer: Answer, now_ms: int) -> bool:
-        credited = {number for number, _ in answer.credits}
+        credited = {number for number, _ in answer.credits if number}  # 0: the fund's share
         return self.is_sold(answer.which, now_ms) and credited <= self.creditable(answer.which)
 
     def creditable(self, which: Which) -> set[int]:
@@ -402,8 +402,8 @@ class Holdings:
             part, makers = answer.fee * bps[kind - 1] // WHOLE, self._makers(kind, answer.which)
             found += [(kind, payee, part * weight // WHOLE) for payee, weight in makers.items()]
         for number, share in answer.credits:
-            gift, part = self.gifts[number], answer.fee * bps[DATA - 1] * share // WHOLE**2
-            withdrawn_ms = gift.withdrawn_ms or kept.settled_ms + 1
+            part = answer.fee * bps[DATA - 1] * share // WHOLE**2
+            withdrawn_ms = number and (self.gifts[number].withdrawn_ms or kept.settled_ms + 1)
             if withdrawn_ms > kept.settled_ms:
                 found.append((DATA, number, part))
             else:

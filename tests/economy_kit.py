@@ -194,7 +194,7 @@ class Market:
         return self.model.channels[channel].paid + fees
 
     def _credits(self, which: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-        """Of the data behind a version; seldom of some other, or to nobody."""
+        """Of the data behind a version, at times in part; seldom of some other, or to nobody."""
         chance = self.chance
         known = sorted(self.model.creditable(which))
         if chance.random() < 0.03:
@@ -204,6 +204,8 @@ class Market:
             return ()
         bounds = [0, *sorted(chance.sample(range(1, 10_000), count - 1)), 10_000]
         numbers = sorted(chance.sample(known, count))
+        if count > 1 and chance.random() < 0.3:
+            numbers[0] = 0  # the fund's share
         return tuple((n, bounds[i + 1] - bounds[i]) for i, n in enumerate(numbers))
 
     def _cut(self, now_ms: int) -> list[Bundle]:

@@ -118,12 +118,15 @@ def _conclude(
     )
 
 
-def credits_of(index: Index, statement: Statement) -> Credits:
-    """What a checked statement pays, by the index's mix; the gradient's rows as it names them."""
+def credits_of(index: Index, statement: Statement, standing: int | None = None) -> Credits:
+    """What a checked statement pays, by the index's mix; the gradient's rows as it names them.
+
+    `standing`: `shares.row_shares`.
+    """
     header = index.header
     is_plain = header.mix == claims.GRADIENT_ONLY
     owner_of = None if is_plain else index.contribution_of
-    return shares.credits_of(statement, header.rows, header.mix, owner_of)
+    return shares.credits_of(statement, header.rows, header.mix, owner_of, standing)
 
 
 def explain(

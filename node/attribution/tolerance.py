@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 
 from node.ledger.rules.shares import Credits
 from node.ledger.wire.claims import HALF_BYTES, ROW_BYTES
+from node.ledger.wire.receipts import BPS, NO_CONTRIBUTION
 
 MILLE: Final = 1_000
 PPM: Final = 10**6
@@ -60,10 +61,8 @@ def halves(row: bytes) -> tuple[bytes, bytes]:
 
 
 def moved_bps(one: Credits, other: Credits) -> int:
-    """Basis points that go to somebody else; 10,000 where one pays nobody and the other does."""
-    mine, theirs = dict(one), dict(other)
-    if bool(mine) != bool(theirs):
-        return 10_000
+    """Basis points that go to somebody else; no credits are all the fund's."""
+    mine, theirs = (dict(credits or ((NO_CONTRIBUTION, BPS),)) for credits in (one, other))
     return sum(abs(mine.get(n, 0) - theirs.get(n, 0)) for n in mine.keys() | theirs.keys()) // 2
 
 

@@ -103,6 +103,9 @@ def _lines(fields: "Mapping[str, Any]") -> list[str]:
         (one["contributor"], f"{one['share_bps'] / 100:.2f}%", open_text(one["amount"]))
         for one in fields["contributors"]
     ]
+    if to_fund := fields["fund_share_bps"]:
+        share = f"{to_fund / 100:.2f}%"
+        people.append(("the model's maintenance fund", share, open_text(_part(data, to_fund))))
     return [
         *lines,
         *table(("#", "share", "times", "record", "datanet", "contributor", "begins"), records),

@@ -101,10 +101,13 @@ def tx(ctx: typer.Context, transaction: str) -> None:
 @app.command()
 def receipt(ctx: typer.Context, receipt: str) -> None:
     """A settled receipt: the split of its fee and its credits."""
+    from node.ledger.amounts import part_bps
+
     frame, name = frame_of(ctx), hash_in(receipt, "RECEIPT").hex()
     node = frame.daemon()
     told = settled(name, lambda: node.get(f"/ledger/receipts/{name}"))
-    plain = {name: value for name, value in told.items() if name not in ("split", "credits")}
+    apart = ("split", "credits", "fund_share_bps")
+    plain = {name: value for name, value in told.items() if name not in apart}
     credits = [
         [
             c["contribution"],
@@ -115,6 +118,10 @@ def receipt(ctx: typer.Context, receipt: str) -> None:
         ]
         for c in told["credits"]
     ]
+    if to_fund := told["fund_share_bps"]:
+        amount = part_bps(int(told["split"]["data"]), to_fund)
+        fund = "the model's maintenance fund"
+        credits.append(["-", "-", fund, f"{to_fund / 100:.2f}%", open_text(amount)])
     split = [(role, open_text(amount)) for role, amount in told["split"].items()]
     head = ("contribution", "datanet", "contributor", "share", "amount")
     lines = [

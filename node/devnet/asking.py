@@ -17,6 +17,7 @@ from node.ledger.addresses import account_of
 from node.training.demo_world import Fact
 from node.web.ask import Unreachable
 
+FUND: Final = "the model's fund"  # gets what no contributor earned
 ASK_S: Final = 90.0  # the first question waits for an engine to load
 ANSWER_TOKENS_MAX: Final = 48
 
@@ -61,7 +62,7 @@ def _ask_once(payer: Child, model: str, question: str) -> tuple[str, dict[str, A
 def top_payee(people: People, shown: dict[str, Any]) -> tuple[str, int]:
     """(name, share in bps) of the contributor that a settled receipt pays most."""
     shares = contributor_shares(people, shown)
-    return max(shares.items(), key=lambda item: item[1], default=("the model's fund", 0))
+    return max(shares.items(), key=lambda item: item[1], default=(FUND, 0))
 
 
 def contributor_shares(people: People, shown: dict[str, Any]) -> dict[str, int]:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import trio
 
 from consensus.primitives.errors import Invalid
-from node.devnet.asking import Asked, ask, contributor_shares, signers, top_payee
+from node.devnet.asking import FUND, Asked, ask, contributor_shares, signers, top_payee
 from node.devnet.checking import Checker, Verified
 from node.devnet.children import in_thread, patiently, read
 from node.devnet.goods import Goods
@@ -141,6 +141,9 @@ class Trade:
             for name, bps in shares.items()
         ]
         head = ("contributor", "share", "OPEN", "the record that earned most")
+        if to_fund := shown["fund_share_bps"]:
+            part = _open(part_bps(data, to_fund))
+            rows = [*rows[: SHOWN_CONTRIBUTORS - 1], (FUND, f"{to_fund / 100:.2f} %", part, "")]
         self._teller.table(head, rows[:SHOWN_CONTRIBUTORS])
         self._ending.facts["contributors"] = [
             {"name": name, "share_bps": bps, "record": best.get(name, "")}

@@ -273,6 +273,7 @@ class ReceiptAnswer:
     status: str  # "complete" or "partial"
     split: Mapping[str, Grains]  # the fee by role
     credits: tuple[Credit, ...]
+    fund_share_bps: int  # of the data part: what nothing earned, so the model's fund
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +300,7 @@ class Shares:
     floor: int | None  # the panel's median |score|; None where nobody is paid
     threshold: int | None  # the score above which a record is paid
     records: tuple[PaidRecord, ...]  # the largest share first
+    fund_share_bps: int  # what they leave for the model's maintenance fund
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import trio
 from consensus.primitives.encoding import INT_MAX
 from consensus.skipping import encode_light_block
 from node.ledger import tables
-from node.ledger.amounts import part_bps, split
+from node.ledger.amounts import BPS, part_bps, split
 from node.ledger.rules.accounts import BASE_PRICE_NAME, current_key
 from node.ledger.rules.channels import served_channels
 from node.ledger.rules.models import ends_ms, prices_at
@@ -23,7 +23,13 @@ from node.ledger.state import State
 from node.ledger.wire.bundles import decode_header
 from node.ledger.wire.codes import code_name
 from node.ledger.wire.payouts import PayoutLeaf, decode_payout
-from node.ledger.wire.receipts import COMPLETE, decode_credits, decode_receipt
+from node.ledger.wire.receipts import (
+    COMPLETE,
+    Credits,
+    credited,
+    decode_credits,
+    decode_receipt,
+)
 from node.ledger.wire.transactions import decode_transaction
 from node.storage.views import View
 from node.web import answers
@@ -264,6 +270,7 @@ def find_receipt(view: View, receipt_id: bytes) -> answers.ReceiptAnswer | None:
     receipt, state = decode_receipt(found.receipt), view.state()
     channel = state.find(tables.CHANNEL, receipt.channel)
     parts = dict(zip(KIND_NAMES, _split_of(state, receipt.fee), strict=True))
+    credits = decode_credits(found.credits)
     return answers.ReceiptAnswer(
         receipt=receipt_id,
         height=found.height,
@@ -283,7 +290,8 @@ def find_receipt(view: View, receipt_id: bytes) -> answers.ReceiptAnswer | None:
         finished_ms=receipt.finished_ms,
         status="complete" if receipt.status == COMPLETE else "partial",
         split={KIND_NAMES[kind]: amount for kind, amount in parts.items()},
-        credits=_credits(state, found.credits, parts[tables.KIND_DATA]),
+        credits=_credits(state, credits, parts[tables.KIND_DATA]),
+        fund_share_bps=BPS - sum(bps for _, bps in credited(credits)),
     )
 
 
@@ -291,7 +299,7 @@ def _split_of(state: State, fee: int) -> list[int]:
     return split(fee, list(zip(KIND_NAMES, state.parameter_values("split_bps"), strict=True)))
 
 
-def _credits(state: State, raw: bytes, data_part: int) -> tuple[answers.Credit, ...]:
+def _credits(state: State, credits: Credits, data_part: int) -> tuple[answers.Credit, ...]:
     return tuple(
         answers.Credit(
             contribution=number,
@@ -300,7 +308,7 @@ def _credits(state: State, raw: bytes, data_part: int) -> tuple[answers.Credit, 
             share_bps=share_bps,
             amount=part_bps(data_part, share_bps),
         )
-        for number, share_bps in decode_credits(raw)
+        for number, share_bps in credited(credits)
     )
 
 

@@ -18,7 +18,7 @@ from bench.adapter_bank import Adapters, Bank, save_adapter, steps_of
 from bench.attribution_world import Datanet, Text, WordTokenizer, World, base_texts
 from torch import Tensor
 
-from node.attribution.attribute import Version, attribute
+from node.attribution.attribute import Version, attribute, credits_of
 from node.attribution.basis import Sketcher, is_matrix_name, one_thread, quantise
 from node.attribution.building import IndexSpec, build_index
 from node.attribution.datanets import (
@@ -33,6 +33,7 @@ from node.attribution.index import NO_ROW, Index
 from node.attribution.runners import LocalRunner
 from node.attribution.score import scan
 from node.ledger.rules.shares import Credits, is_sound_row
+from node.ledger.wire.receipts import credited
 from node.serving.model import hush_transformers
 from node.training.tiny_model import Recipe, random_model, train
 
@@ -201,18 +202,26 @@ def left_out(made: Study) -> int:
     return int((made.index.clusters == NO_ROW).sum())
 
 
-def attribute_all(made: Study, sketches: Sequence[bytes]) -> list[Credits]:
-    """Credits of each answer; none without a sound sketch, as a provider would state it."""
+def attribute_all(
+    made: Study, sketches: Sequence[bytes], standing: int | None = None
+) -> list[Credits]:
+    """Credits of each answer; none without a sound sketch, as a provider would state it.
+
+    `standing`: `shares.row_shares`.
+    """
+    index = made.index
     return [
-        attribute(made.index, sketch, VERSION).credits if is_sound_row(sketch) else ()
+        credits_of(index, attribute(index, sketch, VERSION).statement, standing)
+        if is_sound_row(sketch)
+        else ()
         for sketch in sketches
     ]
 
 
 def paid_bps(credits: Sequence[Credits], contributors: int) -> Tensor:
-    """int64 (questions, contributors) of basis points."""
+    """int64 (questions, contributors) of basis points; the fund's are left out."""
     table = torch.zeros(len(credits), contributors, dtype=torch.int64)
     for i, shares in enumerate(credits):
-        for contribution, bps in shares:
+        for contribution, bps in credited(shares):
             table[i, contribution - 1] = bps
     return table

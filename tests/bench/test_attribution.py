@@ -247,7 +247,7 @@ class Distance(NamedTuple):
 
 def distance(studied: Studied, others: list[bytes]) -> Distance:
     import torch
-    from bench.attribution_study import attribute_all, paid_bps, rounded_rows
+    from bench.attribution_study import attribute_all, paid_bps, rounded_rows, sketches_of
 
     chosen = sketched(studied)
     halves = [half[chosen] for half in studied.paid.sums]
@@ -255,8 +255,10 @@ def distance(studied: Studied, others: list[bytes]) -> Distance:
     other = torch.stack([torch.tensor(list(memoryview(s).cast("b"))) for s in others])
     cosines = torch.cosine_similarity(honest, other.double().view(-1, 2, 512), dim=2)
     people = studied.datanet.contributors
-    before = studied.paid.parts[chosen] * 10_000
-    after = paid_bps(attribute_all(studied.made, others), people).double()
+    before, after = (
+        paid_bps(attribute_all(studied.made, sketches, standing=10_000), people).double()
+        for sketches in (sketches_of(halves), others)  # as audits compare them
+    )
     moved = (before - after).abs().sum(1) / 2
     return Distance(
         float(cosines.min()), float(cosines.mean()), float(moved.mean()), float(moved.max())

@@ -79,6 +79,8 @@ def receipt(seq: int, credits: bytes, **fields: Any) -> Receipt:
 
 # ---- a bundle: two acknowledged receipts of lane 0, one receipt of lane 1 claimed from the hold
 
+IN_PART = ((0, 2_700), (7, 7_300))  # 0: the model's maintenance fund
+IN_PART_RAW = receipts.encode_credits(IN_PART)
 CREDITED, UNCREDITED = receipts.encode_credits(CREDITS), receipts.encode_credits(())
 FIRST = receipt(1, CREDITED)
 SECOND = receipt(2, UNCREDITED, fee=1_000_000, tokens_out=0, status=receipts.PARTIAL)
@@ -176,6 +178,10 @@ def examples_of_answers() -> dict[str, Example]:
         "credits": Example(
             CREDITS, CREDITED, receipts.decode_credits, receipts.encode_credits,
             None, "attribution_root", CLAIMED.attribution_root,
+        ),
+        "credits_in_part": Example(
+            IN_PART, IN_PART_RAW, receipts.decode_credits, receipts.encode_credits,
+            None, "attribution_root", receipts.attribution_root(IN_PART_RAW),
         ),
         "credits_empty": Example(
             (), UNCREDITED, receipts.decode_credits, receipts.encode_credits,

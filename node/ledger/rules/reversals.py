@@ -8,7 +8,7 @@ What this file does not know: why a receipt is reversed, and what that costs bes
 """
 
 from collections import Counter
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from node.ledger import purses, tables
 from node.ledger.amounts import BPS, part_bps
@@ -17,9 +17,7 @@ from node.ledger.rules.models import Which, suspended_ms
 from node.ledger.rules.payout import KINDS, NOBODY, NUMBER_BYTES, creator_weights, fund_weights
 from node.ledger.state import State
 from node.ledger.tables import Settled
-from node.ledger.wire.receipts import Credits, Receipt
-
-NO_CONTRIBUTION: Final = 0
+from node.ledger.wire.receipts import NO_CONTRIBUTION, Credits, Receipt
 
 Payee = tuple[int, bytes]  # kind of a maturing entry, and whose
 

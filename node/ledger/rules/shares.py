@@ -3,8 +3,9 @@
 The rule attr-v1 of design page 60 §4. A score is a product of two committed byte rows. The median
 |score| of a panel, drawn only after the index root stood on the ledger, is the noise floor; `Z`
 lifts it to what the largest of N noise scores would reach; only rows above are paid, by the
-square of how far above. Nobody is paid where even the highest score is below 5/2 of
-the threshold: then no record knows what was asked, and the data part is the model's fund's.
+square of how far above. How much they get together grows with the highest score, from 7/4 of the
+threshold, where no record knows what was asked, to 13/4; what they do not get is the model's
+maintenance fund's.
 Rounding is per row, before rows are grouped, so no way of splitting data over contributions or
 accounts moves one basis point.
 Why here and not in attribution/: every validator settles disputes with these functions, and a
@@ -32,6 +33,7 @@ from node.ledger.wire.claims import (
     Statement,
 )
 from node.ledger.wire.claims import RETRIEVED_MAX as CITED_MAX
+from node.ledger.wire.receipts import NO_CONTRIBUTION
 
 TOTAL_BPS: Final = 10_000
 SCALE: Final = 16  # scores are compared in sixteenths, so that Z is a table of integers
@@ -48,14 +50,18 @@ Z: Final = (
 )
 # fmt: on
 
-# The highest score must reach 5/2 of tau. An answer about what no record knows leans on a few rows
-# by chance of words, not far above tau. Measured: ARCHITECTURE.md §6, "Silence".
-STANDS_OUT: Final = (5, 2)
+# An answer about what no record knows leans on a few rows by chance of words, not far above tau.
+# No number tells it from one that a record does know, and two machines round a score differently:
+# so pay has no step, but grows with the highest score, from none to all. Quarters of tau.
+# Measured: ARCHITECTURE.md §6, "Silence".
+PAID_FROM: Final = 7
+PAID_WHOLE: Final = 13
 
 SPAN_PARTS: Final = 720_720  # the least common multiple of 1 to 16
 
 Mix = tuple[tuple[int, int], ...]  # ((scorer, bps), …) as in the index header
-Credits = tuple[tuple[int, int], ...]  # ((contribution, bps), …) ascending, 10,000 or empty
+# ((contribution, bps), …) ascending, summing to 10,000; empty where NO_CONTRIBUTION has all.
+Credits = tuple[tuple[int, int], ...]
 
 
 def panel_seed(
@@ -146,22 +152,24 @@ def apportion(weights: Sequence[tuple[int, int]], total: int) -> list[tuple[int,
     return sorted(parts.items())
 
 
-def stands_out(statement: Statement, rows: int) -> bool:
-    """Whether the highest score is at least 5/2 of the threshold; else nobody is paid."""
-    highest = max((s for _, _, s in statement.paid), default=0)
-    over, under = STANDS_OUT
-    reached = under * SCALE * highest
-    return highest > 0 and reached >= over * threshold(statement.floors, rows)
+def standing_bps(statement: Statement, rows: int) -> int:
+    """How much of the gradient's part is paid, in basis points, by the highest score: none up to
+    7/4 of tau, all from 13/4 on, linear between. `rows` is the index's N.
+    """
+    tau = threshold(statement.floors, rows)
+    highest = max((4 * SCALE * s for _, _, s in statement.paid), default=0)
+    if highest >= PAID_WHOLE * tau:  # tau may be 0
+        return TOTAL_BPS if highest else 0
+    above = max(0, highest - PAID_FROM * tau)
+    return above * TOTAL_BPS // ((PAID_WHOLE - PAID_FROM) * tau)
 
 
 def gradient_weights(statement: Statement, rows: int) -> list[tuple[int, int]]:
-    """(row, weight) by the square of the excess over tau; nothing unless the answer stands out.
+    """(row, weight) by the square of the excess over tau.
 
     Squared: who rewords another's record scores above tau too, but less far above than the
     record that was there first.
     """
-    if not stands_out(statement, rows):
-        return []
     tau = threshold(statement.floors, rows)
     return [(row, (SCALE * s - tau) ** 2) for row, _, s in statement.paid]
 
@@ -183,18 +191,29 @@ def span_weights(statement: Statement, rows: int) -> list[tuple[int, int]]:
     return sorted((row, weight) for row, weight in heavy[:SPANS_PAID_MAX] if weight > 0)
 
 
-def row_shares(statement: Statement, rows: int, mix: Mix = GRADIENT_ONLY) -> list[tuple[int, int]]:
-    """(row, bps) of the paid rows, summing to 10,000, or nothing. `rows` is the index's N.
+def row_shares(
+    statement: Statement, rows: int, mix: Mix = GRADIENT_ONLY, standing: int | None = None
+) -> list[tuple[int, int]]:
+    """(row, bps) of the paid rows, summing to at most 10,000. `rows` is the index's N.
 
-    A scorer of the mix that finds nothing drops out: its part goes to the others by theirs.
+    A scorer of the mix that finds nothing drops out, and the gradient's part shrinks to its
+    `standing` (default: as `standing_bps` tells). What they leave goes to the others by theirs;
+    where nobody else found anything, it is left over.
     """
+    if standing is None:
+        standing = standing_bps(statement, rows)
     found = {
         GRADIENT: gradient_weights(statement, rows),
         SPAN: span_weights(statement, rows),
         RETRIEVAL: list(statement.retrieved),
     }
+    kept = {scorer: bps * TOTAL_BPS for scorer, bps in mix if found[scorer]}
+    if GRADIENT in kept:
+        kept[GRADIENT] = dict(mix)[GRADIENT] * standing
+    parts = [(scorer, part) for scorer, part in kept.items() if part]
+    is_alone = [scorer for scorer, _ in parts] == [GRADIENT]
     sums: dict[int, int] = {}
-    for scorer, part in apportion([(s, bps) for s, bps in mix if found[s]], TOTAL_BPS):
+    for scorer, part in apportion(parts, standing if is_alone else TOTAL_BPS):
         for row, bps in apportion(found[scorer], part):
             sums[row] = sums.get(row, 0) + bps
     return sorted(sums.items())
@@ -205,20 +224,25 @@ def credits_of(
     rows: int,
     mix: Mix = GRADIENT_ONLY,
     contribution_of: Callable[[int], int] | None = None,
+    standing: int | None = None,
 ) -> Credits:
     """What each contribution earns: the sum of its rows, ascending, zeros left out.
 
-    The statement has passed `check_statement`, so it may list rows above tau and still pay nobody
-    (`stands_out`). Empty: the data part goes to the model's fund. A statement names the
-    contributions of its gradient part alone: other mixes need `contribution_of`, of who holds
-    the index.
+    What no row is paid stands under NO_CONTRIBUTION; where that is everything the credits are
+    empty. The statement has passed `check_statement`; it names the contributions of its gradient
+    part alone: other mixes need `contribution_of`, of who holds the index. `standing` as in
+    `row_shares`.
     """
     assert contribution_of or mix == GRADIENT_ONLY
     owners = {row: contribution for row, contribution, _ in statement.paid}
     sums: dict[int, int] = {}
-    for row, bps in row_shares(statement, rows, mix):
+    for row, bps in row_shares(statement, rows, mix, standing):
         owner = contribution_of(row) if contribution_of else owners[row]
         sums[owner] = sums.get(owner, 0) + bps
+    left = TOTAL_BPS - sum(sums.values())
+    sums[NO_CONTRIBUTION] = sums.get(NO_CONTRIBUTION, 0) + left
+    if sums[NO_CONTRIBUTION] == TOTAL_BPS:
+        return ()
     return tuple(sorted((contribution, bps) for contribution, bps in sums.items() if bps))
 
 

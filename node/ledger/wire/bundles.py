@@ -45,6 +45,7 @@ from node.ledger.wire.orders import (
 from node.ledger.wire.receipts import (
     BPS,
     CREDITS_BYTES_MAX,
+    NO_CONTRIBUTION,
     RECEIPT_BYTES_MAX,
     Credits,
     Place,
@@ -479,6 +480,7 @@ def _sum_fees(receipts: Sequence[Receipt], credits: Sequence[Credits]) -> Versio
             unattributed += fee * BPS
         for contribution, share_bps in shares:
             weights[contribution] += fee * share_bps
+    unattributed += weights.pop(NO_CONTRIBUTION, 0)
     return VersionFees(sum(fees), len(fees), dict(weights), unattributed)
 
 

@@ -38,9 +38,11 @@ PARTIAL: Final = 2
 
 RECEIPT_BYTES_MAX: Final = 512
 CREDITS_BYTES_MAX: Final = 1_024
-CREDITS_MAX: Final = 64
+CREDITS_MAX: Final = 65  # 64 contributions, and what none of them earns
 BPS: Final = 10_000
 ANSWER_LEAF_TOKENS_MAX: Final = 256
+
+NO_CONTRIBUTION: Final = 0  # in credits: this share is the model's maintenance fund's
 
 Credits = tuple[tuple[int, int], ...]  # (contribution, share_bps), ascending
 Place = tuple[bytes, int, int]  # channel, lane, seq
@@ -79,7 +81,7 @@ GOOD_RECEIPT: Final = Record(  # what `_checked_receipt` asks, too
     H, H, H, H, U63, U63, OneOf(COMPLETE, PARTIAL),
 )  # fmt: skip
 CREDITS: Final = ListOf(Record(U63, U16), CREDITS_MAX)
-GOOD_CREDITS: Final = ListOf(Record(Integer(INT_MAX, 1), Integer(BPS, 1)), CREDITS_MAX)
+GOOD_CREDITS: Final = ListOf(Record(U63, Integer(BPS, 1)), CREDITS_MAX)
 
 
 def encode_receipt(receipt: Receipt) -> bytes:
@@ -130,8 +132,16 @@ def encode_credits(credits: Sequence[tuple[int, int]]) -> bytes:
 
 
 def decode_credits(raw: bytes) -> Credits:
-    """Raises Invalid `credits.too_large|malformed|not_canonical|order|share|sum`."""
+    """Raises Invalid `credits.too_large|malformed|not_canonical|order|share|sum|nobody`.
+
+    `nobody`: all of it is the fund's, which is written as no credits.
+    """
     return _checked_credits(decode(raw, CREDITS, CREDITS_BYTES_MAX, "credits"))
+
+
+def credited(credits: Credits) -> Credits:
+    """Those of contributions: all but the fund's share."""
+    return tuple(credit for credit in credits if credit[0] != NO_CONTRIBUTION)
 
 
 def decode_many_credits(raws: Sequence[bytes]) -> list[Credits]:
@@ -140,7 +150,7 @@ def decode_many_credits(raws: Sequence[bytes]) -> list[Credits]:
 
 
 def _checked_credits(credits: Credits) -> Credits:
-    last, total = 0, 0
+    last, total = -1, 0
     for contribution, share_bps in credits:
         if contribution <= last:
             raise Invalid("credits.order", contribution=contribution)
@@ -150,20 +160,22 @@ def _checked_credits(credits: Credits) -> Credits:
         total += share_bps
     if credits and total != BPS:
         raise Invalid("credits.sum", total=total)
+    if last == NO_CONTRIBUTION:
+        raise Invalid("credits.nobody")
     return credits
 
 
 def _all_checked(many: Sequence[Credits]) -> Sequence[Credits]:
     """`_checked_credits` of each of many `GOOD_CREDITS`, without a call for each."""
     for credits in many:
-        last = total = 0
+        last, total = -1, 0
         for contribution, share_bps in credits:
             if contribution <= last:
                 total = 0  # so that the reason is told below
                 break
             last = contribution
             total += share_bps
-        if total != BPS and credits:
+        if (total != BPS or last == NO_CONTRIBUTION) and credits:
             _checked_credits(credits)
     return many
 

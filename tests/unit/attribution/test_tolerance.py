@@ -69,6 +69,7 @@ def test_zero_and_opposite_halves_are_not_alike() -> None:
         (((1, 10_000),), ((2, 10_000),), 10_000),
         (((1, 6_000), (2, 4_000)), ((1, 5_000), (3, 5_000)), 5_000),
         (((1, 6_000), (2, 4_000)), ((1, 6_000), (2, 4_000)), 0),
+        (((0, 9_900), (1, 100)), (), 100),
     ],
 )
 def test_moved_shares_are_what_goes_to_somebody_else(one, other, moved) -> None:

@@ -1,6 +1,8 @@
 """`olnode earnings --explain`: who was paid and why, in words and as a picture."""
 
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,13 +10,14 @@ from unit.cli.calls import HASH, Capture, asked, told
 from unit.web.behind import ALICE, ID, Behind
 
 from consensus.primitives.errors import Invalid
+from node.cli.explaining import _lines
 from node.ledger.addresses import account_text
 from node.web import answers
 
 RECEIPT = ID.hex()
 SETTLED = answers.ReceiptAnswer(
     ID, 7, ID, ALICE, ALICE, ID, 0, 1, ID, "contracts", 1, 12, 5, 10**9, 1, 2, "complete",
-    {"infra": 3 * 10**8, "data": 7 * 10**8}, (),
+    {"infra": 3 * 10**8, "data": 7 * 10**8}, (), 10_000,
 )  # fmt: skip
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -23,7 +26,7 @@ class Silent(Behind):
     """A node that answers of an answer that paid nobody."""
 
     async def find_shares(self, receipt: bytes) -> answers.Shares | None:
-        return answers.Shares(ID, "contracts", 1, 120, None, None, ())
+        return answers.Shares(ID, "contracts", 1, 120, None, None, (), 10_000)
 
 
 async def test_records_and_contributors_are_told(capsys: Capture, home: Path) -> None:
@@ -35,6 +38,28 @@ async def test_records_and_contributors_are_told(capsys: Capture, home: Path) ->
     (person,) = made["contributors"]
     assert person["contributor"] == account_text(ALICE)
     assert person["amount"] == made["data"]
+
+
+class Wary(Behind):
+    """A node that answers of an answer that no record clearly knew."""
+
+    async def find_shares(self, receipt: bytes) -> answers.Shares | None:
+        whole = await super().find_shares(receipt)
+        assert whole is not None
+        (record,) = whole.records
+        return replace(whole, records=(replace(record, share_bps=4_000),), fund_share_bps=6_000)
+
+
+async def test_what_the_fund_gets_is_told_beside_the_contributors(
+    capsys: Capture, home: Path
+) -> None:
+    words = ("earnings", "--explain", RECEIPT)
+    made = await asked(capsys, Wary(receipt=SETTLED), home, *words)
+    assert made["fund_share_bps"] == 6_000
+    (person,) = made["contributors"]
+    assert int(person["amount"]) == int(made["data"]) * 4 // 10
+    shown = "\n".join(_lines(made))
+    assert re.search(r"the model's maintenance fund +60\.00% +0\.42 OPEN", shown)
 
 
 async def test_picture_is_drawn(capsys: Capture, home: Path, tmp_path: Path) -> None:

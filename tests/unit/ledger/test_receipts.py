@@ -72,9 +72,11 @@ REFUSED_CREDITS = [
     ("credits.sum", ((1, 5_000), (2, 5_001))),
     ("credits.order", ((2, 5_000), (1, 5_000))),
     ("credits.order", ((1, 5_000), (1, 5_000))),
-    ("credits.order", ((0, 10_000),)),
+    ("credits.order", ((1, 5_000), (0, 5_000))),
+    ("credits.nobody", ((0, 10_000),)),
+    ("credits.sum", ((0, 5_000),)),
     ("credits.share", ((1, 0), (2, 10_000))),
-    ("credits.malformed", tuple((i, 1) for i in range(1, 66))),
+    ("credits.malformed", tuple((i, 1) for i in range(1, 67))),
 ]
 
 
@@ -117,8 +119,9 @@ def test_one_bad_receipt_among_many_gives_the_reason(at: int) -> None:
         receipts.decode_receipts(raws)
 
 
-def test_sixty_four_credits_and_none_are_both_in_order() -> None:
-    shares = (*tuple((i, 1) for i in range(1, 64)), (64, 10000 - 63))
+def test_sixty_four_credits_beside_the_funds_and_none_are_both_in_order() -> None:
+    shares = (*tuple((i, 1) for i in range(64)), (64, 10000 - 64))
+    assert receipts.credited(shares) == shares[1:]
     assert receipts.decode_credits(encode(shares)) == shares
     assert receipts.decode_credits(encode(())) == ()
 

@@ -192,17 +192,49 @@ def test_noise_alone_earns_nothing(scores: list[int]) -> None:
     assert shares.credits_of(statement, len(scores)) == ()
 
 
-def test_nobody_is_paid_below_five_halves_of_the_threshold() -> None:
-    """No record knows what was asked: then the data part is the model's fund's."""
-    tau = shares.threshold((400,) * 3, 3)  # 39 × 400
-    least = -(-5 * tau // (2 * shares.SCALE))
-    just = state((400,) * 3, ((0, 5, least), (2, 6, tau // shares.SCALE + 1)))
-    below = just._replace(paid=((0, 5, least - 1), just.paid[1]))
-    for statement in (just, below):
-        shares.check_statement(statement, header(3), ROOT)
-    assert shares.credits_of(just, 3) == ((5, 10_000),)
-    assert shares.credits_of(below, 3) == ()
-    assert shares.row_shares(below, 3) == []
+@pytest.mark.parametrize(
+    ("highest", "credits"),
+    [
+        (1_706, ()),
+        (1_707, ((0, 9_995), (5, 5))),
+        (2_437, ((0, 5_004), (5, 4_996))),
+        (3_168, ((0, 6), (5, 9_994))),
+        (3_169, ((5, 10_000),)),
+        (9_999, ((5, 10_000),)),
+    ],
+)
+def test_pay_grows_from_seven_quarters_of_the_threshold_to_thirteen(
+    highest: int, credits: shares.Credits
+) -> None:
+    """The less the data knows of what was asked, the more is the model's fund's."""
+    assert shares.threshold((400,) * 3, 3) == 16 * 975
+    statement = state((400,) * 3, ((0, 5, highest), (2, 6, 976)))
+    shares.check_statement(statement, header(3), ROOT)
+    assert shares.credits_of(statement, 3) == credits
+    whole = shares.credits_of(statement, 3, standing=10_000)
+    assert whole == ((5, 10_000),)
+
+
+def test_without_noise_any_score_stands_out() -> None:
+    assert shares.credits_of(state((0, 0, 0), ((1, 6, 1),)), 3) == ((6, 10_000),)
+    assert shares.credits_of(state((0, 0, 0), ()), 3) == ()
+
+
+def test_what_the_gradient_leaves_is_for_the_other_scorers() -> None:
+    """And for the fund only where no other found anything."""
+    mix = ((0, 6_000), (2, 4_000))
+    half = state((400,) * 3, ((0, 5, 2_437), (2, 6, 976)))  # paid by 4,996 of 10,000
+    cited = half._replace(retrieved=((1, 7),))
+    assert shares.row_shares(half, 3, mix) == [(0, 4_996), (2, 0)]
+    assert shares.row_shares(cited, 3, mix) == [(0, 4_284), (1, 5_716), (2, 0)]
+    assert shares.row_shares(cited, 3, mix, standing=10_000) == [(0, 6_000), (1, 4_000), (2, 0)]
+    assert shares.row_shares(cited, 3, mix, standing=0) == [(1, 10_000)]
+
+
+def test_a_row_of_no_contribution_is_the_funds_too() -> None:
+    paid = state((0, 0, 0), ((0, 0, 30), (1, 6, 10), (2, 6, 10)))
+    assert shares.credits_of(paid, 3) == ((0, 8_182), (6, 1_818))
+    assert shares.credits_of(state((0, 0, 0), ((0, 0, 30),)), 3) == ()
 
 
 def test_rows_are_paid_by_the_square_of_their_excess() -> None:
@@ -214,19 +246,21 @@ def test_rows_are_paid_by_the_square_of_their_excess() -> None:
     st.lists(st.integers(0, shares.SCORE_MAX), min_size=1, max_size=300),
     st.sampled_from([0, 1, -1]),
 )
-def test_shares_of_any_scores_sum_to_the_whole_or_nothing(scores: list[int], sign: int) -> None:
+def test_shares_of_any_scores_sum_to_what_stands_out(scores: list[int], sign: int) -> None:
     """Extremes and ties among them; the order in which rows are given does not matter."""
     scores = [score if sign >= 0 or row % 2 else -score for row, score in enumerate(scores)]
     scores = [score * abs(sign) or score % 7 for score in scores]
     statement = honest(scores, list(range(len(scores))))
     parts = shares.row_shares(statement, len(scores))
-    assert sum(bps for _, bps in parts) in (0, 10_000)
+    assert sum(bps for _, bps in parts) == shares.standing_bps(statement, len(scores))
     assert all(bps >= 0 for _, bps in parts)
+    credits = shares.credits_of(statement, len(scores))
+    assert sum(bps for _, bps in credits) == (10_000 if credits else 0)
     tau = shares.threshold(statement.floors, len(scores))
     pairs = list(enumerate(scores))
     assert shares.choose_paid(pairs[::-1], tau, 64) == shares.choose_paid(pairs, tau, 64)
     backwards = [(row, (16 * s - tau) ** 2) for row, _, s in statement.paid][::-1]
-    assert not parts or shares.apportion(backwards, 10_000) == parts
+    assert not parts or shares.apportion(backwards, sum(bps for _, bps in parts)) == parts
 
 
 def test_zero_credits_are_left_out() -> None:

@@ -7,15 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 from exchange_kit import at_once
-from fraud_kit import Court
+from fraud_kit import ROWS, Court
 from ledger_kit import NOW_MS
 from stored_kit import Stored
 
 from consensus.primitives.digest import sha256
 from consensus.primitives.errors import Invalid
+from node.attribution.attribute import attribute, credits_of
 from node.attribution.audit import Claim
+from node.ledger.rules.shares import SCALE, threshold
 from node.ledger.wire.bundles import decode_body
-from node.ledger.wire.claims import sketch_hash
+from node.ledger.wire.claims import decode_statement, encode_statement, sketch_hash
 from node.ledger.wire.orders import (
     PRIVATE,
     ZERO_HASH,
@@ -57,14 +59,15 @@ class Scene:
         bundle = court.settle()
         self.receipt = receipt_id(decode_body(bundle.body)[0].receipts[0])
         self.court = court
-        self.own = self.made(self.claim.sketch)
+        self.own = self.made(self.claim.sketch) if claims else UNATTRIBUTED
         self.dtype = 0
         self.holds = True
         self.asked: list[Any] = []
 
-    def made(self, sketch: bytes, credits: Any = None) -> Attributed:
-        credits = self.claim.credits if credits is None else credits
-        return Attributed(credits, sketch, b"", bytes(32))
+    def made(self, sketch: bytes) -> Attributed:
+        """What an engine that makes this sketch states."""
+        found = attribute(self.court.index, sketch, self.court.version)
+        return Attributed(found.credits, sketch, found.statement_bytes, found.sketch_hash)
 
     async def attribute(self, *asked: Any) -> Attributed:
         self.asked.append(asked)
@@ -72,7 +75,7 @@ class Scene:
 
     def find_held(self, model: int, version: int) -> Any:
         manifest = SimpleNamespace(gradient_dtype=self.dtype)
-        index = self.court.index if self.holds else None
+        index = SimpleNamespace(index=self.court.index) if self.holds else None
         return SimpleNamespace(name="facts-1", version=version, manifest=manifest, index=index)
 
     async def audit(self, told: Disclosure | None = None) -> answers.SketchAudit | None:
@@ -84,10 +87,13 @@ class Scene:
 
 
 def off(sketch: bytes, share: float) -> bytes:
-    """The sketch with so much of something else in it."""
-    row = np.frombuffer(sketch, np.int8).astype(np.float64)
-    noise = np.random.default_rng(1).normal(size=row.shape) * np.linalg.norm(row) / 32
-    return np.clip(np.rint(row + share * noise), -127, 127).astype(np.int8).tobytes()
+    """The sketch with so much of something else in it, each half as long as it was."""
+    halves = np.frombuffer(sketch, np.int8).astype(np.float64).reshape(2, 512)
+    lengths = np.linalg.norm(halves, axis=1, keepdims=True)
+    noise = np.random.default_rng(1).normal(size=halves.shape) * lengths / 512**0.5
+    mixed = halves + share * noise
+    mixed *= lengths / np.linalg.norm(mixed, axis=1, keepdims=True)
+    return np.clip(np.rint(mixed), -127, 127).astype(np.int8).tobytes()
 
 
 async def test_same_sketch_passes_with_every_figure(tmp_path: Path) -> None:
@@ -121,11 +127,36 @@ async def test_verdict_follows_the_cosine_and_the_dtype(
 
 async def test_shares_that_move_fail_it_though_the_sketch_is_alike(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
-    scene.own = scene.made(scene.claim.sketch, ((1, 10_000),))
+    found = decode_statement(scene.own.statement)
+    raw = encode_statement(found._replace(paid=found.paid[:1]))
+    scene.own = scene.own._replace(statement=raw)
     told = await scene.audit()
     assert told is not None
     assert told.verdict == "fail"
     assert told.moved_bps > 1_500
+
+
+async def test_how_much_is_paid_is_not_what_is_compared(tmp_path: Path) -> None:
+    """Half of it here, all of it there: an honest machine near the threshold."""
+    scene = Scene(tmp_path)
+    found = decode_statement(scene.own.statement)
+    tau = threshold(found.floors, ROWS) // SCALE
+    nearer = tuple((row, owner, tau + (score - tau) // 3) for row, owner, score in found.paid)
+    lower = found._replace(paid=nearer)
+    (whole, half) = (credits_of(scene.court.index, stated) for stated in (found, lower))
+    assert not dict(whole).get(0)
+    assert 0 < dict(half)[0] < 10_000
+    scene.own = scene.own._replace(statement=encode_statement(lower), credits=half)
+    told = await scene.audit()
+    assert told is not None
+    assert (told.verdict, told.moved_bps < 50) == ("pass", True)
+
+
+async def test_statement_that_is_none_fails_it(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, sketch_hash=sketch_hash(bytes(1_024), b"none"))
+    told = await scene.audit(scene.told._replace(sketch=bytes(1_024), statement=b"none"))
+    assert told is not None
+    assert (told.verdict, told.why) == ("fail", "sketch")
 
 
 async def test_texts_of_another_answer_are_refused_before_any_work(tmp_path: Path) -> None:
@@ -145,7 +176,7 @@ async def test_receipt_without_a_sketch_is_a_finding_where_one_can_be_made(
     told = await scene.audit()
     assert told is not None
     assert (told.verdict, told.why) == ("pass", "")
-    scene.own = scene.made(scene.court.sketch(), ((1, 10_000),))
+    scene.own = scene.made(scene.court.sketch())
     told = await scene.audit()
     assert told is not None
     assert (told.verdict, told.why, told.moved_bps) == (verdict, "no_sketch", 10_000)

@@ -221,7 +221,7 @@ class Behind:
         if receipt != ID:
             return None
         row = answers.PaidRecord(4, ALICE, "contracts", 2, 10_000, 25_000, "Which … thirty days.")
-        return answers.Shares(ID, "contracts", 1, 120, 40, 100, (row,))
+        return answers.Shares(ID, "contracts", 1, 120, 40, 100, (row,), 0)
 
     async def check_shares(self, receipt: bytes) -> answers.ShareCheck | None:
         return self.checked if receipt == ID else None

@@ -52,9 +52,10 @@ Z: Final = (
 
 # An answer about what no record knows leans on a few rows by chance of words, not far above tau.
 # No number tells it from one that a record does know, and two machines round a score differently:
-# so pay has no step, but grows with the highest score, from none to all. Quarters of tau.
-# Measured: ARCHITECTURE.md §6, "Silence".
-PAID_FROM: Final = 7
+# so pay has no step, but grows with the highest score, from none to all. Measured: ARCHITECTURE.md
+# §6, "Silence".
+QUARTERS: Final = 4
+PAID_FROM: Final = 7  # quarters of tau
 PAID_WHOLE: Final = 13
 
 SPAN_PARTS: Final = 720_720  # the least common multiple of 1 to 16
@@ -157,7 +158,7 @@ def standing_bps(statement: Statement, rows: int) -> int:
     7/4 of tau, all from 13/4 on, linear between. `rows` is the index's N.
     """
     tau = threshold(statement.floors, rows)
-    highest = max((4 * SCALE * s for _, _, s in statement.paid), default=0)
+    highest = max((QUARTERS * SCALE * s for _, _, s in statement.paid), default=0)
     if highest >= PAID_WHOLE * tau:  # tau may be 0
         return TOTAL_BPS if highest else 0
     above = max(0, highest - PAID_FROM * tau)

@@ -23,6 +23,7 @@ from node.attribution.attribute import Version
 from node.attribution.citing import Citing
 from node.attribution.datanets import Record, contribution_root, parse_records
 from node.attribution.index import Index
+from node.attribution.kernels import kernel_for
 from node.attribution.tokens import open_tokenizer
 from node.ledger import tables
 from node.ledger.rules.models import has_ended, is_servable
@@ -261,6 +262,7 @@ class Holdings:
         """The version's index; who serves it holds the texts too, where its mix cites them."""
         folder = await self.fetch(INDEX, manifest.index_root)
         index = await self._run_blocking(Index.open, folder, manifest.index_root)
+        await self._run_blocking(kernel_for, index.header.rows)  # now, not at the first answer
         citing = None
         if base is not None and claims.RETRIEVAL in dict(index.header.mix):
             records = await self._canonical_records(index)

@@ -21,7 +21,8 @@ from node.attribution.attribute import (
     credits_of,
 )
 from node.attribution.index import Index
-from node.attribution.score import Kernel, integers, scan
+from node.attribution.kernels import kernel_for
+from node.attribution.score import Kernel, scan
 from node.attribution.scorers import SCORERS, Answer
 from node.ledger.rules import refuting, shares
 from node.ledger.rules.shares import Credits
@@ -51,7 +52,7 @@ def recheck(
     index: Index,
     version: Version,
     claim: Claim,
-    kernel: Kernel = integers,
+    kernel: Kernel | None = None,
     answer: Answer | None = None,
 ) -> Finding | None:
     """None when the claim is what the index gives for its sketch, else the first difference.
@@ -70,7 +71,7 @@ def recheck(
 
 
 def recheck_all(
-    index: Index, version: Version, told: Sequence[Claim], kernel: Kernel = integers
+    index: Index, version: Version, told: Sequence[Claim], kernel: Kernel | None = None
 ) -> list[Finding | None]:
     """The same of many claims, without their answers: one scan for many."""
     read = [_read(index, claim) for claim in told]
@@ -118,7 +119,7 @@ def _compare(stated: Statement, true: Statement) -> Finding | None:
 
 
 def find_fraud(
-    index: Index, version: Version, claim: Claim, kernel: Kernel = integers
+    index: Index, version: Version, claim: Claim, kernel: Kernel | None = None
 ) -> tuple[int, Opened] | None:
     """Kind and opening that show every validator that a claim is false; None: none of it does.
 
@@ -141,13 +142,13 @@ def find_fraud(
 
 
 def _find_false_row(
-    index: Index, version: Version, told: refuting.Claim, kernel: Kernel
+    index: Index, version: Version, told: refuting.Claim, kernel: Kernel | None
 ) -> int | None:
     """The first row that refutes a claim which holds by itself: of the panel, of those listed,
     or the best of those left out."""
     release = release_of(index, version)
     statement = claims.decode_statement(told.statement)
-    scores = scan(index.rows, told.sketch, kernel)
+    scores = scan(index.rows, told.sketch, kernel or kernel_for(index.header.rows))
     seats = zip(release.panel(len(scores)), statement.floors, strict=True)
     suspects = [row for row, floor in seats if abs(int(scores[row])) != floor]
     suspects += [

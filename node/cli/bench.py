@@ -96,7 +96,7 @@ def _run(name: str, path: Path, options: list[str]) -> Mapping[str, Any]:
     ran = subprocess.run(
         command,
         cwd=root,
-        env={**os.environ, "PYTHONPATH": paths},
+        env={"OPENBLAS_NUM_THREADS": "1", **os.environ, "PYTHONPATH": paths},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         check=False,

@@ -4,6 +4,7 @@ Keys are unlocked here, by role, before anything is opened: a wrong password cos
 daemon gets keys and settings and asks nobody.
 """
 
+import os
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,6 +32,8 @@ def start(
     from node import observe
     from node.collecting import collect_seldom
 
+    # Read when numpy is imported: more of BLAS's threads would spin beside the loop.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     frame = frame_of(ctx)
     settings = frame.initialised(roles=role or None)
     log = settings.config.log

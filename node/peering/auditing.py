@@ -14,7 +14,6 @@ from consensus.primitives import merkle
 from node.attribution.attribute import Version
 from node.attribution.audit import Claim, find_fraud, recheck_all
 from node.attribution.index import Index
-from node.attribution.score import Kernel, integers
 from node.ledger.wire import claims
 from node.ledger.wire.openings import Opened, RawRows
 from node.ledger.wire.receipts import Credits, Receipt
@@ -29,9 +28,8 @@ FindIndex = Callable[[int, int], tuple[Index, Version] | None]  # by model and v
 class IndexAuditor:
     """The relay's `Auditor` over opened indices."""
 
-    def __init__(self, find_index: FindIndex, kernel: Kernel = integers) -> None:
+    def __init__(self, find_index: FindIndex) -> None:
         self._find_index = find_index
-        self._kernel = kernel
 
     def holds(self, model: int, version: int) -> bool:
         """Whether the index of that version is here."""
@@ -45,7 +43,7 @@ class IndexAuditor:
             found = self._find_index(*which)
             if found is None:  # dropped meanwhile: what we cannot recompute we do not accuse
                 continue
-            rechecked = recheck_all(*found, [_claim(*told[x]) for x in places], self._kernel)
+            rechecked = recheck_all(*found, [_claim(*told[x]) for x in places])
             for place, finding in zip(places, rechecked, strict=True):
                 if finding is not None:
                     findings[place] = FalseClaim(finding.code, finding.why)
@@ -58,7 +56,7 @@ class IndexAuditor:
         found = self._find_index(receipt.model, receipt.model_version)
         if found is None:
             return None
-        return find_fraud(*found, _claim(receipt, credits, stated), self._kernel)
+        return find_fraud(*found, _claim(receipt, credits, stated))
 
 
 class RowOpener:

@@ -17,7 +17,6 @@ from consensus.primitives.errors import Invalid
 from node.attribution.attribute import NO_SKETCH, Version, attribute
 from node.attribution.citing import Citing, Retrieved
 from node.attribution.index import Index
-from node.attribution.score import Kernel, integers
 from node.attribution.scorers import Answer
 from node.ledger.wire.receipts import Credits
 from node.serving.engine import Engine, EngineError, EngineLost, GradItem, Overloaded
@@ -65,12 +64,10 @@ class Attributor:
         *,
         engine: Engine,
         find_index: Callable[[int, int], HeldIndex | None],
-        kernel: Kernel = integers,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._engine = engine
         self._find_index = find_index
-        self._kernel = kernel
         self._run_blocking = run_blocking
         self.counters: Counter[str] = Counter()
 
@@ -120,7 +117,7 @@ class Attributor:
             said = await self._run_blocking(held.citing.read, prompt, spoken, retrieved)
         try:
             found = await self._run_blocking(
-                attribute, held.index, sketch.data, held.version, self._kernel, said
+                attribute, held.index, sketch.data, held.version, None, said
             )
         except Invalid as error:  # norms out of bounds: an honest receipt then has no sketch
             return self._without(error.code)

@@ -43,8 +43,8 @@ from bench.attribution_world import WORLDS, Datanet, World, make_datanet
 from bench.protocol import AT_LEAST, AT_MOST, Budget, finish, tell
 from torch import Tensor
 
-from node.attribution.kernels import int_mm
-from node.attribution.score import BATCH_MAX, choose_kernel, scan, scan_each
+from node.attribution.kernels import kernel_for
+from node.attribution.score import BATCH_MAX, products, scan, scan_each
 from node.ledger.rules.shares import TOTAL_BPS
 from node.ledger.wire.claims import ROW_BYTES
 
@@ -205,20 +205,23 @@ def scan_figures() -> dict[str, float]:
     """CPU of a scan of 100,000 rows by the kernel that a node would use, in milliseconds.
 
     The least of one sketch alone, as a provider scans, and a sketch's part of the least of a batch,
-    as who rechecks a bundle does; and the median of one over that of reading the rows and no more,
-    by turns: others on the machine take memory bandwidth, which counts as our CPU.
+    as who rechecks a bundle does, also by numpy alone; and the median of one over that of reading
+    the rows and no more, by turns: others on the machine take memory bandwidth, which counts as our
+    CPU.
     """
     draw = np.random.default_rng(1)
     rows = draw.integers(-127, 128, (SCAN_ROWS, ROW_BYTES), np.int8)
-    kernel, sketches = choose_kernel([int_mm]), [row.tobytes() for row in rows[:BATCH_MAX]]
-    alone, together, reading = [], [], []
+    kernel, sketches = kernel_for(SCAN_ROWS), [row.tobytes() for row in rows[:BATCH_MAX]]
+    alone, together, portable, reading = [], [], [], []
     for _ in range(SCAN_ROUNDS):
         alone.append(_cpu_ms(lambda: scan(rows, sketches[0], kernel)))
         together.append(_cpu_ms(lambda: list(scan_each(rows, sketches, kernel))))
+        portable.append(_cpu_ms(lambda: list(scan_each(rows, sketches, products))))
         reading.append(_cpu_ms(rows.view(np.int64).max))  # of plain reads the quickest
     return {
         "scan_ms_1e5": round(min(alone), 4),
         "scan_in_batch_ms_1e5": round(min(together) / BATCH_MAX, 4),
+        "scan_in_batch_without_torch_ms_1e5": round(min(portable) / BATCH_MAX, 4),
         "scan_over_read": round(median(alone) / median(reading), 4),
     }
 

@@ -14,6 +14,9 @@ What this file does not know: how a row or a sketch was made, or how rows are sc
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
+from itertools import starmap
+from operator import mul
 from typing import Final
 
 from consensus.primitives.digest import domain_hash, sha256
@@ -58,6 +61,8 @@ QUARTERS: Final = 4
 PAID_FROM: Final = 7  # quarters of tau
 PAID_WHOLE: Final = 13
 
+PANELS_KEPT: Final = 256  # of versions: each answer of one has the same
+
 SPAN_PARTS: Final = 720_720  # the least common multiple of 1 to 16
 
 Mix = tuple[tuple[int, int], ...]  # ((scorer, bps), …) as in the index header
@@ -73,6 +78,7 @@ def panel_seed(
     return domain_hash(b"panel", chain_id, index_root, *numbers)
 
 
+@lru_cache(PANELS_KEPT)
 def draw_panel(seed: bytes, rows: int) -> tuple[int, ...]:
     """The rows whose scores set the floor, in draw order: all of `rows` ≤ 127, else 127."""
     return draw_rows(seed, rows, PANEL_ROWS)
@@ -95,12 +101,13 @@ def score(row: bytes, sketch: bytes) -> int:
     """Σ q·x over 1,024 signed bytes each: the definition that every fast kernel must equal."""
     assert len(row) == len(sketch) == ROW_BYTES
     signed = zip(memoryview(row).cast("b"), memoryview(sketch).cast("b"), strict=True)
-    return sum(x * q for x, q in signed)
+    return sum(starmap(mul, signed))
 
 
 def half_norm(half: bytes) -> int:
     """Σ x² of 512 signed bytes."""
-    return sum(x * x for x in memoryview(half).cast("b"))
+    signed = memoryview(half).cast("b")
+    return sum(map(mul, signed, signed))
 
 
 def is_sound_row(row: bytes) -> bool:

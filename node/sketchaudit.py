@@ -26,9 +26,9 @@ from node.holdings import HeldModel
 from node.ledger.amounts import BPS
 from node.ledger.rules import shares
 from node.ledger.rules.refuting import NO_CLAIM
-from node.ledger.wire.claims import ROW_BYTES, decode_statement
+from node.ledger.wire.claims import ROW_BYTES, Statement, decode_statement
 from node.ledger.wire.orders import PRIVATE
-from node.ledger.wire.receipts import COMPLETE, Credits, Receipt, decode_receipt
+from node.ledger.wire.receipts import COMPLETE, Receipt, decode_credits, decode_receipt
 from node.serving.attributing import Attributed
 from node.serving.manifest import DTYPES
 from node.storage.views import View
@@ -91,10 +91,14 @@ class SketchAuditor:
             raise Invalid("audit.not_ready", why="the engine made no sketch; ask again")
         if not is_claimed:
             return _unclaimed(receipt_id, held, receipt, own, dtype)
+        index = held.index.index
         try:
-            moved = moved_bps(*(_shares_in(held.index.index, raw) for raw in (own, told)))
+            mine, stated = (_statement_of(index, made) for made in (own, told))
         except Invalid:  # what a receipt binds may be anything
             return _told(receipt_id, held, Verdict.FAIL, "sketch", (0, 0, BPS), dtype)
+        if credits_of(index, stated) != decode_credits(found.credits):
+            return _told(receipt_id, held, Verdict.FAIL, "credits", (0, 0, BPS), dtype)
+        moved = _moved_bps(index, mine, stated)
         pairs = zip(halves(own.sketch), halves(told.sketch), strict=True)
         early, middle = (cosine_ppm(*pair) for pair in pairs)
         verdict = judge_sketch(own.sketch, told.sketch, moved, dtype)
@@ -102,15 +106,21 @@ class SketchAuditor:
         return _told(receipt_id, held, verdict, why, (early, middle, moved), dtype)
 
 
-def _shares_in(index: Index, made: Attributed | Disclosure) -> Credits:
-    """Who shares what is paid, were all of it paid: how much that is swings by hundreds of basis
-    points between two honest machines where the highest score lies near the threshold.
-
-    Raises Invalid for what is no statement of this index.
-    """
+def _statement_of(index: Index, made: Attributed | Disclosure) -> Statement:
+    """Raises Invalid for what is no statement of this index."""
     statement = decode_statement(made.statement)
     shares.check_statement(statement, index.header, index.root)
-    return credits_of(index, statement, standing=BPS)
+    return statement
+
+
+def _moved_bps(index: Index, one: Statement, other: Statement) -> int:
+    """How much would go to somebody else, were as much paid by both as by who pays more.
+
+    How much that is swings by hundreds of basis points between two honest machines where the
+    highest score lies near the threshold, and so does who shares it where next to nothing is.
+    """
+    standing = max(shares.standing_bps(each, index.header.rows) for each in (one, other))
+    return moved_bps(*(credits_of(index, each, standing) for each in (one, other)))
 
 
 def _unclaimed(

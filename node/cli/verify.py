@@ -179,6 +179,8 @@ def _verified(lines: list[str], shares: dict[str, Any]) -> list[str]:
 def _sketch_lines(told: dict[str, Any]) -> list[str]:
     if told["why"] == "no_sketch":
         return ["the receipt states no sketch, but one can be made of its texts"]
+    if told["why"] == "credits":
+        return ["its credits are not what the statement that it commits to pays"]
     if told["verdict"] == "pass" and not told["early_ppm"]:  # a cosine of 0 would be a finding
         return ["  ok  the receipt states no sketch, and none can be made"]
     measured = (

@@ -327,7 +327,7 @@ class SketchAudit:
     model: str
     version: int
     verdict: str  # "pass", "suspect", "fail" (page 60 §9)
-    why: str  # "sketch", or "no_sketch" where the receipt states none; "" for none
+    why: str  # "sketch", "credits" that its statement does not give, "no_sketch", or "" for none
     early_ppm: int  # the cosine of each half, in millionths; 0 where nothing was compared
     middle_ppm: int
     moved_bps: int  # of the shares that follow from it

@@ -242,6 +242,7 @@ async def test_false_shares_are_told_before_any_sketch_is_made(
         ({"early_ppm": 0, "middle_ppm": 0}, "states no sketch, and none can be made"),
         ({"verdict": "fail", "why": "sketch", "early_ppm": 0}, "the sketch made again is another"),
         ({"verdict": "fail", "why": "no_sketch", "early_ppm": 0}, "states no sketch, but one can"),
+        ({"verdict": "fail", "why": "credits", "early_ppm": 0}, "are not what the statement"),
     ],
 )
 def test_what_a_sketch_gave_is_said_in_words(fields: dict[str, Any], line: str) -> None:

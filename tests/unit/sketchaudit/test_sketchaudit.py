@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from attribution_kit import mix_rows
 from exchange_kit import at_once
 from fraud_kit import ROWS, Court
 from ledger_kit import NOW_MS
@@ -41,9 +42,24 @@ NO_CLAIM = Claim(bytes(32), (), b"", b"")
 class Scene:
     """A settled answer whose texts are known, and a node that holds its version."""
 
-    def __init__(self, folder: Path, *, claims: bool = True, flags: int = 0, **fields: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        claims: bool = True,
+        flags: int = 0,
+        leaning: float | None = None,  # towards row 9 alone
+        credits: Any = None,  # others than follow
+        **fields: Any,
+    ) -> None:
         court = Court(folder / "index", Stored(folder / "chain", MemoryKV()))
+        self.court = court
         self.claim = court.claim() if claims else NO_CLAIM
+        if leaning is not None:
+            made = self.made(self.leaning(leaning))
+            self.claim = Claim(made.sketch_hash, made.credits, made.sketch, made.statement)
+        if credits is not None:
+            self.claim = self.claim._replace(credits=credits)
         order = encode_order(
             Order(
                 version=1, model=1, model_version=1, max_in=3, max_out=8,
@@ -58,7 +74,6 @@ class Scene:
         court.answer(self.claim, order_hash=order_hash(order), answer_root=root, **fields)
         bundle = court.settle()
         self.receipt = receipt_id(decode_body(bundle.body)[0].receipts[0])
-        self.court = court
         self.own = self.made(self.claim.sketch) if claims else UNATTRIBUTED
         self.dtype = 0
         self.holds = True
@@ -68,6 +83,9 @@ class Scene:
         """What an engine that makes this sketch states."""
         found = attribute(self.court.index, sketch, self.court.version)
         return Attributed(found.credits, sketch, found.statement_bytes, found.sketch_hash)
+
+    def leaning(self, weight: float) -> bytes:
+        return mix_rows([(weight, self.court.index.rows[9])])
 
     async def attribute(self, *asked: Any) -> Attributed:
         self.asked.append(asked)
@@ -150,6 +168,24 @@ async def test_how_much_is_paid_is_not_what_is_compared(tmp_path: Path) -> None:
     told = await scene.audit()
     assert told is not None
     assert (told.verdict, told.moved_bps < 50) == ("pass", True)
+
+
+async def test_who_would_share_what_is_not_paid_is_not_compared(tmp_path: Path) -> None:
+    """One row stands just above the threshold here and just below it there: nobody is paid."""
+    scene = Scene(tmp_path, leaning=0.14)
+    scene.own = scene.made(scene.leaning(0.12))
+    here, there = (decode_statement(each.statement) for each in (scene.own, scene.claim))
+    assert (len(here.paid), len(there.paid), scene.claim.credits) == (0, 1, ())
+    told = await scene.audit()
+    assert told is not None
+    assert (told.verdict, told.moved_bps) == ("pass", 0)
+
+
+async def test_credits_that_the_statement_does_not_pay_fail_it(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, credits=((1, 10_000),))
+    told = await scene.audit()
+    assert told is not None
+    assert (told.verdict, told.why, told.moved_bps) == ("fail", "credits", 10_000)
 
 
 async def test_statement_that_is_none_fails_it(tmp_path: Path) -> None:

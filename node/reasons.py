@@ -119,7 +119,9 @@ class Reasons:
 def _paid_records(state: State, why: Explanation) -> tuple[answers.PaidRecord, ...]:
     told = []
     for row in why.rows:
-        contribution = state.get(tables.CONTRIBUTION, row.contribution)
+        contribution = state.find(tables.CONTRIBUTION, row.contribution)
+        if contribution is None:  # an index may name anything where nothing is paid
+            continue
         datanet = state.get(tables.DATANET, contribution.datanet)
         told.append(
             answers.PaidRecord(

@@ -43,13 +43,12 @@ class Shelf:
 class Settled:
     """A chain with one answer that row 2 (contribution 1) and row 9 (contribution 3) shaped."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *, second: float = 1.0, last_owner: int = 3) -> None:
         rows = sound_rows(12)
-        owners = [1 + row // 4 for row in range(12)]
+        owners = [*(1 + row // 4 for row in range(9)), *[last_owner] * 3]
         self.index = Index.open(*write_index(home / "index", rows, owners))
-        sketch = mix_rows([(2.0, rows[2]), (1.0, rows[9])])
+        sketch = mix_rows([(2.0, rows[2]), (second, rows[9])])
         self.made = attribute(self.index, sketch, VERSION)
-        assert {number for number, _ in self.made.credits} == {1, 3}
         chain = Stored(home / "chain", MemoryKV())
         chain.tell_story()
         session = chain.open_channel()
@@ -93,9 +92,25 @@ async def test_records_stand_by_share_with_their_words_where_they_can_be_had(
     assert (best.contribution, best.position) == (1, 2)
     assert best.contributor == CONTRIBUTORS[0].key
     assert best.text == "Question 2? Answer 2."
+    assert {number for number, _ in settled.made.credits} == {1, 3}
     assert [row.text for row in rest if row.contribution == 3] == [None]
     assert sum(row.share_bps for row in told.records) == 10_000
     assert settled.asked[-1] == (PROVIDER.key, settled.bundle.hash, 0)
+
+
+async def test_row_of_nobody_that_earns_nothing_is_left_out(tmp_path: Path) -> None:
+    """What the ledger settled names no contribution that it does not know; an index may."""
+    for folder in ("index", "chain"):
+        (tmp_path / folder).mkdir()
+    settled = Settled(tmp_path, second=0.312, last_owner=999)
+    assert [number for _, number, _ in settled.made.statement.paid] == [1, 999]
+    assert settled.made.credits == ((1, 10_000),)
+    told = await settled.reasons(tmp_path, settled.made.statement_bytes).find_shares(
+        settled.receipt
+    )
+    assert told is not None
+    assert [row.contribution for row in told.records] == [1]
+    assert told.fund_share_bps == 0
 
 
 async def test_own_receipt_is_explained_without_asking_anybody(

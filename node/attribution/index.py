@@ -24,6 +24,7 @@ from node.attribution.spans import SpanText
 from node.ledger.rules.shares import NORM_MAX, NORM_MIN
 from node.ledger.wire import claims
 from node.ledger.wire.claims import HALF_BYTES, META_BYTES, ROW_BYTES, IndexHeader, RowLeaf
+from node.ledger.wire.receipts import NO_CONTRIBUTION
 
 HEADER_FILE: Final = "header"
 ROWS_FILE: Final = "rows.bin"
@@ -65,9 +66,9 @@ class Index:
         """The index in `folder`, if it is wholly the one that `root` names.
 
         Raises IndexInvalid: `header`, `root`, `size`, `rows` (an entry −128 or a norm out of
-        bounds), `meta` (not ascending), `clusters`, `rows_root`, `clusters_root`, `basis_hash`,
-        `missing`, `spans`, `spans_root`. Without `basis.safetensors` it can rescan and verify,
-        not sketch.
+        bounds), `meta` (not ascending, or of no contribution), `clusters`, `rows_root`,
+        `clusters_root`, `basis_hash`, `missing`, `spans`, `spans_root`. Without
+        `basis.safetensors` it can rescan and verify, not sketch.
         """
         folder = Path(folder)
         header = read_header(folder)
@@ -205,9 +206,10 @@ def _check_rows(rows: Rows) -> None:
 
 
 def _check_meta(meta: NDArray[Any]) -> None:
-    # 2^63 keeps contributions within what the ledger can name; then compare pairs as one number.
+    # 2^63 keeps contributions within what the ledger can name. A row of none would pay the fund,
+    # and row audits could not make it again. Then compare pairs as one number.
     contributions, positions = meta["contribution"], meta["position"]
-    if (contributions >= 2**63).any():
+    if ((contributions == NO_CONTRIBUTION) | (contributions >= 2**63)).any():
         raise IndexInvalid("meta", why="contribution")
     before, after = contributions[:-1], contributions[1:]
     is_ascending = (before < after) | ((before == after) & (positions[:-1] < positions[1:]))

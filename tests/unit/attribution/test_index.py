@@ -71,6 +71,7 @@ def test_index_without_basis_opens_and_says_so(tmp_path: Path) -> None:
         ("rows_root", flip("meta.bin", 15)),
         ("meta", put("meta.bin", 0, b"\x7f")),
         ("meta", put("meta.bin", 16 * 39, b"\x80")),
+        ("meta", put("meta.bin", 0, bytes(8))),
         ("clusters", put("clusters.bin", 0, (40).to_bytes(4))),
         ("clusters", put("clusters.bin", 0, (1).to_bytes(4))),
         ("basis_hash", flip("basis.safetensors", 3)),

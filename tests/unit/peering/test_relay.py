@@ -35,7 +35,14 @@ from node.peering.blobparts import CHUNK_BYTES
 from node.peering.blobs import Blobs
 from node.peering.blobstore import BlobStore
 from node.peering.bodies import LentBodies, fetch_body
-from node.peering.relay import AUDIT_S, EVIDENCE_MAX, FalseClaim, Found, Relay
+from node.peering.relay import (
+    AUDIT_S,
+    EVIDENCE_MAX,
+    RECHECKED_MAX,
+    FalseClaim,
+    Found,
+    Relay,
+)
 from p2p.errors import Misbehaving, NetworkError, Refused
 from p2p.memory import MemoryHub
 from p2p.network import Verdict
@@ -333,6 +340,24 @@ async def test_large_bundle_is_audited_at_the_rate_that_its_provider_allows(
         assert bundle.hash in holder.bundles
         assert holder.relay.counters["audited"] == 1_000
         assert 8 <= holder.relay.audits.counters["audit_waited"] <= 10
+
+
+@pytest.mark.parametrize("place", [0, RECHECKED_MAX - 1, RECHECKED_MAX, 299])
+async def test_lie_anywhere_in_a_large_bundle_is_found_at_its_place(
+    tmp_path, autojump_clock, place: int
+) -> None:
+    async with four_nodes(tmp_path) as nodes:
+        author, holder = nodes[0], nodes[1]
+        holder.auditor.is_holder = True
+        bundle = many(author.state, 300)
+        state_claims(author, bundle, holder.auditor.true)
+        lie = receipt_id(decode_body(bundle.body)[0].receipts[place])
+        author.stated[lie] = StatedClaim(b"statement", b"x" * 1_024)
+        await author.relay.offer_bundle(bundle)
+        await trio.sleep(AUDIT_S)
+        assert bundle.hash not in holder.bundles
+        assert [(found.place, found.stated.sketch[:1]) for found in holder.found] == [(place, b"x")]
+        assert holder.relay.counters["audited"] == 0
 
 
 async def test_silent_provider_keeps_no_other_from_being_audited(tmp_path, autojump_clock) -> None:

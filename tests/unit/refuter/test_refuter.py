@@ -21,6 +21,7 @@ from node.ledger import tables
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.bundles import Bundle, decode_body
 from node.ledger.wire.codes import EFFECT_CODES, code_name
+from node.ledger.wire.openings import decode_subject
 from node.ledger.wire.receipts import Receipt, receipt_id
 from node.ledger.wire.transactions import FraudProof, decode_fraud
 from node.peering.auditing import IndexAuditor, RowOpener
@@ -488,6 +489,23 @@ async def test_large_bundle_is_looked_at_at_the_rate_that_its_provider_allows(
         await trio.sleep(2 * LOOK_EVERY_S)
         assert scene.audits.counters["audit_waited"] > 0
         assert len(scene.sent) == 1
+
+
+async def test_lies_anywhere_in_a_large_bundle_are_proved_at_their_places(
+    tmp_path: Path, autojump_clock: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rechecked four at a time; one of the lies states no sketch."""
+    monkeypatch.setattr("node.refuter.RECHECKED_MAX", 4)
+    async with running(tmp_path) as scene:
+        scene.hold()
+        claims = [scene.court.claim(number=number) for number in range(11)]
+        for place in (0, 3, 4):
+            claims[place] = scene.court.claim(raise_score, place)
+        claims[10] = UNBOUND
+        scene.settle(scene.make_bundle(*claims))
+        await trio.sleep(4 * LOOK_EVERY_S)
+        subjects = [decode_subject(proof.kind, proof.subject) for proof in scene.sent]
+        assert sorted(subject.place for subject in subjects) == [0, 3, 4, 10]
 
 
 async def test_newest_bundles_wait_for_an_index_where_not_all_can(

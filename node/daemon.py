@@ -633,6 +633,7 @@ class Node:
         if self._shop is not None:
             shop = self._shop
             events["service"] = lambda: shop.work().counters
+            events["attribution"] = shop.attributed
         text = Metrics(self._telling, events).text
         host, port = host_and_port(self._config.metrics.listen)
         await run_metrics(text, host, port, wait_for_stop=self._stop.wait)

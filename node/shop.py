@@ -208,6 +208,10 @@ class Shop:
         is_up = engine.state == "ready"
         return Work(is_up, engine.stats(), service.receipt_delay.view(), service.counters)
 
+    def attributed(self) -> Mapping[str, int]:
+        """How many answers were attributed, and how many were not, by why (`without.…`)."""
+        return {} if self._attributor is None else self._attributor.counters
+
     async def _fetch(self, adapter: bytes) -> str:
         """Its folder, mended or fetched anew from a peer, for an engine that lacks it."""
         try:

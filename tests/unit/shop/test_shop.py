@@ -239,6 +239,16 @@ async def test_adapter_that_the_engine_lacks_is_fetched_by_its_hash(
                 await around.fetch_adapter(b"a" * 32)
 
 
+async def test_answers_without_a_sketch_are_counted_by_why(tmp_path, autojump_clock) -> None:
+    async with open_shop(tmp_path) as (shop, around):
+        assert shop.attributed() == {}
+        around.hold(held())
+        around.engine.may_start.set()
+        await look()
+        await shop.attribute(1, 1, (5,), ((6,),), 4)
+        assert shop.attributed() == {"without.no_index": 1}
+
+
 async def test_work_is_counted_from_before_there_is_any(tmp_path, autojump_clock) -> None:
     async with open_shop(tmp_path) as (shop, around):
         assert (shop.work().is_up, shop.work().engine) == (False, EngineStats())

@@ -33,15 +33,14 @@ class Studied(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def studied(tmp_path_factory: pytest.TempPathFactory) -> Studied:
-    """A base, an adapter with its checkpoints, an index, and what the questions pay: 17 s."""
+def studied(small_base: Any, tmp_path_factory: pytest.TempPathFactory) -> Studied:
+    """An adapter with its checkpoints, an index, and what the questions pay."""
     from bench.attribution import pay
-    from bench.attribution_study import make_base, study
+    from bench.attribution_study import study
     from bench.attribution_world import SMALL, make_datanet
 
-    home = tmp_path_factory.mktemp("attribution")
     datanet = make_datanet(SMALL)
-    made = study(make_base(SMALL, home), datanet, home / "honest")
+    made = study(small_base, datanet, tmp_path_factory.mktemp("attribution"))
     return Studied(made, datanet, pay(made, datanet))
 
 

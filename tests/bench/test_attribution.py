@@ -277,6 +277,21 @@ def round_to_bf16(source: Any) -> None:
         parameter.data = parameter.data.bfloat16().float()
 
 
+def in_bf16(source: Any) -> None:
+    source._model.bfloat16()
+
+
+def untrained(source: Any) -> None:
+    """As an adapter starts: lora_A of chance, lora_B that is hardly there."""
+    import torch
+
+    chance = torch.Generator().manual_seed(3)
+    for name, parameter in source._model.named_parameters():
+        if "lora_" in name:
+            size = 0.1 if "lora_A" in name else 1e-3
+            parameter.data = torch.randn(parameter.shape, generator=chance) * size
+
+
 @pytest.mark.parametrize("change", [one_by_one, in_double])
 def test_batches_and_double_precision_change_no_share(
     studied: Studied, change: Callable[[Any], None]
@@ -298,10 +313,17 @@ def test_threads_change_no_share(studied: Studied) -> None:
     assert found.moved_max <= 10
 
 
-def test_weights_rounded_to_bf16_stay_within_their_tolerance(studied: Studied) -> None:
-    found = distance(studied, resketch(studied, round_to_bf16))
+@pytest.mark.parametrize("change", [round_to_bf16, in_bf16])
+def test_bf16_stays_within_its_tolerance(studied: Studied, change: Callable[[Any], None]) -> None:
+    found = distance(studied, resketch(studied, change))
     assert found.cosine_min >= 0.98
-    assert found.moved_mean <= 300
+    assert found.moved_max <= 300
+
+
+def test_untrained_adapter_is_far_off(studied: Studied) -> None:
+    found = distance(studied, resketch(studied, untrained))
+    assert found.cosine_mean < 0.5
+    assert found.moved_mean >= 1_500
 
 
 @pytest.mark.parametrize("checkpoints", [("middle", "final"), ("final", "early")])

@@ -19,6 +19,7 @@ from node.holdings import Holdings
 from node.ledger import tables
 from node.ledger.rules import shares
 from node.ledger.state import State
+from node.ledger.wire import claims
 from node.ledger.wire.bundles import decode_header
 from node.ledger.wire.claims import Statement, decode_statement
 from node.ledger.wire.receipts import BPS, credited, decode_credits, decode_receipt
@@ -130,6 +131,9 @@ def _paid_records(state: State, why: Explanation) -> tuple[answers.PaidRecord, .
                 datanet=datanet.name.decode("ascii"),
                 position=row.position,
                 share_bps=row.bps,
+                gradient_bps=row.parts[claims.GRADIENT],
+                span_bps=row.parts[claims.SPAN],
+                citation_bps=row.parts[claims.RETRIEVAL],
                 score_bps=row.score_bps,
                 text=row.snippet,
             )

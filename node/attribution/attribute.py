@@ -56,6 +56,7 @@ class PaidRow:
     contribution: int
     position: int
     bps: int
+    parts: tuple[int, ...]  # of them the gradient's, the spans', the citations', by number
     score: int
     score_bps: int
     snippet: str | None  # None where the record is not held
@@ -139,8 +140,10 @@ def explain(
     n = index.header.rows
     tau = shares.threshold(statement.floors, n)
     scores = {row: s for row, _, s in statement.paid}
-    parts = dict.fromkeys(scores, 0) | dict(shares.row_shares(statement, n, index.header.mix))
-    ranked = sorted(parts, key=lambda row: (-parts[row], row))
+    parts = {row: [0] * len(SCORERS) for row in scores}
+    for scorer, row, bps in shares.scorer_shares(statement, n, index.header.mix):
+        parts.setdefault(row, [0] * len(SCORERS))[scorer] += bps
+    ranked = sorted(parts, key=lambda row: (-sum(parts[row]), row))
     rows = []
     for rank, row in enumerate(ranked, start=1):
         place = index.place_of(row)
@@ -151,7 +154,8 @@ def explain(
                 row=row,
                 contribution=place[0],
                 position=place[1],
-                bps=parts[row],
+                bps=sum(parts[row]),
+                parts=tuple(parts[row]),
                 score=scores.get(row, 0),
                 score_bps=scores.get(row, 0) * shares.SCALE * 10_000 // max(1, tau),
                 snippet=None if record is None else snippet(record),

@@ -7,15 +7,17 @@ ledger splits the sum of a block.
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from node.cli.finding import settled
 from node.cli.frame import DONE, FAILED, CommandError, Frame, note, open_text, table, usage
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from node.web.ask import Node
+
+PARTS: Final = ("gradient", "span", "citation")
 
 
 def show(frame: Frame, receipt: str, plot: Path | None) -> int:
@@ -34,8 +36,11 @@ def show(frame: Frame, receipt: str, plot: Path | None) -> int:
     contributors: Counter[str] = Counter()
     for record in shares["records"]:
         contributors[record["contributor"]] += record["share_bps"]
+    for record in shares["records"]:
+        record["amount"] = str(_part(data, record["share_bps"]))
     fields = {
         **shares,
+        "check": _check(node, receipt),
         "fee": told["fee"],
         "data": told["split"]["data"],
         "contributors": [
@@ -67,6 +72,21 @@ def _shares(node: "Node", receipt: str) -> dict[str, Any]:
         ) from refusal
 
 
+def _check(node: "Node", receipt: str) -> dict[str, Any]:
+    """What the node finds where it recomputes the shares; "unknown" where it cannot."""
+    from node.web.ask import Refusal
+
+    try:
+        told = node.get(f"/ledger/receipts/{receipt}/check")
+    except Refusal as refusal:
+        told = {"verdict": "unknown", "why": refusal.code}
+    looked = ("paid_rows", "panel_rows", "drawn_rows")
+    return {
+        **{name: told[name] for name in ("verdict", "why")},
+        **{name: told.get(name, 0) for name in looked},
+    }
+
+
 def _draw(fields: "Mapping[str, Any]", plot: Path) -> CommandError | None:
     from node.cli.plotting import draw_shares
 
@@ -86,11 +106,15 @@ def _lines(fields: "Mapping[str, Any]") -> list[str]:
         return [
             *lines,
             f"no record of {rows} stood out from the noise: the model's maintenance fund gets it",
+            _checked(fields),
         ]
+    parts = _parts(fields["records"])
     records = [
         (
             rank,
             f"{one['share_bps'] / 100:.2f}%",
+            open_text(one["amount"]),
+            *(f"{one[f'{part}_bps'] / 100:.2f}%" for part in parts),
             f"{one['score_bps'] / 10_000:.2f}",
             f"{one['contribution']}.{one['position']}",
             one["datanet"],
@@ -108,13 +132,41 @@ def _lines(fields: "Mapping[str, Any]") -> list[str]:
         people.append(("the model's maintenance fund", share, open_text(_part(data, to_fund))))
     return [
         *lines,
-        *table(("#", "share", "times", "record", "datanet", "contributor", "begins"), records),
+        *table(
+            ("#", "share", "about", *parts, "times", "record", "datanet", "contributor", "begins"),
+            records,
+        ),
         "",
         *table(("contributor", "share", "about"), people),
         "",
         f"times: the score over the threshold {fields['threshold']}, above which a record of "
         f"{fields['index_rows']} is paid; noise is {fields['floor']}",
+        _checked(fields),
     ]
+
+
+def _parts(records: "Sequence[Mapping[str, Any]]") -> tuple[str, ...]:
+    """The scorers that pay, in columns of their own where there is another than the gradient."""
+    found = tuple(part for part in PARTS if any(one[f"{part}_bps"] for one in records))
+    return () if found == PARTS[:1] else found
+
+
+def _checked(fields: "Mapping[str, Any]") -> str:
+    """What the last line says of the check."""
+    check, rows = fields["check"], fields["index_rows"]
+    if check["verdict"] == "false":
+        return f"FALSE: {check['why']}; olnode verify {fields['receipt']} --explain"
+    if check["verdict"] == "unknown":
+        return (
+            f"not verified ({check['why']}): only that the provider's statement pays what was "
+            "settled, and for rows of the index"
+        )
+    if check["drawn_rows"] >= rows:
+        return f"verified: arithmetic, and all {rows} rows scanned"
+    return (
+        f"verified: arithmetic, {check['paid_rows']} paid rows, {check['panel_rows']} of the "
+        f"panel, {check['drawn_rows']} drawn"
+    )
 
 
 def _part(amount: int, bps: int) -> int:

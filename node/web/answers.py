@@ -285,6 +285,9 @@ class PaidRecord:
     datanet: str
     position: int
     share_bps: int  # of the answer's data part
+    gradient_bps: int  # of the share: what the gradient pays,
+    span_bps: int  # what stretches of the record's own words in the answer pay,
+    citation_bps: int  # and what its citations do
     score_bps: int  # its score over the threshold's: 10,000 would just not be paid
     text: str | None  # at most 160 characters; None where this node cannot get the record
 

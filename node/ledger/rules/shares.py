@@ -202,7 +202,17 @@ def span_weights(statement: Statement, rows: int) -> list[tuple[int, int]]:
 def row_shares(
     statement: Statement, rows: int, mix: Mix = GRADIENT_ONLY, standing: int | None = None
 ) -> list[tuple[int, int]]:
-    """(row, bps) of the paid rows, summing to at most 10,000. `rows` is the index's N.
+    """(row, bps) of the paid rows, summing to at most 10,000: `scorer_shares`, added up."""
+    sums: dict[int, int] = {}
+    for _, row, bps in scorer_shares(statement, rows, mix, standing):
+        sums[row] = sums.get(row, 0) + bps
+    return sorted(sums.items())
+
+
+def scorer_shares(
+    statement: Statement, rows: int, mix: Mix = GRADIENT_ONLY, standing: int | None = None
+) -> list[tuple[int, int, int]]:
+    """(scorer, row, bps), summing to at most 10,000. `rows` is the index's N.
 
     A scorer of the mix that finds nothing drops out, and the gradient's part shrinks to its
     `standing` (default: as `standing_bps` tells). What they leave goes to the others by theirs;
@@ -220,11 +230,11 @@ def row_shares(
         kept[GRADIENT] = dict(mix)[GRADIENT] * standing
     parts = [(scorer, part) for scorer, part in kept.items() if part]
     is_alone = [scorer for scorer, _ in parts] == [GRADIENT]
-    sums: dict[int, int] = {}
-    for scorer, part in apportion(parts, standing if is_alone else TOTAL_BPS):
-        for row, bps in apportion(found[scorer], part):
-            sums[row] = sums.get(row, 0) + bps
-    return sorted(sums.items())
+    return [
+        (scorer, row, bps)
+        for scorer, part in apportion(parts, standing if is_alone else TOTAL_BPS)
+        for row, bps in apportion(found[scorer], part)
+    ]
 
 
 def credits_of(

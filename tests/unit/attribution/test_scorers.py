@@ -68,6 +68,8 @@ def test_explanation_shows_rows_that_spans_alone_pay(index: Index) -> None:
     told = explain(answered(index, Answer((), tuple(PHRASE))).statement, index)
     by_row = {row.row: row for row in told.rows}
     assert (by_row[40].bps, by_row[40].score) == (3_000, 0)
+    assert by_row[40].parts == (0, 3_000, 0)
+    assert all(sum(row.parts) == row.bps for row in told.rows)
     assert sum(row.bps for row in told.rows) == 10_000
 
 

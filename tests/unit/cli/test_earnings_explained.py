@@ -4,6 +4,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from unit.cli.calls import HASH, Capture, asked, told
@@ -35,9 +36,49 @@ async def test_records_and_contributors_are_told(capsys: Capture, home: Path) ->
     (record,) = made["records"]
     assert (record["share_bps"], record["score_bps"]) == (10_000, 25_000)
     assert (made["floor"], made["threshold"], made["index_rows"]) == (40, 100, 120)
+    assert (record["gradient_bps"], record["span_bps"], record["citation_bps"]) == (9_000, 1_000, 0)
+    assert record["amount"] == made["data"]
     (person,) = made["contributors"]
     assert person["contributor"] == account_text(ALICE)
     assert person["amount"] == made["data"]
+    assert re.search(r"# +share +about +gradient +span +times", "\n".join(_lines(made)))
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({}, "verified: arithmetic, 5 paid rows, 3 of the panel, 16 drawn"),
+        ({"drawn_rows": 120}, "verified: arithmetic, and all 120 rows scanned"),
+        ({"verdict": "unknown", "why": "claim.hidden"}, "not verified (claim.hidden): only"),
+        ({"verdict": "false", "why": "row.paid"}, f"FALSE: row.paid; olnode verify {RECEIPT}"),
+    ],
+)
+async def test_last_line_says_what_was_verified(
+    capsys: Capture, home: Path, fields: dict[str, Any], line: str
+) -> None:
+    behind = Behind(receipt=SETTLED, checked=replace(Behind().checked, **fields))
+    made = await asked(capsys, behind, home, "earnings", "--explain", RECEIPT)
+    assert made["check"]["verdict"] == fields.get("verdict", "true")
+    assert _lines(made)[-1].startswith(line)
+
+
+class Unopened(Behind):
+    """A node to whom nobody opens rows."""
+
+    async def check_shares(self, receipt: bytes) -> answers.ShareCheck | None:
+        raise Invalid("shares.no_rows", why="no peer is connected")
+
+
+async def test_shares_are_told_also_where_nothing_can_be_verified(
+    capsys: Capture, home: Path
+) -> None:
+    words = ("earnings", "--explain", RECEIPT)
+    made = await asked(capsys, Unopened(receipt=SETTLED), home, *words)
+    assert made["check"] == {
+        "verdict": "unknown", "why": "shares.no_rows", "paid_rows": 0, "panel_rows": 0,
+        "drawn_rows": 0,
+    }  # fmt: skip
+    assert made["records"]
 
 
 class Wary(Behind):

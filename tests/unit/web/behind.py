@@ -220,7 +220,9 @@ class Behind:
     async def find_shares(self, receipt: bytes) -> answers.Shares | None:
         if receipt != ID:
             return None
-        row = answers.PaidRecord(4, ALICE, "contracts", 2, 10_000, 25_000, "Which … thirty days.")
+        row = answers.PaidRecord(
+            4, ALICE, "contracts", 2, 10_000, 9_000, 1_000, 0, 25_000, "Which … thirty days."
+        )
         return answers.Shares(ID, "contracts", 1, 120, 40, 100, (row,), 0)
 
     async def check_shares(self, receipt: bytes) -> answers.ShareCheck | None:

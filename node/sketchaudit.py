@@ -37,6 +37,8 @@ from node.web import answers
 
 NO_SKETCH_WORD: Final = "no_sketch"  # of a receipt that states none where there is one
 
+NOTHING_ALIKE: Final = (0, 0, BPS, 0)  # cosines, shares moved, swing: nothing was compared
+
 NO_ENGINE_MEND: Final = 'a node with roles = ["provider"] that holds the model'
 
 Attribute = Callable[
@@ -83,7 +85,7 @@ class SketchAuditor:
         dtype = DTYPES[held.manifest.gradient_dtype]
         is_claimed = receipt.sketch_hash != NO_CLAIM
         if is_claimed and len(told.sketch) != ROW_BYTES:  # a hash is of whatever was signed
-            return _told(receipt_id, held, Verdict.FAIL, "sketch", (0, 0, BPS), dtype)
+            return _told(receipt_id, held, Verdict.FAIL, "sketch", NOTHING_ALIKE, dtype)
         own = await self._attribute(
             receipt.model, receipt.model_version, told.prompt, told.answers, order.max_out
         )
@@ -95,15 +97,15 @@ class SketchAuditor:
         try:
             mine, stated = (_statement_of(index, made) for made in (own, told))
         except Invalid:  # what a receipt binds may be anything
-            return _told(receipt_id, held, Verdict.FAIL, "sketch", (0, 0, BPS), dtype)
+            return _told(receipt_id, held, Verdict.FAIL, "sketch", NOTHING_ALIKE, dtype)
         if credits_of(index, stated) != decode_credits(found.credits):
-            return _told(receipt_id, held, Verdict.FAIL, "credits", (0, 0, BPS), dtype)
-        moved = _moved_bps(index, mine, stated)
+            return _told(receipt_id, held, Verdict.FAIL, "credits", NOTHING_ALIKE, dtype)
+        moved, swing = _differ(index, mine, stated)
         pairs = zip(halves(own.sketch), halves(told.sketch), strict=True)
         early, middle = (cosine_ppm(*pair) for pair in pairs)
-        verdict = judge_sketch(own.sketch, told.sketch, moved, dtype)
+        verdict = judge_sketch(own.sketch, told.sketch, moved, swing, dtype)
         why = "" if verdict is Verdict.PASS else "sketch"
-        return _told(receipt_id, held, verdict, why, (early, middle, moved), dtype)
+        return _told(receipt_id, held, verdict, why, (early, middle, moved, swing), dtype)
 
 
 def _statement_of(index: Index, made: Attributed | Disclosure) -> Statement:
@@ -113,14 +115,16 @@ def _statement_of(index: Index, made: Attributed | Disclosure) -> Statement:
     return statement
 
 
-def _moved_bps(index: Index, one: Statement, other: Statement) -> int:
-    """How much would go to somebody else, were as much paid by both as by who pays more.
+def _differ(index: Index, one: Statement, other: Statement) -> tuple[int, int]:
+    """Basis points that would go to somebody else, were as much paid by both as by who pays more;
+    and by how many more of the gradient's part it does.
 
-    How much that is swings by hundreds of basis points between two honest machines where the
-    highest score lies near the threshold, and so does who shares it where next to nothing is.
+    Apart, as how much is paid swings by hundreds between two honest machines where the highest
+    score lies near the threshold, and so does who would share what is not paid.
     """
-    standing = max(shares.standing_bps(each, index.header.rows) for each in (one, other))
-    return moved_bps(*(credits_of(index, each, standing) for each in (one, other)))
+    levels = [shares.standing_bps(each, index.header.rows) for each in (one, other)]
+    moved = moved_bps(*(credits_of(index, each, max(levels)) for each in (one, other)))
+    return moved, abs(levels[0] - levels[1])
 
 
 def _unclaimed(
@@ -129,10 +133,10 @@ def _unclaimed(
     """A receipt without a sketch is right where none can be made, and where the worker was lost
     midway, which leaves the answer partial (page 60 §5)."""
     if not own.sketch:
-        return _told(receipt_id, held, Verdict.PASS, "", (0, 0, 0), dtype)
+        return _told(receipt_id, held, Verdict.PASS, "", (0, 0, 0, 0), dtype)
     verdict = Verdict.FAIL if receipt.status == COMPLETE else Verdict.SUSPECT
     moved = moved_bps(own.credits, ())
-    return _told(receipt_id, held, verdict, NO_SKETCH_WORD, (0, 0, moved), dtype)
+    return _told(receipt_id, held, verdict, NO_SKETCH_WORD, (0, 0, moved, 0), dtype)
 
 
 def _told(
@@ -140,11 +144,11 @@ def _told(
     held: HeldModel,
     verdict: Verdict,
     why: str,
-    measured: tuple[int, int, int],
+    measured: tuple[int, int, int, int],
     dtype: str,
 ) -> answers.SketchAudit:
     tolerance = TOLERANCES[dtype]
     return answers.SketchAudit(
         receipt_id, held.name, held.version, verdict.name.lower(), why, *measured,
-        dtype, tolerance.mille * 1_000, tolerance.moved_bps,
+        dtype, tolerance.mille * 1_000, tolerance.moved_bps, tolerance.swing_bps,
     )  # fmt: skip

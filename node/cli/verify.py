@@ -185,8 +185,9 @@ def _sketch_lines(told: dict[str, Any]) -> list[str]:
         return ["  ok  the receipt states no sketch, and none can be made"]
     measured = (
         f"cosines {told['early_ppm'] / 1e6:.6f} and {told['middle_ppm'] / 1e6:.6f}, "
-        f"{told['moved_bps']} bps of the shares move "
-        f"({told['gradient_dtype']}: {told['least_ppm'] / 1e6} and {told['moved_bps_max']} bps)"
+        f"{told['moved_bps']} bps of the shares move, {told['swing_bps']} bps more or less are "
+        f"paid ({told['gradient_dtype']}: {told['least_ppm'] / 1e6}, {told['moved_bps_max']} and "
+        f"{told['swing_bps_max']} bps)"
     )
     if told["verdict"] != "pass":
         return [f"the sketch made again is another: {measured}"]

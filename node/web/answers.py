@@ -334,9 +334,11 @@ class SketchAudit:
     early_ppm: int  # the cosine of each half, in millionths; 0 where nothing was compared
     middle_ppm: int
     moved_bps: int  # of the shares that follow from it
+    swing_bps: int  # so much more or less of the gradient's part is paid
     gradient_dtype: str
     least_ppm: int  # what passes in this dtype
     moved_bps_max: int
+    swing_bps_max: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,28 +77,32 @@ def test_moved_shares_are_what_goes_to_somebody_else(one, other, moved) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cosine", "moved", "dtype", "verdict"),
+    ("cosine", "moved", "swing", "dtype", "verdict"),
     [
-        (0.999, 50, "fp32", Verdict.PASS),
-        (0.999, 51, "fp32", Verdict.SUSPECT),
-        (0.99, 0, "fp32", Verdict.SUSPECT),
-        (0.99, 300, "bf16", Verdict.PASS),
-        (0.99, 301, "bf16", Verdict.SUSPECT),
-        (0.95, 0, "bf16", Verdict.SUSPECT),
-        (0.88, 0, "bf16", Verdict.FAIL),
-        (0.999, 1_500, "fp32", Verdict.SUSPECT),
-        (0.999, 1_501, "fp32", Verdict.FAIL),
-        (0.0, 0, "fp32", Verdict.FAIL),
+        (0.999, 50, 0, "fp32", Verdict.PASS),
+        (0.999, 51, 0, "fp32", Verdict.SUSPECT),
+        (0.99, 0, 0, "fp32", Verdict.SUSPECT),
+        (0.99, 300, 0, "bf16", Verdict.PASS),
+        (0.99, 301, 0, "bf16", Verdict.SUSPECT),
+        (0.95, 0, 0, "bf16", Verdict.SUSPECT),
+        (0.88, 0, 0, "bf16", Verdict.FAIL),
+        (0.999, 1_500, 0, "fp32", Verdict.SUSPECT),
+        (0.999, 1_501, 0, "fp32", Verdict.FAIL),
+        (0.0, 0, 0, "fp32", Verdict.FAIL),
+        (0.999, 0, 1_500, "fp32", Verdict.PASS),
+        (0.999, 0, 1_501, "fp32", Verdict.SUSPECT),
+        (0.99, 0, 3_000, "bf16", Verdict.PASS),
+        (0.99, 0, 3_001, "bf16", Verdict.SUSPECT),
     ],
 )
-def test_verdict_is_the_design_pages(cosine, moved, dtype, verdict) -> None:
-    assert judge_sketch(ROW, turned(ROW, cosine), moved, dtype) is verdict
+def test_verdict_is_the_design_pages(cosine, moved, swing, dtype, verdict) -> None:
+    assert judge_sketch(ROW, turned(ROW, cosine), moved, swing, dtype) is verdict
 
 
 def test_one_bad_half_is_enough() -> None:
     good, bad = halves(turned(ROW, 0.999)), halves(turned(ROW, 0.5))
-    assert judge_sketch(ROW, good[0] + bad[1], 0, "fp32") is Verdict.FAIL
-    assert judge_sketch(ROW, bad[0] + good[1], 0, "bf16") is Verdict.FAIL
+    assert judge_sketch(ROW, good[0] + bad[1], 0, 0, "fp32") is Verdict.FAIL
+    assert judge_sketch(ROW, bad[0] + good[1], 0, 0, "bf16") is Verdict.FAIL
 
 
 def test_judging_does_not_depend_on_the_order() -> None:

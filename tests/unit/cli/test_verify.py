@@ -237,7 +237,8 @@ async def test_false_shares_are_told_before_any_sketch_is_made(
 @pytest.mark.parametrize(
     ("fields", "line"),
     [
-        ({}, "cosines 0.999900 and 1.000000, 3 bps of the shares move (fp32: 0.995 and 50 bps)"),
+        ({}, "cosines 0.999900 and 1.000000, 3 bps of the shares move, 120 bps more or less"),
+        ({}, "are paid (fp32: 0.995, 50 and 1500 bps)"),
         ({"verdict": "fail", "why": "sketch"}, "the sketch made again is another"),
         ({"early_ppm": 0, "middle_ppm": 0}, "states no sketch, and none can be made"),
         ({"verdict": "fail", "why": "sketch", "early_ppm": 0}, "the sketch made again is another"),

@@ -117,7 +117,7 @@ def off(sketch: bytes, share: float) -> bytes:
 async def test_same_sketch_passes_with_every_figure(tmp_path: Path) -> None:
     scene = Scene(tmp_path)
     assert await scene.audit() == answers.SketchAudit(
-        scene.receipt, "facts-1", 1, "pass", "", 10**6, 10**6, 0, "fp32", 995_000, 50
+        scene.receipt, "facts-1", 1, "pass", "", 10**6, 10**6, 0, 0, "fp32", 995_000, 50, 1_500
     )
     assert scene.asked == [(1, 1, PROMPT, ANSWERS, 8)]
 
@@ -154,20 +154,31 @@ async def test_shares_that_move_fail_it_though_the_sketch_is_alike(tmp_path: Pat
     assert told.moved_bps > 1_500
 
 
-async def test_how_much_is_paid_is_not_what_is_compared(tmp_path: Path) -> None:
-    """Half of it here, all of it there: an honest machine near the threshold."""
+@pytest.mark.parametrize(
+    ("parts", "dtype", "verdict"),
+    [(13, 0, "pass"), (12, 0, "suspect"), (12, 1, "pass"), (9, 1, "suspect")],
+)
+async def test_how_much_is_paid_may_swing_a_little(
+    tmp_path: Path, parts: int, dtype: int, verdict: str
+) -> None:
+    """Part of it here, all of it there: an honest machine near the threshold, or a friend's row
+    raised within the cosines."""
     scene = Scene(tmp_path)
     found = decode_statement(scene.own.statement)
     tau = threshold(found.floors, ROWS) // SCALE
-    nearer = tuple((row, owner, tau + (score - tau) // 3) for row, owner, score in found.paid)
+    nearer = tuple(
+        (row, owner, tau + (score - tau) * parts // 27) for row, owner, score in found.paid
+    )
     lower = found._replace(paid=nearer)
-    (whole, half) = (credits_of(scene.court.index, stated) for stated in (found, lower))
+    whole, part = (credits_of(scene.court.index, stated) for stated in (found, lower))
     assert not dict(whole).get(0)
-    assert 0 < dict(half)[0] < 10_000
-    scene.own = scene.own._replace(statement=encode_statement(lower), credits=half)
+    assert 0 < dict(part)[0] < 10_000
+    scene.own = scene.own._replace(statement=encode_statement(lower), credits=part)
+    scene.dtype = dtype
     told = await scene.audit()
     assert told is not None
-    assert (told.verdict, told.moved_bps < 50) == ("pass", True)
+    assert (told.verdict, told.moved_bps < 50) == (verdict, True)
+    assert abs(told.swing_bps - dict(part)[0]) <= 1
 
 
 async def test_who_would_share_what_is_not_paid_is_not_compared(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def page(rows: tuple[Row, ...], after: int, limit: int) -> tuple[Row, ...]:
 
 DISCLOSURE = Disclosure(b"\1", b"\2" * 32, b"\3" * 32, (1, 2, 3), ((4,), ()), b"\5" * 4, b"\6")
 AUDITED = answers.SketchAudit(
-    ID, "contracts", 1, "pass", "", 999_900, 10**6, 3, "fp32", 995_000, 50
+    ID, "contracts", 1, "pass", "", 999_900, 10**6, 3, 120, "fp32", 995_000, 50, 1_500
 )
 CHECKED = answers.ShareCheck(ID, "contracts", 1, 3, "true", "", 120, 5, 3, 16)
 

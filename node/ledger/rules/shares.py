@@ -215,8 +215,8 @@ def scorer_shares(
     """(scorer, row, bps), summing to at most 10,000. `rows` is the index's N.
 
     A scorer of the mix that finds nothing drops out, and the gradient's part shrinks to its
-    `standing` (default: as `standing_bps` tells). What they leave goes to the others by theirs;
-    where nobody else found anything, it is left over.
+    `standing` (default: as `standing_bps` tells). The whole is shared by what is then left of the
+    parts; where the gradient's alone is, it gets its standing, and the rest is left over.
     """
     if standing is None:
         standing = standing_bps(statement, rows)

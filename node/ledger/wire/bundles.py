@@ -137,7 +137,7 @@ class VersionFees(NamedTuple):
     """What one bundle brings to one model version.
 
     `weights`: contribution → Σ fee × share in bps. `unattributed`: Σ fee × 10,000 of receipts
-    with empty credits.
+    with empty credits, and Σ fee × what others leave the fund.
     """
 
     fees: int

@@ -25,7 +25,7 @@ Scores = NDArray[np.int32]  # (sketches, rows), or (rows,) of one
 Kernel = Callable[[Rows, Sketches], Scores]
 
 BATCH_MAX: Final = 32  # sketches that read the rows together
-SCORES_MAX: Final = 2**24  # kept at once: 64 MiB
+SCORES_MAX: Final = 2**24  # of a batch: 64 MiB, beside those of the batch before it
 SHARD_ROWS: Final = 4_096  # scanned at a time: 4 MiB of a mapped file, never the whole of it
 PRODUCT_ROWS: Final = 1_024  # made floats at a time: 4 MiB
 SELF_TEST_ROWS: Final = 64

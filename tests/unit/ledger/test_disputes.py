@@ -211,6 +211,27 @@ def test_withdrawn_contribution_gives_back_only_what_it_was_paid(court: Court) -
     assert is_whole(court.chain)
 
 
+def test_what_the_fund_was_left_is_given_back_by_the_fund(court: Court) -> None:
+    """Beside an honest answer whose parts have to stay, to the grain that rounding moves."""
+    lie = court.claim()._replace(credits=((0, 2_345), (1, 3_333), (3, 4_322)))
+    bundle = court.settle(court.claim(number=1), lie)
+    own = {
+        (kind[0], int.from_bytes(payee, "big")): x.amount
+        for (_, kind, payee), x in court.chain.state().scan(tables.MATURING)
+        if len(payee) == 8
+    }
+    assert court.accuse(court.proof(bundle, lie, place=1)).codes == (0,)
+    kept = court.chain.state().scan(tables.MATURING)
+    left = {(k[0], int.from_bytes(p, "big")): x.amount for (_, k, p), x in kept if len(p) == 8}
+    for payee, part_bps in (
+        ((tables.KIND_FUND, 1), 1_000 * 10_000 + 4_000 * 2_345),
+        ((tables.KIND_DATA, 1), 4_000 * 3_333),
+        ((tables.KIND_DATA, 3), 4_000 * 4_322),
+    ):
+        assert 0 <= FEE * part_bps // 10**8 - (own[payee] - left[payee]) <= 2
+    assert is_whole(court.chain)
+
+
 def test_unpaid_split_burnt_part_comes_out_of_the_bond(court: Court) -> None:
     """What was burnt cannot be given back; the provider's bond pays it first of all."""
     state = court.chain.state()

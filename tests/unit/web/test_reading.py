@@ -9,13 +9,24 @@ import pytest
 import trio
 import trio.testing
 from bundle_kit import Party, party
-from chain_kit import CONTRIBUTORS, CREATOR, OPEN, PAYER, PROVIDER, TERMS, accusation, rotation
+from chain_kit import (
+    CONTRIBUTORS,
+    CREATOR,
+    OPEN,
+    PAYER,
+    PROVIDER,
+    TERMS,
+    accusation,
+    golden_answer,
+    rotation,
+)
 from stored_kit import CREDITS, Stored, Told
 
 from consensus.primitives.errors import Invalid
 from node.ledger import tables
 from node.ledger.addresses import account_text
 from node.ledger.rules.registry import LICENCES
+from node.ledger.wire.receipts import receipt_id
 from node.ledger.wire.transactions import (
     RetireModel,
     SetPrice,
@@ -23,6 +34,7 @@ from node.ledger.wire.transactions import (
     decode_transaction,
 )
 from node.light import examine, trust_genesis
+from node.storage.store import MemoryKV
 from node.web import answers, channels, proving, reading, standing
 from node.web.answers import as_json
 from node.web.earnings import find_earnings
@@ -59,6 +71,29 @@ def test_credits_name_contributor_and_datanet(told: Told) -> None:
     assert told_credits == [(1, CONTRIBUTORS[0].key, 2_500), (3, CONTRIBUTORS[2].key, 7_500)]
     assert {c.datanet for c in found.credits} == {"facts"}
     assert sum(c.amount for c in found.credits) <= found.split["data"]
+
+
+def test_what_nobody_earned_is_the_funds_and_in_no_file(tmp_path: Path) -> None:
+    made = Stored(tmp_path, MemoryKV())
+    made.tell_story()
+    session = made.open_channel()
+    part, none = (
+        receipt_id(golden_answer(session, credits))
+        for credits in (((0, 6_000), (1, 3_000), (3, 1_000)), ())
+    )
+    made.block(bundles=(made.bundle(session),))
+    view, trust = made.chain.view(), trust_genesis(made.genesis)
+    for receipt, numbers, to_fund in ((part, [1, 3], 6_000), (none, [], 10_000)):
+        found = reading.find_receipt(view, receipt)
+        assert found is not None
+        assert [credit.contribution for credit in found.credits] == numbers
+        assert found.fund_share_bps == to_fund
+        raw = proving.receipt_file(view, receipt)
+        assert raw is not None
+        report = examine(raw, trust)
+        assert report.refusal is None
+        assert report.steps[1].detail.endswith(f"{len(numbers)} contributions credited")
+        assert len(report.proofs) == 2 + len(numbers)  # the receipt, its provider, and theirs
 
 
 def test_earnings_are_what_the_block_pays(told: Told) -> None:

@@ -14,6 +14,7 @@ from node.devnet.children import Child, in_thread, patiently, read
 from node.devnet.goods import Good
 from node.devnet.people import People, Settled
 from node.ledger.addresses import account_of
+from node.ledger.amounts import BPS
 from node.training.demo_world import Fact
 from node.web.ask import Unreachable
 
@@ -60,9 +61,10 @@ def _ask_once(payer: Child, model: str, question: str) -> tuple[str, dict[str, A
 
 
 def top_payee(people: People, shown: dict[str, Any]) -> tuple[str, int]:
-    """(name, share in bps) of the contributor that a settled receipt pays most."""
+    """(name, share in bps) of the contributor that a settled receipt pays most; the fund's, where
+    it pays none."""
     shares = contributor_shares(people, shown)
-    return max(shares.items(), key=lambda item: item[1], default=(FUND, 0))
+    return max(shares.items(), key=lambda item: item[1], default=(FUND, BPS))
 
 
 def contributor_shares(people: People, shown: dict[str, Any]) -> dict[str, int]:

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from unit.cli.calls import HASH, Capture, asked, told
-from unit.web.behind import ALICE, ID, Behind
+from unit.web.behind import ALICE, ID, Behind, served
 
 from consensus.primitives.errors import Invalid
 from node.cli.explaining import _lines
+from node.cli.main import run
 from node.ledger.addresses import account_text
 from node.web import answers
 
@@ -101,6 +103,17 @@ async def test_what_the_fund_gets_is_told_beside_the_contributors(
     assert int(person["amount"]) == int(made["data"]) * 4 // 10
     shown = "\n".join(_lines(made))
     assert re.search(r"the model's maintenance fund +60\.00% +0\.42 OPEN", shown)
+
+
+async def test_receipt_names_the_fund_among_whom_it_credits(capsys: Capture, home: Path) -> None:
+    credit = answers.Credit(4, ALICE, "facts", 4_000, 28 * 10**7)
+    behind = Behind(receipt=replace(SETTLED, credits=(credit,), fund_share_bps=6_000))
+    async with served(behind, home / "run"):
+        words = ["--home", str(home), "query", "receipt", RECEIPT]
+        assert await trio.to_thread.run_sync(run, words) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"4 +facts +open1\S+ +40\.00% +0\.28", shown)
+    assert re.search(r"- +- +the model's maintenance fund +60\.00% +0\.42", shown)
 
 
 async def test_picture_is_drawn(capsys: Capture, home: Path, tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_shares_of_one_contributor_are_added_and_the_largest_comes_first(
 
 def test_answer_that_leans_on_nobody_pays_the_fund(node: SellingNode, tmp_path: Path) -> None:
     people = a_land(node, tmp_path).people
-    assert top_payee(people, {"credits": []}) == ("the model's fund", 0)
+    assert top_payee(people, {"credits": []}) == ("the model's fund", 10_000)
 
 
 async def test_signers_are_named_and_a_stranger_by_its_key(

@@ -21,6 +21,7 @@ from node.backend import make_backend
 from node.config import Settings, host_and_port
 from node.diskguard import DiskGuard
 from node.holdings import Holdings
+from node.indexaccuser import IndexAccuser
 from node.ledger.pool import BundlePool, TransactionPool
 from node.ledger.wire.bundles import CheckedBundle
 from node.ledger.wire.receipts import Receipt
@@ -190,6 +191,7 @@ class Node:
             names=self._config.serving.models if serves else self._config.audit.models,
             serves=serves,
             now_ms=now_ms,
+            on_inflated=lambda which, opened: self._index_accuser.note(which, opened),
         )
         self._auditor = IndexAuditor(self._holdings.find_audited)
         self._audits = Audits(
@@ -236,7 +238,15 @@ class Node:
         self._light = LightServer(get_view=self._chain.view, take_attack=self._take_attack)
         self._shop = self._make_shop() if serves else None
         self._purse = None if keys.spending is None else self._make_purse(keys.spending)
-        self._refuter = self._make_refuter()
+        sender = self._find_sender()
+        self._refuter = self._make_refuter(sender)
+        self._index_accuser = IndexAccuser(
+            folder=settings.home / "evidence",
+            get_state=self._chain.state,
+            account=self._provider,
+            send=sender.send,
+            now_ms=now_ms,
+        )
         self._checker = ShareChecker(
             chain_id=self._chain.chain_id,
             take_view=self._chain.view,
@@ -245,6 +255,7 @@ class Node:
             audits=self._audits,
             find_sources=self._find_sources,
             note_proof=self._refuter.note_proof,
+            note_inflated=self._index_accuser.note,
         )
         self._sketch_auditor = SketchAuditor(
             take_view=self._chain.view,
@@ -422,9 +433,11 @@ class Node:
             now_ms=now_ms,
         )
 
-    def _make_refuter(self) -> Refuter:
-        """Its proofs are sent with the wallet's key, or the node's own where there is none."""
-        sender = Sender(
+    def _find_sender(self) -> Sender:
+        """Of proofs: with the wallet's key, or the node's own where there is none."""
+        if self._purse is not None:
+            return self._purse.sender
+        return Sender(
             key=self._keys.node,
             chain_id=self._chain.chain_id,
             next_nonce=self._next_nonce,
@@ -432,6 +445,8 @@ class Node:
             submit=self._relay.submit_transaction,
             now_ms=now_ms,
         )
+
+    def _make_refuter(self, sender: Sender) -> Refuter:
         return Refuter(
             folder=self._settings.home / "evidence",
             get_view=self._chain.view,
@@ -440,7 +455,7 @@ class Node:
             find_held=self._holdings.find_indexed,
             may_be_shown=self._is_member,
             account=self._provider,
-            send=(sender if self._purse is None else self._purse.sender).send,
+            send=sender.send,
             now_ms=now_ms,
         )
 
@@ -593,6 +608,7 @@ class Node:
             self._light.serve(self._network)
             nursery.start_soon(self._holdings.run)
             nursery.start_soon(self._refuter.run)
+            nursery.start_soon(self._index_accuser.run)
             if self._purse is not None:
                 nursery.start_soon(self._purse.run)
                 nursery.start_soon(self._checker.run, self._purse.find_bought)
@@ -625,6 +641,7 @@ class Node:
             "directory": lambda: self._directory.counters,
             "audits": lambda: self._audits.counters,
             "refuter": lambda: self._refuter.counters,
+            "indexaccuser": lambda: self._index_accuser.counters,
             "checker": lambda: self._checker.counters,
             "relay": lambda: self._relay.counters,
             "replica": lambda: self._replica.statistics().counters,

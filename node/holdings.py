@@ -22,13 +22,14 @@ from consensus.primitives.errors import Invalid
 from node.attribution.attribute import Version
 from node.attribution.citing import Citing
 from node.attribution.datanets import Record, contribution_root, parse_records
-from node.attribution.index import Index
+from node.attribution.index import Index, find_inflated
 from node.attribution.kernels import kernel_for
 from node.attribution.tokens import open_tokenizer
 from node.ledger import tables
 from node.ledger.rules.models import has_ended, is_servable
 from node.ledger.state import State
 from node.ledger.wire import claims
+from node.ledger.wire.openings import NormOpened
 from node.observe import get_log
 from node.peering.blobs import Blobs
 from node.peering.blobstore import ADAPTER, BASE, CONTENT, INDEX, BlobStore
@@ -97,13 +98,15 @@ class Holdings:
         names: Sequence[str],
         serves: bool,
         now_ms: Callable[[], int],
+        on_inflated: Callable[[tuple[int, int], NormOpened], None] = lambda which, opened: None,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._home, self._chain_id = home, chain_id
         self._blobs, self._store = blobs, store
         self._get_state, self._find_sources = get_state, find_sources
         self._names, self._serves, self._now_ms = names, serves, now_ms
-        self._run_blocking = run_blocking
+        self._on_inflated, self._run_blocking = on_inflated, run_blocking
+        self._inflated: dict[bytes, NormOpened] = {}  # by index root
         self._held: dict[tuple[int, int], HeldModel] = {}
         self._fetching: dict[tuple[int, bytes], trio.Lock] = {}  # two at once would share a folder
         self.counters: Counter[str] = Counter()
@@ -194,7 +197,7 @@ class Holdings:
         rotted on the disk is fetched anew.
         """
         folder = self._home / FOLDERS[kind] / identity.hex()
-        check = partial(check_identity, kind, identity)
+        check = partial(self._check_index if kind == INDEX else check_identity, kind, identity)
         async with self._fetching.setdefault((kind, identity), trio.Lock()):
             if not await self._find_here(kind, identity, folder, check):
                 await self._blobs.fetch(
@@ -207,6 +210,16 @@ class Holdings:
                 )
                 self.counters["fetched"] += 1
         return folder
+
+    def _check_index(self, kind: int, identity: bytes, folder: Path) -> None:
+        """As `check_identity`; what is wrong with an index that is the ledger's is kept."""
+        try:
+            check_identity(kind, identity, folder)
+        except Invalid:
+            found = find_inflated(folder, identity)
+            if found is not None:
+                self._inflated[identity] = found
+            raise
 
     async def _find_here(
         self, kind: int, identity: bytes, folder: Path, check: Callable[[Path], None]
@@ -260,7 +273,15 @@ class Holdings:
         self, manifest: Manifest, version: Version, base: Path | None
     ) -> HeldIndex:
         """The version's index; who serves it holds the texts too, where its mix cites them."""
-        folder = await self.fetch(INDEX, manifest.index_root)
+        root = manifest.index_root
+        try:
+            folder = await self.fetch(INDEX, root)
+        except (NetworkError, Invalid) as error:
+            found = self._inflated.pop(root, None)
+            if found is None:
+                raise
+            self._on_inflated((version.model, version.version), found)
+            raise Invalid("holdings.inflated", index=root) from error
         index = await self._run_blocking(Index.open, folder, manifest.index_root)
         await self._run_blocking(kernel_for, index.header.rows)  # now, not at the first answer
         citing = None

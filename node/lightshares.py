@@ -15,7 +15,7 @@ from node.ledger.rules import refuting
 from node.ledger.rules.refuting import Claim, Release
 from node.ledger.rules.reversals import Answer
 from node.ledger.wire import claims, openings
-from node.ledger.wire.openings import Opened, RawRows, RowOpened, SharesOpened
+from node.ledger.wire.openings import NormOpened, Opened, RawRows, RowOpened, SharesOpened
 
 PANEL_ROWS: Final = 3
 OWN_ROWS: Final = 16
@@ -71,6 +71,9 @@ async def check_shares(
         row = refuting.open_row(release.index_root, rows.header, leaf, path)
         if row.leaf.number != number:
             raise Invalid("opening.row", row=row.leaf.number, asked=number)
+        if refuting.is_inflated(row):
+            opened = NormOpened(rows.header, leaf, path)
+            raise Lie("row.inflated", openings.NORM, opened)
         word = refuting.find_false_row(release, claim, row)
         if word:
             raise Lie(word, openings.ROW, RowOpened(*claim, rows.header, leaf, path))

@@ -26,7 +26,7 @@ from node.ledger.rules.disputes import release_of
 from node.ledger.rules.refuting import Release
 from node.ledger.rules.reversals import Answer
 from node.ledger.wire.bundles import decode_header
-from node.ledger.wire.openings import Opened, RawRows
+from node.ledger.wire.openings import NormOpened, Opened, RawRows
 from node.ledger.wire.receipts import credited, decode_credits, decode_receipt
 from node.lightshares import AskRows, CheckedShares, Lie, check_shares
 from node.peering.audits import Audits, StatedClaim
@@ -58,7 +58,8 @@ class _Tried(NamedTuple):
 class ShareChecker:
     """`find_claim`: what this node knows of a receipt by itself, as its payer or its provider.
 
-    `note_proof` gets what shows a lie to every validator.
+    `note_proof` gets what shows a lie to every validator, `note_inflated` a row that no honest
+    builder of an index makes.
     """
 
     def __init__(
@@ -71,12 +72,14 @@ class ShareChecker:
         audits: Audits,
         find_sources: Callable[[], Sequence[PeerId]],
         note_proof: NoteProof,
+        note_inflated: Callable[[tuple[int, int], NormOpened], None] = lambda which, opened: None,
         run_blocking: RunBlocking = trio.to_thread.run_sync,
     ) -> None:
         self._chain_id, self._take_view = chain_id, take_view
         self._find_claim, self._find_index = find_claim, find_index
         self._audits = audits
         self._find_sources, self._note_proof = find_sources, note_proof
+        self._note_inflated = note_inflated
         self._run_blocking = run_blocking
         self.counters: Counter[str] = Counter()
 
@@ -134,7 +137,10 @@ class ShareChecker:
                 first = () if provider is None else (provider,)
                 held = await self._check_there(release, answer, claim, first)
         except Lie as lie:
-            await self._note_proof(found.bundle_hash, found.index, lie.kind, lie.opened)
+            if isinstance(lie.opened, NormOpened):  # of the index, not of this receipt
+                self._note_inflated(which, lie.opened)
+            else:
+                await self._note_proof(found.bundle_hash, found.index, lie.kind, lie.opened)
             return self._told(view, receipt_id, answer, FALSE, lie.word)
         return self._told(view, receipt_id, answer, TRUE, "", held)
 

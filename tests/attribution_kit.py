@@ -84,5 +84,14 @@ def write_index(
     return folder, claims.index_root(raw)
 
 
+def open_unchecked(folder: Path, root: bytes) -> Index:
+    """As a cheat's own software opens it: rows of any length."""
+    header = files.read_header(folder)
+    rows = np.fromfile(folder / files.ROWS_FILE, np.int8).reshape(header.rows, -1)
+    meta = np.fromfile(folder / files.META_FILE, files.META)
+    clusters = np.fromfile(folder / files.CLUSTERS_FILE, files.CLUSTER)
+    return Index(folder, root, header, rows, meta, clusters, None)
+
+
 def open_index(home: Path, rows: int = 40) -> Index:
     return Index.open(*write_index(home, sound_rows(rows)))

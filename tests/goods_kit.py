@@ -58,14 +58,24 @@ def make_adapter(folder: Path, seed: int) -> tuple[bytes, Path]:
     return write_adapter(folder, {"r": 2, "lora_alpha": 4}, raw), folder
 
 
-def make_shelf(root: Path, seed: int = 1, mix: Mix = GRADIENT_ONLY, bare: bool = True) -> Shelf:
-    """Of a base that is `bare`, or has a tokenizer of bytes beside its weights."""
+def make_shelf(
+    root: Path,
+    seed: int = 1,
+    mix: Mix = GRADIENT_ONLY,
+    bare: bool = True,
+    inflated: int | None = None,
+) -> Shelf:
+    """Of a base that is `bare`, or has a tokenizer of bytes beside its weights; `inflated`: the row
+    of the index that no honest builder makes."""
     base, base_folder = make_base(root / "base")
     if not bare:
         write_tokenizer(base_folder, [], merges=0)
         base = base_hash(base_folder)
     adapters = [make_adapter(root / f"adapter-{i}", 10 * seed + i) for i in range(3)]
-    index_folder, index_root = write_index(root / "index", sound_rows(8, seed), plain=mix)
+    rows = sound_rows(8, seed)
+    if inflated is not None:
+        rows[inflated] = 127
+    index_folder, index_root = write_index(root / "index", rows, plain=mix)
     (adapter, _), (early, _), (middle, _) = adapters
     manifest = Manifest(
         version=1, base=base, adapter=adapter, early=early, middle=middle, rank=2,

@@ -30,7 +30,7 @@ FLOORS = (  # top down; a room imports itself and lower lines, never upwards, ne
     {"node.metrics"},
     {"node.telling", "node.neighbours"},
     {"node.shop", "node.purse", "node.reasons", "node.refuter", "node.sharecheck",
-     "node.sketchaudit"},
+     "node.sketchaudit", "node.indexaccuser"},
     {"node.sender", "node.belongings"},
     {"node.holdings", "node.moving", "node.diskguard", "node.scrubber"},
     {"node.web", "node.home", "node.precheck"},

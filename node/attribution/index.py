@@ -24,6 +24,7 @@ from node.attribution.spans import SpanText
 from node.ledger.rules.shares import NORM_MAX, NORM_MIN
 from node.ledger.wire import claims
 from node.ledger.wire.claims import HALF_BYTES, META_BYTES, ROW_BYTES, IndexHeader, RowLeaf
+from node.ledger.wire.openings import NormOpened
 from node.ledger.wire.receipts import NO_CONTRIBUTION
 
 HEADER_FILE: Final = "header"
@@ -124,6 +125,29 @@ class Index:
         return merkle.levels_of(list(_leaf_hashes(self.rows, self.meta)))
 
 
+def find_inflated(folder: str | Path, root: bytes) -> NormOpened | None:
+    """What shows every validator that the index in `folder` has a row that no honest builder makes:
+    the first such row. None where its rows are sound, or are not those that `root` names.
+
+    `open` refuses such an index, so nobody who is honest can recompute what it pays.
+    """
+    folder = Path(folder)
+    try:
+        header = read_header(folder)
+        rows = _map(folder / ROWS_FILE, np.dtype(np.int8), (header.rows, ROW_BYTES))
+        meta = np.array(_map(folder / META_FILE, META, (header.rows,)))
+    except IndexInvalid:
+        return None
+    raw, row = claims.encode_header(header), _first_unsound(rows)
+    if row is None or claims.index_root(raw) != root:
+        return None
+    hashes = list(_leaf_hashes(rows, meta))
+    if merkle.root_of_hashes(hashes) != header.rows_root:
+        return None
+    leaf = row.to_bytes(4) + meta[row].tobytes() + rows[row].tobytes()
+    return NormOpened(raw, leaf, merkle.path_in(merkle.levels_of(hashes), row))
+
+
 def read_header(folder: Path) -> IndexHeader:
     """The header in `folder`; raises IndexInvalid `missing` or `header`."""
     raw = _read(folder / HEADER_FILE, claims.HEADER_BYTES_MAX)
@@ -195,14 +219,23 @@ def _open_spans(folder: Path, header: IndexHeader) -> SpanText:
 
 
 def _check_rows(rows: Rows) -> None:
+    row = _first_unsound(rows)
+    if row is not None:
+        why = "−128" if (rows[row] == -128).any() else "norm"
+        raise IndexInvalid("rows", why=why, row=row)
+
+
+def _first_unsound(rows: Rows) -> int | None:
+    """The first row that `shares.is_sound_row` refuses."""
     for start in range(0, len(rows), SHARD_ROWS):
         shard = rows[start : start + SHARD_ROWS]
-        if (shard == -128).any():
-            raise IndexInvalid("rows", why="−128", shard=start // SHARD_ROWS)
+        is_unsound = (shard == -128).any(axis=1)
         for half in (shard[:, :HALF_BYTES], shard[:, HALF_BYTES:]):
             norms = np.einsum("nk,nk->n", half, half, dtype=np.int32)
-            if norms.min() < NORM_MIN or norms.max() > NORM_MAX:
-                raise IndexInvalid("rows", why="norm", shard=start // SHARD_ROWS)
+            is_unsound |= (norms < NORM_MIN) | (norms > NORM_MAX)
+        if is_unsound.any():
+            return start + int(is_unsound.argmax())
+    return None
 
 
 def _check_meta(meta: NDArray[Any]) -> None:

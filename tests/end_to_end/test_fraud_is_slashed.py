@@ -13,9 +13,10 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import trio
-from attribution_kit import mix_rows, sound_rows, write_index
+from attribution_kit import mix_rows, open_unchecked, sound_rows, write_index
 from bundle_kit import LaneSession, Party, party
 from chain_kit import BASE_HASH, PRICES, TERMS
 from fraud_kit import FEE, OWNERS, ROWS, Lie, leave_out, pay_a_friend, raise_score
@@ -23,7 +24,6 @@ from network_kit import wait_until
 
 from consensus.primitives.digest import sha256
 from node.attribution.attribute import Version, attribute
-from node.attribution.index import Index
 from node.devnet.children import Child, read, stop_all, wait_answering
 from node.devnet.market import Market
 from node.devnet.people import Person
@@ -72,9 +72,12 @@ def genesis() -> Genesis:
 class Crime:
     """The node, the lying provider, and what it has stated."""
 
-    def __init__(self, folder: Path, made: Genesis) -> None:
+    def __init__(self, folder: Path, made: Genesis, inflated: int | None) -> None:
         self.chain_id, self.home = made.chain_id, folder / "n0"
-        self.index = Index.open(*write_index(folder, sound_rows(ROWS), OWNERS))
+        rows = sound_rows(ROWS)
+        if inflated is not None:  # it scores three times as much
+            rows[inflated] = np.where(rows[inflated] < 0, -127, 127)
+        self.index = open_unchecked(*write_index(folder, rows, OWNERS))
         self.manifest = encode_manifest(
             Manifest(
                 1, BASE_HASH, b"\2" * 32, b"\3" * 32, b"\4" * 32, 16, (b"q_proj",), b"\5" * 32,
@@ -210,8 +213,8 @@ async def until(is_true: Callable[[], Awaitable[bool]]) -> None:
 
 
 @asynccontextmanager
-async def committed(folder: Path) -> AsyncIterator[Crime]:
-    crime = Crime(folder, genesis())
+async def committed(folder: Path, inflated: int | None = None) -> AsyncIterator[Crime]:
+    crime = Crime(folder, genesis(), inflated)
     try:
         crime.child.start()
         await wait_answering(crime.child)
@@ -251,5 +254,22 @@ async def test_lies_that_settled_are_slashed_and_later_ones_refused(tmp_path: Pa
         log = crime.child.log_path.read_text("utf-8")
         assert "credits are false" in log
         assert "a provider credits falsely" in log
+        assert crime.child.process is not None
+        assert crime.child.process.poll() is None
+
+
+async def test_inflated_row_costs_its_creator_the_deposit(tmp_path: Path) -> None:
+    """The node refuses to hold such an index, so it could recompute nothing: it accuses it."""
+    async with committed(tmp_path, inflated=9) as crime:
+        await crime.wait_settled(await crime.answer(None))
+        node = await crime.balance(NODE)
+        await crime.bring_index()
+
+        async def is_paid_for_it() -> bool:
+            return await crime.balance(NODE) > node
+
+        await until(is_paid_for_it)
+        log = crime.child.log_path.read_text("utf-8")
+        assert "a version's index has an inflated row" in log
         assert crime.child.process is not None
         assert crime.child.process.poll() is None

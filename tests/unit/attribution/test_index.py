@@ -9,7 +9,8 @@ from attribution_kit import CITING, open_index, sound_rows, write_index
 
 from consensus.primitives import merkle
 from node.attribution import index as files
-from node.attribution.index import Index, IndexInvalid
+from node.attribution.index import Index, IndexInvalid, find_inflated
+from node.ledger.rules import refuting
 from node.ledger.wire import claims
 
 
@@ -99,6 +100,45 @@ def test_index_with_swapped_clusters_is_refused(tmp_path: Path) -> None:
 def test_index_of_a_mix_with_citations_opens(tmp_path: Path) -> None:
     folder, root = write_index(tmp_path, sound_rows(3), plain=CITING)
     assert Index.open(folder, root).header.mix == CITING
+
+
+@pytest.mark.parametrize(
+    ("desc", "start", "stop", "value"),
+    [
+        ("inflated", 0, 1_024, 127),
+        ("one half alone", 512, 1_024, 127),
+        ("shrunk", 0, 512, 1),
+        ("an entry that no clamp leaves", 5, 6, -128),
+    ],
+)
+def test_row_that_no_builder_makes_is_opened_for_all_to_see(
+    tmp_path: Path, desc: str, start: int, stop: int, value: int
+) -> None:
+    rows = sound_rows(40)
+    rows[7, start:stop] = rows[30] = value
+    folder, root = write_index(tmp_path, rows)
+    found = find_inflated(folder, root)
+    assert found is not None
+    opened = refuting.open_row(root, *found)
+    assert (opened.leaf.number, refuting.is_inflated(opened)) == (7, True), desc
+    with pytest.raises(IndexInvalid) as refusal:
+        Index.open(folder, root)
+    assert (refusal.value.reason, refusal.value.facts["row"]) == ("rows", 7)
+
+
+def test_row_that_the_root_does_not_name_accuses_nobody(tmp_path: Path) -> None:
+    """Whoever passes an index on could else have its creator punished."""
+    folder, root = write_index(tmp_path, sound_rows(40))
+    assert find_inflated(folder, root) is None, "all its rows are sound"
+    put("rows.bin", 0, bytes([127] * 1_024))(folder)
+    assert find_inflated(folder, root) is None, "not the committed row"
+    false = sound_rows(40)
+    false[3] = 127
+    inflated, other = write_index(tmp_path / "other", false)
+    assert find_inflated(inflated, root) is None, "another index"
+    cut("meta.bin")(inflated)
+    assert find_inflated(inflated, other) is None
+    assert find_inflated(tmp_path / "absent", root) is None
 
 
 @pytest.mark.parametrize("rows", [1, 2, 40])

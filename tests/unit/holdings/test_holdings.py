@@ -29,6 +29,7 @@ from node.holdings import (
     find_current,
 )
 from node.ledger import tables
+from node.ledger.rules import refuting
 from node.ledger.state import State
 from node.peering.blobs import Blobs
 from node.peering.blobstore import ADAPTER, BASE, CONTENT, CONTRIBUTION, INDEX, BlobStore
@@ -436,6 +437,25 @@ async def test_texts_that_were_not_contributed_are_not_shown(tmp_path, autojump_
         at.state.put(tables.CONTRIBUTION, (2,), record)
         await at.look(int(WRONG_S))
         assert at.holdings.find(1, 1) is not None
+
+
+@pytest.mark.parametrize("is_here", [False, True])
+async def test_inflated_index_is_not_held_but_shown_to_all(
+    tmp_path, autojump_clock, is_here: bool
+) -> None:
+    """Whether a peer gave it or it lies in the home; its creator has committed to it."""
+    shelf = make_shelf(tmp_path / "goods", inflated=5)
+    found = []
+    async with town(tmp_path, serves=False, shelf=shelf, holds=not is_here) as at:
+        at.holdings._on_inflated = lambda *told: found.append(told)
+        if is_here:
+            shelf.store_in(at.stores[MINE])
+        await at.look(30)
+        assert at.holdings.find(1, 1) is None
+        assert len(found) == 1, "looked at again after a minute, not each second"
+        ((which, opened),) = found
+        row = refuting.open_row(shelf.manifest.index_root, *opened)
+        assert (which, row.leaf.number, refuting.is_inflated(row)) == ((1, 1), 5, True)
 
 
 async def test_base_without_a_tokenizer_ends_no_node(tmp_path, autojump_clock) -> None:

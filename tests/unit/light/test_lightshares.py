@@ -4,8 +4,9 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
-from attribution_kit import VERSION, mix_rows, sound_rows, write_index
+from attribution_kit import VERSION, mix_rows, open_unchecked, sound_rows, write_index
 from bundle_kit import some_receipt
 from fraud_kit import LIES, OWNERS, ROWS, leave_out
 
@@ -115,6 +116,21 @@ async def test_credits_that_nothing_binds_are_a_lie_and_none_are_not(holder: Hol
     assert lie.value.word == "credits.unbound"
     assert await check(holder, answer._replace(credits=()), nothing) == CheckedShares()
     assert holder.given == []
+
+
+async def test_inflated_row_is_shown_though_the_index_commits_to_it(tmp_path: Path) -> None:
+    """It is paid what it scores, so that only its length tells."""
+    rows = sound_rows(ROWS)
+    rows[9] = np.where(rows[9] < 0, -127, 127)
+    holder = Holder.__new__(Holder)
+    holder.index = open_unchecked(*write_index(tmp_path, rows, OWNERS))
+    holder.given = []
+    answer, claim = told(holder)
+    with pytest.raises(Lie) as lie:
+        await check(holder, answer, claim)
+    assert (lie.value.word, lie.value.kind) == ("row.inflated", openings.NORM)
+    opened = refuting.open_row(holder.index.root, *lie.value.opened)
+    assert (opened.leaf.number, refuting.is_inflated(opened)) == (9, True)
 
 
 async def test_claim_that_the_receipt_does_not_bind_accuses_nobody(holder: Holder) -> None:

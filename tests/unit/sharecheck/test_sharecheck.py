@@ -13,13 +13,15 @@ from fraud_kit import LIES, ROWS, UNBOUND, Court, leave_out, proof_of, raise_sco
 from stored_kit import Stored
 
 from consensus.primitives.errors import Invalid
+from node import sharecheck
 from node.attribution.attribute import Version
 from node.attribution.audit import Claim
 from node.attribution.index import Index
 from node.ledger.wire import openings
 from node.ledger.wire.bundles import Bundle, decode_body
-from node.ledger.wire.openings import Opened, RawRows
+from node.ledger.wire.openings import NORM, NormOpened, Opened, RawRows
 from node.ledger.wire.receipts import receipt_id
+from node.lightshares import Lie
 from node.peering.auditing import RowOpener
 from node.peering.audits import StatedClaim
 from node.sharecheck import AGAIN_S, CHECK_EVERY_S, PEERS_MAX, TRIES, ShareChecker
@@ -65,6 +67,7 @@ class Scene:
         self.held: dict[tuple[int, int], tuple[Index, Version]] = {}
         self.sources = [bytes([n]) * 32 for n in (5, 7)]
         self.noted: list[tuple[bytes, int, int, Opened]] = []
+        self.inflated: list[tuple[tuple[int, int], NormOpened]] = []
 
     @property
     def stated(self) -> StatedClaim:
@@ -85,6 +88,7 @@ class Scene:
             find_claim=lambda receipt: self.knows, audits=audits,
             find_index=lambda *which: self.held.get(which),
             find_sources=lambda: [PeerId(peer) for peer in self.sources], note_proof=note,
+            note_inflated=lambda *proof: self.inflated.append(proof),
             run_blocking=at_once,
         )  # fmt: skip
 
@@ -126,6 +130,22 @@ async def test_lie_is_found_and_its_proof_holds_in_a_block(
     assert bundle == scene.bundle.hash
     proof = proof_of(kind, scene.bundle, place, opened)
     assert scene.court.accuse(proof, STEWARD).codes == (0,)
+
+
+async def test_inflated_row_accuses_the_index_and_not_the_receipt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = NormOpened(b"header", b"leaf", ())
+
+    async def show(*_: Any) -> None:
+        raise Lie("row.inflated", NORM, opened)
+
+    monkeypatch.setattr(sharecheck, "check_shares", show)
+    scene = Scene(tmp_path, honest)
+    scene.knows = scene.stated
+    told = await scene.check()
+    assert (told.verdict, told.why) == ("false", "row.inflated")
+    assert (scene.inflated, scene.noted) == ([((1, 1), opened)], [])
 
 
 async def test_row_left_out_is_found_by_a_whole_scan(tmp_path: Path) -> None:

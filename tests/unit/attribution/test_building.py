@@ -1,5 +1,9 @@
 """An index is a pure function of its records and checkpoints, however it was built."""
 
+import pickle
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -13,6 +17,8 @@ from node.attribution.runners import LocalRunner, Runner, Task
 from node.attribution.tokens import TextTokenizer
 
 pytestmark = pytest.mark.ml
+
+ROOT = Path(__file__).parents[3]
 
 
 def build(
@@ -123,6 +129,57 @@ def test_interrupted_build_goes_on_to_the_same_root(
     again = build(trained, placed, tmp_path)
     assert again.root == built.root
     assert [path.name for path in tmp_path.iterdir()] == [built.root.hex()]
+
+
+SCRIPT = """
+import os, pickle, signal, sys
+from pathlib import Path
+from node.attribution.building import build_index
+from node.attribution.runners import LocalRunner
+from node.attribution.tokens import TextTokenizer
+
+class Dying(LocalRunner):
+    left = 3
+
+    def map(self, task, shards):
+        for shard in shards:
+            if Dying.left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            Dying.left -= 1
+            yield shard, task(shard)
+
+spec, placed = pickle.loads(Path(sys.argv[1]).read_bytes())
+build_index(spec, placed, TextTokenizer(Path(spec.base_folder)), Path(sys.argv[2]), Dying())
+"""
+
+
+class Counting(LocalRunner):
+    """Notes the shards that it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[int] = []
+
+    def map(self, task: Task, shards: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+        self.given += shards
+        return super().map(task, shards)
+
+
+def test_build_killed_by_9_goes_on_to_the_same_root(
+    built: Built, trained, placed: list[PlacedRecord], tmp_path: Path
+) -> None:
+    """Sums, moments and the first of three shards of rows are kept."""
+    given, out = tmp_path / "given", tmp_path / "out"
+    given.write_bytes(pickle.dumps((trained.spec(shard_records=16), placed)))
+    words = [sys.executable, "-c", SCRIPT, str(given), str(out)]
+    killed = subprocess.run(words, cwd=ROOT, capture_output=True, timeout=120, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr[-2_000:]
+    (work,) = out.iterdir()
+    assert work.name.startswith("building-")
+    runner = Counting()
+    assert build(trained, placed, out, runner).root == built.root
+    assert runner.given == [1, 2]
+    assert [path.name for path in out.iterdir()] == [built.root.hex()]
 
 
 def test_records_or_hashes_that_differ_give_another_root(

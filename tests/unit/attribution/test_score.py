@@ -99,6 +99,7 @@ def test_quicker_of_two_exact_kernels_is_used(monkeypatch: pytest.MonkeyPatch) -
 
     numpys = score.integers
     monkeypatch.setattr(score, "products", saturating)
+    monkeypatch.setattr(score, "SHARD_ROWS", 512)  # an eighth of what is tried
     assert score.choose_kernel([slow]) is numpys
     monkeypatch.setattr(score, "integers", slow)
     assert score.choose_kernel([numpys]) is numpys

@@ -24,6 +24,7 @@ from node.attribution.citing import Citing
 from node.attribution.datanets import Record, contribution_root, parse_records
 from node.attribution.index import Index, find_inflated
 from node.attribution.kernels import kernel_for
+from node.attribution.score import NoExactKernel
 from node.attribution.tokens import open_tokenizer
 from node.ledger import tables
 from node.ledger.rules.models import has_ended, is_servable
@@ -283,7 +284,10 @@ class Holdings:
             self._on_inflated((version.model, version.version), found)
             raise Invalid("holdings.inflated", index=root) from error
         index = await self._run_blocking(Index.open, folder, manifest.index_root)
-        await self._run_blocking(kernel_for, index.header.rows)  # now, not at the first answer
+        try:
+            await self._run_blocking(kernel_for, index.header.rows)  # now, not at the first answer
+        except NoExactKernel as error:  # this machine's fault: what it computed would be no proof
+            raise Invalid("holdings.no_kernel") from error
         citing = None
         if base is not None and claims.RETRIEVAL in dict(index.header.mix):
             records = await self._canonical_records(index)

@@ -32,7 +32,7 @@ DAMPING: Final = 0.01
 ENTRY_MAX: Final = 127
 QUANTUM: Final = sqrt(HALF_BYTES) * ENTRY_MAX / 4  # a unit vector's typical entry becomes 127/4
 LIFTED: Final = NORM_MIN + 3_000  # what rounding moves it by has a deviation of some 400
-LIFTS_MAX: Final = 16  # more than entries ever reach the clamp one after the other
+LIFTS_MAX: Final = 16  # more than a gradient's entries take to reach the clamp in turns
 NARROW_FACTOR: Final = 4  # sides wider than narrow × 4 are narrowed
 ORTHONORMAL_WITHIN: Final = 1e-4
 HALVES: Final = (0, 1)  # early, middle
@@ -221,7 +221,8 @@ def quantise(buckets: Tensor) -> Tensor:
 
     Where clamping takes so much that the norm falls below its bound, the entries that are not
     clamped are lifted until it does not: see `_lift`. A row of zeros stands for none: the gradient
-    was zero or not finite, or fewer than 29 entries carry it.
+    was zero or not finite, fewer than 29 entries carry it, or so many equal ones do that rounding
+    alone passes the other bound.
     """
     norm = buckets.norm(dim=1, keepdim=True)
     is_finite = torch.isfinite(norm) & (norm > 0)

@@ -15,7 +15,6 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from consensus.primitives.errors import Invalid
 from node.ledger.rules import shares
 from node.ledger.wire.claims import ROW_BYTES
 
@@ -33,11 +32,8 @@ TRIALS: Final = 3  # of each kernel, of some milliseconds each
 TRIED_SKETCHES: Final = 8
 
 
-class NoExactKernel(Invalid):
+class NoExactKernel(Exception):
     """No kernel equals plain integers on this machine: attribution must not start."""
-
-    def __init__(self) -> None:
-        super().__init__("score.no_exact_kernel")
 
 
 def integers(rows: Rows, sketches: Sketches) -> Scores:

@@ -214,9 +214,9 @@ def scorer_shares(
 ) -> list[tuple[int, int, int]]:
     """(scorer, row, bps), summing to at most 10,000. `rows` is the index's N.
 
-    A scorer of the mix that finds nothing drops out, and the gradient's part shrinks to its
-    `standing` (default: as `standing_bps` tells). The whole is shared by what is then left of the
-    parts; where the gradient's alone is, it gets its standing, and the rest is left over.
+    A scorer of the mix that finds nothing drops out: its part goes to the others by theirs. The
+    gradient is paid its `standing` of its part (default: as `standing_bps` tells); the rest goes to
+    the others by theirs, and is left over where there are none.
     """
     if standing is None:
         standing = standing_bps(statement, rows)
@@ -225,14 +225,18 @@ def scorer_shares(
         SPAN: span_weights(statement, rows),
         RETRIEVAL: list(statement.retrieved),
     }
-    kept = {scorer: bps * TOTAL_BPS for scorer, bps in mix if found[scorer]}
-    if GRADIENT in kept:
-        kept[GRADIENT] = dict(mix)[GRADIENT] * standing
-    parts = [(scorer, part) for scorer, part in kept.items() if part]
-    is_alone = [scorer for scorer, _ in parts] == [GRADIENT]
+    finders = [(scorer, bps) for scorer, bps in mix if found[scorer]]
+    parts = dict(apportion(finders, TOTAL_BPS))
+    if GRADIENT in parts:
+        kept = parts[GRADIENT] * standing // TOTAL_BPS
+        others = [(scorer, bps) for scorer, bps in finders if scorer != GRADIENT]
+        for scorer, more in apportion(others, parts[GRADIENT] - kept):
+            parts[scorer] += more
+        parts[GRADIENT] = kept
     return [
         (scorer, row, bps)
-        for scorer, part in apportion(parts, standing if is_alone else TOTAL_BPS)
+        for scorer, part in parts.items()
+        if part
         for row, bps in apportion(found[scorer], part)
     ]
 

@@ -226,7 +226,7 @@ def test_what_the_gradient_leaves_is_for_the_other_scorers() -> None:
     half = state((400,) * 3, ((0, 5, 2_437), (2, 6, 976)))  # paid by 4,996 of 10,000
     cited = half._replace(retrieved=((1, 7),))
     assert shares.row_shares(half, 3, mix) == [(0, 4_996), (2, 0)]
-    assert shares.row_shares(cited, 3, mix) == [(0, 4_284), (1, 5_716), (2, 0)]
+    assert shares.row_shares(cited, 3, mix) == [(0, 2_997), (1, 7_003), (2, 0)]
     assert shares.row_shares(cited, 3, mix, standing=10_000) == [(0, 6_000), (1, 4_000), (2, 0)]
     assert shares.row_shares(cited, 3, mix, standing=0) == [(1, 10_000)]
 

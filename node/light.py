@@ -179,7 +179,7 @@ def _told(shown: Shown) -> tuple[str, str]:
             f"receipt {sha256(shown.raw).hex()[:16]}… of {account_text(shown.bundle.provider)}: "
             f"model {receipt.model} version {receipt.model_version}, {receipt.tokens_in} tokens "
             f"in, {receipt.tokens_out} out, fee {open_text(receipt.fee)}, "
-            f"{len(credited(shown.credits))} contributions credited"
+            f"{len(credited(shown.credits))} contributions credited{_fund_text(shown)}"
         )
         return "the receipt stands in a settled bundle, its credits hash to what it says", told
     if isinstance(shown, PayoutLeaf):
@@ -283,6 +283,11 @@ def _asserted(checked: list[Checked]) -> tuple[str, ...]:
     if any(isinstance(proof.shown, ReceiptShown) for proof in checked):
         told.append("that the credits fit the answer is checked by holders of the index")
     return tuple(told)
+
+
+def _fund_text(shown: ReceiptShown) -> str:
+    to_fund = BPS - sum(bps for _, bps in credited(shown.credits))
+    return f", {to_fund} bps of the data part to the model's fund" if to_fund else ""
 
 
 def payee_text(leaf: PayoutLeaf) -> str:

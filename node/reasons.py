@@ -18,6 +18,7 @@ from node.attribution.index import Index
 from node.holdings import Holdings
 from node.ledger import tables
 from node.ledger.rules import shares
+from node.ledger.rules.refuting import NO_CLAIM
 from node.ledger.state import State
 from node.ledger.wire import claims
 from node.ledger.wire.bundles import decode_header
@@ -63,10 +64,11 @@ class Reasons:
             raise Invalid("shares.no_index", model=receipt.model, version=receipt.model_version)
         model = state.get(tables.MODEL, receipt.model).name.decode("ascii")
         why: Explanation | None = None
-        if credits := decode_credits(found.credits):
-            statement = await self._statement(view, found, receipt_id, held.index)
-            texts = await self._texts(state, {number for number, _ in credited(credits)})
-            why = explain(statement, held.index, texts)
+        statement = await self._statement_if_any(view, found, receipt_id, held.index)
+        if statement is not None:
+            earning = {number for number, _ in credited(decode_credits(found.credits))}
+            earning |= {number for _, number, _ in statement.paid}
+            why = explain(statement, held.index, await self._texts(state, earning))
         records = () if why is None else _paid_records(state, why)
         return answers.Shares(
             receipt=receipt_id,
@@ -78,6 +80,20 @@ class Reasons:
             records=records,
             fund_share_bps=BPS - sum(record.share_bps for record in records),
         )
+
+    async def _statement_if_any(
+        self, view: View, found: FoundReceipt, receipt_id: bytes, index: Index
+    ) -> Statement | None:
+        """What the provider stated; None where it stated nothing, or pays nobody and is away: why
+        nobody is paid is asked as well, but needs no proof."""
+        if decode_credits(found.credits):
+            return await self._statement(view, found, receipt_id, index)
+        if decode_receipt(found.receipt).sketch_hash == NO_CLAIM:
+            return None
+        try:
+            return await self._statement(view, found, receipt_id, index)
+        except Invalid:  # `shares.no_statement`
+            return None
 
     async def _statement(
         self, view: View, found: FoundReceipt, receipt_id: bytes, index: Index
@@ -105,7 +121,9 @@ class Reasons:
         texts: dict[Place, Record] = {}
         with trio.move_on_after(FETCH_S):
             for number in sorted(contributions):
-                about = state.get(tables.CONTRIBUTION, number)
+                about = state.find(tables.CONTRIBUTION, number)
+                if about is None:  # an index may name anything where nothing is paid
+                    continue
                 content, size = about.content_hash, about.size_bytes
                 try:
                     folder = await self._holdings.fetch(CONTENT, content, size)

@@ -26,6 +26,7 @@ from node.ledger.rules.disputes import release_of
 from node.ledger.rules.refuting import Release
 from node.ledger.rules.reversals import Answer
 from node.ledger.wire.bundles import decode_header
+from node.ledger.wire.claims import decode_statement
 from node.ledger.wire.openings import NormOpened, Opened, RawRows
 from node.ledger.wire.receipts import credited, decode_credits, decode_receipt
 from node.lightshares import AskRows, CheckedShares, Lie, check_shares
@@ -186,7 +187,8 @@ class ShareChecker:
                 raise Invalid("shares.no_statement", why=finding.code)
             raise Lie(finding.code, *fraud)
         rows = found[0].header.rows
-        return CheckedShares(rows, len(credited(answer.credits)), 0, rows)
+        stated = decode_statement(claim.statement) if claim.statement else None
+        return CheckedShares(rows, 0 if stated is None else len(stated.paid), 0, rows)
 
     async def _check_there(
         self, release: Release, answer: Answer, claim: StatedClaim, first: Sequence[PeerId]

@@ -37,7 +37,10 @@ def earnings(
         Path | None, typer.Option(help="with --explain: a picture of the shares, a PNG file")
     ] = None,
 ) -> int:
-    """What an account earned: matured (in its balance) and maturing (in the challenge window)."""
+    """What an account earned: matured, and maturing (in the challenge window).
+
+    Of data, before the Datanet's cut and what a correction shares with the first author.
+    """
     frame = frame_of(ctx)
     if explain is not None:
         if (account, since, by) != (None, None, None):

@@ -27,15 +27,18 @@ def show(frame: Frame, receipt: str, plot: Path | None) -> int:
     """
     if plot is not None and plot.exists():
         usage(f"{plot} exists", "--plot another file")
+    if plot is not None and plot.suffix.lower() != ".png":
+        usage(f"{plot} does not end in .png", "--plot FILE.png")
     if plot is not None and not plot.parent.is_dir():
         usage(f"{plot.parent} is no folder")
     node = frame.daemon()
     told = settled(receipt, lambda: node.get(f"/ledger/receipts/{receipt}"))
     shares = _shares(node, receipt)
     data = int(told["split"]["data"])
-    contributors: Counter[str] = Counter()
-    for record in shares["records"]:
-        contributors[record["contributor"]] += record["share_bps"]
+    bps, amounts = Counter[str](), Counter[str]()
+    for credit in told["credits"]:
+        bps[credit["contributor"]] += credit["share_bps"]
+        amounts[credit["contributor"]] += int(credit["amount"])
     for record in shares["records"]:
         record["amount"] = str(_part(data, record["share_bps"]))
     fields = {
@@ -44,9 +47,10 @@ def show(frame: Frame, receipt: str, plot: Path | None) -> int:
         "fee": told["fee"],
         "data": told["split"]["data"],
         "contributors": [
-            {"contributor": who, "share_bps": bps, "amount": str(_part(data, bps))}
-            for who, bps in contributors.most_common()
+            {"contributor": who, "share_bps": share, "amount": str(amounts[who])}
+            for who, share in bps.most_common()
         ],
+        "fund_amount": told["fund_amount"],
     }
     fault = None if plot is None else _draw(fields, plot)
     frame.show("earnings.explain/1", fields, _lines(fields))
@@ -68,7 +72,7 @@ def _shares(node: "Node", receipt: str) -> dict[str, Any]:
         raise CommandError(
             "this node does not hold the index that the answer was attributed by",
             code=refusal.code,
-            mend="name the model in `models` under [audit], as who serves it does under [serving]",
+            mend="name the model in `models` under [audit] and start again, or ask who serves it",
         ) from refusal
 
 
@@ -108,6 +112,8 @@ def _lines(fields: "Mapping[str, Any]") -> list[str]:
             f"no record of {rows} stood out from the noise: the model's maintenance fund gets it",
             _checked(fields),
         ]
+    if not fields["contributors"]:
+        lines += ["no record stood out clearly: the model's maintenance fund gets all of it", ""]
     parts = _parts(fields["records"])
     records = [
         (
@@ -129,7 +135,7 @@ def _lines(fields: "Mapping[str, Any]") -> list[str]:
     ]
     if to_fund := fields["fund_share_bps"]:
         share = f"{to_fund / 100:.2f}%"
-        people.append(("the model's maintenance fund", share, open_text(_part(data, to_fund))))
+        people.append(("the model's maintenance fund", share, open_text(fields["fund_amount"])))
     return [
         *lines,
         *table(
@@ -139,10 +145,21 @@ def _lines(fields: "Mapping[str, Any]") -> list[str]:
         "",
         *table(("contributor", "share", "about"), people),
         "",
-        f"times: the score over the threshold {fields['threshold']}, above which a record of "
-        f"{fields['index_rows']} is paid; noise is {fields['floor']}",
+        f"times: the score over the threshold {fields['threshold']}, which the noise "
+        f"({fields['floor']}) of {fields['index_rows']} records stays below",
+        _told_slope(),
         _checked(fields),
     ]
+
+
+def _told_slope() -> str:
+    from node.ledger.rules.shares import PAID_FROM, PAID_WHOLE, QUARTERS
+
+    least, whole = PAID_FROM / QUARTERS, PAID_WHOLE / QUARTERS
+    return (
+        f"what records share grows with the best one's times: nothing up to {least:.2f}, all from "
+        f"{whole:.2f} on; the fund gets the rest"
+    )
 
 
 def _parts(records: "Sequence[Mapping[str, Any]]") -> tuple[str, ...]:

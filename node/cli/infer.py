@@ -96,7 +96,8 @@ def _keep_disclosure(frame: Frame, receipt: str, path: Path) -> None:
     with open(descriptor, "w", encoding="ascii") as file:
         json.dump(told, file, indent=1)
         file.write("\n")
-    note(f"prompt and answer in {path}: olnode verify {receipt} --explain --kept {path}")
+    command = f"olnode verify {receipt} --explain --kept {path}"
+    note(f"prompt and answer in {path}; a provider of the model can check the sketch: {command}")
 
 
 def _save_proof(frame: Frame, receipt: str, path: Path) -> None:

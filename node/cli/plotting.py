@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from node.cli.frame import CommandError
+from node.ledger.rules.shares import PAID_FROM, PAID_WHOLE, QUARTERS
 
 BARS_MAX: Final = 64  # records that a receipt can pay
 INCHES_A_BAR: Final = 0.28
 INCHES_AROUND: Final = 1.4
 WIDTH_INCHES: Final = 9.0
 NAME_CHARS: Final = 14
+FUND: Final = "the model's maintenance fund"
 
 
 def draw_shares(told: Mapping[str, Any], path: Path) -> None:
-    """Bars of each record's share, and of its score beside the threshold, into a PNG at `path`.
+    """Bars of each record's share and the fund's, and of scores beside the threshold, into a PNG at
+    `path`; dotted, where pay begins and where it is whole.
 
     Raises CommandError where matplotlib is not installed, or the file cannot be written.
     """
@@ -29,7 +32,7 @@ def draw_shares(told: Mapping[str, Any], path: Path) -> None:
             "matplotlib is not installed", mend="pip install olnode[plots]"
         ) from error
     records = told["records"][:BARS_MAX]
-    figure = Figure((WIDTH_INCHES, INCHES_AROUND + INCHES_A_BAR * max(4, len(records))))
+    figure = Figure((WIDTH_INCHES, INCHES_AROUND + INCHES_A_BAR * max(4, len(records) + 1)))
     FigureCanvasAgg(figure)
     left, right = figure.subplots(1, 2, sharey=True)
     names = [
@@ -40,10 +43,14 @@ def draw_shares(told: Mapping[str, Any], path: Path) -> None:
     colours = {who: f"C{number % 10}" for number, who in enumerate(people)}
     colour = [colours[one["contributor"]] for one in records]
     left.barh(names, [one["share_bps"] / 100 for one in records], color=colour)
+    left.barh([FUND], [told["fund_share_bps"] / 100], color="grey")
     left.set_xlabel("share of the data part, %")
+    left.set_xlim(0, 100)
     left.invert_yaxis()
     right.barh(names, [one["score_bps"] / 10_000 for one in records], color=colour)
     right.axvline(1.0, color="black", linestyle="--", linewidth=1)
+    for quarters in (PAID_FROM, PAID_WHOLE):
+        right.axvline(quarters / QUARTERS, color="black", linestyle=":", linewidth=1)
     right.set_xlabel("score over the threshold")
     title = f"{told['model']}@{told['version']}, receipt {told['receipt'][:16]}…"
     figure.suptitle(title if records else title + ": no record stood out from the noise")

@@ -101,12 +101,10 @@ def tx(ctx: typer.Context, transaction: str) -> None:
 @app.command()
 def receipt(ctx: typer.Context, receipt: str) -> None:
     """A settled receipt: the split of its fee and its credits."""
-    from node.ledger.amounts import part_bps
-
     frame, name = frame_of(ctx), hash_in(receipt, "RECEIPT").hex()
     node = frame.daemon()
     told = settled(name, lambda: node.get(f"/ledger/receipts/{name}"))
-    apart = ("split", "credits", "fund_share_bps")
+    apart = ("split", "credits", "fund_share_bps", "fund_amount")
     plain = {name: value for name, value in told.items() if name not in apart}
     credits = [
         [
@@ -119,9 +117,8 @@ def receipt(ctx: typer.Context, receipt: str) -> None:
         for c in told["credits"]
     ]
     if to_fund := told["fund_share_bps"]:
-        amount = part_bps(int(told["split"]["data"]), to_fund)
-        fund = "the model's maintenance fund"
-        credits.append(["-", "-", fund, f"{to_fund / 100:.2f}%", open_text(amount)])
+        fund, share = "the model's maintenance fund", f"{to_fund / 100:.2f}%"
+        credits.append(["-", "-", fund, share, open_text(told["fund_amount"])])
     split = [(role, open_text(amount)) for role, amount in told["split"].items()]
     head = ("contribution", "datanet", "contributor", "share", "amount")
     lines = [

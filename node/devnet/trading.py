@@ -142,7 +142,7 @@ class Trade:
         ]
         head = ("contributor", "share", "OPEN", "the record that earned most")
         if to_fund := shown["fund_share_bps"]:
-            part = _open(part_bps(data, to_fund))
+            part = _open(int(shown["fund_amount"]))
             rows = [*rows[: SHOWN_CONTRIBUTORS - 1], (FUND, f"{to_fund / 100:.2f} %", part, "")]
         self._teller.table(head, rows[:SHOWN_CONTRIBUTORS])
         self._ending.facts["contributors"] = [

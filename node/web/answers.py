@@ -273,7 +273,8 @@ class ReceiptAnswer:
     status: str  # "complete" or "partial"
     split: Mapping[str, Grains]  # the fee by role
     credits: tuple[Credit, ...]
-    fund_share_bps: int  # of the data part: what nothing earned, so the model's fund
+    fund_share_bps: int  # of the data part: what nothing earned, so the model's maintenance fund
+    fund_amount: Grains  # about, as the amounts of the credits
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import trio
 from consensus.primitives.encoding import INT_MAX
 from consensus.skipping import encode_light_block
 from node.ledger import tables
-from node.ledger.amounts import BPS, part_bps, split
+from node.ledger.amounts import BPS, split
 from node.ledger.rules.accounts import BASE_PRICE_NAME, current_key
 from node.ledger.rules.channels import served_channels
 from node.ledger.rules.models import ends_ms, prices_at
@@ -25,8 +25,7 @@ from node.ledger.wire.codes import code_name
 from node.ledger.wire.payouts import PayoutLeaf, decode_payout
 from node.ledger.wire.receipts import (
     COMPLETE,
-    Credits,
-    credited,
+    NO_CONTRIBUTION,
     decode_credits,
     decode_receipt,
 )
@@ -270,7 +269,9 @@ def find_receipt(view: View, receipt_id: bytes) -> answers.ReceiptAnswer | None:
     receipt, state = decode_receipt(found.receipt), view.state()
     channel = state.find(tables.CHANNEL, receipt.channel)
     parts = dict(zip(KIND_NAMES, _split_of(state, receipt.fee), strict=True))
-    credits = decode_credits(found.credits)
+    credits = decode_credits(found.credits) or ((NO_CONTRIBUTION, BPS),)
+    amounts = dict(zip(credits, split(parts[tables.KIND_DATA], credits), strict=True))
+    to_fund_bps = dict(credits).get(NO_CONTRIBUTION, 0)
     return answers.ReceiptAnswer(
         receipt=receipt_id,
         height=found.height,
@@ -290,8 +291,9 @@ def find_receipt(view: View, receipt_id: bytes) -> answers.ReceiptAnswer | None:
         finished_ms=receipt.finished_ms,
         status="complete" if receipt.status == COMPLETE else "partial",
         split={KIND_NAMES[kind]: amount for kind, amount in parts.items()},
-        credits=_credits(state, credits, parts[tables.KIND_DATA]),
-        fund_share_bps=BPS - sum(bps for _, bps in credited(credits)),
+        credits=_credits(state, amounts),
+        fund_share_bps=to_fund_bps,
+        fund_amount=amounts.get((NO_CONTRIBUTION, to_fund_bps), 0),
     )
 
 
@@ -299,16 +301,17 @@ def _split_of(state: State, fee: int) -> list[int]:
     return split(fee, list(zip(KIND_NAMES, state.parameter_values("split_bps"), strict=True)))
 
 
-def _credits(state: State, credits: Credits, data_part: int) -> tuple[answers.Credit, ...]:
+def _credits(state: State, amounts: Mapping[tuple[int, int], int]) -> tuple[answers.Credit, ...]:
     return tuple(
         answers.Credit(
             contribution=number,
             contributor=state.get(tables.CONTRIBUTION, number).contributor,
             datanet=datanet_of(state, number),
             share_bps=share_bps,
-            amount=part_bps(data_part, share_bps),
+            amount=amount,
         )
-        for number, share_bps in credited(credits)
+        for (number, share_bps), amount in amounts.items()
+        if number != NO_CONTRIBUTION
     )
 
 

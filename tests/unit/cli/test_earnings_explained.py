@@ -20,7 +20,15 @@ from node.web import answers
 RECEIPT = ID.hex()
 SETTLED = answers.ReceiptAnswer(
     ID, 7, ID, ALICE, ALICE, ID, 0, 1, ID, "contracts", 1, 12, 5, 10**9, 1, 2, "complete",
-    {"infra": 3 * 10**8, "data": 7 * 10**8}, (), 10_000,
+    {"infra": 3 * 10**8, "data": 7 * 10**8}, (), 10_000, 7 * 10**8,
+)  # fmt: skip
+PAID = replace(
+    SETTLED, credits=(answers.Credit(4, ALICE, "facts", 10_000, 7 * 10**8),),
+    fund_share_bps=0, fund_amount=0,
+)  # fmt: skip
+IN_PART = replace(
+    SETTLED, credits=(answers.Credit(4, ALICE, "facts", 4_000, 28 * 10**7),),
+    fund_share_bps=6_000, fund_amount=42 * 10**7,
 )  # fmt: skip
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -33,7 +41,7 @@ class Silent(Behind):
 
 
 async def test_records_and_contributors_are_told(capsys: Capture, home: Path) -> None:
-    made = await asked(capsys, Behind(receipt=SETTLED), home, "earnings", "--explain", RECEIPT)
+    made = await asked(capsys, Behind(receipt=PAID), home, "earnings", "--explain", RECEIPT)
     assert made["schema"] == "olnode.earnings.explain/1"
     (record,) = made["records"]
     assert (record["share_bps"], record["score_bps"]) == (10_000, 25_000)
@@ -97,18 +105,17 @@ async def test_what_the_fund_gets_is_told_beside_the_contributors(
     capsys: Capture, home: Path
 ) -> None:
     words = ("earnings", "--explain", RECEIPT)
-    made = await asked(capsys, Wary(receipt=SETTLED), home, *words)
+    made = await asked(capsys, Wary(receipt=IN_PART), home, *words)
     assert made["fund_share_bps"] == 6_000
     (person,) = made["contributors"]
     assert int(person["amount"]) == int(made["data"]) * 4 // 10
     shown = "\n".join(_lines(made))
+    assert "nothing up to 1.75, all from 3.25 on" in shown
     assert re.search(r"the model's maintenance fund +60\.00% +0\.42 OPEN", shown)
 
 
 async def test_receipt_names_the_fund_among_whom_it_credits(capsys: Capture, home: Path) -> None:
-    credit = answers.Credit(4, ALICE, "facts", 4_000, 28 * 10**7)
-    behind = Behind(receipt=replace(SETTLED, credits=(credit,), fund_share_bps=6_000))
-    async with served(behind, home / "run"):
+    async with served(Behind(receipt=IN_PART), home / "run"):
         words = ["--home", str(home), "query", "receipt", RECEIPT]
         assert await trio.to_thread.run_sync(run, words) == 0
     shown = capsys.readouterr().out
@@ -166,6 +173,7 @@ async def test_node_without_the_index_says_how_it_gets_it(capsys: Capture, home:
 
 def test_what_cannot_be_meant_is_refused(capsys: Capture, home: Path) -> None:
     for words in (
+        ("--explain", HASH, "--plot", "picture.jpg"),
         ("--explain", "nothing"),
         ("--explain", HASH, "--by", "day"),
         ("--plot", "x.png"),

@@ -43,11 +43,13 @@ class Shelf:
 class Settled:
     """A chain with one answer that row 2 (contribution 1) and row 9 (contribution 3) shaped."""
 
-    def __init__(self, home: Path, *, second: float = 1.0, last_owner: int = 3) -> None:
+    def __init__(
+        self, home: Path, *, first: float = 2.0, second: float = 1.0, last_owner: int = 3
+    ) -> None:
         rows = sound_rows(12)
         owners = [*(1 + row // 4 for row in range(9)), *[last_owner] * 3]
         self.index = Index.open(*write_index(home / "index", rows, owners))
-        sketch = mix_rows([(2.0, rows[2]), (second, rows[9])])
+        sketch = mix_rows([(first, rows[2]), (second, rows[9])])
         self.made = attribute(self.index, sketch, VERSION)
         chain = Stored(home / "chain", MemoryKV())
         chain.tell_story()
@@ -111,6 +113,26 @@ async def test_row_of_nobody_that_earns_nothing_is_left_out(tmp_path: Path) -> N
     assert told is not None
     assert [row.contribution for row in told.records] == [1]
     assert told.fund_share_bps == 0
+
+
+@pytest.mark.parametrize("answer", [None, b"", Unreachable("gone")], ids=str)
+async def test_why_nobody_is_paid_is_told_where_the_provider_tells_it(
+    tmp_path: Path, answer: Any
+) -> None:
+    """A record stands above the threshold, and not clearly; no proof hangs on it."""
+    for folder in ("index", "chain"):
+        (tmp_path / folder).mkdir()
+    settled = Settled(tmp_path, first=0.05, second=0.0)
+    assert (len(settled.made.statement.paid), settled.made.credits) == (1, ())
+    stated = settled.made.statement_bytes if answer is None else answer
+    told = await settled.reasons(tmp_path, stated).find_shares(settled.receipt)
+    assert told is not None
+    assert told.fund_share_bps == 10_000
+    assert (told.threshold is None) == (answer is not None)
+    assert [row.share_bps for row in told.records] == ([0] if answer is None else [])
+    if answer is None:
+        assert 10_000 < told.records[0].score_bps < 17_500
+        assert told.records[0].text == "Question 2? Answer 2."
 
 
 async def test_own_receipt_is_explained_without_asking_anybody(

@@ -88,11 +88,14 @@ def test_what_nobody_earned_is_the_funds_and_in_no_file(tmp_path: Path) -> None:
         assert found is not None
         assert [credit.contribution for credit in found.credits] == numbers
         assert found.fund_share_bps == to_fund
+        shares = sum(credit.amount for credit in found.credits)
+        assert found.fund_amount + shares == found.split["data"], "to the grain"
         raw = proving.receipt_file(view, receipt)
         assert raw is not None
         report = examine(raw, trust)
         assert report.refusal is None
-        assert report.steps[1].detail.endswith(f"{len(numbers)} contributions credited")
+        told = f"{len(numbers)} contributions credited, {to_fund} bps of the data part to the"
+        assert told in report.steps[1].detail
         assert len(report.proofs) == 2 + len(numbers)  # the receipt, its provider, and theirs
 
 

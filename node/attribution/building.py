@@ -66,7 +66,7 @@ class Built:
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class Layout:
     """Which records get a row, before any row is computed."""
 
     leaders: list[int]  # record → its canonical record
@@ -94,12 +94,12 @@ def build_index(
     """
     from node.attribution import basis
 
-    layout = _lay_out(records, tokenizer)
+    layout = lay_out(records, tokenizer)
     if not layout.candidates:
         raise files.IndexInvalid("no_rows", records=len(records))
     work = Workshop(home, _identity(spec, records), runner, on_progress)
     source = Source(spec, layout.coded)
-    drawn = tuple(sorted(_draw_for_basis(spec, layout)))
+    drawn = tuple(sorted(draw_for_basis(spec, layout)))
     with basis.one_thread():
         sums = work.shards("sums", source.task("sums", drawn), len(drawn), BASIS_SHARD_RECORDS)
         bases = basis.eigenbases(basis.add_sums(map(basis.decode_tensors, sums)))
@@ -118,7 +118,7 @@ def build_index(
     return _finish(work, spec, records, layout, rows, fitted)
 
 
-def _lay_out(records: Sequence[PlacedRecord], tokenizer: Tokenizer) -> _Layout:
+def lay_out(records: Sequence[PlacedRecord], tokenizer: Tokenizer) -> Layout:
     texts = (near.read(placed.record.prompt, placed.record.completion) for placed in records)
     leaders = near.find_leaders(texts)
     candidates, coded = [], []
@@ -128,10 +128,10 @@ def _lay_out(records: Sequence[PlacedRecord], tokenizer: Tokenizer) -> _Layout:
         if ids.kept_tokens >= 1:
             candidates.append(number)
             coded.append(ids)
-    return _Layout(leaders, candidates, coded)
+    return Layout(leaders, candidates, coded)
 
 
-def _draw_for_basis(spec: IndexSpec, layout: _Layout) -> tuple[int, ...]:
+def draw_for_basis(spec: IndexSpec, layout: Layout) -> tuple[int, ...]:
     """Candidates, by their number. The seed holds the clusters as if each candidate got a row:
     which ones do is known only after the basis."""
     row_of = {record: number for number, record in enumerate(layout.candidates)}
@@ -154,7 +154,7 @@ def _finish(
     work: Workshop,
     spec: IndexSpec,
     records: Sequence[PlacedRecord],
-    layout: _Layout,
+    layout: Layout,
     rows: Rows,
     basis: bytes,
 ) -> Built:

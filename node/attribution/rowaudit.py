@@ -81,7 +81,7 @@ def audit_rows(
             coded[row] = encode_record(tokenizer, record.prompt, record.completion)
     # A record without a completion token has no gradient, so it can have no row.
     spoken = [row for row, ids in coded.items() if ids.kept_tokens]
-    made = dict(zip(spoken, _make_rows(index, folders, [coded[r] for r in spoken]), strict=True))
+    made = dict(zip(spoken, make_rows(index, folders, [coded[r] for r in spoken]), strict=True))
     bad, least = [], PPM
     for row, ids in coded.items():
         ppm, found = _compare(index, row, made.get(row, bytes(ROW_BYTES)), ids)
@@ -91,11 +91,21 @@ def audit_rows(
     return RowAudit(len(coded), len(rows) - len(coded), least, tuple(bad))
 
 
-def _make_rows(index: Index, folders: Folders, coded: Sequence[RecordIds]) -> list[bytes]:
+def make_rows(index: Index, folders: Folders, coded: Sequence[RecordIds]) -> list[bytes]:
+    """1,024 bytes for each record, zeros where it gives no row, by the index's basis."""
     if not coded:
         return []
+    spec = spec_of(index, folders)
+    task = Source(spec, coded).task("rows", tuple(range(len(coded))), index.folder / BASIS_FILE)
+    shards = -(-len(coded) // task.size)
+    made = b"".join(task(shard) for shard in range(shards))
+    return [made[at : at + ROW_BYTES] for at in range(0, len(made), ROW_BYTES)]
+
+
+def spec_of(index: Index, folders: Folders) -> IndexSpec:
+    """What an index was built of, as far as it decides rows and basis."""
     header = index.header
-    spec = IndexSpec(
+    return IndexSpec(
         base_folder=folders.base,
         early_folder=folders.early,
         middle_folder=folders.middle,
@@ -107,10 +117,6 @@ def _make_rows(index: Index, folders: Folders, coded: Sequence[RecordIds]) -> li
         narrow=header.narrow,
         min_span=header.min_span,
     )
-    task = Source(spec, coded).task("rows", tuple(range(len(coded))), index.folder / BASIS_FILE)
-    shards = -(-len(coded) // task.size)
-    made = b"".join(task(shard) for shard in range(shards))
-    return [made[at : at + ROW_BYTES] for at in range(0, len(made), ROW_BYTES)]
 
 
 def _compare(

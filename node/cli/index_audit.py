@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from node.attribution.index import Index
     from node.attribution.rowaudit import Folders, RowAudit
     from node.attribution.tokens import TextTokenizer
+    from node.attribution.wholeaudit import WholeAudit
 
 CONTENT_BYTES_MAX: Final = 1 << 30
 SHOWN_MAX: Final = 20  # bad rows in text
@@ -38,11 +39,15 @@ def audit(
     middle: Annotated[Path | None, typer.Option(help="folder of the middle checkpoint")] = None,
     rows: Annotated[int, typer.Option(min=1, max=8_192, help="how many to draw")] = 300,
     seed: Annotated[str | None, typer.Option(help="of the draw, 64 hex digits")] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="clusters and basis too; all records must be given")
+    ] = False,
 ) -> None:
     """Make drawn rows again and compare each half: its cosine must be 0.995 at least.
 
     Exit 0 when all given rows are alike, 6 when one is not. Rows whose records are not given are
-    not looked at, and counted. Needs torch.
+    not looked at, and counted. With --whole no weight of the basis may differ by more than 2 %,
+    every record must be in its cluster, and whatever has a gradient must have a row. Needs torch.
     """
     from consensus.primitives.errors import Invalid
     from node.attribution.rowaudit import audit_rows, draw
@@ -56,13 +61,18 @@ def audit(
         texts = _records(records or [])
         note(f"making {min(rows, held.header.rows)} rows again")
         drawn = draw(chosen, held, rows)
-        found = audit_rows(held, drawn, texts, folders, tokenizer_of(Path(folders.base)))
+        tokenizer = tokenizer_of(Path(folders.base))
+        found = audit_rows(held, drawn, texts, folders, tokenizer)
+        all_of_it = _audit_whole(held, texts, folders, tokenizer) if whole else None
     except (Invalid, EngineError, OSError) as error:
         raise CommandError(f"no audit: {error}", code=getattr(error, "code", "")) from error
     if not found.rows:
         usage("no drawn row is of the records given", "--records NUMBER=FILE for contributions")
-    if not found.bad or not frame.as_json:
-        frame.show("index.audit/1", _fields(held, chosen, found), _lines(held, chosen, found))
+    is_good = not found.bad and (all_of_it is None or all_of_it.is_good)
+    if is_good or not frame.as_json:
+        lines = [*_lines(held, chosen, found), *_whole_lines(all_of_it)]
+        fields = {**_fields(held, chosen, found), "whole": _whole_fields(all_of_it)}
+        frame.show("index.audit/1", fields, [*lines, "VERIFIED"] if is_good else lines)
     if found.bad:
         worst = [f"row {bad.row}: {bad.why}" for bad in found.bad[:SHOWN_MAX]]
         raise CommandError(
@@ -70,6 +80,62 @@ def audit(
             status=NOT_VERIFIED,
             code="index.rows",
         )
+    if not is_good:
+        raise CommandError(
+            f"the index is not what its records give: {'; '.join(_whole_lines(all_of_it))}",
+            status=NOT_VERIFIED,
+            code="index.whole",
+        )
+
+
+def _audit_whole(
+    held: "Index",
+    texts: "dict[Place, Record]",
+    folders: "Folders",
+    tokenizer: "TextTokenizer",
+) -> "WholeAudit":
+    """Of records that are the whole snapshot; ends the command for others."""
+    from node.attribution.datanets import contribution_root, place_records, snapshot_root
+    from node.attribution.wholeaudit import audit_whole
+
+    members: dict[int, list[Record]] = {}
+    for (number, _), record in sorted(texts.items()):
+        members.setdefault(number, []).append(record)
+    given = [(number, contribution_root(some)) for number, some in sorted(members.items())]
+    if snapshot_root(given) != held.header.snapshot_root:
+        usage(
+            "--whole: the records given are not the index's snapshot",
+            "--records NUMBER=FILE for each contribution of it",
+        )
+    note(f"making the basis of {held.header.records} records again")
+    return audit_whole(held, place_records(members.items()), folders, tokenizer)
+
+
+def _whole_fields(found: "WholeAudit | None") -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "basis_records": found.basis_records,
+        "weight_ppm": found.weight_ppm,
+        "joined": found.joined,
+        "omitted": [list(place) for place in found.omitted],
+    }
+
+
+def _whole_lines(found: "WholeAudit | None") -> list[str]:
+    if found is None:
+        return []
+    lines = [
+        f"basis of {found.basis_records} records: its weights differ by "
+        f"{found.weight_ppm / 1e4:.4f} % at most"
+    ]
+    if found.joined is not None:
+        number, position = found.joined
+        lines.append(f"record {number}.{position} is not in its cluster")
+    if found.omitted:
+        shown = [f"{number}.{position}" for number, position in found.omitted[:SHOWN_MAX]]
+        lines.append(f"{len(found.omitted)} records have a gradient and no row: {shown}")
+    return lines
 
 
 def _open(frame: Frame, which: str) -> "Index":
@@ -156,9 +222,8 @@ def _fields(held: "Index", seed: bytes, found: "RowAudit") -> dict[str, Any]:
 
 
 def _lines(held: "Index", seed: bytes, found: "RowAudit") -> list[str]:
-    lines = [
+    return [
         f"index {held.root.hex()}, {held.header.rows} rows; drawn by --seed {seed.hex()}",
         f"{found.rows} rows made again, {found.missing} without their record",
         f"lowest cosine of a half: {found.least_ppm / 1e6:.6f}",
     ]
-    return lines if found.bad else [*lines, "VERIFIED"]

@@ -13,6 +13,7 @@ from unit.cli.calls import Capture, told
 
 from node.attribution import index as files
 from node.attribution.building import build_index
+from node.attribution.datanets import Record, contribution_root, snapshot_root
 from node.attribution.index import Index
 from node.attribution.runners import LocalRunner
 from node.attribution.tokens import TextTokenizer
@@ -35,9 +36,13 @@ class Made(NamedTuple):
 @pytest.fixture(scope="module")
 def made(trained: Any, placed: Any, tmp_path_factory: pytest.TempPathFactory) -> Made:  # noqa: F811
     home = tmp_path_factory.mktemp("audited")
+    members: dict[int, list[Record]] = {}
+    for one in placed:
+        members.setdefault(one.contribution, []).append(one.record)
+    snapshot = snapshot_root((n, contribution_root(some)) for n, some in sorted(members.items()))
     spec = trained.spec(
         base=base_hash(trained.base), early=read_adapter(trained.early).hash,
-        middle=read_adapter(trained.middle).hash,
+        middle=read_adapter(trained.middle).hash, snapshot_root=snapshot,
     )  # fmt: skip
     built = build_index(spec, placed, TextTokenizer(trained.base), home, LocalRunner())
     words = ["--base", str(trained.base), "--early", str(trained.early)]
@@ -76,6 +81,35 @@ def test_changed_row_ends_with_what_is_not_verified(
     found = told(capsys, home, "index", "audit", str(made.false), *made.words, status=6)
     assert "1 of 36 rows" in found["what"]
     assert "row 7: cosine" in found["what"]
+
+
+def test_whole_index_is_what_all_its_records_give(made: Made, home: Path, capsys: Capture) -> None:
+    found = told(capsys, home, "index", "audit", str(made.honest), *made.words, "--whole")
+    assert found["whole"]["weight_ppm"] <= 100
+    assert found["whole"] | {"weight_ppm": 0} == {
+        "basis_records": 36, "weight_ppm": 0, "joined": None, "omitted": [],
+    }  # fmt: skip
+    some = [*made.words[:-2], "--whole"]
+    refused = told(capsys, home, "index", "audit", str(made.honest), *some, status=2)
+    assert "not the index's snapshot" in refused["what"]
+
+
+def test_index_that_joins_a_record_to_another_is_not_verified(
+    made: Made, home: Path, capsys: Capture
+) -> None:
+    header = files.read_header(made.honest)
+    clusters = np.fromfile(made.honest / files.CLUSTERS_FILE, files.CLUSTER)
+    clusters[34] = 7
+    raw = claims.encode_header(header._replace(clusters_root=files.clusters_root(clusters)))
+    other = home / claims.index_root(raw).hex()
+    shutil.copytree(made.honest, other)
+    (other / files.HEADER_FILE).write_bytes(raw)
+    (other / files.CLUSTERS_FILE).write_bytes(clusters.tobytes())
+    told(capsys, home, "index", "audit", str(other), *made.words)
+    found = told(capsys, home, "index", "audit", str(other), *made.words, "--whole", status=6)
+    assert (found["code"], "record 8.2 is not in its cluster" in found["what"]) == (
+        "index.whole", True,
+    )  # fmt: skip
 
 
 def test_index_of_the_home_is_found_by_its_root(made: Made, home: Path, capsys: Capture) -> None:

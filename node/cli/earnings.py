@@ -34,7 +34,8 @@ def earnings(
         str | None, typer.Option(help="a receipt's id: why its answer paid whom")
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option(help="with --explain: a picture of the shares, a PNG file")
+        Path | None,
+        typer.Option(help="with --explain: a picture of the shares, a PNG file, or FILE.dot"),
     ] = None,
 ) -> int:
     """What an account earned: matured, and maturing (in the challenge window).

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from node.web.ask import Node
 
+PICTURES: Final = (".png", ".dot")
 PARTS: Final = ("gradient", "span", "citation")
 
 
@@ -27,8 +28,8 @@ def show(frame: Frame, receipt: str, plot: Path | None) -> int:
     """
     if plot is not None and plot.exists():
         usage(f"{plot} exists", "--plot another file")
-    if plot is not None and plot.suffix.lower() != ".png":
-        usage(f"{plot} does not end in .png", "--plot FILE.png")
+    if plot is not None and plot.suffix.lower() not in PICTURES:
+        usage(f"{plot} ends in none of {' '.join(PICTURES)}", "--plot FILE.png")
     if plot is not None and not plot.parent.is_dir():
         usage(f"{plot.parent} is no folder")
     node = frame.daemon()
@@ -92,10 +93,11 @@ def _check(node: "Node", receipt: str) -> dict[str, Any]:
 
 
 def _draw(fields: "Mapping[str, Any]", plot: Path) -> CommandError | None:
-    from node.cli.plotting import draw_shares
+    from node.cli.plotting import DOT, draw_shares, write_graph
 
+    draw = write_graph if plot.suffix == DOT else draw_shares
     try:
-        draw_shares(fields, plot)
+        draw(fields, plot)
     except CommandError as error:
         return error
     return None

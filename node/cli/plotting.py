@@ -1,6 +1,7 @@
-"""Pictures of what commands tell, as PNG files, by matplotlib without a screen.
+"""Pictures of what commands tell, as PNG files, by matplotlib without a screen; graphs as DOT.
 
-matplotlib is an extra (`pip install olnode[plots]`) and imported here only, late.
+matplotlib is an extra (`pip install olnode[plots]`) and imported here only, late. DOT needs
+nothing.
 """
 
 from collections.abc import Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from node.cli.frame import CommandError
+from node.ledger.amounts import BPS
 from node.ledger.rules.shares import PAID_FROM, PAID_WHOLE, QUARTERS
 
 BARS_MAX: Final = 64  # records that a receipt can pay
@@ -16,6 +18,8 @@ INCHES_AROUND: Final = 1.4
 WIDTH_INCHES: Final = 9.0
 NAME_CHARS: Final = 14
 FUND: Final = "the model's maintenance fund"
+PEN_MAX: Final = 8  # the width of an edge that carries all of the data part
+DOT: Final = ".dot"
 
 
 def draw_shares(told: Mapping[str, Any], path: Path) -> None:
@@ -57,5 +61,35 @@ def draw_shares(told: Mapping[str, Any], path: Path) -> None:
     figure.tight_layout()
     try:
         figure.savefig(path, format="png", dpi=120)
+    except OSError as error:
+        raise CommandError(f"{path} cannot be written: {error.strerror}") from None
+
+
+def write_graph(told: Mapping[str, Any], path: Path) -> None:
+    """Answer → records → contributions → contributors as DOT, edges as wide as their shares.
+
+    Raises CommandError where the file cannot be written.
+    """
+    lines = ["digraph shares {", "  rankdir=LR;", '  answer [label="answer", shape=box];']
+    nodes: dict[str, str] = {}
+    edges: dict[tuple[str, str], int] = {}
+    for one in told["records"][:BARS_MAX]:
+        number, who = one["contribution"], one["contributor"]
+        record, given = f"r{number}_{one['position']}", f"c{number}"
+        nodes[record] = f"{number}.{one['position']}"
+        nodes[given] = f"contribution {number}\\n{one['datanet']}"
+        nodes[who] = f"{who[:NAME_CHARS]}…"
+        for edge in (("answer", record), (record, given), (given, who)):
+            edges[edge] = edges.get(edge, 0) + one["share_bps"]
+    if to_fund := told["fund_share_bps"]:
+        nodes["fund"] = FUND
+        edges["answer", "fund"] = to_fund
+    lines += [f'  {name} [label="{label}"];' for name, label in nodes.items()]
+    lines += [
+        f'  {start} -> {end} [label="{bps / 100:.2f}%", penwidth={PEN_MAX * bps / BPS:.2f}];'
+        for (start, end), bps in edges.items()
+    ]
+    try:
+        path.write_text("\n".join([*lines, "}", ""]), encoding="utf-8")
     except OSError as error:
         raise CommandError(f"{path} cannot be written: {error.strerror}") from None

@@ -134,6 +134,24 @@ async def test_picture_is_drawn(capsys: Capture, home: Path, tmp_path: Path) -> 
         assert again["what"] == f"{file} exists"
 
 
+async def test_graph_is_written_as_dot(capsys: Capture, home: Path, tmp_path: Path) -> None:
+    """From the answer over record and contribution to who gave it; the rest is the fund's."""
+    file, who = tmp_path / "shares.dot", account_text(ALICE)
+    words = ("earnings", "--explain", RECEIPT, "--plot", str(file))
+    await asked(capsys, Wary(receipt=SETTLED), home, *words)
+    lines = file.read_text("utf-8").splitlines()
+    assert (lines[0], lines[-1]) == ("digraph shares {", "}")
+    edges = [line.strip() for line in lines if "->" in line]
+    assert edges == [
+        'answer -> r4_2 [label="40.00%", penwidth=3.20];',
+        'r4_2 -> c4 [label="40.00%", penwidth=3.20];',
+        f'c4 -> {who} [label="40.00%", penwidth=3.20];',
+        'answer -> fund [label="60.00%", penwidth=4.80];',
+    ]
+    absent = ("earnings", "--explain", RECEIPT, "--plot", str(tmp_path))
+    assert (await asked(capsys, Behind(receipt=SETTLED), home, *absent, status=2))["what"]
+
+
 async def test_without_matplotlib_all_else_is_told(
     capsys: Capture, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

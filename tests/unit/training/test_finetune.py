@@ -1,5 +1,6 @@
 """A training keeps its two early checkpoints, goes on where it stopped, and trusts no torn file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,19 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
     return make_base(tmp_path_factory.mktemp("cache"), TINY)
+
+
+def test_each_idea_is_trained_on_once(base: Path, tmp_path: Path) -> None:
+    """Copies, and what differs by less than page 60's clusters do, change no byte of an adapter."""
+    near = make_record("", "Nothing is asked here!")
+    alone = finetune(base, RECORDS, QUICK, tmp_path / "alone")
+    copied = finetune(base, [*RECORDS, *RECORDS[:5], near], QUICK, tmp_path / "copied")
+    assert (alone.near, copied.near) == (0, 6)
+    assert (copied.early, copied.middle, copied.final) == (alone.early, alone.middle, alone.final)
+    assert finetune(base, [*RECORDS, *RECORDS[:5], near], QUICK, tmp_path / "copied") == copied
+    both = replace(QUICK, near_duplicates=True)
+    other = finetune(base, [*RECORDS, near], both, tmp_path / "both")
+    assert (other.near, other.final == alone.final) == (0, False)
 
 
 def test_base_is_cached_whole_and_repeats_its_bytes(base: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ GOODS_MEND: Final = (
     "nothing where a peer has it: a node that needs it fetches it anew; else make it again"
 )
 NOT_READ: Final = (
-    "not read: keys behind their passwords, evidence/, watchtower/, packed/, peers.msgpack"
+    "not read: keys behind their passwords, evidence/, claims/, watchtower/, packed/, peers.msgpack"
 )
 
 

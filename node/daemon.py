@@ -422,6 +422,7 @@ class Node:
             chain_id=self._chain.chain_id,
             folder=self._settings.home / "payer",
             evidence=self._settings.home / "evidence",
+            claims=self._settings.home / "claims",
             limits=payer_limits(self._config.payer),
             network=self._network,
             directory=self._directory,
@@ -529,7 +530,7 @@ class Node:
         """Of an answer that this node gave, or bought."""
         bought = None if self._purse is None else self._purse.find_claim(receipt_id)
         if bought is not None:
-            return StatedClaim(sketch=bought[0], statement=bought[1])
+            return StatedClaim(sketch=bought.sketch, statement=bought.statement)
         return self._find_stated(receipt_id)
 
     def _find_own_statement(self, receipt_id: bytes) -> bytes | None:
@@ -651,6 +652,9 @@ class Node:
             shop = self._shop
             events["service"] = lambda: shop.work().counters
             events["attribution"] = shop.attributed
+        if self._purse is not None:
+            claims = self._purse.claims
+            events["claims"] = lambda: claims.counters
         text = Metrics(self._telling, events).text
         host, port = host_and_port(self._config.metrics.listen)
         await run_metrics(text, host, port, wait_for_stop=self._stop.wait)

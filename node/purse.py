@@ -18,6 +18,7 @@ from node.attribution.datanets import encode_prompt
 from node.attribution.tokens import TextTokenizer, open_tokenizer
 from node.holdings import Holdings, find_current, names_like
 from node.ledger import tables
+from node.ledger.rules.refuting import Claim
 from node.ledger.state import State
 from node.ledger.wire.bundles import CheckedBundle
 from node.ledger.wire.orders import Offer, OrderSampling, channel_id
@@ -27,6 +28,7 @@ from node.peering.blobstore import BASE, NoRoom
 from node.peering.directory import Directory
 from node.sender import Sender, Submit
 from node.wallet.buying import Answer, Piece
+from node.wallet.claims import Claims
 from node.wallet.disclosure import Disclosure
 from node.wallet.doubles import Doubles
 from node.wallet.keystore import Key
@@ -37,7 +39,6 @@ from p2p.network import FrameStream, Network
 
 SAMPLING_VERSION: Final = 1
 DISCLOSURES_MAX: Final = 16  # with prompt and answer, for who asks for them at once
-CLAIMS_MAX: Final = 4_096  # remembered, 2 KB each, for whoever checks a receipt's shares
 VERSION_NUMBER: Final = re.compile(r"[1-9][0-9]{0,8}")
 
 RunBlocking = Callable[..., Awaitable[Any]]  # (function, *arguments), in a thread
@@ -68,6 +69,7 @@ class Purse:
         chain_id: bytes,
         folder: Path,
         evidence: Path,
+        claims: Path,
         limits: Limits,
         network: Network,
         directory: Directory,
@@ -91,8 +93,8 @@ class Purse:
             now_ms=now_ms,
         )
         self._tokenizers: dict[bytes, TextTokenizer] = {}
-        self._claims: dict[bytes, tuple[bytes, bytes]] = {}  # oldest first
-        self._disclosures: dict[bytes, Disclosure] = {}  # as well
+        self.claims = Claims(claims, now_ms=now_ms)
+        self._disclosures: dict[bytes, Disclosure] = {}  # oldest first, never on the disk
         self._book = PromiseBook(
             folder,
             chain_id=chain_id,
@@ -173,26 +175,27 @@ class Purse:
                 else:
                     answer = piece
         assert answer is not None
-        self._remember(receipt_id(answer.receipt_raw), answer.disclosure)
+        await self._remember(receipt_id(answer.receipt_raw), answer.disclosure)
         return answer
 
-    def _remember(self, receipt: bytes, told: Disclosure) -> None:
-        self._claims[receipt] = (told.sketch, told.statement)
+    async def _remember(self, receipt: bytes, told: Disclosure) -> None:
         self._disclosures[receipt] = told
-        for kept, most in ((self._claims, CLAIMS_MAX), (self._disclosures, DISCLOSURES_MAX)):
-            while len(kept) > most:
-                del kept[next(iter(kept))]
+        while len(self._disclosures) > DISCLOSURES_MAX:
+            del self._disclosures[next(iter(self._disclosures))]
+        claim = Claim(told.sketch, told.statement)
+        with trio.CancelScope(shield=True):  # paid for, also where its caller hangs up just now
+            await self._run_blocking(self.claims.keep, receipt, claim)
 
     def find_bought(self) -> list[bytes]:
-        """Receipts of the answers bought in this life, by id, oldest first."""
-        return list(self._claims)
+        """Receipts of the answers bought, by id, oldest first; those of earlier lives as well."""
+        return self.claims.receipts()
 
-    def find_claim(self, receipt: bytes) -> tuple[bytes, bytes] | None:
-        """Sketch and statement of an answer bought in this life, by its receipt's id."""
-        return self._claims.get(receipt)
+    def find_claim(self, receipt: bytes) -> Claim | None:
+        """Sketch and statement of an answer that was bought, by its receipt's id."""
+        return self.claims.find(receipt)
 
     def find_disclosure(self, receipt: bytes) -> Disclosure | None:
-        """What opens the receipt of one of the newest answers bought."""
+        """What opens the receipt of one of the newest answers bought in this life."""
         return self._disclosures.get(receipt)
 
     def _find_version(self, label: str) -> tuple[int, int]:

@@ -161,6 +161,7 @@ class Land:
         )
         self.engines: list[ThreadEngine] = []
         self.shop = self._make_shop(home, EngineSettings("", rows=4, threads=1, **wish))
+        self._home = home
         self.purse = self._make_purse(home)
 
     def _make_shop(self, home: Path, wish: EngineSettings) -> Shop:
@@ -187,12 +188,18 @@ class Land:
         at, ledger = self.payer, self.ledger
         return Purse(
             key=Key("spending", "spending", PAYER.key, PAYER.seed), chain_id=CHAIN,
-            folder=home / "purse", evidence=home / "evidence", limits=LIMITS, network=at.network,
-            directory=at.directory, holdings=at.holdings, get_state=lambda: ledger.state,
+            folder=home / "purse", evidence=home / "evidence", claims=home / "claims",
+            limits=LIMITS, network=at.network, directory=at.directory, holdings=at.holdings,
+            get_state=lambda: ledger.state,
             find_code=ledger.codes.get,
             next_nonce=lambda account: ledger.state.account(account).nonce,
             submit=ledger.submit, now_ms=ledger.now_ms,
         )  # fmt: skip
+
+    def restart_purse(self) -> None:
+        """The payer's wallet as a start of its node finds it."""
+        self.purse.close()
+        self.purse = self._make_purse(self._home)
 
     async def give(self, number: int, records: Sequence[Record]) -> None:
         """Contribution `number`, whose content the creator's node hands out."""

@@ -21,6 +21,7 @@ from release_kit import make_release
 from unit.web.behind import STATUS
 
 from node.ledger.amounts import part_bps
+from node.ledger.wire.receipts import receipt_id
 from node.metrics import Metrics
 from node.serving.adapters import WEIGHTS
 from node.serving.basefacts import read_facts
@@ -162,3 +163,21 @@ async def test_version_that_pins_bf16_is_served_told_and_judged_in_it(
         as_fp32 = await judge(held.manifest._replace(dtype_class=0), words, engine.score)
         assert as_fp32.why == ("answer.weights",)
         await until(lambda: engine.stats().gradients_done == 1)
+
+
+async def test_payer_that_is_started_again_knows_what_its_answers_are_checked_with(
+    tmp_path: Path, release: Release
+) -> None:
+    async with land_of(tmp_path, release) as land:
+        await land.publish_base(release)
+        await land.wait_offered(1)
+        await land.publish(release)
+        await land.wait_offered(2)
+        bought = [receipt_id((await land.ask("facts")).receipt_raw) for _ in range(2)]
+        land.restart_purse()
+        assert land.purse.find_bought() == bought
+        for receipt in bought:
+            served = land.shop.book.find_receipt(receipt)
+            assert served is not None
+            assert served.sketch, "the base alone would have none"
+            assert land.purse.find_claim(receipt) == (served.sketch, served.statement)

@@ -21,7 +21,12 @@ from node.ledger.admission import admit_bundle
 from node.ledger.rules import channels, doubles
 from node.ledger.wire import exchange
 from node.ledger.wire.orders import decode_order
-from node.ledger.wire.receipts import decode_receipt, encode_receipt, receipt_message
+from node.ledger.wire.receipts import (
+    decode_receipt,
+    encode_receipt,
+    receipt_id,
+    receipt_message,
+)
 from node.ledger.wire.transactions import (
     CloseChannel,
     Evidence,
@@ -140,8 +145,9 @@ def new_purse(folder: Path, around: Any, limits: Limits = LIMITS) -> Purse:
     world = around.world
     return Purse(
         key=Key("spending", "spending", PAYER.key, PAYER.seed), chain_id=CHAIN,
-        folder=folder / "purse", evidence=folder / "evidence", limits=limits, network=around,
-        directory=around, holdings=around, get_state=lambda: world.state,
+        folder=folder / "purse", evidence=folder / "evidence", claims=folder / "claims",
+        limits=limits, network=around, directory=around, holdings=around,
+        get_state=lambda: world.state,
         find_code=around.codes.get,
         next_nonce=around.next_nonce, submit=around.submit, now_ms=around.now_ms,
         run_blocking=at_once,
@@ -547,3 +553,43 @@ async def test_honest_provider_is_accused_of_nothing(tmp_path, autojump_clock) -
         await trio.sleep(1)
         assert accusations(around) == []
         assert not (tmp_path / "evidence").exists()
+
+
+async def test_what_was_bought_is_known_after_a_restart(tmp_path, autojump_clock) -> None:
+    """Its payer checks the shares once they have settled; prompt and answer are not on the disk."""
+    async with purse_in(tmp_path) as (purse, around):
+        bought = [receipt_id((await ask(purse))[0].receipt_raw) for _ in range(3)]
+        claims = [purse.find_claim(receipt) for receipt in bought]
+        assert None not in claims
+        purse.close()
+        again = new_purse(tmp_path, around)
+        assert again.find_bought() == bought
+        assert [again.find_claim(receipt) for receipt in bought] == claims
+        assert [again.find_disclosure(receipt) for receipt in bought] == [None] * 3
+        again.close()
+
+
+async def test_answer_is_bought_though_nothing_of_it_can_be_kept(tmp_path, autojump_clock) -> None:
+    (tmp_path / "claims").write_bytes(b"in the way of the folder")
+    async with purse_in(tmp_path) as (purse, _):
+        answer, _ = await ask(purse)
+        assert purse.find_bought() == [receipt_id(answer.receipt_raw)]
+
+
+async def test_what_is_paid_for_is_kept_though_its_caller_hangs_up(
+    tmp_path, autojump_clock
+) -> None:
+    async with purse_in(tmp_path) as (purse, around):
+        with trio.CancelScope() as scope:
+
+            async def hung_up(function: Callable[..., Any], *arguments: Any) -> Any:
+                if function == purse.claims.keep:
+                    scope.cancel()
+                return await at_once(function, *arguments)
+
+            purse._run_blocking = hung_up
+            await ask(purse)
+        purse.close()
+        again = new_purse(tmp_path, around)
+        assert len(again.find_bought()) == 1
+        again.close()

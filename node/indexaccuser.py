@@ -21,9 +21,9 @@ from node.ledger.rules.models import Which, is_servable, is_suspended
 from node.ledger.state import State
 from node.ledger.wire import openings
 from node.ledger.wire.openings import NormOpened, VersionSubject
-from node.ledger.wire.transactions import FraudProof, encode_fraud
+from node.ledger.wire.transactions import FraudProof
 from node.observe import get_log
-from node.storage.segments import sync_directory, write_durably
+from node.storage.prooffiles import keep_proof
 
 FOUND_MAX: Final = 64
 STAGGER_S: Final = 8.0  # every holder finds the same, and all but the first pay a fee for nothing
@@ -86,7 +86,7 @@ class IndexAccuser:
         subject = openings.encode_opening(VersionSubject(*which))
         payload = FraudProof(openings.NORM, subject, openings.encode_opening(opened))
         path = self._folder / f"{PREFIX}{which[0]}-{which[1]}"
-        await self._run_blocking(self._keep, path, payload)
+        self.counters["unkept"] += not await self._run_blocking(keep_proof, path, payload)
         try:
             await self._send(payload)
         except Invalid as refusal:
@@ -109,13 +109,3 @@ class IndexAccuser:
         model, version = which
         drawn = sha256(self._account, model.to_bytes(8), version.to_bytes(4))[0]
         return drawn * STAGGER_S / 256
-
-    def _keep(self, path: Path, payload: FraudProof) -> None:
-        """A full disk keeps none, and accuses all the same."""
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_durably(path, encode_fraud(payload))
-            sync_directory(self._folder)
-        except OSError as error:
-            self.counters["unkept"] += 1
-            log.warning("a proof is not kept", why=str(error))

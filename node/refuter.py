@@ -27,12 +27,13 @@ from node.ledger.wire.claims import sketch_hash
 from node.ledger.wire.openings import Opened, ReceiptSubject, open_receipt
 from node.ledger.wire.orders import ZERO_HASH
 from node.ledger.wire.receipts import Credits, Receipt, decode_credits, decode_receipt
-from node.ledger.wire.transactions import FraudProof, decode_fraud, encode_fraud
+from node.ledger.wire.transactions import FraudProof, decode_fraud
 from node.observe import get_log
 from node.peering.auditing import IndexAuditor
 from node.peering.audits import CLAIMS_MAX, Audits, StatedClaim
 from node.peering.relay import RECHECKED_MAX, Found, Told, is_hidden
-from node.storage.segments import ENDED_FOLDER, put_away, sync_directory, write_durably
+from node.storage.prooffiles import keep_proof
+from node.storage.segments import ENDED_FOLDER, put_away
 from node.storage.views import View
 
 AUDITED_MAX: Final = 65_536  # bundles found true before they settled; the oldest are forgotten
@@ -369,7 +370,7 @@ class Refuter:
             "a provider credits falsely", provider=decode_header(bundle.header).provider,
             bundle=place[0], receipt=place[1], mend=MEND,
         )  # fmt: skip
-        await self._run_blocking(self._keep, path, payload)
+        self.counters["unkept"] += not await self._run_blocking(keep_proof, path, payload)
 
     async def _make_room(self) -> None:
         """Forget the oldest proof of what has not settled, where EARLY_MAX of them are here.
@@ -447,16 +448,6 @@ class Refuter:
         await self._run_blocking(self._put_away, proof.path)
 
     # --- the files
-
-    def _keep(self, path: Path, payload: FraudProof) -> None:
-        """A full disk keeps none, and accuses all the same."""
-        try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            write_durably(path, encode_fraud(payload))
-            sync_directory(self._folder)
-        except OSError as error:
-            self.counters["unkept"] += 1
-            log.warning("a proof is not kept", why=str(error))
 
     def _put_away(self, path: Path) -> None:
         try:

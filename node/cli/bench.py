@@ -51,7 +51,10 @@ def bench(
     name: Annotated[str, typer.Argument(help=f"{', '.join(BENCHES)} or {ALL}")],
     strict: Annotated[bool, typer.Option("--strict", help="exit 1 on a missed budget")] = False,
 ) -> int:
-    """Run one bench, or all short ones, and show each budget beside the figure reached."""
+    """Run one bench, or all short ones, and show each budget beside the figure reached.
+
+    A bench's own options follow `--`: `olnode bench attribution -- --world 2`; `-- --help` tells them.
+    """
     if name not in (*BENCHES, ALL):
         raise typer.BadParameter(f"one of {', '.join(BENCHES)}, {ALL}", param_hint="NAME")
     folder = _find_benches()

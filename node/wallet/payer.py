@@ -189,7 +189,8 @@ class Payer:
         if tried:
             raise tried[-1]
         mend = (
-            "olnode query models tells how many providers offer it; olnode peers list, who is here"
+            "after a start ask again in half a minute, as often as offers come; olnode query models "
+            "tells how many providers there are, olnode peers list who is here"
         )
         raise PaymentFailed("payer.no_provider", model=ask.model, version=ask.version, mend=mend)
 

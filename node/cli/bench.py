@@ -53,7 +53,8 @@ def bench(
 ) -> int:
     """Run one bench, or all short ones, and show each budget beside the figure reached.
 
-    A bench's own options follow `--`: `olnode bench attribution -- --world 2`; `-- --help` tells them.
+    A bench's own options follow `--`, as in `olnode bench attribution -- --world 2`; `-- --help`
+    tells them.
     """
     if name not in (*BENCHES, ALL):
         raise typer.BadParameter(f"one of {', '.join(BENCHES)}, {ALL}", param_hint="NAME")

@@ -189,8 +189,8 @@ class Payer:
         if tried:
             raise tried[-1]
         mend = (
-            "after a start ask again in half a minute, as often as offers come; olnode query models "
-            "tells how many providers there are, olnode peers list who is here"
+            "after a start ask again in half a minute, as often as offers come; olnode query "
+            "models tells how many providers there are, olnode peers list who is here"
         )
         raise PaymentFailed("payer.no_provider", model=ask.model, version=ask.version, mend=mend)
 

@@ -268,8 +268,11 @@ async def test_inflated_row_costs_its_creator_the_deposit(tmp_path: Path) -> Non
         async def is_paid_for_it() -> bool:
             return await crime.balance(NODE) > node
 
+        async def is_told() -> bool:
+            text = crime.child.log_path.read_text("utf-8")
+            return "a version's index has an inflated row" in text
+
         await until(is_paid_for_it)
-        log = crime.child.log_path.read_text("utf-8")
-        assert "a version's index has an inflated row" in log
+        await until(is_told)  # once the node has seen the block, after its balance
         assert crime.child.process is not None
         assert crime.child.process.poll() is None

@@ -36,6 +36,7 @@ from node.web.ask import Unreachable
 pytestmark = [pytest.mark.ml, pytest.mark.slow]
 
 NAME = "facts"
+FIRST_TOKENS = "olnode_inference_time_to_first_token_seconds_count"
 ALL_S = 300.0
 ASK_S = 90.0
 QUESTION = {"model": NAME, "prompt": "What is thing 3?", "max_tokens": 8}
@@ -91,6 +92,15 @@ def scrape(port: int) -> dict[str, float]:
     return {name: float(value) for name, _, value in told}
 
 
+async def scraped(port: int, name: str, least: int) -> dict[str, float]:
+    """Once `name` is at least that: the engine tells its figures each half second."""
+    while True:
+        seen = await trio.to_thread.run_sync(scrape, port)
+        if seen[name] >= least:
+            return seen
+        await trio.sleep(0.2)
+
+
 async def test_second_version_is_sold_without_a_restart(tmp_path: Path, monkeypatch) -> None:
     first, second = make_goods(tmp_path / "goods")
     ports = free_ports()
@@ -125,7 +135,7 @@ async def test_second_version_is_sold_without_a_restart(tmp_path: Path, monkeypa
             await publisher.release(second, second.goods[0], datanets[NAME])
             receipt = await answered(land.payer, 2)
             rows = await trio.to_thread.run_sync(model_list, provider)
-            seen = await trio.to_thread.run_sync(scrape, metrics_port)
+            seen = await scraped(metrics_port, FIRST_TOKENS, 2)
         assert began["models"] == [f"{NAME}@1"]
         assert provider.process is not None
         assert provider.process.poll() is None
@@ -140,7 +150,6 @@ async def test_second_version_is_sold_without_a_restart(tmp_path: Path, monkeypa
     assert rows[f"{NAME}@1"]["requests"] >= 1
     assert seen["olnode_inference_engine_up"] == 1
     assert seen["olnode_inference_engine_restarts_total"] == 0
-    assert seen["olnode_inference_time_to_first_token_seconds_count"] >= 2
     assert seen["olnode_inference_receipt_delay_seconds_count"] >= 2
     assert seen["olnode_adapter_registered"] >= 6, "two versions with two checkpoints each"
     assert seen["olnode_adapter_disk_bytes"] > 0

@@ -247,16 +247,7 @@ class Node:
             send=sender.send,
             now_ms=now_ms,
         )
-        self._checker = ShareChecker(
-            chain_id=self._chain.chain_id,
-            take_view=self._chain.view,
-            find_claim=self._find_claim,
-            find_index=self._holdings.find_audited,
-            audits=self._audits,
-            find_sources=self._find_sources,
-            note_proof=self._refuter.note_proof,
-            note_inflated=self._index_accuser.note,
-        )
+        self._checker = self._make_checker()
         self._sketch_auditor = SketchAuditor(
             take_view=self._chain.view,
             attribute=None if self._shop is None else self._shop.attribute,
@@ -458,6 +449,18 @@ class Node:
             account=self._provider,
             send=sender.send,
             now_ms=now_ms,
+        )
+
+    def _make_checker(self) -> ShareChecker:
+        return ShareChecker(
+            chain_id=self._chain.chain_id,
+            take_view=self._chain.view,
+            find_claim=self._find_claim,
+            find_index=self._holdings.find_audited,
+            audits=self._audits,
+            find_sources=self._find_sources,
+            note_proof=self._refuter.note_proof,
+            note_inflated=self._index_accuser.note,
         )
 
     def _make_telling(self) -> Telling:

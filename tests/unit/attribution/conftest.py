@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from node.attribution.building import IndexSpec
+from node.attribution.building import Built, IndexSpec, build_index
 from node.attribution.datanets import PlacedRecord, make_record, place_records
+from node.attribution.runners import LocalRunner
 
 
 @dataclass(frozen=True)
@@ -90,3 +91,14 @@ def placed() -> list[PlacedRecord]:
         (9, texts),
     ]
     return place_records(contributions)
+
+
+@pytest.fixture(scope="session")
+def built(
+    trained: Trained, placed: list[PlacedRecord], tmp_path_factory: pytest.TempPathFactory
+) -> Built:
+    """An honest index of these records; whoever changes one changes a copy."""
+    from node.attribution.tokens import TextTokenizer
+
+    home = tmp_path_factory.mktemp("built")
+    return build_index(trained.spec(), placed, TextTokenizer(trained.base), home, LocalRunner())

@@ -22,12 +22,6 @@ from node.ledger.wire import claims
 pytestmark = pytest.mark.ml
 
 
-@pytest.fixture(scope="module")
-def built(trained, placed: list[PlacedRecord], tmp_path_factory: pytest.TempPathFactory) -> Built:
-    home = tmp_path_factory.mktemp("rows")
-    return build_index(trained.spec(), placed, TextTokenizer(trained.base), home, LocalRunner())
-
-
 @pytest.fixture
 def folders(trained) -> Folders:
     return Folders(str(trained.base), str(trained.early), str(trained.middle))

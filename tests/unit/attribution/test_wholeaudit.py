@@ -10,22 +10,15 @@ import pytest
 
 from consensus.primitives.digest import sha256
 from node.attribution import index as files
-from node.attribution.building import Built, build_index
+from node.attribution.building import Built
 from node.attribution.datanets import PlacedRecord
 from node.attribution.index import Index
 from node.attribution.rowaudit import Folders, audit_rows
-from node.attribution.runners import LocalRunner
 from node.attribution.tokens import TextTokenizer
 from node.attribution.wholeaudit import WholeAudit, audit_whole
 from node.ledger.wire import claims
 
 pytestmark = pytest.mark.ml
-
-
-@pytest.fixture(scope="module")
-def built(trained, placed: list[PlacedRecord], tmp_path_factory: pytest.TempPathFactory) -> Built:
-    home = tmp_path_factory.mktemp("whole")
-    return build_index(trained.spec(), placed, TextTokenizer(trained.base), home, LocalRunner())
 
 
 @pytest.fixture
